@@ -1,0 +1,1 @@
+"""Thin helpers behind Neuronym's notebooks: one idea per module."""
