@@ -1,0 +1,55 @@
+# make demo | test | lab | bench | clean-cache      Each target does its own set-up in .venv; a second run does nothing twice.
+# PYTHON=python3.12 chooses the interpreter of a new .venv; PIP_ARGS and PYTEST_ARGS are passed on.
+PYTHON ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+PY := .venv/bin/python
+PIP := $(PY) -m pip install --disable-pip-version-check $(PIP_ARGS)
+
+.PHONY: help demo test lab bench clean-cache
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo         name every neuron of the microworld network (minutes after the set-up)"
+	@echo "make test         run all tests"
+	@echo "make lab          open JupyterLab on the repository"
+	@echo "make bench        measure speed against literal implementations"
+	@echo "make clean-cache  empty the cache of computed arrays"
+
+demo: .venv/set-up-base
+	$(PY) -m utils.runs labelling
+
+test: .venv/set-up-test
+	$(PY) -m pytest -q $(PYTEST_ARGS)
+
+lab: .venv/set-up-lab
+	$(PY) -m jupyterlab --notebook-dir=.
+
+bench: .venv/set-up-test
+	@for script in benchmarks/*.py; do \
+	  [ -e "$$script" ] || { echo "no scripts in benchmarks/ yet"; break; }; \
+	  echo "== $$script"; $(PY) "$$script" || exit 1; \
+	done
+
+clean-cache: .venv/set-up-base
+	@$(PY) -c "from utils import cache; print(f'{cache.prune(max_bytes=0, partial=True) / 1e6:.1f} MB freed')"
+
+# A stamp is newer than pyproject.toml when what it names is installed. The environment itself has no stamp: what
+# counts is whether its pip answers, so a half-made .venv is repaired and one made by hand is used as it is.
+.venv/set-up-base: pyproject.toml
+	@$(PY) -m pip --version >/dev/null 2>&1 || { \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "Neuronym needs Python >= 3.11, '$(PYTHON)' is $$($(PYTHON) --version 2>&1); say which: make PYTHON=python3.12 ..." >&2; exit 1; }; \
+	  echo "making .venv"; $(PYTHON) -m venv .venv; }
+	@echo "installing what pyproject.toml asks for (several GB with a fresh torch)"
+	$(PIP) -e .
+	@touch $@
+
+.venv/set-up-test: .venv/set-up-base
+	$(PIP) -e '.[test,real]'
+	@touch $@
+
+.venv/set-up-lab: .venv/set-up-base
+	$(PIP) -e '.[lab,real]'
+	@touch $@
