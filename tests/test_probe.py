@@ -216,20 +216,21 @@ def png_header(width: int, height: int) -> bytes:
             + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b""))
 
 
+NO_IMAGE = "not an image of a kind that Pillow reads"
 BAD = [
     ("zero.jpg", b"", "empty file"),
-    ("text.png", b"this is a letter, not a picture", "not an image of a kind that Pillow reads"),
-    ("html.jpg", b"<!doctype html><title>404</title>", "not an image of a kind that Pillow reads"),
-    ("svg.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image of a kind that Pillow reads"),
-    ("postscript.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a kind that Pillow reads"),
-    ("phone.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "not an image of a kind that Pillow reads"),
-    ("header only.jpg", jpeg()[:20], "not an image of a kind that Pillow reads|truncated"),
+    ("text.png", b"this is a letter, not a picture", NO_IMAGE),
+    ("html.jpg", b"<!doctype html><title>404</title>", NO_IMAGE),
+    ("svg.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", NO_IMAGE),
+    ("postscript.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", NO_IMAGE),
+    ("phone.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", NO_IMAGE),
+    ("header only.jpg", jpeg()[:20], NO_IMAGE + "|truncated"),
     ("cut.jpg", jpeg()[:900], "truncated"),
     ("cut.png", encoded(picture(3, (64, 48)), "PNG")[:4000], "truncated"),
     ("cut.webp", encoded(picture(3, (64, 48)), "WEBP")[:300], "."),
     ("cut.tif", encoded(picture(3, (64, 48)), "TIFF")[:3000], "."),
     ("bomb.png", png_header(100_000, 100_000), r"100000 x 100000 pixels, more than 268,435,456"),
-    ("grey.tif", encoded(Image.fromarray(np.full((4, 4), 300., np.float32)), "TIFF"), "grey values from 300.0 to 300.0"),
+    ("grey.tif", encoded(Image.fromarray(np.full((4, 4), 300., np.float32)), "TIFF"), "values from 300.0 to 300.0"),
     ("nan.tif", encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"), "grey values from nan to nan"),
 ]
 
@@ -303,7 +304,8 @@ HANDLED = [  # name, bytes, colour of the left and of the right side
     ("grey16.tif", encoded(grey16(), "TIFF"), (0, 0, 0), (255, 255, 255)),
     ("grey16.pgm", b"P5 6 4 65535\n" + np.asarray(grey16()).astype(">u2").tobytes(), (0, 0, 0), (255, 255, 255)),
     ("float.tif", encoded(Image.fromarray(np.tile(np.float32([0, 0, 0, 1, 1, 1]), (4, 1))), "TIFF"), (0, 0, 0), WHITE),
-    ("float255.tif", encoded(Image.fromarray(np.tile(np.float32([0, 0, 0, 77, 77, 77]), (4, 1))), "TIFF"), (0, 0, 0), (77,) * 3),
+    ("float255.tif", encoded(Image.fromarray(np.tile(np.float32([0, 0, 0, 77, 77, 77]), (4, 1))), "TIFF"),
+     (0, 0, 0), (77,) * 3),
     ("cmyk.tif", encoded(half("CMYK", (0, 0, 0, 0), (0, 255, 255, 0)), "TIFF"), WHITE, RED),
     ("ycbcr.tif", encoded(half("RGB", WHITE, (0, 0, 0)).convert("YCbCr"), "TIFF"), WHITE, (0, 0, 0)),
     ("lab.tif", encoded(half("LAB", (255, 128, 128), (0, 128, 128)), "TIFF"), WHITE, (0, 0, 0)),
@@ -318,7 +320,8 @@ def test_unusual_file_is_handled(tmp_path, name, data, left, right):
     (tmp_path / "in" / name).write_bytes(data)
     image = load_probe(f"folder:{tmp_path}/in").image(0)
     assert image.mode == "RGB" and image.size == (6, 4) and image.info == {}
-    assert image.getpixel((0, 0)) == left and image.getpixel((4, 0)) == right
+    off = np.abs(np.subtract([image.getpixel((0, 0)), image.getpixel((4, 0))], [left, right])).max()
+    assert off <= (name == "lab.tif")  # colour management rounds
 
 
 def test_16_bits_keep_their_grey_levels(tmp_path):
@@ -404,7 +407,8 @@ def test_union(folder, tmp_path):
     other = make_folder(tmp_path / "more" / "photos", 5)
     probe = load_probe(f"folder:{folder}+microworld:3 + folder:{other}")
     assert probe.N == 11 + 3 + 5
-    assert probe.ids[0] == "photos/00.png" and probe.ids[11].startswith("microworld/") and probe.ids[-1] == "photos-2/c d/03.png"
+    assert probe.ids[0] == "photos/00.png" and probe.ids[11].startswith("microworld/")
+    assert probe.ids[-1] == "photos-2/c d/03.png"
     assert probe.labels[3] == "a" and probe.labels[11] is None
     assert probe.scene(11) == load_probe("microworld:3").scene(0)
     assert np.array_equal(probe.image(14), picture(0))
@@ -440,7 +444,8 @@ def test_relative_path_starts_at_the_root(tmp_path, monkeypatch):
 
 def test_named_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("NEURONYM_DATA", str(tmp_path))
-    for name, place, variable in [("broden", "broden/images", "NEURONYM_BRODEN"), ("imagenet_val", "imagenet/val", "NEURONYM_IMAGENET")]:
+    for name, place, variable in [("broden", "broden/images", "NEURONYM_BRODEN"),
+                                  ("imagenet_val", "imagenet/val", "NEURONYM_IMAGENET")]:
         make_folder(tmp_path / place, 3)
         assert load_probe(name).fingerprint == load_probe(f"folder:{tmp_path / place}").fingerprint
         monkeypatch.setenv(variable, str(tmp_path / "mine" / name))
@@ -578,8 +583,9 @@ def test_bad_batches(folder, arguments, message):
 
 def test_preprocess_that_keeps_sizes(folder):
     picture(0, (12, 7)).save(folder / "05.png")
-    with pytest.raises(ValueError, match=r"preprocess 0 has to give one size, got \[\(3, 7, 9\), \(3, 7, 12\)\] between 00"):
-        list(batches(load_probe(f"folder:{folder}"), [lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1)], 4))
+    as_is = lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1)  # noqa: E731
+    with pytest.raises(ValueError, match=r"preprocess 0 .* one size, got \[\(3, 7, 9\), \(3, 7, 12\)\] between 00"):
+        list(batches(load_probe(f"folder:{folder}"), [as_is], 4))
 
 
 def test_thumbnails(folder):
