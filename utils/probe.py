@@ -164,7 +164,7 @@ def _render(seed: int) -> Image.Image:
 def _fingerprint(rows: list[tuple[Row, str]]) -> str:
     """Hash of (row, content hash) in order: relative paths and contents; of scenes the world's version and the seeds.
 
-    A few rendered pictures are hashed too: they catch a renderer, or a Pillow, that draws differently under one version.
+    A few rendered pictures are hashed too: they catch a renderer, or a Pillow, that draws otherwise under one version.
     """
     seeds = [row.item for row, _ in rows if isinstance(row.item, int)]
     drawn = {seeds[i] for i in (0, len(seeds) // 2, -1)} if seeds else set()
