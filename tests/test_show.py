@@ -1,0 +1,93 @@
+"""Figures are files that say what they should; progress is plain text when headless; the explorer draws what is chosen."""
+from __future__ import annotations
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from utils import show
+from utils.labels import COLUMNS
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture
+def table():
+    rows = [("net", layer, unit, "wpmi", rank, f"{'red' if unit % 2 else 'star'}{rank}", 1. / rank + unit)
+            for layer in ("layer1", "fc") for unit in range(7) for rank in (1, 2)]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+def a_card(layer="layer1", unit=3, maps=True):
+    images = [Image.new("RGB", (64, 64), (40 * i, 90, 120)) for i in range(4)]
+    heat = [np.random.default_rng(i).random((4, 4)) for i in range(4)] if maps else None
+    return {"title": f"{layer} unit {unit}", "labels": [("red", .5), ("star", .25)], "images": images, "maps": heat, "truth": "red"}
+
+
+def texts(fig):
+    return [t.get_text() for ax in fig.axes for t in ax.texts]
+
+
+def test_unit_cards_say_name_truth_and_score():
+    fig = show.unit_cards([a_card(), a_card(maps=False)], images=4)
+    assert "red  (0.5)" in texts(fig) and "true name: red (found)" in texts(fig)
+    drawn = [len(ax.images) for ax in fig.axes]
+    assert drawn == [0, 2, 2, 2, 2, 0, 1, 1, 1, 1]  # a heat-map lies over every image that has one
+
+
+def test_a_dead_unit_draws_without_a_heat_map():
+    card = a_card() | {"maps": [np.zeros((4, 4))] * 4}
+    assert [len(ax.images) for ax in show.unit_cards([card], images=4).axes] == [0, 1, 1, 1, 1]
+
+
+def test_layer_figures_count_units(table):
+    fig = show.scores_by_layer(table)
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["layer1 (n=7)", "fc (n=7)"]
+    fig = show.labels_by_category(table, {"red1": "colour"})
+    assert [t.get_text() for t in fig.axes[0].get_legend().get_texts()] == ["colour", "other"]
+    assert show.labels_by_category(table).axes
+
+
+def test_saved_figures_are_the_same_file_twice(tmp_path, table):
+    for folder in ("a", "b"):
+        show.save_figure(show.scores_by_layer(table), tmp_path / folder, "x")
+    for suffix in ("png", "pdf"):
+        assert (tmp_path / "a" / f"x.{suffix}").read_bytes() == (tmp_path / "b" / f"x.{suffix}").read_bytes()
+
+
+def test_headless_progress_passes_items_and_prints_plain_lines(monkeypatch, capsys):
+    clock = iter(range(0, 1000, 6))
+    monkeypatch.setenv("NEURONYM_HEADLESS", "1")
+    monkeypatch.setattr(show.time, "monotonic", lambda: next(clock))
+    assert list(show.progress("abcd", text="batches")) == list("abcd")
+    assert capsys.readouterr().out == "batches: 2/4 after 12 s, 12 s left\nbatches: 4/4 after 24 s, 0 s left\n"
+
+
+def test_training_curves_read_both_layouts(tmp_path):
+    (tmp_path / "one").mkdir()
+    line = '{"step": 50, "loss": 2.5, "seconds": 1}\n'
+    (tmp_path / "one" / "curve.jsonl").write_text(line)
+    (tmp_path / "two.jsonl").write_text(line)
+    curves = show.read_curves(tmp_path)
+    assert set(curves["stage"]) == {"one", "two"} and len(show.training_curves(curves).axes) == 2
+    with pytest.raises(FileNotFoundError, match="no training curves"):
+        show.read_curves(tmp_path / "one" / "none")
+
+
+def test_explorer_redraws_what_is_chosen(table):
+    asked = []
+    box = show.explorer(table, lambda layer, unit: asked.append((layer, unit)) or a_card(layer, unit))
+    layer, search, unit = box.children[0].children
+    layer.value = "fc"
+    search.value = "red"
+    unit.value = 5
+    assert unit.options == (1, 3, 5) and asked[0] == ("layer1", 0) and asked[-1] == ("fc", 5)
