@@ -4,6 +4,7 @@ scene       draw a scene from a seed, with any part of it given
 caption     say a scene in one of several phrasings
 concepts    the true concepts of a scene, atoms and pairs
 parse       text -> scene, so that the renderer serves as a text-to-image generator
+presence    which concepts are true of which scenes
 tokenize    text -> token ids of the microworld CLIPs
 
 Pixels and masks are in `utils.render`.
@@ -148,6 +149,12 @@ def thing_concepts(t: Thing) -> set[str]:
     """The concepts that one object makes true."""
     return {t.shape, t.colour, t.texture, t.size, t.position, f"{t.colour} {t.shape}", f"{t.texture} {t.shape}",
             f"{t.size} {t.shape}", f"{t.colour} {t.texture}"}
+
+
+def presence(scenes: Sequence[Scene], among: Sequence[str] = CONCEPTS) -> torch.Tensor:
+    """Which concepts are true of which scenes: [N, M] bool; a word that is no concept of the world is false everywhere."""
+    truth = [concepts(s) for s in scenes]
+    return torch.tensor([[c in true for c in among] for true in truth], dtype=torch.bool).reshape(len(truth), len(among))
 
 
 def read(text: str) -> dict:

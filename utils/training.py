@@ -1,17 +1,16 @@
-"""How the microworld's networks are made: one pool of rendered scenes, four stages, checkpoints that resume.
+"""How the microworld's networks are made: one pool of rendered scenes and five stages, each of which resumes after a kill.
 
+make_networks  all stages in order, weights into a folder
 scene_pool     pictures, true concepts, captions and patch labels of many scenes, rendered once
-train_target   a classifier of the 52 atoms (CNN or ViT)
 train_clip     openai-clip's class with a ModifiedResNet tower, from captions and concepts
-distil_clip    openai-clip's class with a ViT tower that reads patches, then matches the first CLIP and shares its text tower
+read_patches   first half of the ViT CLIP: what lies on every patch
+distil_clip    second half: match the first CLIP and take over its text tower
+train_target   a classifier of the 52 atoms (CNN or ViT)
 """
 from __future__ import annotations
 
-import json
-import math
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -19,9 +18,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from clip.model import CLIP
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from utils.fit import fit, save_weights
+from utils.networks import MicroResNet, micro_vit
 from utils.microworld import ATOMS, CLASSES, CONCEPTS, CONTEXT, END, caption, concepts, scene, tokenize
 from utils.render import coverage, render
 
@@ -31,6 +31,37 @@ DENSE = ("shape", "colour", "texture")  # what a patch is asked for when the ViT
 GRID = 8
 INDEX = {c: i for i, c in enumerate(CONCEPTS)}
 WORD = {kind: {w: i for i, w in enumerate(ATOMS[kind])} for kind in DENSE}
+POOL = 100_000  # scenes
+RECIPE = {"clip_rn": {"steps": 2400, "batch": 256, "lr": 2e-3}, "read_patches": {"steps": 2800, "batch": 128, "lr": 2e-3},
+          "clip_vit": {"steps": 1200, "batch": 128, "lr": 1e-3}, "target_resnet": {"steps": 1500, "batch": 256, "lr": 2e-3},
+          "target_vit": {"steps": 2000, "batch": 128, "lr": 2e-3}}
+
+
+def make_networks(folder: Path, work: Path, pool: dict[str, np.ndarray], report: Callable[[str, dict], None], *,
+                  device: str | torch.device = "cpu", seed: int = 0, most_steps: int | None = None) -> dict[str, Path]:
+    """Run RECIPE's stages in order and write their weights into `folder`; checkpoints and curves stay below `work`.
+
+    `report(stage, {step, loss, seconds})` is called every 50 steps; `most_steps` and small pools are for trying it out.
+    Returns the weight files. A stage whose last checkpoint is there is not run again.
+    """
+    def stage(name: str) -> dict:
+        recipe = RECIPE[name] | {"seed": seed, "folder": work / name, "report": lambda row: report(name, row)}
+        recipe["batch"] = min(recipe["batch"], len(pool["images"]))
+        return recipe | {"steps": min(recipe["steps"], most_steps or recipe["steps"])}
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        first, second = new_clip("rn").to(device), new_clip("vit").to(device)
+        targets = {"target_resnet": MicroResNet(len(CLASSES)).to(device), "target_vit": micro_vit(len(CLASSES)).to(device)}
+    train_clip(first, pool, **stage("clip_rn"))
+    read_patches(second, pool, **stage("read_patches"))
+    distil_clip(second, first, pool, **stage("clip_vit"))
+    for name, model in targets.items():
+        train_target(model, pool, **stage(name))
+    made = {"clip_rn": first, "clip_vit": second} | targets
+    for name, model in made.items():
+        save_weights(model, folder / f"{name}.safetensors")
+    return {name: folder / f"{name}.safetensors" for name in made}
 
 
 def scene_pool(n: int, seed: int = TRAIN_SEED, workers: int | None = None) -> dict[str, np.ndarray]:
@@ -52,7 +83,7 @@ def train_target(model: nn.Module, pool: dict, steps: int, batch: int, folder: P
     def loss(take: torch.Tensor, images: torch.Tensor, step: int) -> torch.Tensor:
         return F.binary_cross_entropy_with_logits(model(images).float(), truth[take].to(images.device)) * len(CLASSES)
 
-    return _fit(nn.ModuleDict({"model": model}), loss, pool, steps, batch, folder, report, seed, lr)["model"]
+    return fit(nn.ModuleDict({"model": model}), loss, pool, steps, batch, folder, report, seed, lr)["model"]
 
 
 def new_clip(tower: str, width: int = 128) -> CLIP:
@@ -71,10 +102,10 @@ def train_clip(model: CLIP, pool: dict, steps: int, batch: int, folder: Path, re
     """
     truth = torch.from_numpy(pool["truth"])
     prior = torch.logit(truth.float().mean(0).clamp(1e-4, 1 - 1e-4))
-    dice = torch.Generator().manual_seed(seed)
-    extra = nn.ParameterDict({"scale": torch.tensor(2.), "offset": torch.tensor(-1.)})
+    extra = nn.ParameterDict({"scale": torch.tensor(2.), "offset": torch.tensor(-1.)}).to(_device(model))
 
     def loss(take: torch.Tensor, images: torch.Tensor, step: int) -> torch.Tensor:
+        dice = torch.Generator().manual_seed(seed * 1_000_003 + step)  # by step, so that a resumed run draws the same
         said = torch.from_numpy(pool["captions"][take.numpy(), torch.randint(PHRASINGS, (len(take),), generator=dice).numpy()]).long()
         asked = torch.randperm(len(CONCEPTS), generator=dice)[:bank]
         frames = torch.randint(3, (bank,), generator=dice)
@@ -88,7 +119,7 @@ def train_clip(model: CLIP, pool: dict, steps: int, batch: int, folder: Path, re
         naming = F.binary_cross_entropy_with_logits(odds, truth[take][:, asked].float().to(images.device))
         return contrast + 20 * naming
 
-    return _fit(nn.ModuleDict({"model": model, "extra": extra}), loss, pool, steps, batch, folder, report, seed, lr)["model"]
+    return fit(nn.ModuleDict({"model": model, "extra": extra}), loss, pool, steps, batch, folder, report, seed, lr)["model"]
 
 
 def read_patches(model: CLIP, pool: dict, steps: int, batch: int, folder: Path, report: Callable, seed: int = 0,
@@ -99,7 +130,7 @@ def read_patches(model: CLIP, pool: dict, steps: int, batch: int, folder: Path, 
     """
     truth, patches = torch.from_numpy(pool["truth"]).float(), torch.from_numpy(pool["patches"]).long()
     width = model.visual.conv1.out_channels
-    heads = nn.ModuleDict({kind: nn.Linear(width, len(ATOMS[kind]) + 1) for kind in DENSE} | {"all": nn.Linear(width, len(CONCEPTS))})
+    heads = nn.ModuleDict({kind: nn.Linear(width, len(ATOMS[kind]) + 1) for kind in DENSE} | {"all": nn.Linear(width, len(CONCEPTS))}).to(_device(model))
 
     def loss(take: torch.Tensor, images: torch.Tensor, step: int) -> torch.Tensor:
         tokens = vit_tokens(model.visual, images)  # [B, 65, width]
@@ -108,7 +139,7 @@ def read_patches(model: CLIP, pool: dict, steps: int, batch: int, folder: Path, 
                     for k, kind in enumerate(DENSE))
         return 20 * named + dense
 
-    return _fit(nn.ModuleDict({"model": model, "heads": heads}), loss, pool, steps, batch, folder, report, seed, lr)["model"]
+    return fit(nn.ModuleDict({"model": model, "heads": heads}), loss, pool, steps, batch, folder, report, seed, lr)["model"]
 
 
 def distil_clip(model: CLIP, teacher: CLIP, pool: dict, steps: int, batch: int, folder: Path, report: Callable, seed: int = 0,
@@ -116,11 +147,12 @@ def distil_clip(model: CLIP, teacher: CLIP, pool: dict, steps: int, batch: int, 
     """Second half: take over the teacher's text tower, match its image embeddings and name concepts through its text tower."""
     truth = torch.from_numpy(pool["truth"])
     prior = torch.logit(truth.float().mean(0).clamp(1e-4, 1 - 1e-4))
-    own = {k: v for k, v in model.state_dict().items() if k.startswith("visual.")}
-    model.load_state_dict({k: own.get(k, v) for k, v in (teacher.state_dict() | own).items()})
+    text = {name: value for name, value in teacher.state_dict().items() if not name.startswith("visual.")}
+    model.load_state_dict(model.state_dict() | text)
     with torch.no_grad():
-        bank = F.normalize(teacher.encode_text(tokenize(CONCEPTS).to(next(teacher.parameters()).device)), dim=-1)
-    extra = nn.ParameterDict({"scale": torch.tensor(2.), "offset": torch.tensor(-1.)})
+        bank = F.normalize(teacher.encode_text(tokenize(CONCEPTS).to(_device(teacher))), dim=-1)
+    extra = nn.ParameterDict({"scale": torch.tensor(2.), "offset": torch.tensor(-1.)}).to(_device(model))
+    teacher.eval()
 
     def loss(take: torch.Tensor, images: torch.Tensor, step: int) -> torch.Tensor:
         with torch.no_grad():
@@ -131,7 +163,7 @@ def distil_clip(model: CLIP, teacher: CLIP, pool: dict, steps: int, batch: int, 
         return 20 * naming + 10 * (1 - (image * target).sum(-1)).mean()
 
     parts = nn.ModuleDict({"model": model, "extra": extra})
-    return _fit(parts, loss, pool, steps, batch, folder, report, seed, lr)["model"]
+    return fit(parts, loss, pool, steps, batch, folder, report, seed, lr)["model"]
 
 
 def vit_tokens(visual: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -141,11 +173,8 @@ def vit_tokens(visual: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return visual.ln_post(visual.transformer(visual.ln_pre(x).transpose(0, 1)).transpose(0, 1))
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a network as safetensors in half precision (openai-clip's own precision; accuracy is measured after it)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    save_file(half, str(path))
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _pool_chunk(seed: int, n: int) -> dict[str, np.ndarray]:
@@ -161,99 +190,3 @@ def _pool_chunk(seed: int, n: int) -> dict[str, np.ndarray]:
                 patches[i, k][covered] = WORD[kind][getattr(thing, kind)]
     said = tokenize([caption(s, p) for s in scenes for p in range(PHRASINGS)]).reshape(n, PHRASINGS, CONTEXT)
     return {"images": images, "truth": truth, "captions": said.numpy().astype(np.int8), "patches": patches}
-
-
-def _fit(parts: nn.ModuleDict, loss: Callable, pool: dict, steps: int, batch: int, folder: Path, report: Callable, seed: int,
-         lr: float) -> nn.ModuleDict:
-    """Minimise `loss` with Muon (matrices of transformers) and AdamW (all else), warm-up, cosine, EMA; resume from `folder`."""
-    device = next(parts.parameters()).device
-    if device.type == "cpu":
-        parts.to(memory_format=torch.channels_last)
-    matrices = [p for n, p in parts.named_parameters() if p.ndim == 2 and ("resblocks" in n or "encoder_layer" in n)]
-    others = [p for p in parts.parameters() if not any(p is m for m in matrices)]
-    optims = [torch.optim.AdamW(others, lr=lr, betas=(.9, .98), weight_decay=.01)]
-    if matrices:
-        optims.append(torch.optim.Muon(matrices, lr=lr, weight_decay=.01, adjust_lr_fn="match_rms_adamw"))
-    shadow = {n: v.clone() for n, v in parts.state_dict().items()}
-    start = _resume(parts, optims, shadow, folder)
-    order = _order(len(pool["images"]), batch, steps, seed)
-    began, lately = time.time(), []
-    parts.train()
-    for step, take in enumerate(order):
-        if step < start:
-            continue
-        for optim in optims:
-            for group in optim.param_groups:
-                group["lr"] = lr * min((step + 1) / 100, .5 + .5 * math.cos(math.pi * step / steps) + 1e-3)
-            optim.zero_grad(set_to_none=True)
-        images = torch.from_numpy(pool["images"][take.numpy()]).to(device).float().div(127.5).sub(1)
-        images = _jitter(images, seed + step).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            value = loss(take, images, step)
-        value.backward()
-        nn.utils.clip_grad_norm_(parts.parameters(), 2.)
-        for optim in optims:
-            optim.step()
-        decay = min(.998, step / (step + 20))
-        with torch.no_grad():
-            for n, v in parts.state_dict().items():
-                shadow[n].lerp_(v, 1 - decay) if v.is_floating_point() else shadow[n].copy_(v)
-        lately.append(float(value.detach()))
-        if (step + 1) % 50 == 0 or step + 1 == steps:
-            row = {"step": step + 1, "loss": sum(lately) / len(lately), "seconds": time.time() - began}
-            lately = []
-            _write_checkpoint(parts, optims, shadow, folder, row)
-            report(row)
-    parts.load_state_dict(shadow)
-    return parts.eval()
-
-
-def _order(n: int, batch: int, steps: int, seed: int) -> Iterator[torch.Tensor]:
-    dice = torch.Generator().manual_seed(seed)
-    left = torch.empty(0, dtype=torch.long)
-    for _ in range(steps):
-        if len(left) < batch:
-            left = torch.randperm(n, generator=dice)
-        yield left[:batch]
-        left = left[batch:]
-
-
-def _jitter(images: torch.Tensor, seed: int) -> torch.Tensor:
-    """Shift by up to two pixels and change contrast a little, alike for a batch; keeps every word of the caption true."""
-    dice = torch.Generator().manual_seed(seed)
-    dx, dy = (int(v) for v in torch.randint(-2, 3, (2,), generator=dice))
-    moved = F.pad(images, (2, 2, 2, 2), mode="replicate")[:, :, 2 + dy:66 + dy, 2 + dx:66 + dx]
-    return moved * float(1 + .06 * torch.randn(1, generator=dice)) + float(.04 * torch.randn(1, generator=dice))
-
-
-def _write_checkpoint(parts: nn.ModuleDict, optims: list, shadow: dict, folder: Path, row: dict) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"now.{n}": v for n, v in parts.state_dict().items()} | {f"ema.{n}": v for n, v in shadow.items()}
-    for i, optim in enumerate(optims):
-        for p, state in optim.state_dict()["state"].items():
-            tensors |= {f"optim.{i}.{p}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    save_file({n: v.detach().cpu().contiguous().clone() for n, v in tensors.items()}, str(folder / "new.safetensors"),
-              metadata={"step": str(row["step"])})
-    os.replace(folder / "new.safetensors", folder / "checkpoint.safetensors")
-    with open(folder / "curve.jsonl", "a") as curve:
-        curve.write(json.dumps(row) + "\n")
-
-
-def _resume(parts: nn.ModuleDict, optims: list, shadow: dict, folder: Path) -> int:
-    path = folder / "checkpoint.safetensors"
-    if not path.exists():
-        return 0
-    from safetensors import safe_open
-    with safe_open(str(path), "pt") as file:
-        step = int(file.metadata()["step"])
-    tensors = load_file(str(path))
-    parts.load_state_dict({n[4:]: v for n, v in tensors.items() if n.startswith("now.")})
-    shadow.update({n[4:]: v.clone() for n, v in tensors.items() if n.startswith("ema.")})
-    for i, optim in enumerate(optims):
-        state: dict = {}
-        for name, value in tensors.items():
-            if name.startswith(f"optim.{i}."):
-                _, _, p, k = name.split(".")
-                state.setdefault(int(p), {})[k] = value
-        optim.load_state_dict({"state": state, "param_groups": optim.state_dict()["param_groups"]})
-    return step
