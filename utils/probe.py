@@ -29,7 +29,7 @@ __all__ = ["PROBES", "Probe", "batches", "load_probe", "thumbnails"]
 BATCHES_AHEAD = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Probe:
     """Images in a fixed order; made by `load_probe`."""
 
