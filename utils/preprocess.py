@@ -1,0 +1,59 @@
+"""Preprocessing with an identity: from a PIL picture to a tensor, and the text that stands for it in a cache's spec.
+
+Preprocess   short side, centre crop, mean and standard deviation
+describe     canonical text of any preprocessing, free of memory addresses
+"""
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from PIL import Image
+from torch import Tensor
+
+from utils.weights import ADDRESS, digest, source_of
+
+IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)
+CLIP_MEAN, CLIP_STD = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)
+HALF = (.5, .5, .5)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """PIL picture -> [3, crop, crop]: short side to `resize`, centre crop, values to [0, 1], minus mean, by std."""
+    resize: int
+    crop: int
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms import functional as T
+
+        image = T.resize(image.convert("RGB"), self.resize, InterpolationMode(self.interpolation))
+        return T.normalize(T.to_tensor(T.center_crop(image, self.crop)), self.mean, self.std)
+
+
+def describe(preprocess: Callable) -> str:
+    """Canonical one-line text of a preprocessing: the same in every process, different when its code is.
+
+    Functions count by qualified name and code. Errors: ValueError for an object that prints nothing but its address.
+    """
+    steps = getattr(preprocess, "transforms", None)
+    if isinstance(steps, (list, tuple)):
+        return f"{type(preprocess).__name__}({', '.join(describe(step) for step in steps)})"
+    if hasattr(preprocess, "lambd"):
+        return f"{type(preprocess).__name__}({describe(preprocess.lambd)})"
+    if isinstance(preprocess, partial):
+        return f"partial({describe(preprocess.func)}, {preprocess.args}, {preprocess.keywords})"
+    if inspect.isroutine(preprocess):
+        return f"{preprocess.__module__}.{preprocess.__qualname__}#{digest(source_of(preprocess))[:8]}"
+    if type(preprocess).__repr__ is object.__repr__:
+        raise ValueError("a preprocessing must have a text that tells it from others, got "
+                         f"{type(preprocess).__name__}, which prints only its address; use torchvision transforms, a "
+                         "function, or give its class a __repr__")
+    return ADDRESS.sub("", re.sub(r"\s+", " ", repr(preprocess)))
