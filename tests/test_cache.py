@@ -1,0 +1,205 @@
+"""The cache: what makes a key, what is refused, and that kills, rivals and torn files never give a wrong array."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from utils import cache
+from utils.runs import ROOT, cache_dir
+
+SPEC = {"schema": 1, "weights": "abc", "layer": "layer4", "pool": "avg", "ratio": .5, "tf32": False, "list": [1, 2]}
+ROWS = np.arange(23 * 7, dtype=np.float32).reshape(23, 7)
+
+
+def folder(spec=SPEC, kind="q"):
+    return cache_dir() / kind / cache.key_of(spec)
+
+
+def put(spec=SPEC, rows=ROWS, kind="q"):
+    return cache.array(kind, spec, lambda: rows)
+
+
+@pytest.mark.parametrize("field, value", [("schema", 2), ("weights", "abd"), ("layer", "layer3"), ("pool", "max"), ("ratio", .25),
+                                          ("tf32", True), ("list", [2, 1]), ("new", None)])
+def test_every_field_changes_the_key(field, value):
+    assert cache.key_of(SPEC | {field: value}) != cache.key_of(SPEC)
+
+
+def test_order_of_fields_does_not():
+    assert cache.key_of(dict(reversed(SPEC.items()))) == cache.key_of(SPEC) and len(cache.key_of(SPEC)) == 16
+
+
+@pytest.mark.parametrize("value, pattern", [
+    ("<function f at 0x7f00>", "memory address"), (float("nan"), "finite numbers"), (ROWS, "JSON values, got ndarray"),
+    ({1: 2}, "strings, got 1"), ([{"a": object()}], "got object"),
+])
+def test_specs_that_cannot_be_keys_are_refused(value, pattern):
+    with pytest.raises(ValueError, match=pattern):
+        cache.key_of(SPEC | {"bad": value})
+
+
+def test_made_once_then_loaded_read_only():
+    made = []
+    for _ in range(2):
+        found = cache.array("q", SPEC, lambda: made.append(1) or torch.from_numpy(ROWS))
+    assert made == [1] and np.array_equal(found, ROWS) and isinstance(found, np.memmap)
+    with pytest.raises(ValueError):
+        found[0] = 1
+
+
+def test_rows_resume_where_they_stopped():
+    with pytest.raises(KeyboardInterrupt), cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
+        rows.write(0, ROWS[:9])
+        raise KeyboardInterrupt
+    assert cache.load("q", SPEC) is None
+    with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
+        assert rows.start == 9
+        rows.write(5, ROWS[5:])  # going back is allowed, leaving a gap is not
+    assert np.array_equal(cache.load("q", SPEC), ROWS) and cache.verify() == []
+
+
+@pytest.mark.parametrize("shape, dtype", [((23, 8), "float32"), ((23, 7), "float64")])
+def test_work_of_another_shape_is_not_resumed(shape, dtype):
+    with pytest.raises(KeyboardInterrupt), cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
+        rows.write(0, ROWS[:9])
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), cache.writer("q", SPEC, shape, dtype) as rows:
+        assert rows.start == 0
+        raise KeyboardInterrupt
+
+
+def test_gaps_wrong_rows_and_missing_rows_are_errors():
+    for bad, pattern in (((3, ROWS[:1]), "next is row 0, got 3"), ((0, ROWS[:, :3]), r"expected rows of shape \(7,\)")):
+        with pytest.raises(ValueError, match=pattern), cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
+            rows.write(*bad)
+    with pytest.raises(ValueError, match="has 2 of 23 rows"), cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
+        rows.write(0, ROWS[:2])
+
+
+def damage_cut(at):
+    file = at / "data.npy"
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+def damage_meta(at):
+    (at / "meta.json").write_text('{"spec": ')
+
+
+def damage_gone(at):
+    (at / "data.npy").unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_cut, damage_meta, damage_gone])
+def test_torn_entries_are_never_used_and_are_replaced(damage):
+    put()
+    damage(folder())
+    assert cache.load("q", SPEC) is None and len(cache.verify()) == 1
+    assert np.array_equal(put(), ROWS) and cache.verify() == []
+
+
+def test_an_entry_of_another_spec_is_an_error():
+    put()
+    meta = json.loads((folder() / "meta.json").read_text())
+    (folder() / "meta.json").write_text(json.dumps(meta | {"spec": SPEC | {"layer": "other"}}))
+    with pytest.raises(ValueError, match="made from another spec"):
+        cache.load("q", SPEC)
+
+
+def test_verify_rereads_the_content():
+    put()
+    data = np.lib.format.open_memmap(folder() / "data.npy", mode="r+")
+    data[4, 2] += 1
+    data.flush()
+    assert cache.verify() == [f"q/{cache.key_of(SPEC)}: data.npy differs from what was written"]
+
+
+KILLED = """
+    import sys, time, numpy as np
+    from utils import cache
+    rows_ = np.arange(23 * 7, dtype=np.float32).reshape(23, 7)
+    with cache.writer("q", {spec!r}, rows_.shape, "float32") as rows:
+        rows.write(0, rows_[:11])
+        print("ready", flush=True)
+        time.sleep(60)
+"""
+
+
+def start_writer():
+    code = textwrap.dedent(KILLED.format(spec=SPEC))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_a_killed_process_loses_only_what_it_had_not_flushed():
+    process = start_writer()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
+        assert rows.start == 11
+        rows.write(11, ROWS[11:])
+    assert np.array_equal(cache.load("q", SPEC), ROWS) and cache.verify() == []
+
+
+def test_a_second_writer_is_told_who_is_first():
+    process = start_writer()
+    try:
+        with pytest.raises(RuntimeError, match=f"written by process {process.pid}"), cache.writer("q", SPEC, ROWS.shape, "float32"):
+            pass
+        assert cache.prune(partial=True) == 0  # the work of a living process is left alone
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_slower_of_two_drops_its_own():
+    with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
+        rows.write(0, ROWS + 1)
+        os.rename(folder().with_name(folder().name + ".lock"), folder().with_name("gone"))  # as if on another machine
+        os.rename(folder().with_name(folder().name + ".partial"), folder().with_name("mine"))
+        put()
+        os.rename(folder().with_name("mine"), folder().with_name(folder().name + ".partial"))
+    assert np.array_equal(cache.load("q", SPEC), ROWS) and not list(cache_dir().glob("q/*.partial"))
+
+
+def test_explain_names_the_field_that_differs():
+    assert "no entry of kind 'q'" in cache.explain("q", SPEC)
+    put()
+    put(SPEC | {"layer": "x", "pool": "max"})
+    said = cache.explain("q", SPEC | {"pool": "cls"})
+    assert f"nearest is {cache.key_of(SPEC)}" in said and "pool: asked 'cls', cached 'avg'" in said and "layer" not in said
+    assert cache.explain("q", SPEC).startswith("hit")
+
+
+def test_prune_by_size_age_and_unfinished_work():
+    for i in range(3):
+        put(SPEC | {"i": i})
+        os.utime(folder(SPEC | {"i": i}) / "meta.json", (i + 1, time.time() if i == 2 else i + 1))
+    one = cache.entries()[0]["bytes"]
+    assert cache.prune(max_bytes=2 * one + 50) >= one - 50 and [e["spec"]["i"] for e in cache.entries()] == [1, 2]
+    assert cache.prune(older_than_days=1) > 0 and [e["spec"]["i"] for e in cache.entries()] == [2]
+    with pytest.raises(KeyboardInterrupt), cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
+        rows.write(0, ROWS[:9])
+        raise KeyboardInterrupt
+    assert cache.prune(partial=True) > 0 and len(cache.entries()) == 1 and not list(cache_dir().glob("q/*.partial"))
+
+
+def test_bundles_hold_named_tensors():
+    made = []
+    for _ in range(2):
+        found = cache.bundle("b", SPEC, lambda: made.append(1) or {"x": torch.arange(3), "y": torch.eye(2).T})
+    assert made == [1] and torch.equal(found["x"], torch.arange(3)) and cache.verify() == []
+
+
+def test_no_pickle_is_read_or_written():
+    with pytest.raises(ValueError):
+        cache.array("q", SPEC, lambda: np.array([object()]))
