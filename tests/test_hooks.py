@@ -185,7 +185,8 @@ def test_all_of_a_plain_stack_gives_convolutions_and_linear_layers():
     features = nn.Sequential(nn.Conv2d(3, 7, 3), nn.BatchNorm2d(7), nn.ReLU(), nn.Conv2d(7, 5, 3), nn.ReLU())
     head = nn.Sequential(nn.Linear(5, 13), nn.ReLU(), nn.Dropout(), nn.Linear(13, 11))
     model = nn.Sequential()
-    for name, part in [("features", features), ("pool", nn.AdaptiveAvgPool2d(1)), ("flat", nn.Flatten()), ("head", head)]:
+    parts = {"features": features, "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "head": head}
+    for name, part in parts.items():
         model.add_module(name, part)
     assert named(resolve_layers(model, "all", torch.zeros(1, 3, 8, 8))) \
         == ["features.0", "features.3", "head.0", "head.3"]

@@ -6,7 +6,6 @@ get_layer       the module of a dotted name
 list_layers     every layer that can be recorded
 resolve_layers  layers from names, globs, "all" or "every"
 first_tensor    the tensor that stands for a module's output
-evaluating      evaluation mode for a while
 
 A layer is a dotted string of `named_modules()`. Layouts, and where their axes are:
     conv [B, K, h, w]   nhwc [B, h, w, K]   tokens [B, T, K]   tokens_first [T, B, K]   fc [B, K]
@@ -16,13 +15,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from utils.errors import unknown
+from utils.inference import evaluating
 
 LAYOUTS = {"fc": (2, 0, 1), "tokens": (3, 0, 2), "tokens_first": (3, 1, 2), "conv": (4, 0, 1), "nhwc": (4, 0, 3)}
 """layout -> number of axes, batch axis, unit axis."""
@@ -107,18 +107,6 @@ def first_tensor(output: object) -> Tensor | None:
     """The output itself, or the first float tensor of a tuple or list; None when there is none."""
     items = output if isinstance(output, (tuple, list)) else [output]
     return next((item for item in items if isinstance(item, Tensor) and item.is_floating_point()), None)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode and give every module its own mode back at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _matches(name: str, pattern: str) -> bool:

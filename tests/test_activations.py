@@ -1,0 +1,516 @@
+"""Activations and embeddings: values, what must not matter, what must, resuming, and that nothing is left behind."""
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from utils import cache
+from utils.activations import (activation_maps, activation_spec, activations_and_embeddings, embedding_spec,
+                               image_embeddings, spot_check, top_images, unit_activations)
+from utils.hooks import LayerInfo, list_layers
+from utils.inference import ready
+from utils.probe import Probe
+
+N, SIDE = 23, 6
+LAYERS = ["conv", "norm", "nhwc", "tokens", "first", "fc"]
+
+
+class Permute(nn.Module):
+    def __init__(self, *order: int):
+        super().__init__()
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.order)
+
+
+class Net(nn.Module):
+    """Every layout in one pass, with an in-place ReLU after the norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 7, 3, padding=1)
+        self.norm = nn.BatchNorm2d(7)
+        self.act = nn.ReLU(inplace=True)
+        self.nhwc = nn.Sequential(Permute(0, 2, 3, 1), nn.Linear(7, 9))
+        self.tokens = nn.Linear(9, 8)
+        self.first = nn.TransformerEncoderLayer(8, 2, 16)
+        self.fc = nn.Linear(8, 11)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tokens(self.nhwc(self.act(self.norm(self.conv(x)))).flatten(1, 2))
+        return self.fc(self.first(x.transpose(0, 1))[0])
+
+    def outputs(self, x: Tensor) -> dict[str, Tensor]:
+        """The same by hand, each output with positions in the middle: [B, positions, K]."""
+        conv = self.conv(x)
+        norm = self.norm(conv)
+        nhwc = self.nhwc(norm.relu())
+        tokens = self.tokens(nhwc.flatten(1, 2))
+        first = self.first(tokens.transpose(0, 1)).transpose(0, 1)
+        return {"conv": conv.flatten(2).transpose(1, 2), "norm": norm.flatten(2).transpose(1, 2),
+                "nhwc": nhwc.flatten(1, 2), "tokens": tokens, "first": first, "fc": self.fc(first[:, :1])}
+
+
+@dataclass
+class FakeTarget:
+    name: str
+    model: nn.Module
+    preprocess: Callable
+    preprocess_spec: str = "to tensor"
+    weights_key: str = "0123456789abcdef"
+
+
+@dataclass
+class FakeClip:
+    name: str
+    model: nn.Module
+    preprocess: Callable
+    preprocess_spec: str = "to tensor"
+    weights_key: str = "fedcba9876543210"
+    d: int = 5
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return nn.functional.normalize(self.model(images), dim=1)
+
+
+@dataclass(frozen=True)
+class CountingProbe(Probe):
+    """Counts decoded images, and stops like a user at image `stop_at`."""
+    decoded: list[int] = field(default_factory=list)
+    stop_at: int = -1
+
+    def image(self, i: int) -> Image.Image:
+        if i == self.stop_at:
+            raise KeyboardInterrupt
+        self.decoded.append(i)
+        return super().image(i)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def inverted(image: Image.Image) -> Tensor:
+    return -to_tensor(image)
+
+
+def make_probe(seed: int = 0, fingerprint: str = "probe-a", stop_at: int = -1) -> CountingProbe:
+    pixels = np.random.default_rng(seed).integers(0, 256, (N, SIDE, SIDE, 3), dtype=np.uint8)
+    return CountingProbe("noise", [f"image-{i}" for i in range(N)], None, fingerprint, [], list(pixels), [], stop_at)
+
+
+def make_target(seed: int = 0, **fields) -> FakeTarget:
+    torch.manual_seed(seed)
+    model = Net().eval()
+    with torch.no_grad():
+        model.norm.running_mean.normal_()
+        model.norm.running_var.uniform_(.5, 2)
+    return FakeTarget("net", model, **{"preprocess": to_tensor, **fields})
+
+
+def make_clip(seed: int = 0, **fields) -> FakeClip:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 5)).eval()
+    return FakeClip("clip", model, **{"preprocess": to_tensor, **fields})
+
+
+@pytest.fixture
+def target() -> FakeTarget:
+    return make_target()
+
+
+@pytest.fixture
+def clip() -> FakeClip:
+    return make_clip()
+
+
+@pytest.fixture
+def probe() -> CountingProbe:
+    return make_probe()
+
+
+def layers_of(target: FakeTarget, names: list[str] = LAYERS) -> list[LayerInfo]:
+    found = {layer.name: layer for layer in list_layers(target.model, torch.zeros(1, 3, SIDE, SIDE))}
+    return [found[name] for name in names]
+
+
+def images_of(target: FakeTarget, probe: Probe) -> Tensor:
+    return torch.stack([target.preprocess(probe.image(i)) for i in range(probe.N)])
+
+
+def hooks_of(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1.3e-6, atol=1e-5)
+
+
+# values
+
+def test_the_stand_in_has_every_layout(target):
+    assert [layer.layout for layer in layers_of(target)] == ["conv", "conv", "nhwc", "tokens", "tokens_first", "fc"]
+
+
+@pytest.mark.parametrize("how", ["avg", "max", "cls"])
+def test_values_are_those_of_a_plain_forward(target, probe, how):
+    names = LAYERS if how != "cls" else ["tokens", "first", "fc"]
+    Q = unit_activations(target, probe, layers_of(target, names), how, batch_size=5)
+    with torch.no_grad():
+        outputs = target.model.outputs(images_of(target, probe))
+    for name in names:
+        expected = {"avg": outputs[name].mean(1), "max": outputs[name].amax(1), "cls": outputs[name][:, 0]}[how]
+        assert Q[name].dtype == torch.float32
+        close(Q[name], expected)
+
+
+def test_embeddings_are_those_of_a_plain_forward(clip, probe):
+    I = image_embeddings(clip, probe, batch_size=5)
+    with torch.no_grad():
+        close(I, clip.encode_image(images_of(clip, probe)))
+
+
+def test_equal_preprocessing_is_done_once(target, clip, probe):
+    calls = []
+
+    def counted(image: Image.Image) -> Tensor:
+        calls.append(1)
+        return to_tensor(image)
+
+    pair = replace(target, preprocess=counted), replace(clip, preprocess=counted)
+    activations_and_embeddings(pair[0], layers_of(target), pair[1], probe)
+    assert len(calls) == N
+    other = replace(clip, preprocess=inverted, preprocess_spec="inverted")
+    Q, I = activations_and_embeddings(target, layers_of(target), other, make_probe(1, "probe-b"))
+    with torch.no_grad():
+        close(I, clip.encode_image(images_of(other, make_probe(1))))
+        close(Q["conv"], target.model.outputs(images_of(target, make_probe(1)))["conv"].mean(1))
+
+
+# what must not matter
+
+@pytest.mark.parametrize("batch_size, workers", [(1, 0), (7, 0), (N, 2), (64, 3)])
+def test_batch_size_and_workers_do_not_matter(target, clip, probe, batch_size, workers, monkeypatch, tmp_path):
+    layers = layers_of(target)
+    Q, I = activations_and_embeddings(target, layers, clip, probe, batch_size=5, workers=0)
+    monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path / "other"))
+    again, J = activations_and_embeddings(target, layers, clip, probe, batch_size=batch_size, workers=workers)
+    for name in LAYERS:
+        close(again[name], Q[name])
+    close(J, I)
+
+
+def test_layers_recorded_together_alone_or_in_another_order_agree(target, probe, monkeypatch, tmp_path):
+    together = unit_activations(target, probe, layers_of(target))
+    monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path / "backwards"))
+    backwards = unit_activations(target, probe, layers_of(target)[::-1])
+    assert list(backwards) == LAYERS[::-1]
+    monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path / "alone"))
+    for layer in layers_of(target):
+        alone = unit_activations(target, probe, [layer])
+        close(alone[layer.name], together[layer.name])
+        close(backwards[layer.name], together[layer.name])
+
+
+def test_a_hit_gives_what_the_miss_gave_and_decodes_nothing(target, clip, probe):
+    layers = layers_of(target)
+    Q, I = activations_and_embeddings(target, layers, clip, probe)
+    assert sorted(probe.decoded) == list(range(N))  # once for both networks
+    again, J = activations_and_embeddings(target, layers, clip, probe, batch_size=3)
+    assert len(probe.decoded) == N
+    assert all(torch.equal(again[name], Q[name]) for name in LAYERS) and torch.equal(I, J)
+    unit_activations(target, probe, layers[:2])
+    image_embeddings(clip, probe)
+    assert len(probe.decoded) == N
+
+
+def test_only_missing_layers_are_computed(target, clip, probe):
+    conv, norm, fc = layers_of(target, ["conv", "norm", "fc"])
+    unit_activations(target, probe, [conv, fc])
+    passes, hooked = [], []
+    target.model.conv.register_forward_hook(lambda *_: passes.append(hooks_of(target.model)))
+    target.model.register_forward_pre_hook(lambda *_: hooked.append(len(target.model.fc._forward_hooks)))
+    activations_and_embeddings(target, [conv, fc], clip, probe)
+    assert passes == []  # the target has nothing to do, the CLIP has
+    unit_activations(target, probe, [conv, norm, fc], batch_size=N)
+    assert len(passes) == 1 and hooked == [0]  # one pass, which leaves fc alone
+
+
+def test_names_do_not_matter(target, clip, probe):
+    layer = layers_of(target)[0]
+    other = replace(probe, name="other", ids=[f"x{i}" for i in range(N)])
+    assert activation_spec(target, probe, layer) == activation_spec(replace(target, name="other"), other, layer)
+    assert embedding_spec(clip, probe) == embedding_spec(replace(clip, name="other"), other)
+
+
+def test_pooling_of_a_layer_without_positions_does_not_matter(target, probe):
+    fc = layers_of(target, ["fc"])
+    assert activation_spec(target, probe, fc[0], "max") == activation_spec(target, probe, fc[0], "cls")
+    with pytest.raises(ValueError, match="got 'mean'"):
+        unit_activations(target, probe, fc, "mean")
+
+
+# what must matter: with any of these changed, cached activations are neither found nor returned
+
+CHANGES = {
+    "weights": lambda t, p, l: (make_target(1, weights_key="another"), p, l, "avg", "float32"),
+    "layer": lambda t, p, l: (t, p, layers_of(t, ["norm"])[0], "avg", "float32"),
+    "layout": lambda t, p, l: (t, p, replace(l, layout="nhwc", units=SIDE), "avg", "float32"),
+    "pool": lambda t, p, l: (t, p, l, "max", "float32"),
+    "preprocess": lambda t, p, l: (replace(t, preprocess=inverted, preprocess_spec="inverted"), p, l, "avg", "float32"),
+    "probe": lambda t, p, l: (t, make_probe(1, "probe-b"), l, "avg", "float32"),
+    "dtype": lambda t, p, l: (t, p, l, "avg", "bfloat16"),
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_no_stale_activations(target, probe, changed):
+    layer = layers_of(target)[0]
+    Q = unit_activations(target, probe, [layer])["conv"]
+    t, p, l, how, dtype = CHANGES[changed](target, probe, layer)
+    old, new = activation_spec(target, probe, layer), activation_spec(t, p, l, how, dtype)
+    assert [name for name in old if old[name] != new[name]] == [changed]
+    assert cache.key_of(old) != cache.key_of(new)
+    fresh = unit_activations(t, p, [l], how, dtype=dtype)[l.name]
+    assert fresh.shape != Q.shape or not torch.equal(fresh, Q)
+    with ready(t.model, dtype=dtype) as place:
+        expected = t.model.outputs(place(images_of(t, p)))[l.name]  # [N, positions, K]
+    if changed == "layout":  # as told, if absurd: rows taken for units
+        expected = expected.transpose(1, 2).unflatten(2, (SIDE, SIDE)).flatten(1, 2)
+    expected = (expected.mean(1) if how == "avg" else expected.amax(1)).float()
+    torch.testing.assert_close(fresh, expected, rtol=1e-5, atol=1e-2 if dtype == "bfloat16" else 1e-5)
+    assert torch.equal(unit_activations(target, probe, [layer])["conv"], Q)
+
+
+@pytest.mark.parametrize("field", ["schema", "weights", "layer", "layout", "pool", "preprocess", "probe", "dtype",
+                                   "tf32"])
+def test_every_field_is_in_the_key(target, probe, field):
+    spec = activation_spec(target, probe, layers_of(target)[0])
+    assert field in spec and len(spec) == 9
+    assert cache.key_of(spec) != cache.key_of({**spec, field: "changed"})
+
+
+@pytest.mark.parametrize("changed, other", [
+    ("weights", lambda c, p: (make_clip(1, weights_key="another"), p, "float32")),
+    ("preprocess", lambda c, p: (replace(c, preprocess=inverted, preprocess_spec="inverted"), p, "float32")),
+    ("probe", lambda c, p: (c, make_probe(1, "probe-b"), "float32")),
+    ("dtype", lambda c, p: (c, p, "bfloat16")),
+])
+def test_no_stale_embeddings(clip, probe, changed, other):
+    I = image_embeddings(clip, probe)
+    c, p, dtype = other(clip, probe)
+    old, new = embedding_spec(clip, probe), embedding_spec(c, p, dtype)
+    assert [name for name in old if old[name] != new[name]] == [changed]
+    assert not torch.equal(image_embeddings(c, p, dtype=dtype), I)
+    assert torch.equal(image_embeddings(clip, probe), I)
+
+
+# resuming
+
+def test_an_interrupted_pass_goes_on_where_it_stopped(target, clip, monkeypatch, tmp_path):
+    layers = layers_of(target)
+    with pytest.raises(KeyboardInterrupt):
+        activations_and_embeddings(target, layers, clip, make_probe(stop_at=13), batch_size=5, workers=0)
+    assert hooks_of(target.model) == 0
+    probe = make_probe()
+    Q, I = activations_and_embeddings(target, layers, clip, probe, batch_size=5, workers=0)
+    assert probe.decoded == list(range(10, N))
+    monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path / "uninterrupted"))
+    whole, J = activations_and_embeddings(target, layers, clip, probe, batch_size=5, workers=0)
+    assert all(torch.equal(Q[name], whole[name]) for name in LAYERS) and torch.equal(I, J)
+
+
+def test_layers_that_stopped_at_different_rows_resume_at_the_smallest(target, clip, monkeypatch, tmp_path):
+    conv, norm, fc = layers_of(target, ["conv", "norm", "fc"])
+    for layers, stop_at in (([conv], 13), ([norm], 6)):
+        with pytest.raises(KeyboardInterrupt):
+            unit_activations(target, make_probe(stop_at=stop_at), layers, batch_size=3, workers=0)
+    with pytest.raises(KeyboardInterrupt):
+        image_embeddings(clip, make_probe(stop_at=20), batch_size=5, workers=0)
+    probe = make_probe()
+    Q, I = activations_and_embeddings(target, [conv, norm], clip, probe, batch_size=4, workers=0)  # other batches
+    assert probe.decoded == list(range(6, N))
+    monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path / "uninterrupted"))
+    whole, J = activations_and_embeddings(target, [conv, norm], clip, probe, batch_size=5)
+    close(Q["conv"], whole["conv"])
+    close(Q["norm"], whole["norm"])
+    close(I, J)
+
+
+# what is left behind
+
+def test_nothing_is_left_behind(target, clip, probe):
+    target.model.train()
+    target.model.norm.eval()
+    modes = [m.training for m in target.model.modules()]
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    before = {name: value.clone() for name, value in target.model.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Q, _ = activations_and_embeddings(target, layers_of(target), clip, probe)
+    assert hooks_of(target.model) == 0 and [m.training for m in target.model.modules()] == modes
+    assert torch.backends.cuda.matmul.allow_tf32 == matmul
+    for name, value in target.model.state_dict().items():
+        assert torch.equal(before[name], value) and before[name].stride() == value.stride()
+    target.model(torch.randn(2, 3, SIDE, SIDE)).sum().backward()  # parameters can still be trained
+    with torch.no_grad():
+        close(make_target().model.outputs(images_of(target, probe))["conv"].mean(1), Q["conv"])
+
+
+def test_short_mantissas_are_off_during_the_pass(target, probe):
+    matmul = torch.backends.cuda.matmul
+    name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    during = []
+    layers = layers_of(target, ["fc"])
+    target.model.conv.register_forward_hook(lambda *_: during.append(getattr(matmul, name)))
+    torch.set_float32_matmul_precision("high")
+    try:
+        unit_activations(target, probe, layers)
+        assert set(during) == {exact} and matmul.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_writing_to_a_result_does_not_touch_the_cache(target, clip, probe):
+    layers = layers_of(target)
+    Q, I = activations_and_embeddings(target, layers, clip, probe)
+    expected, expected_I = Q["conv"].clone(), I.clone()
+    Q["conv"] += 1
+    I.zero_()
+    again, J = activations_and_embeddings(target, layers, clip, probe)
+    assert torch.equal(again["conv"], expected) and torch.equal(J, expected_I)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_name_layer_and_image(target, probe, value):
+    def spoiled(image: Image.Image) -> Tensor:
+        x = to_tensor(image)
+        return x + value * torch.ones_like(x) if np.array_equal(np.array(image), probe.items[17]) else x
+
+    broken = replace(target, preprocess=spoiled)
+    with pytest.raises(ValueError, match="'conv' of net gave .* for image 'image-17'"):
+        unit_activations(broken, probe, layers_of(target), batch_size=5)
+    assert hooks_of(target.model) == 0
+    assert cache.load("activations", activation_spec(broken, probe, layers_of(target)[0])) is None
+
+
+@pytest.mark.parametrize("layers, how, error, message", [
+    (lambda t: [*layers_of(t, ["conv"]), replace(layers_of(t)[0], name="cnv")], "avg", KeyError, "nearest: conv"),
+    (lambda t: layers_of(t, ["conv"]), "cls", ValueError, "'cls' pooling needs tokens"),
+    (lambda t: layers_of(t, ["conv"]), "mean", ValueError, "'avg', 'max' or 'cls', got 'mean'"),
+    (lambda t: [replace(layers_of(t, ["conv"])[0], units=8)], "avg", ValueError, "8 values per image, got shape"),
+    (lambda t: [replace(layers_of(t, ["first"])[0], layout="tokens")], "avg", ValueError, "batch .* at axis 0"),
+    (lambda t: ["conv"], "avg", ValueError, "a list of LayerInfo"),
+    (lambda t: [], "avg", ValueError, "a list of LayerInfo"),
+])
+def test_refusals_leave_no_hook_and_no_entry(target, probe, layers, how, error, message):
+    with pytest.raises(error, match=message):
+        unit_activations(target, probe, layers(target), how)
+    assert hooks_of(target.model) == 0
+    assert cache.load("activations", activation_spec(target, probe, layers_of(target)[0])) is None
+
+
+def test_other_refusals(target, clip, probe):
+    with pytest.raises(ValueError, match="dtype is one of float32, .*got 'half'"):
+        unit_activations(target, probe, layers_of(target), dtype="half")
+    with pytest.raises(ValueError, match="clip 'clip' is on cpu.*load_clip"):
+        image_embeddings(clip, probe, device="meta")
+    clip.encode_image = lambda images: clip.model(images)
+    with pytest.raises(ValueError, match="embeddings of clip must have length 1"):
+        image_embeddings(clip, probe)
+    empty = replace(probe, items=[], ids=[])
+    with pytest.raises(ValueError, match="has no images"):
+        unit_activations(target, empty, layers_of(target))
+
+
+def test_progress_counts_the_batches_that_are_left(target, clip, probe):
+    calls = []
+
+    def progress(batches, total, text):
+        calls.append((total, text, 0))
+        for batch in batches:
+            calls[-1] = (total, text, calls[-1][2] + 1)
+            yield batch
+
+    for _ in range(2):
+        activations_and_embeddings(target, layers_of(target), clip, probe, batch_size=5, progress=progress)
+    assert calls == [(5, "net + clip", 5)]  # and none on the hit
+
+
+# spot check, maps, top images
+
+def test_spot_check(target, probe):
+    layers = layers_of(target)
+    Q = unit_activations(target, probe, layers)
+    spot_check(target, probe, Q, layers)
+    with torch.no_grad():
+        target.model.norm.bias += .1  # the key was taken before
+    with pytest.raises(ValueError, match="layer 'norm' differ from fresh ones by .* for image 'image-"):
+        spot_check(target, probe, Q, layers)
+
+
+@pytest.mark.parametrize("name", ["conv", "norm", "nhwc", "tokens", "first"])
+def test_maps_of_chosen_images_and_units(target, probe, name):
+    [layer] = layers_of(target, [name])
+    rows, units = [19, 0, 4], [5, 2]
+    maps = activation_maps(target, probe, layer, rows, units, batch_size=2)
+    with torch.no_grad():
+        expected = target.model.outputs(images_of(target, probe))[name][rows][:, :, units]  # [n, positions, 2]
+    close(maps, expected.transpose(1, 2).unflatten(2, (SIDE, SIDE)))
+    whole = activation_maps(target, probe, layer, torch.tensor(rows))
+    assert whole.shape == (3, layer.units, SIDE, SIDE)
+    close(whole[:, units], maps)
+    close(whole.mean((2, 3)), unit_activations(target, probe, [layer])[name][rows])
+    assert hooks_of(target.model) == 0
+    maps += 1  # an ordinary tensor
+
+
+@pytest.mark.parametrize("rows, units, message", [
+    ([N], None, "image numbers lie within 0 .. 22, got 23"),
+    ([-1], None, "image numbers"),
+    ([], None, "got none"),
+    ([0], [7], "unit of 'conv' numbers lie within 0 .. 6, got 7"),
+])
+def test_maps_refuse_what_is_not_there(target, probe, rows, units, message):
+    with pytest.raises(ValueError, match=message):
+        activation_maps(target, probe, layers_of(target)[0], rows, units)
+    with pytest.raises(ValueError, match="no maps"):
+        activation_maps(target, probe, layers_of(target, ["fc"])[0], [0])
+    assert hooks_of(target.model) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("k", [1, 5, N])
+def test_top_images_break_ties_by_the_lower_index(dtype, k):
+    Q = torch.randint(-2, 3, (N, 11), generator=torch.Generator().manual_seed(0)).to(dtype)
+    Q[:, 3], Q[:, 4], Q[:, 5] = 0, torch.randn(N), -torch.rand(N) * 1e-30
+    Q[::2, 6], Q[1::2, 6] = 0., -0.
+    top = top_images(Q, k)
+    assert top.shape == (k, 11) and top.dtype == torch.int64
+    for unit in range(11):
+        expected = sorted(range(N), key=lambda i: (-Q[i, unit].item(), i))[:k]
+        assert top[:, unit].tolist() == expected
+
+
+def test_top_images_does_not_depend_on_the_block(monkeypatch):
+    Q = torch.randn(N, 7).round(decimals=1)
+    whole = top_images(Q, 5)
+    monkeypatch.setattr("utils.activations.SORT_BYTES", 1)
+    assert torch.equal(top_images(Q, 5), whole)
+
+
+@pytest.mark.parametrize("Q, k, message", [
+    (torch.zeros(N, 7), 0, "k within 1 .. N"), (torch.zeros(N, 7), N + 1, "k within 1 .. N"),
+    (torch.zeros(N), 1, "expected Q"), (torch.full((N, 7), float("nan")), 1, "must be finite"),
+])
+def test_top_images_refuses(Q, k, message):
+    with pytest.raises(ValueError, match=message):
+        top_images(Q, k)

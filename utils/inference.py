@@ -1,0 +1,76 @@
+"""A network made ready to be read: evaluation mode, its device, no gradients, exact float32; all undone afterwards.
+
+ready          all of it, for a while
+evaluating     evaluation mode only
+exact_float32  without the shortened formats that stand in for float32
+DTYPES         precision of a pass
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""name -> type that autocast uses."""
+
+
+@contextmanager
+def ready(model: nn.Module | None, device: str | torch.device | None = None,
+          dtype: str = "float32") -> Iterator[Callable[[Tensor], Tensor]]:
+    """Prepare a model for passes without gradients and yield the function that brings images [b, 3, H, W] to it.
+
+    `device` None is where the model is. Device, modes and precision switches are given back at the end.
+    Errors: ValueError for an unknown dtype.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is one of {', '.join(DTYPES)}, got {dtype!r}")
+    weight = torch.empty(0) if model is None else next(model.parameters(), torch.empty(0))
+    device = weight.device if device is None else torch.device(device)
+    # convolutions on CPUs run up to 3 times faster on this memory order, with the same results up to rounding
+    order = torch.channels_last if device.type == "cpu" or DTYPES[dtype] else torch.contiguous_format
+    kind = weight.dtype if weight.is_floating_point() else torch.float32
+
+    def place(images: Tensor) -> Tensor:
+        return images.to(device, kind, non_blocking=True).contiguous(memory_format=order)
+
+    with ExitStack() as stack:
+        if model is not None:  # moved outside inference mode, inside of which parameters could never be trained again
+            stack.enter_context(evaluating(model))
+            stack.callback(model.to, weight.device)
+            model.to(device)
+        stack.enter_context(exact_float32())
+        stack.enter_context(torch.inference_mode())
+        if DTYPES[dtype]:
+            stack.enter_context(torch.autocast(device.type, DTYPES[dtype]))
+        yield place
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model in evaluation mode and give every module its own mode back at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Switch off TF32 and bfloat16 in place of float32 (GPU and CPU), whose results differ beyond rounding."""
+    backends = torch.backends
+    if hasattr(backends.cuda.matmul, "fp32_precision"):
+        parts = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+        switches = [(part, "fp32_precision", "ieee") for part in parts]
+    else:  # torch before 2.9
+        switches = [(part, "allow_tf32", False) for part in (backends.cuda.matmul, backends.cudnn)]
+    with ExitStack() as stack:
+        for part, name, value in switches:
+            stack.callback(setattr, part, name, getattr(part, name))
+            setattr(part, name, value)
+        yield
