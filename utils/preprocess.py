@@ -50,6 +50,8 @@ def describe(preprocess: Callable) -> str:
         return f"{type(preprocess).__name__}({describe(preprocess.lambd)})"
     if isinstance(preprocess, partial):
         return f"partial({describe(preprocess.func)}, {preprocess.args}, {preprocess.keywords})"
+    if inspect.ismethod(preprocess):
+        return f"{describe(preprocess.__self__)}.{describe(preprocess.__func__)}"
     if inspect.isroutine(preprocess):
         return f"{preprocess.__module__}.{preprocess.__qualname__}#{digest(source_of(preprocess))[:8]}"
     if type(preprocess).__repr__ is object.__repr__:

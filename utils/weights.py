@@ -7,7 +7,7 @@ random_start      seed the building of a network
 weights_key       hash of tensors by name, type, shape and bytes
 identity          hash of what a module computes: its tensors, its structure and the code of its own classes
 digest            hash of texts
-source_of         text of a function or class
+source_of         text of a class or function that changes with it
 missing           the one sentence for weights that are not there
 import_extra      an optional package, or the sentence that says how to get it
 """
@@ -24,7 +24,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -158,18 +158,20 @@ def digest(*texts: str) -> str:
 
 
 def source_of(thing: Callable | type) -> str:
-    """Source of a function or class, else its compiled code; for a function also the plain values it refers to."""
-    compiled = getattr(thing, "__code__", None)
-    try:
-        text = inspect.getsource(thing)
-    except (OSError, TypeError):  # typed into a notebook, or written in C
-        text = f"{compiled.co_code.hex()} {ADDRESS.sub('', repr(compiled.co_consts))}" if compiled else ""
-    if compiled and inspect.isfunction(thing):
-        outer = inspect.getclosurevars(thing)
-        plain = (int, float, str, tuple)
-        values = {k: v for k, v in {**outer.globals, **outer.nonlocals}.items() if isinstance(v, plain)}
-        text += ADDRESS.sub("", repr(sorted(values.items())))
-    return f"{thing.__qualname__} {text}"
+    """Text that changes when a class or function does: a class's source, a function's compiled code and plain values.
+
+    Two lambdas on one line share their source, and a function may get its numbers from outside itself.
+    """
+    if inspect.isclass(thing):
+        try:
+            return inspect.getsource(thing)
+        except (OSError, TypeError):  # typed into a notebook, or written in C
+            return f"{thing.__qualname__} {[source_of(v) for v in vars(thing).values() if inspect.isfunction(v)]}"
+    if not inspect.isfunction(getattr(thing, "__func__", thing)):  # a bound method shows its function
+        return thing.__qualname__
+    outer = inspect.getclosurevars(thing)
+    values = {k: v for k, v in {**outer.globals, **outer.nonlocals}.items() if isinstance(v, (int, float, str, tuple))}
+    return f"{thing.__qualname__} {_compiled(thing.__code__)} {ADDRESS.sub('', repr(sorted(values.items())))}"
 
 
 def missing(what: str, source: str, place: str, variable: str) -> FileNotFoundError:
@@ -209,3 +211,10 @@ def _structure(part: nn.Module) -> str:
                if isinstance(v, (int, float)) and k != "training" and k[0] != "_"}
     leaf = next(part.children(), None) is None
     return f"{type(part).__name__} {numbers} {ADDRESS.sub('', repr(part)) if leaf else ''}"
+
+
+def _compiled(code: CodeType) -> str:
+    """Compiled code as text, free of file names, line numbers and the arbitrary order of sets."""
+    constants = [_compiled(c) if isinstance(c, CodeType) else sorted(map(repr, c)) if isinstance(c, frozenset) else repr(c)
+                 for c in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"

@@ -1,0 +1,81 @@
+"""utils.preprocess: values equal to openai-clip's and torchvision's, and texts that identify code, not addresses."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms as T
+from torchvision.models import ResNet18_Weights
+
+from utils.openai_clip import openai_package
+from utils.preprocess import CLIP_MEAN, CLIP_STD, HALF, Preprocess, describe
+
+
+def picture(width=43, height=31, mode="RGB"):
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+def test_equals_openai_clip():
+    ours, theirs = Preprocess(24, 24, "bicubic", CLIP_MEAN, CLIP_STD), openai_package().clip._transform(24)
+    for image in (picture(), picture(31, 43), picture(24, 24), picture(mode="L"), picture(7, 90)):
+        assert torch.equal(ours(image), theirs(image))
+
+
+def test_equals_torchvision():
+    torch.testing.assert_close(Preprocess(256, 224)(picture()), ResNet18_Weights.IMAGENET1K_V1.transforms()(picture()))
+
+
+def test_identity_of_size_is_kept():
+    image = picture(64, 64)
+    x = Preprocess(64, 64, "bicubic", HALF, HALF)(image)
+    torch.testing.assert_close(x, torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 127.5 - 1)
+
+
+SIZE = 3
+
+
+def by_global(image):
+    return image.resize((SIZE, SIZE))
+
+
+def by_closure(size):
+    def preprocess(image):
+        return image.resize((size, size))
+    return preprocess
+
+
+class Silent:
+    def __call__(self, image):
+        return image
+
+
+def test_texts_tell_code_values_and_settings_apart(monkeypatch):
+    known = [Preprocess(8, 8), Preprocess(9, 8), Preprocess(8, 8).__call__, by_global, by_closure(1), by_closure(2),
+             partial(by_global, 1), T.Resize(3), T.Compose([T.Resize(3), T.ToTensor()]), T.Compose([T.Resize(4), T.ToTensor()]),
+             T.Compose([T.Lambda(lambda x: x + 1)]), T.Compose([T.Lambda(lambda x: x + 2)])]
+    texts = [describe(p) for p in known]
+    assert len(set(texts)) == len(texts) and not any("0x" in t or "\n" in t for t in texts)
+    monkeypatch.setitem(globals(), "SIZE", 4)
+    assert describe(by_global) != texts[3]
+
+
+def test_texts_are_the_same_in_another_process():
+    code = ("from utils.openai_clip import openai_package; from utils.preprocess import describe; "
+            "print(describe(openai_package().clip._transform(24)))")
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert other == describe(openai_package().clip._transform(24)) and "_convert_image_to_rgb#" in other
+
+
+def test_an_object_without_text_is_refused():
+    with pytest.raises(ValueError, match="got Silent, which prints only its address"):
+        describe(Silent())
+    with pytest.raises(ValueError, match="got Silent"):
+        describe(T.Compose([T.Resize(3), Silent()]))
+    with pytest.raises(ValueError, match="got Silent"):
+        describe(Silent().__call__)
