@@ -33,8 +33,8 @@ INDEX = {c: i for i, c in enumerate(CONCEPTS)}
 WORD = {kind: {w: i for i, w in enumerate(ATOMS[kind])} for kind in DENSE}
 POOL = 100_000  # scenes
 RECIPE = {"clip_rn": {"steps": 2400, "batch": 256, "lr": 2e-3}, "read_patches": {"steps": 2800, "batch": 128, "lr": 2e-3},
-          "clip_vit": {"steps": 1200, "batch": 128, "lr": 1e-3}, "target_resnet": {"steps": 1500, "batch": 256, "lr": 2e-3},
-          "target_vit": {"steps": 2000, "batch": 128, "lr": 2e-3}}
+          "clip_vit": {"steps": 500, "batch": 128, "lr": 1e-3}, "target_resnet": {"steps": 1500, "batch": 256, "lr": 2e-3},
+          "target_vit": {"steps": 1300, "batch": 128, "lr": 2e-3}}
 
 
 def make_networks(folder: Path, work: Path, pool: dict[str, np.ndarray], report: Callable[[str, dict], None], *,
