@@ -1,0 +1,140 @@
+"""Scoring in bounded memory: a matrix taken in blocks, sizes from a budget, a stable sort, checked inputs.
+
+Embedded            P = I T' known by its factors, to be given in place of a matrix
+block               some rows and columns of P
+fit, slices         how many items a budget holds, and the ranges of so many
+order, strongest    indices that sort; the most activated images of units
+checked             the inputs of every similarity function, or a sentence on what is wrong with them
+number, whole       an option's value, or a sentence
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+CACHED = 2**23   # bytes that a processor works on quickly: on a CPU, larger temporaries only cost time
+SORT_BYTES = 40  # at the most, for each value that `order` sorts
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Concept-activation matrix P = I T' of image embeddings I [N, d] and text embeddings T [M, d], made in blocks."""
+
+    I: Tensor
+    T: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.I), len(self.T)
+
+
+def block(P: Tensor | Embedded, rows: Tensor | None, cols: slice, dtype: torch.dtype) -> Tensor:
+    """P[rows, cols] as a new tensor [U, m]; all rows for None. May use as much again, and d values a column."""
+    if isinstance(P, Tensor):
+        return P[:, cols].to(dtype, copy=True) if rows is None else P[:, cols].index_select(0, rows).to(dtype)
+    T = P.T[cols].to(dtype)
+    count = len(P.I) if rows is None else len(rows)
+    out = T.new_empty(count, len(T))
+    for part in slices(count, out.numel() // T.shape[1]):  # no more embeddings at once than the block itself is large
+        I = P.I[part] if rows is None else P.I.index_select(0, rows[part])
+        torch.matmul(I.to(dtype), T.T, out=out[part])
+    return out
+
+
+def fit(memory: int, *stages: tuple[int, int, int]) -> list[int]:
+    """How many items fit into memory, at least one, for each stage (bytes beside them, bytes of one, their number)."""
+    least = max(beside + one for beside, one, _ in stages)
+    if memory < least:
+        raise ValueError(f"memory {memory} bytes is too small for these sizes; pass at least {least}")
+    return [min(count, (memory - beside) // one) for beside, one, count in stages]
+
+
+def at_hand(memory: int, device: torch.device) -> int:
+    """Bytes to work on at a time, for speed: the whole budget, but on a CPU what its caches hold."""
+    return min(memory, CACHED) if device.type == "cpu" else memory
+
+
+def slices(count: int, step: int) -> Iterator[slice]:
+    """0..count in ranges of `step`, at least 1."""
+    step = max(1, step)
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
+def order(values: Tensor) -> Tensor:
+    """Indices that sort the last axis ascending, equal values in order of index."""
+    if values.dtype != torch.float32 or values.device.type != "cpu":
+        return values.sort(dim=-1, stable=True).indices
+    # floats as integers of the same order, with the index below them: numpy sorts such keys about ten times faster
+    bits = (values + 0.).contiguous().view(torch.int32)  # adding 0 makes -0 equal to 0
+    keys = bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF)).long()
+    keys.bitwise_left_shift_(32).bitwise_or_(torch.arange(values.shape[-1]))
+    keys.numpy().sort(axis=-1)
+    return keys.bitwise_and_(0xFFFFFFFF)
+
+
+def strongest(Q: Tensor, units: Tensor, n: int, dtype: torch.dtype, some: int) -> Tensor:
+    """The n images that activate each unit most, descending, ties by lower index: [units, n]; `some` units at once."""
+    return torch.cat([order(Q[:, units[part]].T.to(dtype).neg())[:, :n].clone() for part in slices(len(units), some)])
+
+
+def checked(P: Tensor | Embedded, Q: Tensor, units: Sequence[int] | None,
+            memory: int) -> tuple[Tensor, torch.dtype, int, int]:
+    """The units to score, the dtype to compute in, its bytes, and the width d of the embeddings (0 for a matrix)."""
+    given = {"I": P.I, "T": P.T, "Q": Q} if isinstance(P, Embedded) else {"P": P, "Q": Q}
+    for name, X in given.items():
+        if not isinstance(X, Tensor) or X.ndim != 2 or 0 in X.shape or X.is_complex():
+            got = f"{X.dtype} {list(X.shape)}" if isinstance(X, Tensor) else type(X).__name__
+            raise ValueError(f"expected {name} as a real torch tensor of two axes, none empty, got {got}")
+    if len({X.device for X in given.values()}) > 1:
+        found = ", ".join(f"{name} on {X.device}" for name, X in given.items())
+        raise ValueError(f"expected all tensors on one device, got {found}; move them with .to(device)")
+    if isinstance(P, Embedded) and P.I.shape[1] != P.T.shape[1]:
+        raise ValueError(f"expected I [N, d] and T [M, d] with equal d, got {P.I.shape[1]} and {P.T.shape[1]}")
+    if P.shape[0] != len(Q):
+        raise ValueError(f"expected {'I [N, d]' if 'I' in given else 'P [N, M]'} and Q [N, K] with equal N, "
+                         f"got {P.shape[0]} and {len(Q)}")
+    axes = {"P": "image concept", "Q": "image unit", "I": "image dimension", "T": "concept dimension"}
+    for name, X in given.items():
+        _finite(name, X, *axes[name].split())
+    whole("memory", memory)
+    dtype = torch.float64 if any(X.dtype == torch.float64 for X in given.values()) else torch.float32
+    return _units(units, Q.shape[1]).to(Q.device), dtype, dtype.itemsize, P.I.shape[1] if isinstance(P, Embedded) else 0
+
+
+def number(name: str, value: float, low: float | None = None, high: float | None = None) -> None:
+    """ValueError unless the value is a finite number within the limits."""
+    real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not real or (low is not None and value < low) or (high is not None and value > high):
+        limits = (f" from {low}" if low is not None else "") + (f" to {high}" if high is not None else "")
+        raise ValueError(f"{name} must be a finite number{limits}, got {value!r}")
+
+
+def whole(name: str, value: int, most: int | None = None, of: str = "") -> None:
+    """ValueError unless the value is a whole number from 1, and no more than there are `of`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+    if most is not None and value > most:
+        raise ValueError(f"{name} {value} exceeds {of}; pass {name}<={most}")
+
+
+def _finite(name: str, X: Tensor, row: str, column: str) -> None:
+    for part in slices(len(X), 2**22 // X.shape[1]):
+        if not bool(X[part].sum().isfinite()) and not bool(X[part].isfinite().all()):  # a sum alone may overflow
+            i, j = (~X[part].isfinite()).nonzero()[0].tolist()
+            raise ValueError(f"{name} must be finite, got {X[part][i, j].item()} at {row} {part.start + i}, "
+                             f"{column} {j}; leave that {row} or {column} out")
+
+
+def _units(units: Sequence[int] | None, K: int) -> Tensor:
+    if units is None:
+        return torch.arange(K)
+    listed = units.tolist() if hasattr(units, "tolist") else list(units) if isinstance(units, Sequence) else []
+    if not listed or not isinstance(listed, list) or not all(
+            isinstance(unit, Integral) and not isinstance(unit, bool) and 0 <= unit < K for unit in listed):
+        raise ValueError(f"units must be a list of indices from 0 to {K - 1} (K {K}), got {units}")
+    return torch.tensor(listed)

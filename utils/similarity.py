@@ -1,0 +1,305 @@
+"""How alike are units and concepts? The five similarity functions of CLIP-Dissect, in bounded memory.
+
+score               scores [K, M] of a matrix P [N, M] against activations Q [N, K], by the name of a function
+score_embeddings    the same from image and text embeddings, without ever holding P
+top_labels          the best concepts of every unit
+SIMILARITIES        the functions by name: cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi
+
+N images, K units, M concepts, d embedding width. Higher is better, and comparable only within one function and set-up.
+All functions take `units`, those to score (what is normalised over units is normalised over all K); `memory`, the bytes
+they may use beside inputs and result, which changes the time but not the scores; and an `Embedded` in place of a matrix
+P. Among equal activations the image of lower index comes first. Half precision is computed in float32.
+"""
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from utils.blocks import SORT_BYTES, Embedded, at_hand, block, checked, fit, number, order, slices, strongest, whole
+from utils.errors import unknown
+
+MEMORY = 2**28
+
+
+def score(P: Tensor | Embedded, Q: Tensor, method: str = "soft_wpmi", *, units: Sequence[int] | None = None,
+          memory: int = MEMORY, generator: torch.Generator | None = None, **options) -> Tensor:
+    """Score every concept for every unit, or for `units`: P [N, M], Q [N, K] -> scores [K, M] or [len(units), M].
+
+    `generator` draws the permutations of rank_reorder; `options` are those of the function. KeyError for an unknown
+    function; ValueError for an unknown option, a bad value, unequal N, or inputs that are not finite.
+    """
+    if method not in SIMILARITIES:
+        raise unknown("similarity function", method, SIMILARITIES)
+    parameters = inspect.signature(SIMILARITIES[method]).parameters
+    valid = [name for name in parameters if name not in ("P", "Q", "units", "memory", "generator")]
+    for name in options:
+        if name not in valid:
+            raise ValueError(f"{method} has no option '{name}'; valid: {', '.join(valid) or 'none'}")
+    if "generator" in parameters:
+        options["generator"] = generator
+    return SIMILARITIES[method](P, Q, units=units, memory=memory, **options)
+
+
+def score_embeddings(I: Tensor, T: Tensor, Q: Tensor, method: str = "soft_wpmi", *, units: Sequence[int] | None = None,
+                     memory: int = MEMORY, generator: torch.Generator | None = None, **options) -> Tensor:
+    """`score` of P = I T' without holding P: I [N, d], T [M, d] with unit rows, Q [N, K] -> scores [K, M]."""
+    return score(Embedded(I, T), Q, method, units=units, memory=memory, generator=generator, **options)
+
+
+@torch.no_grad()
+def top_labels(scores: Tensor, concepts: Sequence[str], k: int = 5) -> tuple[Tensor, Tensor]:
+    """The k best concepts of each unit, best first, ties by lower index: scores [K, M] -> values, indices [K, k]."""
+    if scores.ndim != 2 or not len(scores) or scores.shape[1] != len(concepts):
+        raise ValueError(f"expected scores [K, M] with one column for each of {len(concepts)} concepts, "
+                         f"got {list(scores.shape)}")
+    whole("k", k, len(concepts), f"M {len(concepts)} concepts")
+    if bool(scores.isnan().any()):
+        unit, concept = scores.isnan().nonzero()[0].tolist()
+        raise ValueError(f"scores must not be nan, but are at unit {unit}, concept {concept}; score without as_shipped")
+    scores = scores.float() if scores.dtype.itemsize < 4 else scores
+    parts = slices(len(scores), MEMORY // (SORT_BYTES * scores.shape[1]))
+    indices = torch.cat([order(scores[part].neg())[:, :k].clone() for part in parts])
+    return scores.gather(1, indices), indices
+
+
+@torch.no_grad()
+def cos_similarity(P: Tensor | Embedded, Q: Tensor, *, units: Sequence[int] | None = None,
+                   memory: int = MEMORY) -> Tensor:
+    """Cosine of columns, not centred; 0 for a column of zeros. P [N, M], Q [N, K] -> scores [K, M]
+
+    S = (Q / |Q|)' (P / |P|), by columns.
+    """
+    return _column_products(P, Q, units, memory, _unit_columns)
+
+
+@torch.no_grad()
+def cos_similarity_cubed(P: Tensor | Embedded, Q: Tensor, *, eps: float = 1e-3, units: Sequence[int] | None = None,
+                         memory: int = MEMORY) -> Tensor:
+    """Cosine of columns centred and cubed; 0 for a constant column. P [N, M], Q [N, K] -> scores [K, M]
+
+    S = c(Q)' c(P), c(x) = y / max(|y|, eps), y = (x - mean x)^3, by columns.
+    """
+    number("eps", eps, 0)
+    return _column_products(P, Q, units, memory, lambda X: _cubed_columns(X, eps))
+
+
+@torch.no_grad()
+def rank_reorder(P: Tensor | Embedded, Q: Tensor, *, p: float = 3, top_fraction: float = .05, scale_p: float = .5,
+                 n_permutations: int | None = 5, eps: float = 1e-7, as_shipped: bool = False,
+                 generator: torch.Generator | None = None, units: Sequence[int] | None = None,
+                 memory: int = MEMORY) -> Tensor:
+    """How well a concept orders a unit's n = int(top_fraction N) top images. P [N, M], Q [N, K] -> scores [K, M]
+
+    S = -e / (mean of P over the n images)^scale_p, e = mean_j |a_j - b_(r_j)|^p / B, with activations a, the same
+    ascending b, and ranks r of P. B is the mean of |b_j - b_perm(j)|^p over n_permutations draws, unit after unit, of
+    torch.randperm(n, generator=generator) (seed 0 without a generator); n_permutations=None: over all permutations.
+    Images of equal P are ranked upwards from the most activated one: a constant concept gets no credit. A mean of P
+    below eps counts as eps: its score is finite and bad. A unit of n equal activations has e = 1, that of chance.
+    as_shipped: nan for such a unit and for a negative mean; and without a generator torch's global one draws.
+    """
+    number("p", p)
+    number("scale_p", scale_p, 0)
+    number("eps", eps)
+    number("top_fraction", top_fraction, 0, 1)
+    if p <= 0 or eps <= 0:
+        raise ValueError(f"p and eps must be positive, got p {p} and eps {eps}")
+    if n_permutations is not None:
+        whole("n_permutations", n_permutations)
+    units, dtype, size, d = checked(P, Q, units, memory)
+    (N, M), K, n, count = P.shape, Q.shape[1], int(top_fraction * len(Q)), len(units)
+    if n < 2:
+        raise ValueError(f"top_fraction {top_fraction} of N {N} images is {n}, and an order needs 2; "
+                         f"pass at least {math.ceil(2000 / N) / 1000}")
+    U, draws = min(N, n * count), n_permutations or 1
+    held = count * n * (32 + 4 * size) + 2 * U * size
+    column, pair = (3 * U + 2 * d) * size, n * (4 * size + 24)  # bytes of a concept, and of a concept for a unit
+    some, few, m = fit(memory, (held, N * SORT_BYTES, count),
+                       (held, n * draws * (24 + 3 * size), K), (held, column + pair, M))
+    work = at_hand(memory, Q.device)
+    m = min(m, max(64, work // pair))
+    k = max(1, min((memory - held - m * column) // (m * pair), work // (m * pair)))
+
+    top = strongest(Q, units, n, dtype, some)                                               # [count, n]
+    a = Q[top, units[:, None]].to(dtype)
+    a = a / _or_one(a.abs().amax(1, keepdim=True))
+    a = (a - a[:, -1:]) / _or_one(a[:, :1] - a[:, -1:])  # to 0..1, which e does not see, and powers do not overflow
+    b = a.flip(1)
+    if n_permutations is None:
+        B = _expected_power(b, p)
+    else:
+        B = _drawn_power(b, p, draws, K, units, few, generator, as_shipped)
+    if not as_shipped and bool((B == 0).any()):  # all draws were the identity, or the unit is constant
+        B = torch.where(B == 0, _expected_power(b, p), B)
+    rows, top = top.unique(return_inverse=True)  # no other rows of P are needed
+    scores = a.new_empty(count, M)
+    for cols in slices(M, m):
+        values = block(P, rows, cols, dtype)                                                # [U, m]
+        for part in slices(count, k):
+            seen = values[top[part]].transpose(1, 2).contiguous()                           # [k, m, n]
+            mean = seen.mean(2)
+            # |a_j - b_(r_j)| over images j is |a_(order r) - b_r| over ranks r: one sort, and no ranks to invert
+            found = a[part, None].expand_as(seen).gather(2, order(seen))
+            e = found.sub_(b[part, None]).abs_().pow_(p).mean(2)
+            if as_shipped:
+                scores[part, cols] = -(e / B[part, None]) / mean.pow(scale_p)
+            else:
+                e = torch.where(B[part, None] > 0, e / _or_one(B[part, None]), 1)
+                scores[part, cols] = -e / mean.clamp(min=eps).pow(scale_p)
+    return scores
+
+
+@torch.no_grad()
+def wpmi(P: Tensor | Embedded, Q: Tensor, *, top_k: int | None = None, a: float = 2, lam: float = .6, eps: float = 1e-7,
+         units: Sequence[int] | None = None, memory: int = MEMORY) -> Tensor:
+    """Weighted pointwise mutual information of unit and concept. P [N, M], Q [N, K] -> scores [K, M]
+
+    S = l(c|k) - lam l(c): l(c|k) = sum over the top_k images of unit k of log(softmax over concepts(a P) + eps), and
+    l(c) = log of the mean over all K units of exp l(c|k). top_k=None: 28, or N when there are fewer images.
+    """
+    def log_likelihoods(log_p: Tensor, top: Tensor) -> Tensor:
+        return embedding_bag(top, log_p.exp_().add_(eps).log_() if eps else log_p, mode="sum")
+
+    number("eps", eps, 0)
+    return _pmi(P, Q, units, memory, 28 if top_k is None else top_k, top_k is None, a, lam, log_likelihoods)
+
+
+@torch.no_grad()
+def soft_wpmi(P: Tensor | Embedded, Q: Tensor, *, top_k: int | None = None, a: float = 10, lam: float = 1,
+              p_start: float = .998, p_end: float = .97, eps: float = 1e-7, units: Sequence[int] | None = None,
+              memory: int = MEMORY) -> Tensor:
+    """WPMI that trusts the j-th image with probability p_j = p_start - (j / top_k)(p_start - p_end). -> scores [K, M]
+
+    As wpmi, with l(c|k) = sum over j, in order of activation, of log(1 + p_j (softmax over concepts(a P) - 1) + eps).
+    top_k=None: 100, or N when there are fewer images.
+    """
+    def log_likelihoods(log_p: Tensor, top: Tensor) -> Tensor:
+        likely, images, count = log_p.exp_(), top.T.contiguous(), top.shape[1]              # [U, m], [top_k, K]
+        trust = [p_start - j / count * (p_start - p_end) for j in range(count)]
+        # log(p x + rest) = log(rest) + log(1 + p / rest x): products of the second, and a log before they can overflow
+        rest = [max(1 - p + eps, 1e-30) for p in trust]
+        gain = [p / q for p, q in zip(trust, rest)]
+        run = max(1, int(.9 * math.log(torch.finfo(likely.dtype).max) / math.log1p(max(*gain, 1e-9))))
+        l = likely.new_full((top.shape[0], likely.shape[1]), sum(map(math.log, rest)))      # [K, m]
+        product, x = torch.ones_like(l), torch.empty_like(l)
+        for j in range(count):
+            torch.index_select(likely, 0, images[j], out=x)
+            product.addcmul_(product, x, value=gain[j])
+            if (j + 1) % run == 0 or j + 1 == count:
+                l += product.log_()
+                product.fill_(1)
+        return l
+
+    number("p_start", p_start, 0, 1)
+    number("p_end", p_end, 0, 1)
+    number("eps", eps, 0)
+    return _pmi(P, Q, units, memory, 100 if top_k is None else top_k, top_k is None, a, lam, log_likelihoods)
+
+
+SIMILARITIES = {f.__name__: f for f in (cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi)}
+
+
+def _pmi(P: Tensor | Embedded, Q: Tensor, units: Sequence[int] | None, memory: int, top_k: int, clip: bool, a: float,
+         lam: float, log_likelihoods: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """l - lam (logsumexp of l over units - log K), l [K, m] = log_likelihoods(log softmax [U, m], top [K, top_k])."""
+    number("a", a)
+    number("lam", lam)
+    units, dtype, size, d = checked(P, Q, units, memory)
+    (N, M), K = P.shape, Q.shape[1]
+    top_k = min(top_k, N) if clip else top_k
+    whole("top_k", top_k, N, f"N {N} images")
+    U, held = min(N, K * top_k), K * top_k * 32
+    some, m = fit(memory, (held, N * SORT_BYTES, K), (held + 5 * U * size, (3 * U + 3 * K + 2 * d) * size, M))
+    piece = at_hand(memory, Q.device) // (m * size)
+
+    # no other rows of P are needed; the prior is that of the layer, so all units are scored
+    rows, top = strongest(Q, torch.arange(K, device=Q.device), top_k, dtype, some).unique(return_inverse=True)
+    blocks, log_z = list(slices(M, m)), None
+    for cols in blocks:  # the softmax runs over all concepts: its normaliser first
+        logits = block(P, rows, cols, dtype).mul_(a)                                        # [U, m]
+        z = torch.cat([logits[part].logsumexp(1, keepdim=True) for part in slices(len(logits), piece)])
+        log_z = z if log_z is None else torch.logaddexp(log_z, z)
+    scores = log_z.new_empty(len(units), M)
+    for cols in reversed(blocks):  # backwards, because the last block is at hand
+        logits = block(P, rows, cols, dtype).mul_(a) if logits is None else logits
+        l = log_likelihoods(logits.sub_(log_z), top)                                        # [K, m]
+        logits = None
+        scores[:, cols] = l[units] - lam * (l.logsumexp(0) - math.log(K))
+    if not bool(scores.isfinite().all()):
+        raise ValueError(f"a {a} times P overflows {str(dtype).removeprefix('torch.')}; "
+                         "pass a smaller a, or float64 inputs")
+    return scores
+
+
+def _column_products(P: Tensor | Embedded, Q: Tensor, units: Sequence[int] | None, memory: int,
+                     normalise: Callable[[Tensor], Tensor]) -> Tensor:
+    """normalise(Q)' normalise(P), a block of units against a block of concepts at a time."""
+    units, dtype, size, d = checked(P, Q, units, memory)
+    N, M = P.shape
+    [m] = fit(memory, (0, (6 * N + 3 * d) * size, max(len(units), M)))
+    step = min(m, max(64, at_hand(memory, Q.device) // (N * size)))
+    scores = torch.empty(len(units), M, dtype=dtype, device=Q.device)
+    for part in slices(len(units), m):
+        columns = normalise(Q[:, units[part]].to(dtype))                                    # [N, k]
+        for cols in slices(M, step):
+            scores[part, cols] = columns.T @ normalise(block(P, None, cols, dtype))
+    return scores
+
+
+def _unit_columns(X: Tensor) -> Tensor:
+    """Divide columns by their norms, in place: by their largest values first, since squares overflow and vanish."""
+    X /= _or_one(_largest(X))
+    X /= _or_one(X.norm(dim=0))
+    return X
+
+
+def _cubed_columns(X: Tensor, eps: float) -> Tensor:
+    """Centre, cube and divide by max(norm, eps), in place: scaled to 1 before each power, and eps alike."""
+    low, high = X.aminmax(dim=0)
+    first = _or_one(_largest(X))
+    X /= first
+    X -= X.mean(0)
+    second = _or_one(_largest(X))
+    X /= second
+    X.pow_(3)
+    floor = eps / first / first / first / second / second / second
+    X /= torch.maximum(_or_one(X.norm(dim=0)), floor)
+    return X.masked_fill_(low == high, 0)  # the mean of equal values may differ from them by a rounding error
+
+
+def _drawn_power(b: Tensor, p: float, draws: int, K: int, units: Tensor, few: int, generator: torch.Generator | None,
+                 as_shipped: bool) -> Tensor:
+    """Mean over draws and images of |b - permuted b|^p: b [count, n] -> [count]. All K units draw, scored or not."""
+    if generator is None and not as_shipped:
+        generator = torch.Generator().manual_seed(0)
+    where = generator.device if generator is not None else "cpu"
+    B = b.new_empty(len(b))
+    for part in slices(K, few):
+        drawn = torch.stack([torch.randperm(b.shape[1], generator=generator, device=where)
+                             for _ in range(draws * (part.stop - part.start))])
+        drawn = drawn.view(-1, draws, b.shape[1])                                           # [few, draws, n]
+        rows = ((units >= part.start) & (units < part.stop)).nonzero().flatten()
+        permuted = b[rows, None].expand(-1, draws, -1).gather(2, drawn.to(b.device)[units[rows] - part.start])
+        B[rows] = permuted.sub_(b[rows, None]).abs_().pow_(p).mean((1, 2))
+    return B
+
+
+def _expected_power(b: Tensor, p: float) -> Tensor:
+    """Mean of |b_i - b_j|^p over all pairs, which is that over all permutations: b [count, n] ascending -> [count]."""
+    total = b.new_zeros(len(b))
+    for i in range(b.shape[1] - 1):
+        total += (b[:, i + 1:] - b[:, i:i + 1]).pow_(p).sum(1)
+    return total * (2 / b.shape[1]**2)
+
+
+def _largest(X: Tensor) -> Tensor:
+    low, high = X.aminmax(dim=0)
+    return torch.maximum(high, -low)
+
+
+def _or_one(x: Tensor) -> Tensor:
+    return torch.where(x == 0, 1, x)
