@@ -1,4 +1,4 @@
-# make demo | test | lab | bench | clean-cache      Each target does its own set-up in .venv; a second run does nothing twice.
+# make demo | test | lab | bench | figures | clean-cache      Each target does its own set-up in .venv; a second run does nothing twice.
 # PYTHON=python3.12 chooses the interpreter of a new .venv; PIP_ARGS and PYTEST_ARGS are passed on.
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help demo test lab bench clean-cache
+.PHONY: help demo test lab bench figures clean-cache
 .DELETE_ON_ERROR:
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make test         run all tests"
 	@echo "make lab          open JupyterLab on the repository"
 	@echo "make bench        measure speed against literal implementations"
+	@echo "make figures      draw what README shows into figures/"
 	@echo "make clean-cache  empty the cache of computed arrays"
 
 demo: .venv/set-up-base
@@ -31,6 +32,10 @@ bench: .venv/set-up-test
 	  [ -e "$$script" ] || { echo "no scripts in benchmarks/ yet"; break; }; \
 	  echo "== $$script"; $(PY) "$$script" || exit 1; \
 	done
+
+figures: .venv/set-up-base
+	$(PY) -m utils.runs labelling -p run_name figures
+	cp results/labelling/figures-*/figures/cards_layer4.png figures/unit_cards.png
 
 clean-cache: .venv/set-up-base
 	@$(PY) -c "from utils import cache; print(f'{cache.prune(max_bytes=0, partial=True) / 1e6:.1f} MB freed')"

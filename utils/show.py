@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 HEAT = "inferno"
@@ -62,7 +64,7 @@ def image_grid(images: Sequence[Image.Image], titles: Sequence[str] | None = Non
         if i < len(images):
             ax.imshow(images[i], interpolation="nearest" if images[i].width < 100 else "auto")
             if titles:
-                ax.set_title(titles[i], fontsize=6.5, wrap=True)
+                ax.set_title(textwrap.fill(titles[i], int(18 * size)), fontsize=6.5)
     fig.tight_layout(pad=.3)
     return fig
 
@@ -167,6 +169,9 @@ def training_curves(curves: pd.DataFrame) -> Figure:
         rows = curves[curves["stage"] == stage]
         ax.plot(rows["step"], rows["loss"], lw=1.2)
         ax.set(title=stage, xlabel="step", yscale="log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
     axes[0][0].set_ylabel("training loss")
     fig.tight_layout()
     return fig

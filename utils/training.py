@@ -13,17 +13,21 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from clip.model import CLIP
 from torch import nn
 
 from utils.fit import fit, save_weights
-from utils.networks import MicroResNet, micro_vit
 from utils.microworld import ATOMS, CLASSES, CONCEPTS, CONTEXT, END, caption, concepts, scene, tokenize
+from utils.networks import MicroResNet, micro_vit
+from utils.openai_clip import openai_package
 from utils.render import coverage, render
+
+if TYPE_CHECKING:
+    from clip.model import CLIP
 
 TRAIN_SEED = 1_000_000  # scenes of the pool; probes and held-out scenes use other seeds
 PHRASINGS = 4  # captions 0..3 name one scene; the partial ones fit many and would be false negatives
@@ -90,8 +94,8 @@ def new_clip(tower: str, width: int = 128) -> CLIP:
     """A microworld CLIP with random weights: tower "rn" (ModifiedResNet of width 16) or "vit" (6 blocks, 512 MLP neurons each)."""
     vision = dict(vision_layers=(2, 2, 2, 2), vision_width=16, vision_patch_size=None) if tower == "rn" else \
         dict(vision_layers=6, vision_width=128, vision_patch_size=64 // GRID)
-    return CLIP(embed_dim=width, image_resolution=64, context_length=CONTEXT, vocab_size=END + 1, transformer_width=128,
-                transformer_heads=2, transformer_layers=3, **vision).float()
+    return openai_package().model.CLIP(embed_dim=width, image_resolution=64, context_length=CONTEXT, vocab_size=END + 1,
+                                       transformer_width=128, transformer_heads=2, transformer_layers=3, **vision).float()
 
 
 def train_clip(model: CLIP, pool: dict, steps: int, batch: int, folder: Path, report: Callable, seed: int = 0,
