@@ -1,7 +1,7 @@
 """What may be set in a notebook: the cell tagged `parameters`, read and checked without running anything.
 
-A line of that cell is `name = literal  # type: T  # help`, where T is int, float, bool, str, list[T] or dict, or several
-of them joined by `|` (None included), and a help text may end in `choices: a|b|c`.
+A line of that cell is `name = literal  # type: T  # help`, where T is int, float, bool, str, list[T] or dict, or
+several of them joined by `|` (None included), and a help text may end in `choices: a|b|c`.
 
 Parameter          name, type, default, help, choices of one parameter
 read_parameters    all parameters of a notebook file
@@ -57,7 +57,8 @@ def read_parameters(path: Path) -> dict[str, Parameter]:
             (target,), default = node.targets, ast.literal_eval(node.value)
             name = target.id
         except (AttributeError, ValueError):
-            raise ValueError(f"{where}: expected `name = literal  # type: T  # help`, got {ast.unparse(node)!r}") from None
+            form = "`name = literal  # type: T  # help`"
+            raise ValueError(f"{where}: expected {form}, got {ast.unparse(node)!r}") from None
         written = COMMENT.match(comments.get(node.end_lineno, ""))
         kind = written["type"] if written else type(default).__name__.replace("NoneType", "None")
         for one in _alternatives(kind):
@@ -72,7 +73,10 @@ def read_parameters(path: Path) -> dict[str, Parameter]:
 def from_text(parameter: Parameter, text: str) -> Any:
     """The value meant by `-p name text`: a Python literal of the declared type; a str is taken as it is written."""
     kinds = _alternatives(parameter.type)
-    for kind in [k for k in kinds if k != "str"]:
+    bracketed = text.lstrip().startswith(("[", "("))
+    for kind in kinds:
+        if kind == "str" or "str" in kinds and kind.startswith("list") and not bracketed:
+            continue                                 # where a str will do, a,b is one
         try:
             return check(parameter, _convert(_literal(text, kind), kind))
         except TypeError:
@@ -86,7 +90,7 @@ def check(parameter: Parameter, value: Any) -> Any:
     """The value in its declared type (an int becomes a float where one is declared); ValueError when it has another."""
     value = list(value) if isinstance(value, tuple) else value
     kinds = _alternatives(parameter.type)
-    for kind in sorted(kinds, key=lambda k: SCALARS.get(k) is not type(value)):  # an exact match goes first: 3 for int|float
+    for kind in sorted(kinds, key=lambda k: SCALARS.get(k) is not type(value)):  # int|float keeps 3 an int
         try:
             value = _convert(value, kind)
             break
@@ -97,7 +101,8 @@ def check(parameter: Parameter, value: Any) -> Any:
     given = value if isinstance(value, list) else [value]
     wrong = [v for v in given if parameter.choices and v is not None and str(v) not in parameter.choices]
     if wrong:
-        raise ValueError(f"parameter '{parameter.name}' must be one of {', '.join(parameter.choices)}, got {wrong[0]!r}")
+        choices = ", ".join(parameter.choices)
+        raise ValueError(f"parameter '{parameter.name}' must be one of {choices}, got {wrong[0]!r}")
     return value
 
 
@@ -114,16 +119,15 @@ def _alternatives(kind: str) -> list[str]:
 
 
 def _literal(text: str, kind: str) -> Any:
-    """The text as a Python literal, with the two shorthands true/false and a,b,c for a list."""
-    if kind == "bool":
-        text = text.capitalize()
+    """The text as a Python literal, with two shorthands: true and false, and a,b,c for a list."""
+    inner = LIST.fullmatch(kind)
+    if inner and not text.lstrip().startswith(("[", "(")):
+        parts = [part.strip() for part in text.split(",")]
+        return parts if inner[1] == "str" else [_literal(part, inner[1]) for part in parts]
     try:
-        return ast.literal_eval(text.strip())
+        return ast.literal_eval((text.capitalize() if kind == "bool" else text).strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        inner = LIST.fullmatch(kind)
-        if not inner or text.lstrip().startswith("["):
-            raise TypeError from None
-    return [part.strip() if inner[1] == "str" else _literal(part, inner[1]) for part in text.split(",")]
+        raise TypeError(f"no literal: {text}") from None
 
 
 def _convert(value: Any, kind: str) -> Any:
