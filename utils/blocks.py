@@ -79,7 +79,15 @@ def order(values: Tensor) -> Tensor:
 
 def strongest(Q: Tensor, units: Tensor, n: int, dtype: torch.dtype, some: int) -> Tensor:
     """The n images that activate each unit most, descending, ties by lower index: [units, n]; `some` units at once."""
-    return torch.cat([order(Q[:, units[part]].T.to(dtype).neg())[:, :n].clone() for part in slices(len(units), some)])
+    found = []
+    for part in slices(len(units), some):
+        q = Q[:, units[part]].T.to(dtype).contiguous()                                      # [some, N]
+        best = q.topk(min(n + 1, len(Q)), dim=1)
+        top = best.indices[:, :n].clone()  # ambiguous only where two of the n + 1 best values are equal
+        tied = (best.values[:, 1:] == best.values[:, :-1]).any(1)
+        top[tied] = order(q[tied].neg())[:, :n]
+        found.append(top)
+    return torch.cat(found)                                                                 # [units, n]
 
 
 def checked(P: Tensor | Embedded, Q: Tensor, units: Sequence[int] | None,

@@ -214,14 +214,15 @@ def _pmi(P: Tensor | Embedded, Q: Tensor, units: Sequence[int] | None, memory: i
     whole("top_k", top_k, N, f"N {N} images")
     U, held = min(N, K * top_k), K * top_k * 32
     some, m = fit(memory, (held, N * SORT_BYTES, K), (held + 5 * U * size, (3 * U + 3 * K + 2 * d) * size, M))
-    piece = at_hand(memory, Q.device) // (m * size)
+    work = at_hand(memory, Q.device)
+    m = m if d else min(m, max(64, work // (U * size)))  # rows of a matrix cost little to take twice, embeddings a product
 
     # no other rows of P are needed; the prior is that of the layer, so all units are scored
     rows, top = strongest(Q, torch.arange(K, device=Q.device), top_k, dtype, some).unique(return_inverse=True)
     blocks, log_z = list(slices(M, m)), None
     for cols in blocks:  # the softmax runs over all concepts: its normaliser first
         logits = block(P, rows, cols, dtype).mul_(a)                                        # [U, m]
-        z = torch.cat([logits[part].logsumexp(1, keepdim=True) for part in slices(len(logits), piece)])
+        z = torch.cat([logits[part].logsumexp(1, keepdim=True) for part in slices(len(logits), work // (m * size))])
         log_z = z if log_z is None else torch.logaddexp(log_z, z)
     scores = log_z.new_empty(len(units), M)
     for cols in reversed(blocks):  # backwards, because the last block is at hand
