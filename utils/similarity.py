@@ -215,7 +215,7 @@ def _pmi(P: Tensor | Embedded, Q: Tensor, units: Sequence[int] | None, memory: i
     U, held = min(N, K * top_k), K * top_k * 32
     some, m = fit(memory, (held, N * SORT_BYTES, K), (held + 5 * U * size, (3 * U + 3 * K + 2 * d) * size, M))
     work = at_hand(memory, Q.device)
-    m = m if d else min(m, max(64, work // (U * size)))  # rows of a matrix cost little to take twice, embeddings a product
+    m = m if d else min(m, max(64, work // (U * size)))  # rows of P are cheap to take twice, products not
 
     # no other rows of P are needed; the prior is that of the layer, so all units are scored
     rows, top = strongest(Q, torch.arange(K, device=Q.device), top_k, dtype, some).unique(return_inverse=True)
