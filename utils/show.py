@@ -1,7 +1,7 @@
 """Everything drawn: figures for papers, progress, and the widget that browses units.
 
 style             one look for all figures
-progress          a bar in JupyterLab, a plain line every ten seconds when headless
+progress          a bar in JupyterLab, plain lines when headless
 image_grid        pictures in a grid
 unit_card         one unit: its labels with scores, its top images, where it fires
 unit_cards        several of them as one figure
@@ -39,7 +39,7 @@ def style() -> None:
 
 
 def progress(items: Iterable, total: int | None = None, text: str = "") -> Iterator:
-    """Pass `items` through and say how far it is: a widget bar when interactive, else one line at most every ten seconds."""
+    """Pass `items` through and say how far it is: a widget bar when interactive, else a line after ten seconds, then ever rarer."""
     if not os.environ.get("NEURONYM_HEADLESS") and "ipykernel" in sys.modules:
         from tqdm.auto import tqdm
         yield from tqdm(items, total=total, desc=text)
@@ -49,7 +49,7 @@ def progress(items: Iterable, total: int | None = None, text: str = "") -> Itera
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - said >= 10:
+        if now - said >= max(10, (now - began) / 10):  # a run of an hour prints some 40 lines
             said = now
             left = f", {(now - began) / done * (total - done):.0f} s left" if total else ""
             print(f"{text}: {done}/{total or '?'} after {now - began:.0f} s{left}", flush=True)
@@ -135,7 +135,8 @@ def labels_by_category(table: pd.DataFrame, category: Mapping[str, str] | None =
     if "other" in share:
         share = share[[c for c in share if c != "other"] + ["other"]]
     fig, ax = plt.subplots(figsize=(5.6, .34 * len(layers) + 1))
-    share.iloc[::-1].plot.barh(stacked=True, ax=ax, width=.75, color=sns.color_palette("colorblind", share.shape[1]), legend=False)
+    colours = [".85" if c == "other" else sns.color_palette("colorblind", share.shape[1])[i] for i, c in enumerate(share)]
+    share.iloc[::-1].plot.barh(stacked=True, ax=ax, width=.75, color=colours, legend=False)
     ax.set(xlabel="share of units", ylabel="", xlim=(0, 1))
     ax.legend(title=title, fontsize=7, title_fontsize=7, loc="center left", bbox_to_anchor=(1.01, .5), frameon=False)
     fig.tight_layout()
