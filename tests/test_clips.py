@@ -296,7 +296,7 @@ def test_open_clip_weights_bring_their_activation(monkeypatch):
         raise OSError("no network")
     monkeypatch.setattr(open_clip, "create_model_and_transforms", refuse)
     for tag in ("openai", "laion2b_s34b_b79k"):
-        with pytest.raises(FileNotFoundError, match=f"weights of open_clip:ViT-B-32:{tag} not found; download .*HF_HOME"):
+        with pytest.raises(FileNotFoundError, match=f"open_clip:ViT-B-32:{tag} not found; download .*HF_HOME"):
             load_clip(f"open_clip:ViT-B-32:{tag}")
     assert asked == [("ViT-B-32", "openai", True), ("ViT-B-32", "laion2b_s34b_b79k", False)]
 

@@ -57,7 +57,8 @@ class Silent:
 
 def test_texts_tell_code_values_and_settings_apart(monkeypatch):
     known = [Preprocess(8, 8), Preprocess(9, 8), Preprocess(8, 8).__call__, by_global, by_closure(1), by_closure(2),
-             partial(by_global, 1), T.Resize(3), T.Compose([T.Resize(3), T.ToTensor()]), T.Compose([T.Resize(4), T.ToTensor()]),
+             partial(by_global, 1), T.Resize(3), T.Compose([T.Resize(3), T.ToTensor()]),
+             T.Compose([T.Resize(4), T.ToTensor()]),
              T.Compose([T.Lambda(lambda x: x + 1)]), T.Compose([T.Lambda(lambda x: x + 2)])]
     texts = [describe(p) for p in known]
     assert len(set(texts)) == len(texts) and not any("0x" in t or "\n" in t for t in texts)

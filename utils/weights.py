@@ -215,6 +215,6 @@ def _structure(part: nn.Module) -> str:
 
 def _compiled(code: CodeType) -> str:
     """Compiled code as text, free of file names, line numbers and the arbitrary order of sets."""
-    constants = [_compiled(c) if isinstance(c, CodeType) else sorted(map(repr, c)) if isinstance(c, frozenset) else repr(c)
-                 for c in code.co_consts]
+    constants = [_compiled(value) if isinstance(value, CodeType) else
+                 sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value) for value in code.co_consts]
     return f"{code.co_code.hex()} {code.co_names} {constants}"
