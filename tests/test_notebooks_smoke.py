@@ -1,0 +1,34 @@
+"""Every notebook runs to its end in smoke mode, through the same command as by hand."""
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.runs import ROOT
+
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+def check_run(folder: Path) -> dict:
+    """A finished run folder: every file is there and no metric is NaN or infinite; returns the metrics."""
+    assert {"notebook.ipynb", "params.json", "env.json", "metrics.json", "done"} <= {p.name for p in folder.iterdir()}
+    numbers = []
+    metrics = json.loads((folder / "metrics.json").read_text(), parse_float=lambda text: numbers.append(float(text)),
+                         parse_constant=lambda text: numbers.append(float(text)))
+    assert metrics and all(map(math.isfinite, numbers))
+    assert json.loads((folder / "params.json").read_text())["smoke"] is True
+    return metrics
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_notebook_runs(notebook, tmp_path):
+    call = [sys.executable, "-m", "utils.runs", notebook, "-p", "smoke", "True", "-p", "device", "cpu"]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (folder,) = (tmp_path / "results" / notebook).iterdir()
+    check_run(folder)
