@@ -17,7 +17,7 @@ from utils import microworld
 from utils.clips import CLIPS, Clip, load_clip
 from utils.errors import UnknownName
 from utils.models import MICRO, load_target
-from utils.openai_clip import openai_module, openai_package, openai_weights
+from utils.openai_clip import openai_module, openai_package, openai_weights, text_features
 from utils.preprocess import describe
 from utils.weights import random_start, weights_key
 
@@ -140,6 +140,17 @@ def test_openais_own_files_are_verified(tmp_path, monkeypatch):
     true = hashlib.sha256(file.read_bytes()).hexdigest()
     monkeypatch.setitem(openai_package().clip._MODELS, "RN50", f"http://a/{true}/RN50.pt")
     assert set(openai_weights("RN50")) == {"weight", "bias"}
+
+
+def test_text_tower_without_padding_is_the_whole_tower():
+    model, generator = small_clip(context=17), torch.Generator().manual_seed(0)
+    tokens = torch.zeros(5, 17, dtype=torch.long)
+    for row, length in zip(tokens, (3, 2, 9, 5, 4)):
+        row[:length] = torch.randint(1, 49000, (length,), generator=generator)
+        row[length - 1] = 49407
+    with torch.no_grad():
+        for some in (tokens, tokens[:2], tokens[2:3]):
+            torch.testing.assert_close(text_features(model, some), model.encode_text(some))
 
 
 def test_keys_tell_the_two_sides_apart(tmp_path):

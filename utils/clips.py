@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from utils.errors import unknown
 from utils.models import MICRO, load_target, microworld_weights
-from utils.openai_clip import bpe_key, openai_module, openai_package, openai_weights
+from utils.openai_clip import bpe_key, openai_module, openai_package, openai_weights, text_features
 from utils.preprocess import CLIP_MEAN, CLIP_STD, Preprocess, describe
 from utils.sentences import load_sentence_encoder, quiet_transformers, tokenizer_key
 from utils.weights import (digest, identity, import_extra, is_file_or_seed, missing, random_seed, random_start,
@@ -73,8 +73,8 @@ def _microworld(rest: str, device: torch.device) -> Clip:
     model = openai_module(microworld_weights(f"clip_{tower}", folder))
     vocabulary = repr(sorted(microworld.VOCABULARY.items()))
     words = digest(vocabulary, source_of(microworld.tokenize), str(model.context_length))
-    return _clip(model, device, ("visual",), model.encode_image, lambda texts: model.encode_text(
-        microworld.tokenize(texts).to(device)), words, MICRO, describe(MICRO))
+    return _clip(model, device, ("visual",), model.encode_image, lambda texts: text_features(
+        model, microworld.tokenize(texts).to(device)), words, MICRO, describe(MICRO))
 
 
 def _openai(rest: str, device: torch.device) -> Clip:
@@ -86,8 +86,9 @@ def _openai(rest: str, device: torch.device) -> Clip:
     model = openai_module(openai_weights(name, rest[len(name) + 1:]))
     words, size = bpe_key(model), model.visual.input_resolution
     preprocess = Preprocess(size, size, "bicubic", CLIP_MEAN, CLIP_STD)
-    return _clip(model, device, ("visual",), model.encode_image, lambda texts: model.encode_text(
-        clip.tokenize(texts, model.context_length, truncate=True).to(device)), words, preprocess, describe(preprocess))
+    return _clip(model, device, ("visual",), model.encode_image, lambda texts: text_features(
+        model, clip.tokenize(texts, model.context_length, truncate=True).to(device)), words, preprocess,
+                 describe(preprocess))
 
 
 def _open_clip(rest: str, device: torch.device) -> Clip:

@@ -3,6 +3,7 @@
 openai_package   import it without its warning
 openai_weights   tensors from a named file, the folder of NEURONYM_CLIP_DIR or openai-clip's own cache
 openai_module    state dict -> clip.model.CLIP
+text_features    its text tower, without the padding
 bpe_key          hash of its tokenizer
 """
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import Tensor, nn
 
 from utils.weights import digest, is_torchscript, missing, random_start, read_weights, source_of
@@ -69,6 +71,22 @@ def openai_weights(name: str, file: str = "") -> dict[str, Tensor]:
         raise ValueError(f"{found} must be OpenAI's file with SHA-256 {expected[:16]}..., got {_sha256(found)[:16]}"
                          f"...; download {url} again, or name weights of your own as openai:{name}@FILE")
     return read_weights(found)
+
+
+def text_features(model: nn.Module, tokens: Tensor) -> Tensor:
+    """The module's `encode_text`, run on no more tokens than the longest text has; tokens [m, context] -> [m, d].
+
+    Attention looks back only, so what follows an end token cannot change it; words pass ten times faster.
+    """
+    ends = tokens.argmax(dim=1)  # the end token has the highest id
+    length = int(ends.max()) + 1
+    mask = model.build_attention_mask()[:length, :length].to(tokens.device)
+    x = (model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]).transpose(0, 1)  # [T, m, w]
+    for block in model.transformer.resblocks:
+        y = block.ln_1(x)
+        x = x + block.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
+        x = x + block.mlp(block.ln_2(x))
+    return model.ln_final(x)[ends, torch.arange(len(tokens), device=tokens.device)] @ model.text_projection
 
 
 def bpe_key(model: nn.Module) -> str:
