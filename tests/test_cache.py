@@ -28,8 +28,9 @@ def put(spec=SPEC, rows=ROWS, kind="q"):
     return cache.array(kind, spec, lambda: rows)
 
 
-@pytest.mark.parametrize("field, value", [("schema", 2), ("weights", "abd"), ("layer", "layer3"), ("pool", "max"), ("ratio", .25),
-                                          ("tf32", True), ("list", [2, 1]), ("new", None)])
+@pytest.mark.parametrize("field, value", [
+    ("schema", 2), ("weights", "abd"), ("layer", "layer3"), ("pool", "max"), ("ratio", .25), ("tf32", True),
+    ("list", [2, 1]), ("new", None)])
 def test_every_field_changes_the_key(field, value):
     assert cache.key_of(SPEC | {field: value}) != cache.key_of(SPEC)
 
@@ -150,25 +151,111 @@ def test_a_killed_process_loses_only_what_it_had_not_flushed():
     assert np.array_equal(cache.load("q", SPEC), ROWS) and cache.verify() == []
 
 
-def test_a_second_writer_is_told_who_is_first():
+STEPWISE = """
+    import sys, time, numpy as np
+    from utils import cache
+    rows_ = np.arange(23 * 7, dtype=np.float32).reshape(23, 7)
+    with cache.writer("q", {spec!r}, rows_.shape, "float32") as rows:
+        print(rows.start, flush=True)
+        for i in range(rows.start, 23):
+            rows.write(i, rows_[i:i + 1])
+            time.sleep(.005)
+"""
+
+
+def test_kills_at_any_moment_never_give_another_array():
+    code, starts = textwrap.dedent(STEPWISE.format(spec=SPEC)), []
+    for delay in (.01, .03, .05, None):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        starts.append(int(process.stdout.readline()))
+        if delay:
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+            assert cache.load("q", SPEC) is None
+        process.wait()
+    assert starts == sorted(starts) and starts[-1] > 0
+    assert np.array_equal(cache.load("q", SPEC), ROWS) and cache.verify() == []
+    assert [path.name for path in folder().parent.iterdir()] == [folder().name]
+
+
+def test_the_slower_of_two_writers_drops_its_own():
     process = start_writer()
     try:
-        with pytest.raises(RuntimeError, match=f"written by process {process.pid}"), cache.writer("q", SPEC, ROWS.shape, "float32"):
-            pass
-        assert cache.prune(partial=True) == 0  # the work of a living process is left alone
+        with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
+            assert rows.start == 0                   # it does not touch what the other is writing
+            rows.write(0, ROWS[:5])
+            assert cache.prune(partial=True) == 0    # the work of living processes is left alone
+            put(rows=ROWS)                           # a third is quicker than both
+            first = (folder() / "meta.json").stat().st_mtime_ns
+            rows.write(5, ROWS[5:] + 1)
+        assert np.array_equal(cache.load("q", SPEC), ROWS) and (folder() / "meta.json").stat().st_mtime_ns == first
     finally:
         process.kill()
         process.wait()
+    assert cache.prune(partial=True) > 0 and [p.name for p in folder().parent.iterdir()] == [folder().name]
 
 
-def test_the_slower_of_two_drops_its_own():
+def test_a_writer_of_what_is_there_has_nothing_to_do():
+    put()
     with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
+        assert rows.start == 23
         rows.write(0, ROWS + 1)
-        os.rename(folder().with_name(folder().name + ".lock"), folder().with_name("gone"))  # as if on another machine
-        os.rename(folder().with_name(folder().name + ".partial"), folder().with_name("mine"))
-        put()
-        os.rename(folder().with_name("mine"), folder().with_name(folder().name + ".partial"))
-    assert np.array_equal(cache.load("q", SPEC), ROWS) and not list(cache_dir().glob("q/*.partial"))
+    assert np.array_equal(cache.load("q", SPEC), ROWS) and cache.verify() == []
+
+
+def test_processes_that_race_all_get_the_array():
+    code = textwrap.dedent("""
+        import sys, time, numpy as np
+        from utils import cache
+        print("ready", flush=True)
+        sys.stdin.readline()
+        made = lambda: np.arange(23 * 7, dtype=np.float32).reshape(23, 7)
+        print(float(cache.array("q", {spec!r}, made).sum()))
+    """).format(spec=SPEC)
+    rivals = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                               cwd=ROOT) for _ in range(3)]
+    assert [rival.stdout.readline() for rival in rivals] == ["ready\n"] * 3
+    for rival in rivals:
+        rival.stdin.write("go\n")
+        rival.stdin.flush()
+    assert [float(rival.communicate()[0]) for rival in rivals] == [ROWS.sum()] * 3
+    assert [path.name for path in folder().parent.iterdir()] == [folder().name] and cache.verify() == []
+
+
+def test_a_lock_left_behind_is_taken_over():
+    folder().parent.mkdir(parents=True)
+    folder().with_name(folder().name + ".lock").write_text("999999999")
+    with pytest.raises(KeyboardInterrupt), cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
+        rows.write(0, ROWS[:3])
+        assert folder().with_name(folder().name + ".lock").read_text() == str(os.getpid())
+        raise KeyboardInterrupt
+    with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
+        assert rows.start == 3
+        rows.write(3, ROWS[3:])
+
+
+def test_a_full_disk_is_an_error_and_the_rows_before_it_stay():
+    code = textwrap.dedent("""
+        import resource, numpy as np
+        from utils import cache
+        with cache.writer("q", {spec!r}, (64, 4096), "float32") as rows:
+            rows.write(0, np.ones((8, 4096), "float32"))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))
+            rows.write(8, np.ones((56, 4096), "float32"))
+    """).format(spec=SPEC)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "OSError" in done.stderr
+    with pytest.raises(KeyboardInterrupt), cache.writer("q", SPEC, (64, 4096), "float32") as rows:
+        assert rows.start == 8
+        raise KeyboardInterrupt
+
+
+def test_values_of_another_kind_and_empty_arrays_are_refused():
+    with pytest.raises(ValueError, match="holds float32, got rows of complex128"):
+        with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
+            rows.write(0, ROWS.astype(complex))
+    with pytest.raises(ValueError, match="at least one row"):
+        put(rows=ROWS[:0])
 
 
 def test_explain_names_the_field_that_differs():
@@ -176,8 +263,16 @@ def test_explain_names_the_field_that_differs():
     put()
     put(SPEC | {"layer": "x", "pool": "max"})
     said = cache.explain("q", SPEC | {"pool": "cls"})
-    assert f"nearest is {cache.key_of(SPEC)}" in said and "pool: asked 'cls', cached 'avg'" in said and "layer" not in said
+    assert f"nearest is {cache.key_of(SPEC)}" in said and "layer" not in said
+    assert "pool: asked 'cls', cached 'avg'" in said
     assert cache.explain("q", SPEC).startswith("hit")
+    with pytest.raises(KeyboardInterrupt), cache.writer("q", SPEC | {"schema": 9}, ROWS.shape, "float32") as rows:
+        rows.write(0, ROWS[:9])
+        raise KeyboardInterrupt
+    said = cache.explain("q", SPEC | {"schema": 9})
+    assert "schema: asked 9, cached 1" in said and said.endswith("9 of 23 rows are written")
+    damage_cut(folder())
+    assert "miss" in cache.explain("q", SPEC) and "it is torn" in cache.explain("q", SPEC)
 
 
 def test_prune_by_size_age_and_unfinished_work():
@@ -198,6 +293,36 @@ def test_bundles_hold_named_tensors():
     for _ in range(2):
         found = cache.bundle("b", SPEC, lambda: made.append(1) or {"x": torch.arange(3), "y": torch.eye(2).T})
     assert made == [1] and torch.equal(found["x"], torch.arange(3)) and cache.verify() == []
+
+
+def test_bundles_are_refused_when_torn_or_foreign():
+    def put_bundle():
+        return cache.bundle("b", SPEC, lambda: {"x": torch.arange(3)})
+
+    put_bundle()
+    file = folder(kind="b") / "data.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert torch.equal(put_bundle()["x"], torch.arange(3)) and cache.verify() == []
+    meta = json.loads((file.parent / "meta.json").read_text())
+    (file.parent / "meta.json").write_text(json.dumps(meta | {"spec": SPEC | {"layer": "other"}}))
+    with pytest.raises(ValueError, match="made from another spec"):
+        put_bundle()
+
+
+def test_entries_say_what_they_hold_and_what_made_them():
+    cache.array("q", SPEC, lambda: ROWS, {"name": "units"})
+    (entry,) = cache.entries()
+    assert entry["spec"] == SPEC and entry["key"] == cache.key_of(SPEC) and entry["bytes"] > ROWS.nbytes
+    assert {"name", "seconds", "created", "git", "torch", "numpy"} <= set(entry["info"])
+    assert cache.entries("other") == []
+
+
+def test_prune_removes_torn_entries_only_when_asked():
+    put()
+    damage_meta(folder())
+    assert cache.prune(max_bytes=0) == 0 and folder().exists()
+    assert cache.prune(partial=True) > 0 and not list(folder().parent.iterdir())
+    assert cache.prune(max_bytes=0, partial=True) == 0
 
 
 def test_no_pickle_is_read_or_written():

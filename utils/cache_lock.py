@@ -1,4 +1,8 @@
-"""One writer per cache entry: `locked` holds an exclusive lock that the system releases when the process dies."""
+"""Who writes a cache entry: `locked` takes an exclusive lock that the system releases when its holder dies.
+
+locked   hold a lock file, or learn that another does
+alive    whether a process of this machine still runs
+"""
 from __future__ import annotations
 
 import os
@@ -14,15 +18,13 @@ except ImportError:  # Windows
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[bool]:
-    """Hold the lock file `path` (it tells our pid). Held by another: RuntimeError naming it, or yield False if `what` is empty.
+def locked(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path`, which tells our pid, and yield True; yield False when another writer holds it.
 
-    The lock is the operating system's, so a killed holder never leaves it behind.
+    The lock is the operating system's: one that a killed process left behind is taken over.
     """
     file = _take(path)
     if file is None:
-        if what:
-            raise RuntimeError(f"{what} is being written by process {path.read_text() or '?'}; wait for it, then run again to resume")
         yield False
         return
     with file:
@@ -35,6 +37,17 @@ def locked(path: Path, what: str) -> Iterator[bool]:
             path.unlink(missing_ok=True)
 
 
+def alive(pid: int) -> bool:
+    """Whether process `pid` exists; another user's counts."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _take(path: Path) -> IO[str] | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -45,6 +58,9 @@ def _take(path: Path) -> IO[str] | None:
         except OSError:
             file.close()
             return None
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
+        try:
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:
+            pass
         file.close()  # its last holder removed it between our open and our lock: what we hold is no longer the lock
