@@ -22,8 +22,6 @@ def fit(parts: nn.ModuleDict, loss: Callable, pool: dict, steps: int, batch: int
          lr: float) -> nn.ModuleDict:
     """Minimise `loss` with Muon (matrices of transformers) and AdamW (all else), warm-up, cosine, EMA; resume from `folder`."""
     device = next(parts.parameters()).device
-    if device.type == "cpu":
-        parts.to(memory_format=torch.channels_last)
     matrices = [p for n, p in parts.named_parameters() if p.ndim == 2 and ("resblocks" in n or "encoder_layer" in n)]
     others = [p for p in parts.parameters() if not any(p is m for m in matrices)]
     optims = [torch.optim.AdamW(others, lr=lr, betas=(.9, .98), weight_decay=.01)]
@@ -42,7 +40,7 @@ def fit(parts: nn.ModuleDict, loss: Callable, pool: dict, steps: int, batch: int
                 group["lr"] = lr * min((step + 1) / 100, .5 + .5 * math.cos(math.pi * step / steps) + 1e-3)
             optim.zero_grad(set_to_none=True)
         images = torch.from_numpy(pool["images"][take.numpy()]).to(device).float().div(127.5).sub(1)
-        images = _jitter(images, seed + step).contiguous(memory_format=torch.channels_last)
+        images = _jitter(images, seed + step)  # not channels_last: its backward corrupts memory in torch 2.15 on CPUs
         with torch.autocast(device.type, dtype=torch.bfloat16):
             value = loss(take, images, step)
         value.backward()

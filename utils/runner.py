@@ -91,9 +91,10 @@ def execute(notebook: str, overrides: dict[str, Any], params: dict[str, Any], fo
                 _literally(notebook_path(notebook)), _literally(folder / "notebook.ipynb"), overrides,
                 kernel_name="python3", cwd=ROOT, log_output=True, progress_bar=False, start_timeout=300)
         except papermill.PapermillExecutionError as failure:
-            error = f"{failure.ename}: {failure.evalue}".splitlines()[0]
+            whole = f"{failure.ename}: {failure.evalue}"
+            error = whole.splitlines()[0]
             where = f"cell {failure.cell_index} ({_title(failure.source)})"
-            print(f"{notebook} failed in {where}: {error}", file=sys.stderr)
+            print(f"{notebook} failed in {where}: {whole}", file=sys.stderr)
         except KeyboardInterrupt:
             error = "KeyboardInterrupt; the same command goes on from the caches"
             print(f"{notebook} stopped: {error}", file=sys.stderr)
