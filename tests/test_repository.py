@@ -1,6 +1,7 @@
 """The repository itself: its packages agree, its modules import, and nothing is committed that should not be."""
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 from utils.runs import ROOT
 
 OPTIONAL = ["open_clip", "timm", "diffusers", "sentence_transformers", "jupyterlab", "efficientnet_lite_pytorch"]
+OUTSIDE = {k: v for k, v in os.environ.items()      # the tests themselves may have been started by make
+           if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTEST_ARGS", "PIP_ARGS", "PYTHON")}
 LARGEST = 10 * 2**20
 PICKLES = (".pt", ".pkl", ".pth", ".pickle", ".joblib", ".bin", ".ckpt")
 TEXT = (".py", ".md", ".toml", ".yaml", ".ipynb", ".sh", ".txt", ".csv", ".json", "Makefile", "run", "Snakefile")
@@ -96,7 +99,7 @@ def test_make_says_what_is_wrong_with_an_old_python(tmp_path):
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
     call = ["make", "demo", f"PYTHON={tmp_path / 'python'}"]
-    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, env=OUTSIDE)
     assert done.returncode and "needs Python >= 3.11, " in done.stderr and "Python 3.8.1" in done.stderr
 
 
@@ -111,7 +114,7 @@ def test_make_does_not_set_up_twice(tmp_path):
 
     def make(target):
         (tmp_path / "calls").write_text("")
-        subprocess.run(["make", target], cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(["make", target], cwd=tmp_path, check=True, capture_output=True, env=OUTSIDE)
         return [line for line in (tmp_path / "calls").read_text().splitlines() if "pip --version" not in line]
 
     first = make("demo")

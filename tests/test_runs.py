@@ -32,7 +32,7 @@ def write_notebook(folder, name="toy", cells=(), parameters=CELL, set_up=SET_UP)
     """A notebook with a parameters cell, the call of start_run, and the given code cells."""
     code = [nbformat.v4.new_code_cell(source) for source in (parameters, set_up, *cells)]
     code[0].metadata["tags"] = ["parameters"]
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Toy\n\nDoes it run?"), *code])
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Does it run?\n\nA toy."), *code])
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     folder.mkdir(exist_ok=True)
     nbformat.write(book, folder / f"{name}.ipynb")

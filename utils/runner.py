@@ -120,9 +120,8 @@ def _list(notebook: str | None) -> None:
         print("\n".join(map(str, read_parameters(notebook_path(notebook)).values())))
         return
     for path in sorted(notebooks_dir().glob("*.ipynb")):
-        first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).strip()
-        lines = first.splitlines() or [""]
-        print(f"{path.stem:<24}{next((line for line in lines if line.strip() and line[0] != '#'), lines[0])}")
+        first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        print(f"{path.stem:<24}{first.strip().splitlines()[0].lstrip('# ') if first.strip() else ''}")
     print("usage: python -m utils.runs NOTEBOOK -p key value ...   (NOTEBOOK --list: its parameters)")
 
 
