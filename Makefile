@@ -34,8 +34,9 @@ bench: .venv/set-up-test
 	done
 
 figures: .venv/set-up-base
+	rm -rf results/labelling/figures-*
 	$(PY) -m utils.runs labelling -p run_name figures
-	cp results/labelling/figures-*/figures/cards_layer4.png figures/unit_cards.png
+	cp results/labelling/figures-*/figures/unit_cards.png figures/
 
 clean-cache: .venv/set-up-base
 	@$(PY) -c "from utils import cache; print(f'{cache.prune(max_bytes=0, partial=True) / 1e6:.1f} MB freed')"

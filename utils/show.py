@@ -82,9 +82,10 @@ def unit_card(axes: Sequence[Axes], title: str, labels: Sequence[tuple[str, floa
         hit = labels and labels[0][0] == truth
         text.text(0, .82, f"true name: {truth} {'(found)' if hit else ''}", fontsize=7, va="top", transform=text.transAxes,
                   color=sns.color_palette("colorblind")[2 if hit else 3])
+    first = .62 if truth is not None else .78
     for i, (label, score) in enumerate(labels[:4]):
         shown = label if len(label) < 24 else label[:22] + ".."
-        text.text(0, .62 - .17 * i, f"{shown}  ({score:.3g})", fontsize=7 if i else 8, va="top", transform=text.transAxes,
+        text.text(0, first - .17 * i, f"{shown}  ({score:.3g})", fontsize=7 if i else 8, va="top", transform=text.transAxes,
                   color="black" if i == 0 else "0.4")
     top = max((float(np.max(m)) for m in maps), default=0) if maps is not None else 0
     for i, ax in enumerate(places):
