@@ -77,6 +77,7 @@ def unit_card(axes: Sequence[Axes], title: str, labels: Sequence[tuple[str, floa
     """
     text, *places = axes
     text.axis("off")
+    title = title if len(title) <= 26 else "…" + title[-25:]  # the end tells units of one network apart
     text.text(0, 1, title, fontsize=8, weight="bold", va="top", transform=text.transAxes)
     if truth is not None:
         hit = labels and labels[0][0] == truth
