@@ -51,7 +51,8 @@ def test_a_folder_of_photos_and_an_openai_checkpoint(tmp_path, openai_checkpoint
     refused = run("labelling", *given)
     assert refused.returncode == 1 and "torn.png" in refused.stdout + refused.stderr
     folder, metrics, table = parts(run("labelling", *given, "-p", "on_error", "skip", "-p", "run_name", "photos"))
-    assert metrics["images"] == 13 and metrics["concepts"] == 3
+    assert metrics["images"] == 13 and metrics["concepts"] == 3 and metrics["skipped"] == 1
+    assert "torn.png" in (folder / "skipped.csv").read_text()
     assert set(table["label"]) <= {"dog", "cat", "red thing"} and set(table["layer"]) == {"layer4", "fc"}
     assert table.groupby("layer")["unit"].nunique().to_dict() == {"layer4": 192, "fc": len(CLASSES)}
     for picture in (folder / "figures").glob("*.png"):
@@ -70,7 +71,7 @@ def test_plain_papermill_and_the_same_numbers_from_the_cache(tmp_path):
     assert {k: v for k, v in metrics_again.items() if k not in changing} == {k: v for k, v in metrics.items() if k not in changing}
 
 
-@pytest.mark.parametrize("key, value, pattern", [("smok", "True", "nearest: smoke"), ("top_k", "many", "must be int"),
+@pytest.mark.parametrize("key, value, pattern", [("smok", "True", "nearest: smoke"), ("top_k", "many", "must be int"), ("batch_size", "0", "must be at least 1"),
                                                  ("similarity", "cosine", "one of cos_similarity")])
 def test_plain_papermill_refuses_bad_parameters_before_any_work(tmp_path, key, value, pattern):
     done = run(ROOT / "notebooks" / "labelling.ipynb", tmp_path / "out.ipynb", "-p", key, value, module="papermill")

@@ -80,3 +80,15 @@ def test_an_object_without_text_is_refused():
         describe(T.Compose([T.Resize(3), Silent()]))
     with pytest.raises(ValueError, match="got Silent"):
         describe(Silent().__call__)
+
+
+def test_seen_is_what_the_crop_leaves_in_its_own_colours():
+    from PIL import Image, ImageDraw
+
+    from utils.preprocess import Preprocess, seen
+    image = Image.new("RGB", (400, 400), (200, 30, 90))
+    ImageDraw.Draw(image).rectangle((0, 0, 399, 20), fill=(0, 255, 0))
+    shown = seen(Preprocess(256, 224), image)  # ImageNet's mean and std; 25 pixels of each side are cut off
+    assert shown.size == (224, 224) and shown.getpixel((112, 0)) == (200, 30, 90)
+    whole = seen(Preprocess(64, 64, mean=(.5, .5, .5), std=(.5, .5, .5)), image)
+    assert whole.getpixel((32, 0))[1] > 200 and whole.getpixel((32, 40)) == (200, 30, 90)

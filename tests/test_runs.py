@@ -164,7 +164,7 @@ def test_the_generator_is_the_only_thing_seeded(toy):
     ({"layers": [1]}, ValueError, r"'layers' must be list\[str\]"),
     ({"lam": float("nan")}, ValueError, "'lam' must be float"),
     ({"method": "cosine"}, ValueError, "one of wpmi, soft_wpmi"),
-    ({"device": "warp"}, ValueError, "device 'warp' cannot be used here"),
+    ({"device": "warp"}, ValueError, "device is auto, cpu, cuda, cuda:N or mps, got 'warp'"),
     ({"In": ["", "top_k = 5", "# Parameters\ntop_kk = 5\n"]}, KeyError, "no parameter of toy 'top_kk'; nearest: top_k"),
 ])
 def test_bad_parameters_stop_a_notebook_before_any_work(toy, tmp_path, changes, error, message):

@@ -90,3 +90,8 @@ def test_shipped_targets_know_their_concepts(name):
     from utils.models import load_target
     target = load_target(f"microworld:{name}")
     assert quality.mean_ap(target.model, target.preprocess, quality.held_out(512))[0] >= .95
+
+
+def test_retrieval_takes_whole_groups():
+    with pytest.raises(ValueError, match="whole groups of 256 scenes, got 100"):
+        quality.retrieval(None, None, None, quality.held_out(100))

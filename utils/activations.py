@@ -193,6 +193,8 @@ def _compute(probe: Probe, jobs: list[_Job], batch_size: int, device: Device, pr
     """Fill the cache with what the jobs lack, in one pass over the images that none of the arrays has yet."""
     if probe.N < 1:
         raise ValueError(f"probe '{probe.name}' has no images")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is at least 1, got {batch_size}")
     with ExitStack() as stack:
         todo = [(job, name) for job in jobs for name in job.missing()]
         for job, name in sorted(todo, key=lambda item: cache.key_of(item[0].specs[item[1]])):  # one order of locks

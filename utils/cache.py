@@ -302,3 +302,9 @@ def _remove(folder: Path) -> int:
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     shutil.rmtree(folder)
     return size
+
+
+if __name__ == "__main__":  # python -m utils.cache: what is stored, and what is wrong with it
+    for entry in entries():
+        print(f"{entry['kind']:<18} {entry['key']}  {entry['bytes'] / 1e6:>9.1f} MB  {entry['info']}")
+    print("\n".join(verify()) or "every entry is as it was written")

@@ -4,7 +4,7 @@ load_clip   name -> Clip
 CLIPS       name up to the colon -> loader
 Clip        what is loaded
 
-    microworld[:rn | :vit]     trained in this repository, knows 80 words; :rn by default; microworld:vit@FOLDER
+    microworld[:rn | :vit]     trained in this repository, knows 78 words; :rn by default; microworld:vit@FOLDER
     openai:NAME[@FILE]         OpenAI's, QuickGELU: "openai:ViT-B/16"; FILE is a state dict, TorchScript or safetensors
     open_clip:ARCH:PRETRAINED  PRETRAINED is a tag, a file or "random:SEED"; also open_clip:hf-hub:ORG/NAME
     hf:ID                      CLIP, SigLIP and their kin from a Hugging Face id or a folder

@@ -220,3 +220,13 @@ def _has_units(module: nn.Module) -> bool:
         return False
     composite = next(module.children(), None) is not None
     return composite or isinstance(module, _WEIGHTED) or "norm" not in type(module).__name__.lower()
+
+
+if __name__ == "__main__":  # python -m utils.layers TARGET
+    import sys
+
+    from utils.models import load_target
+
+    named = load_target(sys.argv[1] if len(sys.argv) > 1 else "microworld:resnet")
+    for layer in list_layers(named.model, named.example):
+        print(f"{layer.name:<40} {layer.kind:<24} {layer.units:>6}  {str(layer.shape):<18} {layer.layout}")

@@ -179,9 +179,9 @@ def _places365(rest: str) -> tuple:
 
 
 def _own(name: str) -> Target | tuple:
-    """Call a user's `package.module:function`; the current folder counts as importable, as in a notebook."""
+    """Call a user's `package.module:function`; the folder it is called from counts as importable."""
     module_name, _, function = name.partition(":")
-    here = os.getcwd()
+    here = os.environ.get("NEURONYM_FROM") or os.getcwd()  # the runner moves to the repository's root
     sys.path.insert(0, here)
     try:
         importlib.invalidate_caches()

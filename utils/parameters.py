@@ -1,7 +1,7 @@
 """What may be set in a notebook: the cell tagged `parameters`, read and checked without running anything.
 
 A line of that cell is `name = literal  # type: T  # help`, where T is int, float, bool, str, list[T] or dict, or
-several of them joined by `|` (None included), and a help text may end in `choices: a|b|c`.
+several of them joined by `|` (None included), and a help text may end in `choices: a|b|c` or `at least N`.
 
 Parameter          name, type, default, help, choices of one parameter
 read_parameters    all parameters of a notebook file
@@ -23,6 +23,7 @@ from typing import Any
 
 COMMENT = re.compile(r"#\s*type:\s*(?P<type>[^#]+?)\s*(?:#\s*(?P<help>.*))?$")
 CHOICES = re.compile(r"choices:\s*(?P<names>[\w:.+-]+(?:\|[\w:.+-]+)*)")
+LEAST = re.compile(r"at least (-?\d+)$")
 SCALARS = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict, "None": type(None)}
 LIST = re.compile(r"list\[(.+)\]")
 
@@ -35,6 +36,7 @@ class Parameter:
     default: Any
     help: str = ""
     choices: tuple[str, ...] = ()
+    least: int | None = None
 
     def __str__(self) -> str:
         return f"{self.name}: {self.type} = {self.default!r}" + (f"  {self.help}" if self.help else "")
@@ -65,8 +67,9 @@ def read_parameters(path: Path) -> dict[str, Parameter]:
             if (LIST.fullmatch(one) or [one, one])[1] not in SCALARS and one != "list":
                 raise ValueError(f"{where}: unknown type '{one}'; known: {', '.join(SCALARS)}, list[...], joined by |")
         text = (written["help"] or "").strip() if written else ""
-        choices = CHOICES.search(text)
-        found[name] = Parameter(name, kind, default, text, tuple(choices["names"].split("|")) if choices else ())
+        choices, least = CHOICES.search(text), LEAST.search(text)
+        found[name] = Parameter(name, kind, default, text, tuple(choices["names"].split("|")) if choices else (),
+                                int(least[1]) if least else None)
     return found
 
 
@@ -99,6 +102,8 @@ def check(parameter: Parameter, value: Any) -> Any:
     else:
         raise _ill_typed(parameter, value)
     given = value if isinstance(value, list) else [value]
+    if parameter.least is not None and any(isinstance(v, (int, float)) and v < parameter.least for v in given):
+        raise ValueError(f"parameter '{parameter.name}' must be at least {parameter.least}, got {value!r}")
     wrong = [v for v in given if parameter.choices and v is not None and str(v) not in parameter.choices]
     if wrong:
         choices = ", ".join(parameter.choices)

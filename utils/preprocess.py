@@ -2,6 +2,7 @@
 
 Preprocess   short side, centre crop, mean and standard deviation
 describe     canonical text of any preprocessing, free of memory addresses
+seen         the picture that is left of an image after it: cropped and scaled as the network gets it
 """
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -59,3 +61,14 @@ def describe(preprocess: Callable) -> str:
                          f"{type(preprocess).__name__}, which prints only its address; use torchvision transforms, a "
                          "function, or give its class a __repr__")
     return ADDRESS.sub("", re.sub(r"\s+", " ", repr(preprocess)))
+
+
+def seen(preprocess: Callable[[Image.Image], Tensor], image: Image.Image) -> Image.Image:
+    """The image as the network gets it, for any preprocessing that ends in a scale and a shift per channel.
+
+    What it makes of black and of white pictures of the same size tells scale and shift, so they can be undone.
+    """
+    x, black, white = (preprocess(Image.new("RGB", image.size, c) if c else image).float() for c in (None, "#000000", "#ffffff"))
+    span = white - black
+    values = (x - black) / span.where(span.abs() > 1e-6, torch.ones_like(span))
+    return Image.fromarray((values.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())

@@ -145,7 +145,7 @@ def batches(probe: Probe, preprocesses: Sequence[Callable[[Image.Image], Tensor]
 
 
 def thumbnails(probe: Probe, indices: Iterable[int], size: int) -> list[Image.Image]:
-    """The central squares of the given images at size x size: what a short-side resize and a centre crop show."""
+    """The central squares of the given images at size x size (`preprocess.seen` shows what a network sees of them)."""
     return [ImageOps.fit(probe.image(int(i)), (size, size), Image.Resampling.BICUBIC) for i in indices]
 
 

@@ -44,8 +44,10 @@ def zero_shot(encode_image: Callable[[Tensor], Tensor], encode_text: Callable[[l
 def retrieval(encode_image: Callable[[Tensor], Tensor], encode_text: Callable[[list[str]], Tensor], preprocess: Callable,
               scenes: Sequence[Scene], among: int = 256) -> float:
     """Image -> caption R@1: share of pictures whose own caption is nearest among `among`, over consecutive groups of scenes."""
+    if not scenes or len(scenes) % among:
+        raise ValueError(f"retrieval takes whole groups of {among} scenes, got {len(scenes)} scenes")
     found = []
-    for i in range(0, len(scenes) - among + 1, among):
+    for i in range(0, len(scenes), among):
         group = scenes[i:i + among]
         near = _embed(encode_image, preprocess, group) @ encode_text([caption(s, 0) for s in group]).T
         found += (near.argmax(1).cpu() == torch.arange(among)).tolist()

@@ -145,7 +145,7 @@ def _this_interpreter():
         write_kernel_spec(Path(folder) / "kernels" / "python3", overrides={
             "argv": [sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL", "-f", "{connection_file}"]})
         changed = {"JUPYTER_PATH": os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")])),
-                   "NEURONYM_HEADLESS": "1"}
+                   "NEURONYM_HEADLESS": "1", "NEURONYM_FROM": os.getcwd()}
         before = {name: os.environ.get(name) for name in changed}
         os.environ.update(changed)
         try:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_HASHED = ("device", "run_name")                 # they do not change what is computed
+NOT_HASHED = ("device", "batch_size", "run_name")                 # they do not change what is computed
 NAMING = ("target", "clip", "probe")                # parameters that name a run's folder
 PACKAGES = ("torch", "torchvision", "numpy", "transformers", "openai-clip", "papermill")
 
@@ -192,6 +192,8 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         mps = getattr(torch.backends, "mps", None)
         name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device is auto, cpu, cuda, cuda:N or mps, got '{name}'")
     try:
         return torch.empty(0, device=name).device    # also tells whether the device is really there
     except (RuntimeError, AssertionError, NotImplementedError) as error:
