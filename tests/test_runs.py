@@ -298,3 +298,35 @@ def test_plain_papermill_works_and_refuses_what_it_only_warns_of(toy, tmp_path, 
                            "--no-progress-bar"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == status and message in done.stderr, done.stderr
     assert len(list(tmp_path.glob("results/toy/*/done"))) == (status == 0)
+
+
+def test_kinds_of_the_labelling_notebook_are_those_of_the_registries():
+    from utils.clips import CLIPS
+    from utils.concepts import CONCEPTS
+    from utils.models import TARGETS
+    from utils.parameters import read_parameters
+    from utils.probe_sets import PROBES
+    from utils.runs import ROOT
+    from utils.sentences import SENTENCE_ENCODERS
+    known = read_parameters(ROOT / "notebooks" / "labelling.ipynb")
+    kinds = {name: set(known[name].kinds) for name in ("target", "clip", "probe", "concepts", "sentences")}
+    assert kinds == {"target": {*TARGETS, "package.module:function"}, "clip": set(CLIPS), "probe": set(PROBES),
+                     "concepts": set(CONCEPTS), "sentences": set(SENTENCE_ENCODERS)}
+
+
+@pytest.mark.parametrize("key, value, said", [
+    ("target", "resnet50", "no kind 'resnet50'"), ("target", "efficientnet_lite9", "nearest: efficientnet_lite"),
+    ("clip", "opnai:RN50", "nearest: openai"), ("clip", "own.thing:make", "no kind 'own.thing'"),
+    ("probe", "photos+microworld", "no kind 'photos'"), ("concepts", "englsh:9", "nearest: english"), ("sentences", "bert", "known: minilm"),
+])
+def test_unknown_kinds_are_refused_before_a_kernel_starts(key, value, said):
+    from utils.runner import resolve
+    with pytest.raises(ValueError, match=said):
+        resolve("labelling", [(key, value)])
+
+
+@pytest.mark.parametrize("key, value", [("target", "my.nets:build"), ("target", "torchvision:resnet50@random:0"), ("clip", "hf:org/name"),
+                                        ("probe", "broden+folder:/a b+c"), ("probe", "cifar100_val"), ("sentences", ""), ("concepts", "file:a:b")])
+def test_known_kinds_pass(key, value):
+    from utils.runner import resolve
+    assert resolve("labelling", [(key, value)])[1][key] == value

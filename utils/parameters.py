@@ -1,7 +1,8 @@
 """What may be set in a notebook: the cell tagged `parameters`, read and checked without running anything.
 
 A line of that cell is `name = literal  # type: T  # help`, where T is int, float, bool, str, list[T] or dict, or
-several of them joined by `|` (None included), and a help text may end in `choices: a|b|c` or `at least N`.
+several of them joined by `|` (None included), and a help text may end in `choices: a|b|c`, `at least N`
+or `kinds: a|b|module:function`: what may stand before the colon of a name (a kind with a colon stands for any of its form).
 
 Parameter          name, type, default, help, choices of one parameter
 read_parameters    all parameters of a notebook file
@@ -21,8 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.errors import unknown
+
 COMMENT = re.compile(r"#\s*type:\s*(?P<type>[^#]+?)\s*(?:#\s*(?P<help>.*))?$")
 CHOICES = re.compile(r"choices:\s*(?P<names>[\w:.+-]+(?:\|[\w:.+-]+)*)")
+KINDS = re.compile(r"kinds:\s*(?P<names>[\w:.]+(?:\|[\w:.]+)*)$")
 LEAST = re.compile(r"at least (-?\d+)$")
 SCALARS = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict, "None": type(None)}
 LIST = re.compile(r"list\[(.+)\]")
@@ -37,6 +41,7 @@ class Parameter:
     help: str = ""
     choices: tuple[str, ...] = ()
     least: int | None = None
+    kinds: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.name}: {self.type} = {self.default!r}" + (f"  {self.help}" if self.help else "")
@@ -67,9 +72,9 @@ def read_parameters(path: Path) -> dict[str, Parameter]:
             if (LIST.fullmatch(one) or [one, one])[1] not in SCALARS and one != "list":
                 raise ValueError(f"{where}: unknown type '{one}'; known: {', '.join(SCALARS)}, list[...], joined by |")
         text = (written["help"] or "").strip() if written else ""
-        choices, least = CHOICES.search(text), LEAST.search(text)
+        choices, least, kinds = CHOICES.search(text), LEAST.search(text), KINDS.search(text)
         found[name] = Parameter(name, kind, default, text, tuple(choices["names"].split("|")) if choices else (),
-                                int(least[1]) if least else None)
+                                int(least[1]) if least else None, tuple(kinds["names"].split("|")) if kinds else ())
     return found
 
 
@@ -102,6 +107,8 @@ def check(parameter: Parameter, value: Any) -> Any:
     else:
         raise _ill_typed(parameter, value)
     given = value if isinstance(value, list) else [value]
+    if parameter.kinds and value != parameter.default and not _of_kind(str(value), parameter.kinds):
+        raise ValueError(f"parameter '{parameter.name}': {unknown('kind', re.split('[:+]', str(value))[0], parameter.kinds)}")
     if parameter.least is not None and any(isinstance(v, (int, float)) and v < parameter.least for v in given):
         raise ValueError(f"parameter '{parameter.name}' must be at least {parameter.least}, got {value!r}")
     wrong = [v for v in given if parameter.choices and v is not None and str(v) not in parameter.choices]
@@ -116,6 +123,12 @@ def injected(namespace: dict) -> set[str]:
     cells = [source for source in namespace.get("In", ()) if str(source).startswith("# Parameters\n")]
     return {t.id for source in cells for node in ast.parse(source).body if isinstance(node, ast.Assign)
             for t in node.targets if isinstance(t, ast.Name)}
+
+
+def _of_kind(value: str, kinds: tuple[str, ...]) -> bool:
+    first, colon, rest = re.match(r"\s*([^:+\s]*)(:?)(.*)", value, re.DOTALL).groups()  # "+" joins probing sets
+    own = any(":" in kind for kind in kinds) and all(part.isidentifier() for part in [*first.split("."), rest])
+    return first in kinds or bool(colon) and own
 
 
 def _alternatives(kind: str) -> list[str]:
