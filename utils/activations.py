@@ -9,25 +9,23 @@ spot_check                  a few cached rows against fresh ones
 activation_maps             maps of a few images
 top_images                  the images that excite each unit most
 
-A pass computes what the cache lacks, all layers together, and goes on where a killed one stopped. Never more than a few
-batches are in memory; results are float32 tensors over the cached files, private copies where they are written to.
+A pass (`utils.passes`) computes what the cache lacks, all layers together. Never more than a few batches are in memory; results are float32 tensors over the cached files, private copies where they are written to.
 """
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from utils import cache, hooks
+from utils import hooks
+from utils.blocks import strongest
 from utils.inference import ready
 from utils.layers import LayerInfo
-from utils.probe import Probe, batches
+from utils.passes import Device, Job, Progress, compute
+from utils.probe import Probe
 
 if TYPE_CHECKING:  # importing either loads every registry of models
     from utils.clips import Clip
@@ -36,8 +34,6 @@ if TYPE_CHECKING:  # importing either loads every registry of models
 SCHEMA = 1
 IMAGES = "image embeddings"
 SORT_BYTES = 2 ** 27
-Device = str | torch.device | None
-Progress = Callable[[Iterable, int, str], Iterable]
 
 
 def unit_activations(target: Target, probe: Probe, layers: list[LayerInfo], pool: str = "avg", batch_size: int = 64,
@@ -50,7 +46,7 @@ def unit_activations(target: Target, probe: Probe, layers: list[LayerInfo], pool
     Errors: ValueError for a pooling that a layer's layout does not have, and for an activation that is not finite.
     """
     job = _unit_job(target, probe, layers, pool, dtype)
-    _compute(probe, [job], batch_size, device, progress, workers)
+    compute(probe, [job], batch_size, device, progress, workers)
     return {layer.name: job.result(layer.name) for layer in layers}
 
 
@@ -58,7 +54,7 @@ def image_embeddings(clip: Clip, probe: Probe, batch_size: int = 64, device: Dev
                      progress: Progress | None = None, *, dtype: str = "float32", workers: int | None = None) -> Tensor:
     """Embedding of every image by the CLIP's image tower: I [N, d], unit rows; on the device it was loaded on."""
     job = _image_job(clip, probe, dtype)
-    _compute(probe, [job], batch_size, device, progress, workers)
+    compute(probe, [job], batch_size, device, progress, workers)
     return job.result(IMAGES)
 
 
@@ -68,7 +64,7 @@ def activations_and_embeddings(target: Target, layers: list[LayerInfo], clip: Cl
                                workers: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
     """`unit_activations` and `image_embeddings` at once; where both are missing each image is decoded once for both."""
     units, images = _unit_job(target, probe, layers, pool, dtype), _image_job(clip, probe, dtype)
-    _compute(probe, [units, images], batch_size, device, progress, workers)
+    compute(probe, [units, images], batch_size, device, progress, workers)
     return {layer.name: units.result(layer.name) for layer in layers}, images.result(IMAGES)
 
 
@@ -131,108 +127,29 @@ def top_images(Q: Tensor, k: int) -> Tensor:
     """
     if Q.ndim != 2 or not 1 <= k <= len(Q):
         raise ValueError(f"expected Q [N, K] and k within 1 .. N, got {list(Q.shape)} and k = {k}")
-    N, parts = len(Q), []
-    for block in Q.split(max(1, SORT_BYTES // (16 * N)), dim=1):
-        q = block.T.contiguous()  # [b, N]
-        if not torch.isfinite(q).all():
-            raise ValueError("activations must be finite to be ranked; Q holds NaN or infinity")
-        best = q.topk(min(k + 1, N), dim=1)
-        top = best.indices[:, :k]  # [b, k], right where the k + 1 best values differ: topk breaks ties in any way
-        tied = (best.values[:, 1:] == best.values[:, :-1]).any(1)
-        top[tied] = q[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
-        parts.append(top)
-    return torch.cat(parts).T.contiguous()  # [k, K]
+    if not torch.isfinite(Q).all():
+        raise ValueError("activations must be finite to be ranked; Q holds NaN or infinity")
+    units = torch.arange(Q.shape[1], device=Q.device)
+    return strongest(Q, units, k, Q.dtype, max(1, SORT_BYTES // (16 * len(Q)))).T.contiguous()  # [k, K]
 
 
-@dataclass
-class _Job:
-    """Arrays that one network gives for one probe: where they are cached and how a batch of them is made."""
-
-    kind: str
-    who: str
-    preprocess: Callable
-    preprocess_spec: str
-    specs: dict[str, dict]
-    widths: dict[str, int]
-    reader: Callable  # (names, device) -> context manager of a function: images [b, 3, H, W] -> {name: [b, width]}
-    info: dict
-    writers: dict = field(default_factory=dict)
-    starts: dict[str, int] = field(default_factory=dict)
-
-    def missing(self) -> list[str]:
-        return [name for name, spec in self.specs.items() if cache.load(self.kind, spec) is None]
-
-    def result(self, name: str) -> Tensor:
-        found = cache.load(self.kind, self.specs[name])
-        # mode "c": what a caller writes stays in memory; torch warns of tensors over arrays that cannot be written
-        private = np.memmap(found.filename, found.dtype, "c", found.offset, found.shape)
-        return torch.from_numpy(np.asarray(private))
-
-
-def _unit_job(target: Target, probe: Probe, layers: list[LayerInfo], how: str, dtype: str) -> _Job:
+def _unit_job(target: Target, probe: Probe, layers: list[LayerInfo], how: str, dtype: str) -> Job:
     if not layers or not all(isinstance(layer, LayerInfo) for layer in layers):
         raise ValueError(f"layers is a list of LayerInfo, at least one, got {layers!r}; make it with resolve_layers")
     for layer in layers:
         hooks.pool(torch.zeros([1] * hooks.LAYOUTS[layer.layout][0]), layer.layout, how, 1)  # refuses early
     by_name = {layer.name: layer for layer in layers}
-    return _Job("activations", target.name, target.preprocess, target.preprocess_spec,
+    return Job("activations", target.name, target.preprocess, target.preprocess_spec,
                 {name: activation_spec(target, probe, layer, how, dtype) for name, layer in by_name.items()},
                 {name: layer.units for name, layer in by_name.items()},
                 lambda names, device: _unit_reader(target, [by_name[name] for name in names], how, device, dtype),
                 {"target": target.name, "probe": probe.name})
 
 
-def _image_job(clip: Clip, probe: Probe, dtype: str) -> _Job:
-    return _Job("image_embeddings", clip.name, clip.preprocess, clip.preprocess_spec,
+def _image_job(clip: Clip, probe: Probe, dtype: str) -> Job:
+    return Job("image_embeddings", clip.name, clip.preprocess, clip.preprocess_spec,
                 {IMAGES: embedding_spec(clip, probe, dtype)}, {IMAGES: clip.d},
                 lambda names, device: _image_reader(clip, device, dtype), {"clip": clip.name, "probe": probe.name})
-
-
-def _compute(probe: Probe, jobs: list[_Job], batch_size: int, device: Device, progress: Progress | None,
-             workers: int | None) -> None:
-    """Fill the cache with what the jobs lack, in one pass over the images that none of the arrays has yet."""
-    if probe.N < 1:
-        raise ValueError(f"probe '{probe.name}' has no images")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is at least 1, got {batch_size}")
-    with ExitStack() as stack:
-        todo = [(job, name) for job in jobs for name in job.missing()]
-        for job, name in sorted(todo, key=lambda item: cache.key_of(item[0].specs[item[1]])):  # one order of locks
-            shape = (probe.N, job.widths[name])
-            writer = cache.writer(job.kind, job.specs[name], shape, np.float32, {**job.info, "name": name})
-            job.writers[name] = stack.enter_context(writer)
-            job.starts[name] = job.writers[name].start
-        active = [job for job in jobs if any(start < probe.N for start in job.starts.values())]
-        if not active:
-            return
-        reads = [stack.enter_context(job.reader(list(job.writers), device)) for job in active]
-        start = min(start for job in active for start in job.starts.values())
-        workers = min(os.cpu_count() or 1, 8) if workers is None else workers
-        preprocesses = {job.preprocess_spec: job.preprocess for job in active}  # equal ones run once
-        stream = batches(probe, list(preprocesses.values()), batch_size, start=start, workers=workers)
-        if progress is not None:
-            stream = progress(stream, -(-(probe.N - start) // batch_size), " + ".join(job.who for job in active))
-        for rows, inputs in stream:
-            images = dict(zip(preprocesses, inputs))
-            for job, read in zip(active, reads):
-                if rows.stop > min(job.starts.values()):
-                    for name, block in read(images[job.preprocess_spec]).items():
-                        _write(job, name, rows.start, block.cpu(), probe)
-
-
-def _write(job: _Job, name: str, first: int, block: Tensor, probe: Probe) -> None:
-    """Check a block [b, width] and hand over the rows that the array does not have yet."""
-    if block.ndim != 2 or block.shape[1] != job.widths[name]:
-        raise ValueError(f"'{name}' of {job.who} should give {job.widths[name]} values per image, got shape "
-                         f"{list(block.shape)}; list the layers of this model again")
-    bad = (~torch.isfinite(block)).nonzero()
-    if len(bad):
-        row, unit = bad[0].tolist()
-        raise ValueError(f"activations must be finite; '{name}' of {job.who} gave {block[row, unit].item()} for "
-                         f"image '{probe.ids[first + row]}' (unit {unit}); check weights and image, or use float32")
-    have = max(job.starts[name] - first, 0)
-    if have < len(block):
-        job.writers[name].write(first + have, block[have:].numpy())
 
 
 @contextmanager

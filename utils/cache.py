@@ -1,11 +1,11 @@
 """Arrays found by a hash of everything that determines them, published whole or not at all.
 
-key_of   spec -> key
 load     a finished array, memory-mapped, or None
 writer   write an array row by row; a killed writer is taken up where it stopped
 array    loop-or-load for something computed in one go
 bundle   the same for a few named tensors
-entries  what is there; `verify`, `explain` and `prune` look after it
+
+`key_of` (utils.cache_keys) and `entries`, `verify`, `explain`, `prune` (utils.cache_care) can be imported from here.
 
 On disk: <cache>/<kind>/<key>/{data.npy | data.safetensors, meta.json}; unfinished work in <key>.partial/ with
 progress.json. A folder becomes an entry by one rename; what has no meta.json, another spec or size is never used.
@@ -14,8 +14,6 @@ Of two processes that make the same entry both work, each in a folder of its own
 from __future__ import annotations
 
 import datetime
-import hashlib
-import json
 import math
 import os
 import secrets
@@ -29,17 +27,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.cache_files import empty_npy, npy_fits, read_json, read_meta, sha256, whole, write_json
-from utils.cache_lock import alive, locked
+from utils.cache_care import entries, explain, prune, verify
+from utils.cache_files import empty_npy, npy_fits, read_json, sha256, usable, write_json
+from utils.cache_keys import canonical, key_of
+from utils.cache_lock import locked
 from utils.runs import cache_dir, git_state, software
 
-
-def key_of(spec: dict) -> str:
-    """16 hex digits of SHA-256 over the spec as canonical JSON: the order of fields does not matter, all else does.
-
-    Raises ValueError for what JSON cannot hold exactly and for texts with a memory address, which change every time.
-    """
-    return hashlib.sha256(_canonical(spec).encode()).hexdigest()[:16]
+__all__ = ["Writer", "array", "bundle", "entries", "explain", "key_of", "load", "prune", "verify", "writer"]
 
 
 def load(kind: str, spec: dict) -> np.ndarray | None:
@@ -48,7 +42,7 @@ def load(kind: str, spec: dict) -> np.ndarray | None:
     Raises ValueError when the entry under this key was made from another spec.
     """
     folder = _folder(kind, spec)
-    return np.load(folder / "data.npy", mmap_mode="r", allow_pickle=False) if _usable(folder, spec) else None
+    return np.load(folder / "data.npy", mmap_mode="r", allow_pickle=False) if usable(folder, spec) else None
 
 
 class Writer:
@@ -111,7 +105,7 @@ def writer(kind: str, spec: dict, shape: tuple[int, ...], dtype: Any, info: dict
     if dtype.hasobject or not shape or 0 in shape:
         raise ValueError(f"an entry is an array of numbers with at least one row, got {dtype} {shape}")
     with locked(folder.with_name(folder.name + ".lock")) as ours:
-        if _usable(folder, spec):                    # made by another process since the caller looked
+        if usable(folder, spec):                    # made by another process since the caller looked
             yield Writer(None, folder.name, shape, dtype)
             return
         partial = folder.with_name(folder.name + ".partial") if ours else _own_folder(folder)
@@ -146,109 +140,17 @@ def bundle(kind: str, spec: dict, make: Callable[[], dict[str, torch.Tensor]],
     from safetensors.torch import load_file, save_file
 
     folder = _folder(kind, spec)
-    if not _usable(folder, spec):
+    if not usable(folder, spec):
         began = time.perf_counter()
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in make().items()}
         partial = _own_folder(folder)
         try:
-            save_file(tensors, str(partial / "data.safetensors"), {"spec": _canonical(spec)})
+            save_file(tensors, str(partial / "data.safetensors"), {"spec": canonical(spec)})
             seconds = round(time.perf_counter() - began, 3)
             _publish(partial, folder, spec, "data.safetensors", {**(info or {}), "seconds": seconds}, {})
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return load_file(str(folder / "data.safetensors"))
-
-
-def entries(kind: str | None = None) -> list[dict]:
-    """Finished entries, oldest first: kind, key, spec, info, bytes, made (seconds since 1970), folder."""
-    found = []
-    for path in sorted(cache_dir().glob(f"{kind or '*'}/*/meta.json")):
-        meta = read_meta(path.parent)
-        if meta is not None and "." not in path.parent.name:
-            size = sum(f.stat().st_size for f in path.parent.iterdir())
-            found.append({"kind": path.parent.parent.name, "key": path.parent.name, "spec": meta["spec"],
-                          "info": meta["info"], "bytes": size, "made": path.stat().st_mtime, "folder": path.parent})
-    return sorted(found, key=lambda e: e["made"])
-
-
-def verify(kind: str | None = None) -> list[str]:
-    """Reread every entry and compare with the checksum taken when it was published; one sentence per damaged entry."""
-    problems = []
-    for folder in sorted(p for p in cache_dir().glob(f"{kind or '*'}/*") if p.is_dir() and "." not in p.name):
-        meta = read_meta(folder)
-        if meta is None:
-            problems.append(f"{folder.parent.name}/{folder.name}: meta.json is missing or unreadable")
-        elif key_of(meta["spec"]) != folder.name:
-            problems.append(f"{folder.parent.name}/{folder.name}: its spec belongs to {key_of(meta['spec'])}")
-        elif not whole(folder, meta):
-            problems.append(f"{folder.parent.name}/{folder.name}: {meta['file']} is torn")
-        elif sha256(folder / meta["file"]) != meta["sha256"]:
-            problems.append(f"{folder.parent.name}/{folder.name}: {meta['file']} differs from what was written")
-    return problems
-
-
-def explain(kind: str, spec: dict) -> str:
-    """Why does this spec miss? Names the nearest entry of the kind and every field in which it differs."""
-    key = key_of(spec)
-    there = entries(kind)
-    if _usable(_folder(kind, spec), spec):
-        return f"hit: {kind}/{key}"
-    begun = read_json(cache_dir() / kind / f"{key}.partial" / "progress.json")
-    begun = f"; {begun['rows']} of {begun['shape'][0]} rows are written" if begun else ""
-    if not there:
-        return f"miss: no entry of kind '{kind}' in {cache_dir()}{begun}"
-
-    def differing(entry: dict) -> list[str]:
-        both = spec.keys() | entry["spec"].keys()
-        return [k for k in sorted(both) if spec.get(k, "absent") != entry["spec"].get(k, "absent")]
-
-    near = min(there, key=lambda e: len(differing(e)))
-    changes = "; ".join(f"{k}: asked {spec.get(k, 'absent')!r}, cached {near['spec'].get(k, 'absent')!r}"
-                        for k in differing(near)) or "nothing, but it is torn"
-    return f"miss: {kind}/{key}; nearest is {near['key']}, which differs in {changes}{begun}"
-
-
-def prune(max_bytes: int | None = None, older_than_days: float | None = None, partial: bool = False) -> int:
-    """Remove entries, oldest first, until `max_bytes` remain, and those older than so many days; tells the bytes freed.
-
-    With `partial` also torn entries, and unfinished work that no living process is at.
-    """
-    there, freed = entries(), 0
-    total = sum(e["bytes"] for e in there)
-    for entry in there:
-        old = older_than_days is not None and time.time() - entry["made"] > older_than_days * 86400
-        if old or (max_bytes is not None and total - freed > max_bytes):
-            freed += _remove(entry["folder"])
-    for folder in [f for f in cache_dir().glob("*/*") if f.is_dir()] if partial else ():
-        key, _, mark = folder.name.partition(".")
-        owner = mark.split(".")[1:2]                 # <key>.partial.<pid>.<any>, <key>.torn.<pid>.<any>
-        if owner and alive(int(owner[0])) or not mark and whole(folder, read_meta(folder)):
-            continue
-        with locked(folder.with_name(f"{key}.lock")) as ours:
-            freed += _remove(folder) if ours else 0
-    return freed
-
-
-def _canonical(spec: dict) -> str:
-    def check(value: object, where: str) -> None:
-        if isinstance(value, dict):
-            for k, v in value.items():
-                if not isinstance(k, str):
-                    raise ValueError(f"keys of a spec are strings, got {k!r} in {where or 'the spec'}")
-                check(v, f"{where}.{k}" if where else k)
-        elif isinstance(value, (list, tuple)):
-            for v in value:
-                check(v, where)
-        elif isinstance(value, str) and "at 0x" in value:
-            raise ValueError("a spec must not change from process to process; "
-                             f"'{where}' holds a memory address: {value[:80]!r}")
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"a spec holds finite numbers, got {value} in '{where}'")
-        elif not (value is None or isinstance(value, (str, bool, int, float))):
-            raise ValueError(f"a spec holds JSON values, got {type(value).__name__} in '{where}'")
-
-    check(spec, "")
-    return json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _folder(kind: str, spec: dict) -> Path:
@@ -275,7 +177,7 @@ def _publish(partial: Path, folder: Path, spec: dict, file: str, info: dict, mor
         with suppress(OSError):                      # refused when there is an entry already
             os.rename(partial, folder)
             return
-        if _usable(folder, spec):
+        if usable(folder, spec):
             shutil.rmtree(partial)
             return
         aside = _own_folder(folder, "torn")          # no reader meets half of a torn one, nor do we drop ours for it
@@ -283,25 +185,8 @@ def _publish(partial: Path, folder: Path, spec: dict, file: str, info: dict, mor
         shutil.rmtree(aside)
 
 
-def _usable(folder: Path, spec: dict) -> bool:
-    """Whether the folder is a whole entry of this spec; ValueError when it is an entry of another."""
-    meta = read_meta(folder)
-    if not whole(folder, meta):
-        return False
-    if _canonical(meta["spec"]) != _canonical(spec):
-        raise ValueError(f"cache entry {folder.name} of kind '{folder.parent.name}' was made from another spec; "
-                         f"remove {folder}")
-    return True
-
-
 def _numpy(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-
-
-def _remove(folder: Path) -> int:
-    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-    shutil.rmtree(folder)
-    return size
 
 
 if __name__ == "__main__":  # python -m utils.cache: what is stored, and what is wrong with it

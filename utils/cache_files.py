@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.cache_keys import canonical
+
 
 def read_meta(folder: Path) -> dict | None:
     """meta.json of an entry; None when it is missing, unreadable or lacks a field."""
@@ -24,6 +26,17 @@ def whole(folder: Path, meta: dict | None) -> bool:
     if not file.is_file() or file.stat().st_size != meta["bytes"]:
         return False
     return file.suffix != ".npy" or npy_fits(file, tuple(meta["shape"]), np.dtype(meta["dtype"]))
+
+
+def usable(folder: Path, spec: dict) -> bool:
+    """Whether the folder is a whole entry of this spec; ValueError when it is an entry of another."""
+    meta = read_meta(folder)
+    if not whole(folder, meta):
+        return False
+    if canonical(meta["spec"]) != canonical(spec):
+        raise ValueError(f"cache entry {folder.name} of kind '{folder.parent.name}' was made from another spec; "
+                         f"remove {folder}")
+    return True
 
 
 def npy_fits(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 def fit(parts: nn.ModuleDict, loss: Callable, pool: dict, steps: int, batch: int, folder: Path, report: Callable, seed: int,
          lr: float) -> nn.ModuleDict:
