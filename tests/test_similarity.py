@@ -165,7 +165,8 @@ def test_blocks_do_not_matter(method, step, monkeypatch):
     I, T, Q = inputs()
     options = FRACTION.get(method, {})
     whole = score(I @ T.T, Q, method, **options)
-    monkeypatch.setattr(similarity, "fit", lambda memory, *stages: [min(step, count) for *_, count in stages])
+    for module in ("similarity", "rank_reorder"):
+        monkeypatch.setattr(f"utils.{module}.fit", lambda memory, *stages: [min(step, count) for *_, count in stages])
     exact(score(I @ T.T, Q, method, **options), whole)
     exact(score_embeddings(I, T, Q, method, **options), whole)
     exact(score_embeddings(I, T, Q, method, units=[4, 0], **options), whole[[4, 0]])

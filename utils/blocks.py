@@ -5,6 +5,7 @@ block               some rows and columns of P
 fit, slices         how many items a budget holds, and the ranges of so many
 order, strongest    indices that sort; the most activated images of units
 checked             the inputs of every similarity function, or a sentence on what is wrong with them
+or_one                a divisor without zeros
 number, whole       an option's value, or a sentence
 """
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+MEMORY = 2**28   # bytes, the budget of those who name none
 CACHED = 2**23   # bytes that a processor works on quickly: on a CPU, larger temporaries only cost time
 SORT_BYTES = 40  # at the most, for each value that `order` sorts
 
@@ -88,6 +90,11 @@ def strongest(Q: Tensor, units: Tensor, n: int, dtype: torch.dtype, some: int) -
         top[tied] = order(q[tied].neg())[:, :n]
         found.append(top)
     return torch.cat(found)                                                                 # [units, n]
+
+
+def or_one(x: Tensor) -> Tensor:
+    """x with 1 for 0, to divide by."""
+    return torch.where(x == 0, 1, x)
 
 
 def checked(P: Tensor | Embedded, Q: Tensor, units: Sequence[int] | None,

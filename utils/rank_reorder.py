@@ -1,0 +1,101 @@
+"""rank_reorder, the similarity function that asks how well a concept orders a unit's top images."""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from utils.blocks import (MEMORY, SORT_BYTES, Embedded, at_hand, block, checked, fit, number, or_one, order, slices, strongest,
+                          whole)
+
+
+@torch.no_grad()
+def rank_reorder(P: Tensor | Embedded, Q: Tensor, *, p: float = 3, top_fraction: float = .05, scale_p: float = .5,
+                 n_permutations: int | None = 5, eps: float = 1e-7, as_shipped: bool = False,
+                 generator: torch.Generator | None = None, units: Sequence[int] | None = None,
+                 memory: int = MEMORY) -> Tensor:
+    """How well a concept orders a unit's n = int(top_fraction N) top images. P [N, M], Q [N, K] -> scores [K, M]
+
+    S = -e / (mean of P over the n images)^scale_p, e = mean_j |a_j - b_(r_j)|^p / B, with activations a, the same
+    ascending b, and ranks r of P. B is the mean of |b_j - b_perm(j)|^p over n_permutations draws, unit after unit, of
+    torch.randperm(n, generator=generator) (seed 0 without a generator); n_permutations=None: over all permutations.
+    Images of equal P are ranked upwards from the most activated one: a constant concept gets no credit. A mean of P
+    below eps counts as eps: its score is finite and bad. A unit of n equal activations has e = 1, that of chance.
+    as_shipped: nan for such a unit and for a negative mean; and without a generator torch's global one draws.
+    """
+    number("p", p)
+    number("scale_p", scale_p, 0)
+    number("eps", eps)
+    number("top_fraction", top_fraction, 0, 1)
+    if p <= 0 or eps <= 0:
+        raise ValueError(f"p and eps must be positive, got p {p} and eps {eps}")
+    if n_permutations is not None:
+        whole("n_permutations", n_permutations)
+    units, dtype, size, d = checked(P, Q, units, memory)
+    (N, M), K, n, count = P.shape, Q.shape[1], int(top_fraction * len(Q)), len(units)
+    if n < 2:
+        raise ValueError(f"top_fraction {top_fraction} of N {N} images is {n}, and an order needs 2; "
+                         f"pass at least {math.ceil(2000 / N) / 1000}")
+    U, draws = min(N, n * count), n_permutations or 1
+    held = count * n * (32 + 4 * size) + 2 * U * size
+    column, pair = (3 * U + 2 * d) * size, n * (4 * size + 24)  # bytes of a concept, and of a concept for a unit
+    some, few, m = fit(memory, (held, N * SORT_BYTES, count),
+                       (held, n * draws * (24 + 3 * size), K), (held, column + pair, M))
+    work = at_hand(memory, Q.device)
+    m = min(m, max(64, work // pair))
+    k = max(1, min((memory - held - m * column) // (m * pair), work // (m * pair)))
+
+    top = strongest(Q, units, n, dtype, some)                                               # [count, n]
+    a = Q[top, units[:, None]].to(dtype)
+    a = a / or_one(a.abs().amax(1, keepdim=True))
+    a = (a - a[:, -1:]) / or_one(a[:, :1] - a[:, -1:])  # to 0..1, which e does not see, and powers do not overflow
+    b = a.flip(1)
+    if n_permutations is None:
+        B = _expected_power(b, p)
+    else:
+        B = _drawn_power(b, p, draws, K, units, few, generator, as_shipped)
+    if not as_shipped and bool((B == 0).any()):  # all draws were the identity, or the unit is constant
+        B = torch.where(B == 0, _expected_power(b, p), B)
+    rows, top = top.unique(return_inverse=True)  # no other rows of P are needed
+    scores = a.new_empty(count, M)
+    for cols in slices(M, m):
+        values = block(P, rows, cols, dtype)                                                # [U, m]
+        for part in slices(count, k):
+            seen = values[top[part]].transpose(1, 2).contiguous()                           # [k, m, n]
+            mean = seen.mean(2)
+            # |a_j - b_(r_j)| over images j is |a_(order r) - b_r| over ranks r: one sort, and no ranks to invert
+            found = a[part, None].expand_as(seen).gather(2, order(seen))
+            e = found.sub_(b[part, None]).abs_().pow_(p).mean(2)
+            if as_shipped:
+                scores[part, cols] = -(e / B[part, None]) / mean.pow(scale_p)
+            else:
+                e = torch.where(B[part, None] > 0, e / or_one(B[part, None]), 1)
+                scores[part, cols] = -e / mean.clamp(min=eps).pow(scale_p)
+    return scores
+
+
+def _drawn_power(b: Tensor, p: float, draws: int, K: int, units: Tensor, few: int, generator: torch.Generator | None,
+                 as_shipped: bool) -> Tensor:
+    """Mean over draws and images of |b - permuted b|^p: b [count, n] -> [count]. All K units draw, scored or not."""
+    if generator is None and not as_shipped:
+        generator = torch.Generator().manual_seed(0)
+    where = generator.device if generator is not None else "cpu"
+    B = b.new_empty(len(b))
+    for part in slices(K, few):
+        drawn = torch.stack([torch.randperm(b.shape[1], generator=generator, device=where)
+                             for _ in range(draws * (part.stop - part.start))])
+        drawn = drawn.view(-1, draws, b.shape[1])                                           # [few, draws, n]
+        rows = ((units >= part.start) & (units < part.stop)).nonzero().flatten()
+        permuted = b[rows, None].expand(-1, draws, -1).gather(2, drawn.to(b.device)[units[rows] - part.start])
+        B[rows] = permuted.sub_(b[rows, None]).abs_().pow_(p).mean((1, 2))
+    return B
+
+
+def _expected_power(b: Tensor, p: float) -> Tensor:
+    """Mean of |b_i - b_j|^p over all pairs, which is that over all permutations: b [count, n] ascending -> [count]."""
+    total = b.new_zeros(len(b))
+    for i in range(b.shape[1] - 1):
+        total += (b[:, i + 1:] - b[:, i:i + 1]).pow_(p).sum(1)
+    return total * (2 / b.shape[1]**2)
