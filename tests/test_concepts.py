@@ -251,3 +251,17 @@ def test_zero_shot_head_is_the_mean_of_templates():
         mean = sum(rows) / 3
         torch.testing.assert_close(T[m].double(), mean / mean.norm(), rtol=1e-5, atol=1e-6)
     assert torch.allclose(zero_shot_head(make_clip(), NAMES, "a {}"), embed_concepts(make_clip(), NAMES, "a {}"))
+
+
+def test_kinds_come_from_the_set_that_tells_them(tmp_path, monkeypatch):
+    from utils.concepts import concept_kinds
+    words = tmp_path / "words.txt"
+    words.write_text("\ufeffred \tcolour\ncat\n  tabby  cat\tanimal \nred\tother\n\n", encoding="utf-8")
+    assert load_concepts(f"file:{words}") == ["red", "cat", "tabby cat"]
+    assert concept_kinds(f"file:{words}")["tabby cat"] == "animal"
+    assert concept_kinds(f"file:{words}")["red"] == "colour" and "cat" not in concept_kinds(f"file:{words}")
+    assert concept_kinds("microworld")["striped"] == "texture" and concept_kinds("english:9") == {}
+    monkeypatch.setenv("NEURONYM_BRODEN", str(tmp_path))
+    monkeypatch.setenv("NEURONYM_CONCEPTS", str(tmp_path / "none"))
+    (tmp_path / "label.csv").write_text("number,name,category\n1,sea-s,scene(120)\n2,red-c,color(9);part(1)\n", encoding="utf-8")
+    assert load_concepts("broden") == ["sea", "red"] and concept_kinds("broden") == {"sea": "scene", "red": "color"}

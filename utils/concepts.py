@@ -2,6 +2,7 @@
 
 load_concepts   concept set by name: one of CONCEPTS, as a list of strings
 CONCEPTS        first word of a name -> function of the rest
+concept_kinds   concept -> kind ("colour", "object"), for the sets that tell it
 embed_concepts  T [M, d], cached
 zero_shot_head  T [M, d] averaged over prompt templates
 """
@@ -47,6 +48,22 @@ def load_concepts(name: str) -> list[str]:
     if not concepts:
         raise ValueError(f"concept set '{name}' is empty")
     return concepts
+
+
+def concept_kinds(name: str) -> dict[str, str]:
+    """Kind of every concept of the set `name` that tells it, else {}: the microworld's kinds of words, the category of
+    Broden's label.csv, what stands behind a tab in a line of a file."""
+    kind, _, rest = name.strip().partition(":")
+    if kind == "microworld":
+        from utils.microworld import CATEGORY
+        return CATEGORY
+    if kind == "file":
+        lines = [line.split("\t") for line in read_lines(_listed(rest.strip()))]
+        return {_clean(line[0]): _clean(line[1]) for line in reversed(lines) if len(line) > 1}  # of equal ones the first
+    broden = _home("NEURONYM_BRODEN", "broden") / "label.csv"
+    if kind == "broden" and broden.is_file():
+        return {_clean(_plain(row["name"])): row["category"].partition("(")[0] for row in _rows(broden)}
+    return {}
 
 
 def embed_concepts(clip, concepts: Sequence[str], template: str = "{}", batch_size: int = 256,
@@ -109,8 +126,7 @@ def _broden(rest: str) -> list[str]:
     if listed.is_file():
         return read_lines(listed)
     if broden.is_file():
-        with open(broden, newline="", encoding="utf-8") as file:
-            return [re.sub("-[sc]$", "", row["name"]).replace("_", " ") for row in csv.DictReader(file)]
+        return [_plain(row["name"]) for row in _rows(broden)]
     raise FileNotFoundError(f"Broden's labels not found at {broden} or {listed}; run ./dlbroden.sh, or get "
                             "broden_labels_clean.txt from github.com/Trustworthy-ML-Lab/CLIP-dissect (data/) and set "
                             "NEURONYM_CONCEPTS to its folder")
@@ -128,10 +144,24 @@ def _places365(rest: str) -> list[str]:
 
 
 def _file(rest: str) -> list[str]:
+    return [line.partition("\t")[0] for line in read_lines(_listed(rest))]
+
+
+def _listed(rest: str) -> Path:
     path = ROOT / Path(rest).expanduser()
     if not rest or not path.is_file():
         raise FileNotFoundError(f"no file at {path}; 'file:<path>' is absolute or starts at {ROOT}, one concept a line")
-    return read_lines(path)
+    return path
+
+
+def _rows(path: Path) -> list[dict]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _plain(name: str) -> str:
+    """A name of Broden's without its suffix for scenes and colours."""
+    return re.sub("-[sc]$", "", name).replace("_", " ")
 
 
 CONCEPTS: dict[str, Callable[[str], list[str]]] = {
