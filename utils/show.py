@@ -3,12 +3,13 @@
 style             one look for all figures
 progress          a bar in JupyterLab, plain lines when headless
 image_grid        pictures in a grid
-unit_card         one unit: its labels with scores, its top images, where it fires
-unit_cards        several of them as one figure
+unit_cards        a row per unit: its labels with scores, its top images, where it fires
 scores_by_layer   distribution of the best scores, layer by layer
 labels_by_category  share of labels of each kind, layer by layer
 training_report   says how a training stage goes; read_curves and training_curves show it afterwards
 save_figure       png and pdf, without dates
+save_figures      several, as the pages of one pdf
+present           save figures, show what was saved
 explorer          browse units with ipywidgets
 """
 from __future__ import annotations
@@ -24,12 +25,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 HEAT = "inferno"
+DPI = 200  # of saved figures
+TILE, GAP, ROOM = 192, 12, 400  # unit cards: side of a picture, space around it, width of the texts; in pixels
 
 
 def style() -> None:
@@ -69,44 +73,21 @@ def image_grid(images: Sequence[Image.Image], titles: Sequence[str] | None = Non
     return fig
 
 
-def unit_card(axes: Sequence[Axes], title: str, labels: Sequence[tuple[str, float]], images: Sequence[Image.Image],
-              maps: Sequence[np.ndarray] | None = None, truth: str | None = None) -> None:
-    """Draw one unit into a row of axes: labels with scores in the first, top images (most active first) in the others.
-
-    `maps` [h, w] each, non-negative part shown as a heat-map over its image, all on the unit's own scale.
-    """
-    text, *places = axes
-    text.axis("off")
-    title = title if len(title) <= 26 else "…" + title[-25:]  # the end tells units of one network apart
-    text.text(0, 1, title, fontsize=8, weight="bold", va="top", transform=text.transAxes)
-    if truth is not None:
-        hit = labels and labels[0][0] == truth
-        text.text(0, .82, f"true name: {truth} {'(found)' if hit else ''}", fontsize=7, va="top", transform=text.transAxes,
-                  color=sns.color_palette("colorblind")[2 if hit else 3])
-    first = .62 if truth is not None else .78
-    for i, (label, score) in enumerate(labels[:4]):
-        shown = label if len(label) < 24 else label[:22] + ".."
-        text.text(0, first - .17 * i, f"{shown}  ({score:.3g})", fontsize=7 if i else 8, va="top", transform=text.transAxes,
-                  color="black" if i == 0 else "0.4")
-    top = max((float(np.max(m)) for m in maps), default=0) if maps is not None else 0
-    for i, ax in enumerate(places):
-        ax.axis("off")
-        if i >= len(images):
-            continue
-        ax.imshow(images[i], interpolation="nearest" if images[i].width < 100 else "auto")
-        if maps is not None and top > 0:
-            heat = np.clip(np.asarray(maps[i], dtype=np.float32) / top, 0, 1)
-            big = np.asarray(Image.fromarray(heat).resize(images[i].size, Image.Resampling.BILINEAR))
-            ax.imshow(big, cmap=HEAT, vmin=0, vmax=1, alpha=np.clip(.15 + .6 * big, 0, .7))
-
-
 def unit_cards(cards: Sequence[Mapping], images: int = 6) -> Figure:
-    """One row per card; a card holds the arguments of `unit_card` (title, labels, images, maps, truth)."""
-    fig, axes = plt.subplots(len(cards), images + 1, figsize=(2.1 + 1.02 * images, 1.08 * len(cards)), squeeze=False,
-                             gridspec_kw={"width_ratios": [2] + [1] * images, "wspace": .04, "hspace": .1})
-    for row, card in zip(axes, cards):
-        unit_card(row, **{**card, "images": card["images"][:images]})
-    fig.subplots_adjust(left=.01, right=.995, top=.99, bottom=.01)
+    """One row per card: title, labels with scores and, if known, the true name; then its most active images.
+
+    A card holds title, labels [(label, score)], images, and optionally truth and maps [h, w] of each image, whose
+    positive part lies over the image as heat, all on the unit's own scale. The pictures of all cards are one raster of
+    the resolution figures are saved at; texts stay texts.
+    """
+    width, height = ROOM + images * (TILE + GAP), len(cards) * (TILE + 2 * GAP)
+    fig = plt.figure(figsize=(width / DPI, height / DPI))
+    ax = fig.add_axes((ROOM / width, 0, 1 - ROOM / width, 1))
+    ax.axis("off")
+    raster = np.concatenate([_strip(card["images"][:images], card.get("maps"), images) for card in cards])
+    ax.imshow(raster, interpolation="none", aspect="auto")
+    for i, card in enumerate(cards):
+        _write(fig, card, top=1 - (i * (TILE + 2 * GAP) + GAP) / height, tall=TILE / height)
     return fig
 
 
@@ -182,14 +163,37 @@ def training_curves(curves: pd.DataFrame) -> Figure:
 
 def save_figure(fig: Figure, folder: Path, name: str) -> Path:
     """Write <name>.png (200 dpi) and <name>.pdf into `folder`, without dates, so that the same figure is the same file."""
+    return save_figures({name: fig}, folder)[0]
+
+
+def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write each figure as <name>.png and all as the pages of one PDF, named like the first; returns the pictures' paths.
+
+    Pages share their fonts, whose embedding takes longer than most drawing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    fig.savefig(folder / f"{name}.png", dpi=200, bbox_inches="tight", metadata={"Software": None})
-    fig.savefig(folder / f"{name}.pdf", bbox_inches="tight", metadata={"CreationDate": None, "ModDate": None})
-    return folder / f"{name}.png"
+    with PdfPages(folder / f"{next(iter(figures))}.pdf", metadata={"CreationDate": None, "ModDate": None}) as pages:
+        for name, fig in figures.items():
+            box = fig.get_tightbbox().padded(.1).get_points() * DPI  # found once for both; in whole pixels rasters stay sharp
+            box = Bbox([np.floor(box[0]) / DPI, np.ceil(box[1]) / DPI])
+            fig.savefig(folder / f"{name}.png", dpi=DPI, bbox_inches=box, metadata={"Software": None},
+                        pil_kwargs={"compress_level": 4})  # half the time of the default 6, for 1 % more bytes
+            fig.savefig(pages, format="pdf", bbox_inches=box)
+    return [folder / f"{name}.png" for name in figures]
+
+
+def present(figures: Mapping[str, Figure], folder: Path) -> None:
+    """`save_figures`, close them and show the saved pictures at their sizes; `plt.show` would draw them once more."""
+    from IPython.display import Image as Shown, display
+
+    for file, fig in zip(save_figures(figures, folder), figures.values()):
+        plt.close(fig)
+        with Image.open(file) as image:
+            display(Shown(str(file), width=round(image.width * fig.dpi / DPI)))
 
 
 def explorer(table: pd.DataFrame, card: Callable[[str, int], Mapping]):
-    """A widget that shows any unit: choose layer and unit, or search labels; `card(layer, unit)` gives `unit_card`'s arguments."""
+    """A widget that shows any unit: choose layer and unit, or search labels; `card(layer, unit)` gives a card of `unit_cards`."""
     import ipywidgets as widgets
     from IPython.display import display
     best = table[table["rank"] == 1]
@@ -214,3 +218,43 @@ def explorer(table: pd.DataFrame, card: Callable[[str, int], Mapping]):
     fill()
     draw()
     return widgets.VBox([widgets.HBox([layer, search, unit]), out])
+
+
+def _strip(images: Sequence[Image.Image], maps: Sequence[np.ndarray] | None, places: int) -> np.ndarray:
+    """A row of tiles, white where there is no picture: [TILE + 2 GAP, places (TILE + GAP), 3] bytes."""
+    row = Image.new("RGB", (places * (TILE + GAP), TILE + 2 * GAP), "white")
+    top = max((float(np.max(m)) for m in maps), default=0) if maps is not None else 0
+    for i, image in enumerate(images):
+        scale = TILE / max(image.size)
+        size = tuple(max(1, round(side * scale)) for side in image.size)
+        small = image.size[0] < 100  # its pixels are meant to be seen
+        tile = image.convert("RGB") if small else image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        if top > 0:
+            tile = _heated(tile, np.clip(np.asarray(maps[i], dtype=np.float32) / top, 0, 1))
+        tile = tile.resize(size, Image.Resampling.NEAREST)
+        row.paste(tile, (i * (TILE + GAP) + (TILE - size[0]) // 2, GAP + (TILE - size[1]) // 2))
+    return np.asarray(row)
+
+
+def _heated(image: Image.Image, heat: np.ndarray) -> Image.Image:
+    """The image with heat [h, w] from 0 to 1 over it, the denser the hotter."""
+    heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))
+    colour = (255 * plt.get_cmap(HEAT)(heat)[..., :3]).astype(np.uint8)
+    density = np.clip(255 * (.15 + .6 * heat), 0, 255 * .7).astype(np.uint8)
+    return Image.composite(Image.fromarray(colour), image, Image.fromarray(density))
+
+
+def _write(fig: Figure, card: Mapping, top: float, tall: float) -> None:
+    """The texts of a card, from `top` downwards over the height of a tile (both in parts of the figure)."""
+    labels, truth = card["labels"], card.get("truth")
+    title = card["title"] if len(card["title"]) <= 26 else "…" + card["title"][-25:]  # the end tells units of one network apart
+    fig.text(0, top, title, fontsize=8, weight="bold", va="top")
+    if truth is not None:
+        hit = bool(labels) and labels[0][0] == truth
+        fig.text(0, top - .18 * tall, f"true name: {truth} {'(found)' if hit else ''}", fontsize=7, va="top",
+                 color=sns.color_palette("colorblind")[2 if hit else 3])
+    first = .38 if truth is not None else .22
+    for i, (label, score) in enumerate(labels[:4]):
+        shown = label if len(label) < 24 else label[:22] + ".."
+        fig.text(0, top - (first + .17 * i) * tall, f"{shown}  ({score:.3g})", fontsize=7 if i else 8, va="top",
+                 color="0.4" if i else "black")
