@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import weakref
 
 import pytest
@@ -48,6 +49,16 @@ def fast(method, P, Q, **options):
     return score(P, Q, method, **{**FRACTION.get(method, {}), **options})
 
 
+@pytest.fixture(params=["compiled", "torch"])
+def loops(request, monkeypatch):
+    """With the compiled loops, and with the torch operations that stand in for them."""
+    if request.param == "torch":
+        for module in ("pmi", "softmax", "rank_reorder"):
+            monkeypatch.setattr(f"utils.{module}.compiled_loops", lambda device: None)
+    else:
+        pytest.importorskip("numba")
+
+
 def exact(actual, expected):
     assert_close(actual, expected, rtol=1e-10, atol=1e-12)  # logarithms that sum to 100 cancel against the prior
 
@@ -60,6 +71,7 @@ def disagreements(scores, exact_scores, tolerance):
 
 # parity
 
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("method, options", [
     *[(method, {}) for method in METHODS],
     ("cos_similarity_cubed", {"eps": 0}), ("cos_similarity_cubed", {"eps": 2.5}),
@@ -86,6 +98,7 @@ def test_rank_reorder_draws_as_documented():
           literal("rank_reorder", P, Q, permutations="all"))
 
 
+@pytest.mark.usefixtures("loops")
 def test_rank_reorder_as_shipped():
     I, T, Q = inputs()
     P, g = I @ T.T, torch.Generator().manual_seed(0)
@@ -104,6 +117,7 @@ def test_rank_reorder_as_shipped():
     assert torch.equal(corrected, fast("rank_reorder", P, Q))                                # drawn from seed 0
 
 
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("method, options", [
     ("cos_similarity", {}), ("cos_similarity_cubed", {}), ("wpmi", {"top_k": 28, "a": 2, "lam": .6}),
     ("soft_wpmi", {"top_k": 100, "a": 10, "lam": 1}),
@@ -128,6 +142,7 @@ def test_rank_reorder_equals_the_released_mean(shared):
     assert_close(drawn.std(0), golden["rank_reorder_std"], rtol=.6, atol=0)
 
 
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("method", METHODS)
 def test_float32_gives_the_labels_of_float64(method):
     I, T, Q = inputs(n=150, k=40, m=90)
@@ -139,12 +154,48 @@ def test_float32_gives_the_labels_of_float64(method):
     assert disagreements(scores, exact_scores, tolerance) == []
 
 
+@pytest.mark.usefixtures("loops")
+@pytest.mark.parametrize("method, top_k, a", [("wpmi", 28, 2), ("wpmi", 200, 2), ("soft_wpmi", 100, 10),
+                                              ("soft_wpmi", 100, 25)])
+def test_float32_is_as_exact_as_stated(method, top_k, a):
+    """A sum of top_k logarithms is off by at most top_k (|a P| + 12) u, beside the rounding of the sum."""
+    I, T, Q = inputs(torch.float32, n=211, k=40, m=301, d=8)
+    P, u = I @ T.T, 2**-24
+    exact_sums = score(P.double(), Q.double(), method, top_k=top_k, a=a, lam=0)
+    bound = top_k * (a * float(P.abs().max()) + 12) * u + 4 * u * exact_sums.abs()
+    assert ((score(P, Q, method, top_k=top_k, a=a, lam=0) - exact_sums).abs() < bound).all()
+
+
+@pytest.mark.usefixtures("loops")
+@pytest.mark.parametrize("method", PMI)
+@pytest.mark.parametrize("a", [-300, 90, 2000])
+def test_powers_beyond_the_range_of_floats(method, a):
+    """Softmaxes near 0 and 1, and products of factors so unequal that each takes a logarithm of its own."""
+    I, T, Q = inputs(torch.float32, n=61, m=29)
+    P = I @ T.T
+    scores, expected = score(P, Q, method, a=a), literal(method, P, Q, a=a)
+    assert_close(scores.double(), expected, rtol=2e-4, atol=2e-4 * abs(a))
+    exact(score(P.double(), Q.double(), method, a=a), expected)
+
+
+def test_numba_may_be_missing(monkeypatch):
+    I, T, Q = inputs(torch.float32)
+    compiled = {method: fast(method, I @ T.T, Q) for method in METHODS}
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "utils.kernels", raising=False)
+    monkeypatch.delattr("utils.kernels", raising=False)
+    for method in METHODS:
+        assert_close(fast(method, I @ T.T, Q), compiled[method], rtol=1e-5, atol=1e-4)
+    assert "utils.kernels" not in sys.modules
+
+
 def test_disagreements_are_found():
     truth = torch.tensor([[1., .9999, 0], [1, .5, 0]])
     assert disagreements(torch.tensor([[0., 1, 0], [1, 0, 0]]), truth, 1e-3) == []
     assert disagreements(torch.tensor([[0., 1, 0], [0, 1, 0]]), truth, 1e-3) == [1]
 
 
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(method, dtype):
@@ -159,19 +210,21 @@ def test_half_precision_is_computed_in_float32(method, dtype):
 
 # the same scores whatever the blocks, the order and the path
 
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("step", [1, 7, K, K + 1, M, M + 1])
 def test_blocks_do_not_matter(method, step, monkeypatch):
     I, T, Q = inputs()
     options = FRACTION.get(method, {})
     whole = score(I @ T.T, Q, method, **options)
-    for module in ("similarity", "rank_reorder"):
+    for module in ("similarity", "rank_reorder", "pmi"):
         monkeypatch.setattr(f"utils.{module}.fit", lambda memory, *stages: [min(step, count) for *_, count in stages])
     exact(score(I @ T.T, Q, method, **options), whole)
     exact(score_embeddings(I, T, Q, method, **options), whole)
     exact(score_embeddings(I, T, Q, method, units=[4, 0], **options), whole[[4, 0]])
 
 
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("method", METHODS)
 def test_memory_does_not_matter_and_too_little_is_refused(method):
     I, T, Q = inputs()
@@ -303,6 +356,7 @@ def test_a_positive_scale_of_a_unit_keeps_its_labels(method, scale):
     assert fast(method, P, Q * scale).argmax(1).tolist() == fast(method, P, Q).argmax(1).tolist()
 
 
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("value", [0, .1, -7, 1e6])
@@ -323,6 +377,7 @@ def test_dead_units_and_constant_concepts_give_numbers(method, value, dtype):
         assert (scores[alive, 8] == scores[alive].amin(1)).all()
 
 
+@pytest.mark.usefixtures("loops")
 def test_ties():
     """Equal activations: lower image first. Equal P: no credit. Equal scores: lower concept first."""
     P = torch.tensor([[3., 0, 1], [2, 0, 1], [1, 0, 1], [0, 9, 1]], dtype=torch.float64)

@@ -1,19 +1,23 @@
 """Scoring in bounded memory: a matrix taken in blocks, sizes from a budget, a stable sort, checked inputs.
 
 Embedded            P = I T' known by its factors, to be given in place of a matrix
-block               some rows and columns of P
+block, largest      some rows and columns of P; a bound of its values
 fit, slices         how many items a budget holds, and the ranges of so many
 order, strongest    indices that sort; the most activated images of units
+used                the different ones among chosen images
+compiled_loops      loops in machine code, where there are any
 checked             the inputs of every similarity function, or a sentence on what is wrong with them
-or_one                a divisor without zeros
+or_one              a divisor without zeros
 number, whole       an option's value, or a sentence
 """
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -35,17 +39,23 @@ class Embedded:
         return len(self.I), len(self.T)
 
 
-def block(P: Tensor | Embedded, rows: Tensor | None, cols: slice, dtype: torch.dtype) -> Tensor:
-    """P[rows, cols] as a new tensor [U, m]; all rows for None. May use as much again, and d values a column."""
+def block(P: Tensor | Embedded, rows: Tensor | None, cols: slice, out: Tensor) -> Tensor:
+    """P[rows, cols], written to out [U, m] and returned; all rows for None. Uses as much again, and d values a column."""
     if isinstance(P, Tensor):
-        return P[:, cols].to(dtype, copy=True) if rows is None else P[:, cols].index_select(0, rows).to(dtype)
-    T = P.T[cols].to(dtype)
-    count = len(P.I) if rows is None else len(rows)
-    out = T.new_empty(count, len(T))
-    for part in slices(count, out.numel() // T.shape[1]):  # no more embeddings at once than the block itself is large
+        return out.copy_(P[:, cols] if rows is None else P[:, cols].index_select(0, rows))
+    T = P.T[cols].to(out.dtype)
+    for part in slices(len(out), out.numel() // T.shape[1]):  # no more embeddings at once than the block itself is large
         I = P.I[part] if rows is None else P.I.index_select(0, rows[part])
-        torch.matmul(I.to(dtype), T.T, out=out[part])
+        torch.matmul(I.to(out.dtype), T.T, out=out[part])
     return out
+
+
+def largest(P: Tensor | Embedded) -> float:
+    """A bound of |P|: its largest value, or by the norms of its factors."""
+    if isinstance(P, Tensor):
+        low, high = P.aminmax()
+        return max(float(high), -float(low))
+    return math.prod(float(torch.linalg.vector_norm(X, dim=1, dtype=torch.float64).max()) for X in (P.I, P.T))
 
 
 def fit(memory: int, *stages: tuple[int, int, int]) -> list[int]:
@@ -83,13 +93,31 @@ def strongest(Q: Tensor, units: Tensor, n: int, dtype: torch.dtype, some: int) -
     """The n images that activate each unit most, descending, ties by lower index: [units, n]; `some` units at once."""
     found = []
     for part in slices(len(units), some):
-        q = Q[:, units[part]].T.to(dtype).contiguous()                                      # [some, N]
+        q = Q.new_empty(len(units[part]), len(Q), dtype=dtype)                              # [some, N]
+        for rows in slices(len(Q), 64 if Q.device.type == "cpu" else len(Q)):  # transposing little by little is faster
+            q[:, rows] = Q[rows][:, units[part]].T.contiguous()
         best = q.topk(min(n + 1, len(Q)), dim=1)
         top = best.indices[:, :n].clone()  # ambiguous only where two of the n + 1 best values are equal
         tied = (best.values[:, 1:] == best.values[:, :-1]).any(1)
         top[tied] = order(q[tied].neg())[:, :n]
         found.append(top)
     return torch.cat(found)                                                                 # [units, n]
+
+
+def used(top: Tensor, N: int) -> tuple[Tensor, Tensor]:
+    """The different images among top [K, n], ascending, and top as int32 indices of these."""
+    present = torch.zeros(N, dtype=torch.bool, device=top.device)
+    present[top] = True
+    number_of = present.cumsum(0, dtype=torch.int32).sub_(1)
+    return present.nonzero()[:, 0], number_of[top]
+
+
+def compiled_loops(device: torch.device) -> ModuleType | None:
+    """The module `utils.kernels`, for CPUs and where numba is installed."""
+    try:
+        return importlib.import_module("utils.kernels") if device.type == "cpu" else None
+    except ImportError:
+        return None
 
 
 def or_one(x: Tensor) -> Tensor:

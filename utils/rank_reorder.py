@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from utils.blocks import (MEMORY, SORT_BYTES, Embedded, at_hand, block, checked, fit, number, or_one, order, slices, strongest,
-                          whole)
+from utils.blocks import (MEMORY, SORT_BYTES, Embedded, at_hand, block, checked, compiled_loops, fit, number, or_one, order,
+                          slices, strongest, used, whole)
 
 
 @torch.no_grad()
@@ -38,14 +38,16 @@ def rank_reorder(P: Tensor | Embedded, Q: Tensor, *, p: float = 3, top_fraction:
     if n < 2:
         raise ValueError(f"top_fraction {top_fraction} of N {N} images is {n}, and an order needs 2; "
                          f"pass at least {math.ceil(2000 / N) / 1000}")
-    U, draws = min(N, n * count), n_permutations or 1
-    held = count * n * (32 + 4 * size) + 2 * U * size
-    column, pair = (3 * U + 2 * d) * size, n * (4 * size + 24)  # bytes of a concept, and of a concept for a unit
+    U, draws, loops = min(N, n * count), n_permutations or 1, compiled_loops(Q.device)
+    held = count * n * (24 + 4 * size) + 16 * N
+    # bytes of a concept, and of a concept for a unit: compiled loops sort all images once, torch those of a unit at a time
+    column = (3 * U + 2 * d + 4 * count) * size + (SORT_BYTES * U if loops else 0)
+    pair = 0 if loops else n * (4 * size + 24)
     some, few, m = fit(memory, (held, N * SORT_BYTES, count),
                        (held, n * draws * (24 + 3 * size), K), (held, column + pair, M))
     work = at_hand(memory, Q.device)
-    m = min(m, max(64, work // pair))
-    k = max(1, min((memory - held - m * column) // (m * pair), work // (m * pair)))
+    m = min(m, max(64, work // (U * size))) if loops else min(m, max(64, work // pair))
+    k = count if loops else max(1, min((memory - held - m * column) // (m * pair), work // (m * pair)))
 
     top = strongest(Q, units, n, dtype, some)                                               # [count, n]
     a = Q[top, units[:, None]].to(dtype)
@@ -58,22 +60,28 @@ def rank_reorder(P: Tensor | Embedded, Q: Tensor, *, p: float = 3, top_fraction:
         B = _drawn_power(b, p, draws, K, units, few, generator, as_shipped)
     if not as_shipped and bool((B == 0).any()):  # all draws were the identity, or the unit is constant
         B = torch.where(B == 0, _expected_power(b, p), B)
-    rows, top = top.unique(return_inverse=True)  # no other rows of P are needed
-    scores = a.new_empty(count, M)
+    rows, top = used(top, N)  # no other rows of P are needed
+    reorder = loops.reorder_errors if loops else _reorder_errors
+    scores, store = a.new_empty(count, M), a.new_empty(m, len(rows))
     for cols in slices(M, m):
-        values = block(P, rows, cols, dtype)                                                # [U, m]
+        values = store[:cols.stop - cols.start]
+        block(P, rows, cols, values.T)
         for part in slices(count, k):
-            seen = values[top[part]].transpose(1, 2).contiguous()                           # [k, m, n]
-            mean = seen.mean(2)
-            # |a_j - b_(r_j)| over images j is |a_(order r) - b_r| over ranks r: one sort, and no ranks to invert
-            found = a[part, None].expand_as(seen).gather(2, order(seen))
-            e = found.sub_(b[part, None]).abs_().pow_(p).mean(2)
+            e, mean = reorder(values, top[part], a[part], p)                                # [m, k]
             if as_shipped:
-                scores[part, cols] = -(e / B[part, None]) / mean.pow(scale_p)
+                scores[part, cols] = (-(e / B[part]) / mean.pow(scale_p)).T
             else:
-                e = torch.where(B[part, None] > 0, e / or_one(B[part, None]), 1)
-                scores[part, cols] = -e / mean.clamp(min=eps).pow(scale_p)
+                e = torch.where(B[part] > 0, e / or_one(B[part]), 1)
+                scores[part, cols] = (-e / mean.clamp(min=eps).pow(scale_p)).T
     return scores
+
+
+def _reorder_errors(values: Tensor, top: Tensor, a: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """As `kernels.reorder_errors`, by sorting: values [m, U], top and a [k, n] -> two [m, k]."""
+    seen = values.index_select(1, top.flatten()).view(len(values), *top.shape)              # [m, k, n]
+    # |a_j - b_(r_j)| over images j is |a_(order r) - b_r| over ranks r: one sort, and no ranks to invert
+    found = a.expand_as(seen).gather(2, order(seen))
+    return found.sub_(a.flip(1)).abs_().pow_(p).mean(2), seen.mean(2)
 
 
 def _drawn_power(b: Tensor, p: float, draws: int, K: int, units: Tensor, few: int, generator: torch.Generator | None,

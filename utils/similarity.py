@@ -13,16 +13,14 @@ P. Among equal activations the image of lower index comes first. Half precision 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
-from utils.blocks import (MEMORY, SORT_BYTES, Embedded, at_hand, block, checked, fit, number, or_one, order, slices, strongest,
-                          whole)
+from utils.blocks import MEMORY, SORT_BYTES, Embedded, at_hand, block, checked, fit, number, or_one, order, slices, whole
 from utils.errors import unknown
+from utils.pmi import soft_wpmi, wpmi
 from utils.rank_reorder import rank_reorder
 
 
@@ -88,87 +86,7 @@ def cos_similarity_cubed(P: Tensor | Embedded, Q: Tensor, *, eps: float = 1e-3, 
     return _column_products(P, Q, units, memory, lambda X: _cubed_columns(X, eps))
 
 
-@torch.no_grad()
-def wpmi(P: Tensor | Embedded, Q: Tensor, *, top_k: int | None = None, a: float = 2, lam: float = .6, eps: float = 1e-7,
-         units: Sequence[int] | None = None, memory: int = MEMORY) -> Tensor:
-    """Weighted pointwise mutual information of unit and concept. P [N, M], Q [N, K] -> scores [K, M]
-
-    S = l(c|k) - lam l(c): l(c|k) = sum over the top_k images of unit k of log(softmax over concepts(a P) + eps), and
-    l(c) = log of the mean over all K units of exp l(c|k). top_k=None: 28, or N when there are fewer images.
-    """
-    def log_likelihoods(log_p: Tensor, top: Tensor) -> Tensor:
-        return embedding_bag(top, log_p.exp_().add_(eps).log_() if eps else log_p, mode="sum")
-
-    number("eps", eps, 0)
-    return _pmi(P, Q, units, memory, 28 if top_k is None else top_k, top_k is None, a, lam, log_likelihoods)
-
-
-@torch.no_grad()
-def soft_wpmi(P: Tensor | Embedded, Q: Tensor, *, top_k: int | None = None, a: float = 10, lam: float = 1,
-              p_start: float = .998, p_end: float = .97, eps: float = 1e-7, units: Sequence[int] | None = None,
-              memory: int = MEMORY) -> Tensor:
-    """WPMI that trusts the j-th image with probability p_j = p_start - (j / top_k)(p_start - p_end). -> scores [K, M]
-
-    As wpmi, with l(c|k) = sum over j, in order of activation, of log(1 + p_j (softmax over concepts(a P) - 1) + eps).
-    top_k=None: 100, or N when there are fewer images.
-    """
-    def log_likelihoods(log_p: Tensor, top: Tensor) -> Tensor:
-        likely, images, count = log_p.exp_(), top.T.contiguous(), top.shape[1]              # [U, m], [top_k, K]
-        trust = [p_start - j / count * (p_start - p_end) for j in range(count)]
-        # log(p x + rest) = log(rest) + log(1 + p / rest x): products of the second, and a log before they can overflow
-        rest = [max(1 - p + eps, 1e-30) for p in trust]
-        gain = [p / q for p, q in zip(trust, rest)]
-        run = max(1, int(.9 * math.log(torch.finfo(likely.dtype).max) / math.log1p(max(*gain, 1e-9))))
-        l = likely.new_full((top.shape[0], likely.shape[1]), sum(map(math.log, rest)))      # [K, m]
-        product, x = torch.ones_like(l), torch.empty_like(l)
-        for j in range(count):
-            torch.index_select(likely, 0, images[j], out=x)
-            product.addcmul_(product, x, value=gain[j])
-            if (j + 1) % run == 0 or j + 1 == count:
-                l += product.log_()
-                product.fill_(1)
-        return l
-
-    number("p_start", p_start, 0, 1)
-    number("p_end", p_end, 0, 1)
-    number("eps", eps, 0)
-    return _pmi(P, Q, units, memory, 100 if top_k is None else top_k, top_k is None, a, lam, log_likelihoods)
-
-
 SIMILARITIES = {f.__name__: f for f in (cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi)}
-
-
-def _pmi(P: Tensor | Embedded, Q: Tensor, units: Sequence[int] | None, memory: int, top_k: int, clip: bool, a: float,
-         lam: float, log_likelihoods: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """l - lam (logsumexp of l over units - log K), l [K, m] = log_likelihoods(log softmax [U, m], top [K, top_k])."""
-    number("a", a)
-    number("lam", lam)
-    units, dtype, size, d = checked(P, Q, units, memory)
-    (N, M), K = P.shape, Q.shape[1]
-    top_k = min(top_k, N) if clip else top_k
-    whole("top_k", top_k, N, f"N {N} images")
-    U, held = min(N, K * top_k), K * top_k * 32
-    some, m = fit(memory, (held, N * SORT_BYTES, K), (held + 5 * U * size, (3 * U + 3 * K + 2 * d) * size, M))
-    work = at_hand(memory, Q.device)
-    m = m if d else min(m, max(64, work // (U * size)))  # rows of P are cheap to take twice, products not
-
-    # no other rows of P are needed; the prior is that of the layer, so all units are scored
-    rows, top = strongest(Q, torch.arange(K, device=Q.device), top_k, dtype, some).unique(return_inverse=True)
-    blocks, log_z = list(slices(M, m)), None
-    for cols in blocks:  # the softmax runs over all concepts: its normaliser first
-        logits = block(P, rows, cols, dtype).mul_(a)                                        # [U, m]
-        z = torch.cat([logits[part].logsumexp(1, keepdim=True) for part in slices(len(logits), work // (m * size))])
-        log_z = z if log_z is None else torch.logaddexp(log_z, z)
-    scores = log_z.new_empty(len(units), M)
-    for cols in reversed(blocks):  # backwards, because the last block is at hand
-        logits = block(P, rows, cols, dtype).mul_(a) if logits is None else logits
-        l = log_likelihoods(logits.sub_(log_z), top)                                        # [K, m]
-        logits = None
-        scores[:, cols] = l[units] - lam * (l.logsumexp(0) - math.log(K))
-    if not bool(scores.isfinite().all()):
-        raise ValueError(f"a {a} times P overflows {str(dtype).removeprefix('torch.')}; "
-                         "pass a smaller a, or float64 inputs")
-    return scores
 
 
 def _column_products(P: Tensor | Embedded, Q: Tensor, units: Sequence[int] | None, memory: int,
@@ -182,7 +100,8 @@ def _column_products(P: Tensor | Embedded, Q: Tensor, units: Sequence[int] | Non
     for part in slices(len(units), m):
         columns = normalise(Q[:, units[part]].to(dtype))                                    # [N, k]
         for cols in slices(M, step):
-            scores[part, cols] = columns.T @ normalise(block(P, None, cols, dtype))
+            concepts = block(P, None, cols, columns.new_empty(N, cols.stop - cols.start))
+            torch.matmul(columns.T, normalise(concepts), out=scores[part, cols])
     return scores
 
 
