@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from utils import runs
 from utils.parameters import Parameter, check, from_text, read_parameters
-from utils.runner import main
+from utils.runner import main, phases
 
 CELL = '''smoke = False        # type: bool  # small sizes
 device = "auto"      # type: str  # auto, cpu, cuda
@@ -49,7 +50,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def toy(folder):
     """A notebook that draws one number."""
-    draw = "import torch\nx = torch.rand(1, generator=run.generator).item()\nprint('x', x)"
+    draw = "# papermill_description=Draw\nimport torch\nx = torch.rand(1, generator=run.generator).item()\nprint('x', x)"
     return write_notebook(folder, cells=[draw, "finish_run(run, {'x': x, 'top_k': top_k})"])
 
 
@@ -243,7 +244,8 @@ def test_a_notebook_runs_to_its_folder_and_again_with_the_same_numbers(toy, tmp_
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "results" / "toy").iterdir()
     assert {p.name for p in folder.iterdir()} == {
-        "notebook.ipynb", "params.json", "env.json", "metrics.json", "done", "figures"}
+        "notebook.ipynb", "params.json", "env.json", "metrics.json", "phases.csv", "done", "figures"}
+    assert re.fullmatch(r"phase,seconds\nDraw,\d+\.\d+\n", (folder / "phases.csv").read_text())
     params, first = (json.loads((folder / f"{n}.json").read_text()) for n in ("params", "metrics"))
     assert params["top_k"] == 9 and params["target"] == "5"
     assert f"x {first['x']}" in done.stdout and f"  x: {first['x']}" in done.stdout and str(folder) in done.stdout
@@ -254,6 +256,16 @@ def test_a_notebook_runs_to_its_folder_and_again_with_the_same_numbers(toy, tmp_
     assert again.returncode == 0 and list(folder.parent.iterdir()) == [folder] and not (folder / "old.csv").exists()
     second = json.loads((folder / "metrics.json").read_text())
     assert {k: first[k] for k in ("x", "top_k")} == {k: second[k] for k in ("x", "top_k")}
+
+
+def test_phases_are_the_named_cells_that_ran(tmp_path):
+    named = [nbformat.v4.new_code_cell(f"# papermill_description={name}\nx = 1") for name in ("Load", "Score", "Close")]
+    for cell, duration in zip(named, (1.23456, 0., None)):
+        cell.metadata["papermill"] = {"duration": duration}
+    other = nbformat.v4.new_code_cell("y = 2", metadata={"papermill": {"duration": 5.}})
+    prose = nbformat.v4.new_markdown_cell("# papermill_description=Words")
+    nbformat.write(nbformat.v4.new_notebook(cells=[prose, named[0], other, *named[1:]]), tmp_path / "ran.ipynb")
+    assert list(phases(tmp_path / "ran.ipynb").items()) == [("Load", 1.235), ("Score", 0.)]
 
 
 def test_a_failure_keeps_the_notebook_and_all_goes_on(toy, folder, tmp_path):

@@ -1,15 +1,17 @@
 """`python -m utils.runs NOTEBOOK -p key value ...`: run a notebook headless, as JupyterLab would.
 
-Names and values are checked before anything heavy is imported. The executed notebook, its parameters, metrics, tables
-and figures end in one folder named by the parameters; what was computed before comes from the cache.
+Names and values are checked before anything heavy is imported. The executed notebook, its parameters, metrics, tables,
+figures and seconds by phase end in one folder named by the parameters; what was computed before comes from the cache.
 
 main      the command line
 resolve   key and value texts -> what is set, and all parameters
 execute   one notebook through papermill
+phases    seconds of each cell of an executed notebook that has a name
 """
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import logging
 import os
@@ -24,6 +26,9 @@ from typing import Any
 from utils.errors import UnknownName, unknown
 from utils.parameters import from_text, read_parameters
 from utils.runs import ROOT, notebook_path, notebooks_dir, results_dir, run_folder, shown
+
+NAMED = "# papermill_description="  # first line of a cell, before its name
+DRAWN = "<Figure size", "<IPython.core.display.Image"  # how a picture looks as plain text
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -106,12 +111,23 @@ def execute(notebook: str, overrides: dict[str, Any], params: dict[str, Any], fo
     if not error and not done:
         error = "ended without finish_run"
         print(f"{notebook} {error}", file=sys.stderr)
+    if done:
+        with open(folder / "phases.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([("phase", "seconds"), *phases(folder / "notebook.ipynb").items()])
     if error:
         print(f"executed notebook: {shown(folder / 'notebook.ipynb')}", file=sys.stderr, flush=True)
     else:
         print(f"run folder: {shown(folder)}")
         print("\n".join(f"  {name}: {value}" for name, value in measured.items()), flush=True)
     return {"seconds": time.perf_counter() - started, "peak_mb": measured.get("peak_mb"), "error": error}
+
+
+def phases(executed: Path) -> dict[str, float]:
+    """Seconds of each cell that `# papermill_description=NAME` names, in order, from what papermill noted of its run."""
+    cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
+    took = {_title("".join(cell["source"])): cell["metadata"].get("papermill", {}).get("duration") for cell in cells
+            if "".join(cell["source"]).startswith(NAMED)}
+    return {name: round(seconds, 3) for name, seconds in took.items() if seconds is not None}
 
 
 def _list(notebook: str | None) -> None:
@@ -133,7 +149,7 @@ def _literally(path: Path) -> str:
 def _title(source: str) -> str:
     """The name a cell gives itself, or its first line of code."""
     lines = source.strip().splitlines() or [""]
-    return lines[0].removeprefix("# papermill_description=")
+    return lines[0].removeprefix(NAMED)
 
 
 @contextmanager
@@ -161,7 +177,7 @@ def _live_output():
     class Plain(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             text = record.getMessage()
-            if record.funcName == "log_output_message" and not text.startswith("<Figure size"):
+            if record.funcName == "log_output_message" and not text.startswith(DRAWN):
                 print(text, end="" if text.endswith("\n") else "\n", flush=True,
                       file=sys.stdout if record.levelno < logging.WARNING else sys.stderr)
 

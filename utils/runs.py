@@ -76,7 +76,7 @@ class Run:
     device: torch.device
     generator: torch.Generator
     seed: int
-    started: float = field(default_factory=time.perf_counter, repr=False)
+    started: float = field(repr=False)
 
 
 def start_run(notebook: str, namespace: dict) -> Run:
@@ -84,6 +84,7 @@ def start_run(notebook: str, namespace: dict) -> Run:
 
     Raises KeyError for a notebook or parameter that does not exist, ValueError for an ill-typed one, before any work.
     """
+    started = time.perf_counter()
     known = read_parameters(notebook_path(notebook))
     for name in sorted(injected(namespace) - set(known)):    # papermill itself only warns of these
         raise unknown(f"parameter of {notebook}", name, known)
@@ -104,7 +105,7 @@ def start_run(notebook: str, namespace: dict) -> Run:
         "python": platform.python_version(), "platform": platform.platform(), **software(), "git": git_state(),
         "device": str(device), "device_name": _device_name(device), "threads": torch.get_num_threads(), "seed": seed})
     run = Run(notebook, params, folder, folder / "figures", folder, _interactive(namespace), device,
-              torch.Generator().manual_seed(seed), seed)
+              torch.Generator().manual_seed(seed), seed, started)
     width = max(map(len, params), default=0)
     for name, value in params.items():
         note = f"-> {device}" if name == "device" else "" if value == known[name].default else "(set)"
