@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import pickle
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from utils.weights import (digest, identity, import_extra, is_torchscript, load_into, missing, random_seed,
-                           random_start, read_weights, weights_key)
+                           random_start, read_weights, source_of, weights_key)
 
 
 def net(**options):
@@ -67,6 +68,55 @@ def test_identity_sees_heads_and_own_code():
         def forward(self, x): return x - 1
     Minus.__qualname__ = Minus.__name__ = "Plus"
     assert identity(nn.Sequential(Plus())) != identity(nn.Sequential(Minus()))
+
+
+FILE = '''import functools
+
+
+def outer():
+    class Inner:  # not the one below
+        x = 1
+    return Inner
+
+
+class Inner:
+    """Text."""
+
+    @staticmethod
+    def f():
+        class Deep:
+            pass
+        return Deep
+
+    class Nested(dict):
+        y = 2
+        # the end of Nested
+
+    # the end of Inner
+# a comment on its own
+
+
+@functools.total_ordering
+class Decorated:
+    def __lt__(self, other): return True
+
+
+if True:
+    class Inside: pass
+'''
+
+
+def test_source_of_a_class_is_what_inspect_finds(tmp_path, monkeypatch):
+    (tmp_path / "own_classes.py").write_text(FILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    import own_classes as own
+    classes = [own.Inner, own.Inner.Nested, own.Inner.f(), own.outer(), own.Decorated, own.Inside, nn.Linear, nn.Module]
+    assert [source_of(cls) for cls in classes] == [inspect.getsource(cls) for cls in classes]
+    (tmp_path / "own_classes.py").write_text(FILE.replace("class Inner:\n", "class Inner:\n    new = 0\n"))
+    assert "new = 0" in source_of(own.Inner)  # read anew when the file changes
+    made = type("Made", (), {"f": lambda self: 3})
+    assert "Made" in source_of(made) and source_of(made) == source_of(type("Made", (), {"f": lambda self: 3}))
+    assert source_of(int).startswith("int")
 
 
 def test_identity_of_one_side_ignores_the_other():

@@ -13,16 +13,20 @@ import_extra      an optional package, or the sentence that says how to get it
 """
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import inspect
+import linecache
 import os
 import pickle
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import CodeType, ModuleType
 
@@ -164,8 +168,8 @@ def source_of(thing: Callable | type) -> str:
     """
     if inspect.isclass(thing):
         try:
-            return inspect.getsource(thing)
-        except (OSError, TypeError):  # typed into a notebook, or written in C
+            return _class_source(thing)
+        except (OSError, TypeError, KeyError):  # typed into a notebook, or written in C
             return f"{thing.__qualname__} {[source_of(v) for v in vars(thing).values() if inspect.isfunction(v)]}"
     if not inspect.isfunction(getattr(thing, "__func__", thing)):  # a bound method shows its function
         return thing.__qualname__
@@ -211,6 +215,36 @@ def _structure(part: nn.Module) -> str:
                if isinstance(v, (int, float)) and k != "training" and k[0] != "_"}
     leaf = next(part.children(), None) is None
     return f"{type(part).__name__} {numbers} {ADDRESS.sub('', repr(part)) if leaf else ''}"
+
+
+def _class_source(cls: type) -> str:
+    """What `inspect.getsource` gives, which parses a class's whole file anew each time; KeyError when it is not there."""
+    file = inspect.getsourcefile(cls)
+    linecache.checkcache(file)
+    lines = linecache.getlines(file, vars(sys.modules[cls.__module__]))
+    first, last, column = _class_lines("".join(lines))[cls.__qualname__]
+    for i, line in enumerate(lines[last:], last + 1):  # comments that go on where the last statement ends
+        if line.strip() and not line.lstrip().startswith("#"):
+            break
+        last = i if line.strip() and len(line) - len(line.lstrip()) >= column else last
+    return "".join(lines[first:last])
+
+
+@lru_cache(maxsize=8)
+def _class_lines(text: str) -> dict[str, tuple[int, int, int]]:
+    """First line, line behind the last, and column of the body of each class of a file; of equal names the first."""
+    found: dict[str, tuple[int, int, int]] = {}
+    waiting = [("", ast.parse(text))]
+    while waiting:
+        name, node = waiting.pop()
+        if isinstance(node, ast.ClassDef):
+            start = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
+            if name not in found or start < found[name][0]:
+                found[name] = start, node.end_lineno, node.body[0].col_offset
+        inside = f"{name}.<locals>" if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) else name
+        waiting += [(".".join(filter(None, [inside, child.name])) if hasattr(child, "name") and isinstance(child, ast.stmt)
+                     else inside, child) for child in ast.iter_child_nodes(node)]
+    return found
 
 
 def _compiled(code: CodeType) -> str:
