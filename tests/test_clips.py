@@ -352,8 +352,10 @@ needs_packages = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def conse():
-    """ConSE and the embeddings of its target's class names."""
+    """ConSE, whose first images came in another precision, and the embeddings of its target's class names."""
     clip = load_clip("conse:efficientnet_lite2")
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        clip.encode_image(batch_of(clip, 1))
     return clip, clip.encode_text(load_target("efficientnet_lite2").classes)
 
 

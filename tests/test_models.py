@@ -126,7 +126,8 @@ def test_torchvision_with_random_weights(arch, layers):
     target, other = load_target(f"torchvision:{arch}@random:1"), load_target(f"torchvision:{arch}@none")
     is_whole(target, f"torchvision:{arch}@random:1")
     assert layers in (None, target.layers) and target.classes is None
-    assert target.weights_key != other.weights_key == load_target(f"torchvision:{arch}@random:0").weights_key
+    plain = load_target(f"torchvision:{arch}@random:0", suggest=False)
+    assert target.weights_key != other.weights_key == plain.weights_key and plain.layers == ()
 
 
 def test_torchvision_from_files(tmp_path):

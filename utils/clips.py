@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -156,14 +157,18 @@ def _hf(rest: str, device: torch.device) -> Clip:
 
 def _conse(rest: str, device: torch.device) -> Clip:
     """ConSE: an image is the mean of its top T class names' sentence embeddings, weighted by probability (eq. 3-4)."""
-    target, sentences = load_target(rest, device), load_sentence_encoder("minilm", device)
+    target, sentences = load_target(rest, device, suggest=False), load_sentence_encoder("minilm", device)
     if not target.classes:
         raise ValueError(f"ConSE needs a target whose output neurons have names, got '{rest}'; use efficientnet_lite2")
-    names = sentences.encode(target.classes).to(device)  # [C, d]
+
+    @cache
+    def names() -> Tensor:  # when the first image comes, which with cached embeddings is never
+        with torch.autocast(device.type, enabled=False):  # what a pass of images asks for is not meant for texts
+            return sentences.encode(target.classes).to(device)  # [C, d]
 
     def images_in(batch: Tensor) -> Tensor:
-        p, classes = target.model(batch).softmax(dim=1).topk(min(CONSE_CLASSES, len(names)), dim=1)  # [n, T]
-        return torch.einsum("nt,ntd->nd", p, names[classes])
+        p, classes = target.model(batch).softmax(dim=1).topk(min(CONSE_CLASSES, len(names())), dim=1)  # [n, T]
+        return torch.einsum("nt,ntd->nd", p, names()[classes])
 
     key = digest(target.weights_key, sentences.weights_key, f"ConSE T={CONSE_CLASSES}", *target.classes)
     # there is no learned temperature; 100 is the one most CLIPs end at

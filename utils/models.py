@@ -57,9 +57,10 @@ class Target:
     example: Tensor  # [1, 3, H, W]
 
 
-def load_target(name: str, device: str | torch.device = "cpu") -> Target:
+def load_target(name: str, device: str | torch.device = "cpu", suggest: bool = True) -> Target:
     """Load a target by name (see the module's text), in evaluation mode, float32, without parameter gradients.
 
+    Without `suggest` it has no `layers`, whose search takes a few forward passes.
     Errors: KeyError for an unknown name, FileNotFoundError for absent weights, ModuleNotFoundError for an absent extra.
     """
     kind, _, rest = name.partition(":")
@@ -69,19 +70,20 @@ def load_target(name: str, device: str | torch.device = "cpu") -> Target:
     if loader is None:
         raise unknown("target", name, [*TARGETS, "package.module:function"])
     loaded = loader(rest)
-    target = loaded if isinstance(loaded, Target) else _complete(*loaded)
+    target = loaded if isinstance(loaded, Target) else _complete(*loaded, suggest=suggest)
     target.model.to(device)
     return replace(target, name=name, example=target.example.to(device))
 
 
-def _complete(model: nn.Module, preprocess: Callable | None = None, classes: list[str] | None = None) -> Target:
+def _complete(model: nn.Module, preprocess: Callable | None = None, classes: list[str] | None = None,
+              suggest: bool = True) -> Target:
     """A Target around a network; the preprocessing defaults to ImageNet's 256 -> 224."""
     preprocess = preprocess or Preprocess(256, 224)
     key = identity(model)  # before the cast
     model = model.eval().requires_grad_(False).float()
     example = torch.zeros_like(preprocess(Image.new("RGB", (64, 64)))).float()[None]  # [1, 3, H, W]
     return Target("", model, preprocess, describe(preprocess), list(classes) if classes else None, key,
-                  _suggest_layers(model, example), example)
+                  _suggest_layers(model, example) if suggest else (), example)
 
 
 def _microworld(rest: str) -> tuple:
