@@ -153,8 +153,11 @@ def thing_concepts(t: Thing) -> set[str]:
 
 def presence(scenes: Sequence[Scene], among: Sequence[str] = CONCEPTS) -> torch.Tensor:
     """Which concepts are true of which scenes: [N, M] bool; a word that is no concept of the world is false everywhere."""
-    truth = [concepts(s) for s in scenes]
-    return torch.tensor([[c in true for c in among] for true in truth], dtype=torch.bool).reshape(len(truth), len(among))
+    where = {c: i for i, c in enumerate(dict.fromkeys(among))}
+    true = [(n, where[c]) for n, s in enumerate(scenes) for c in concepts(s) if c in where]
+    table = torch.zeros(len(scenes), len(where), dtype=torch.bool)
+    table[tuple(torch.tensor(true, dtype=torch.long).reshape(-1, 2).T)] = True
+    return table[:, [where[c] for c in among]]
 
 
 def read(text: str) -> dict:
