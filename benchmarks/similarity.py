@@ -1,23 +1,31 @@
 """How much faster, and in how much memory, are the similarity functions than literal loops over units?
 
-    python benchmarks/similarity.py [--N 2000] [--M 5000] [--K 128] [--d 512] [--repeats 3] [--device cpu]
+    python benchmarks/similarity.py [--N 5000] [--M 20000] [--K 512] [--d 512] [--memory-mib 512] [--device cpu] [--profile]
 
-For each function, in one run: seconds of the literal loop over units with P at hand, of `score` with P at hand, and of
-`score_embeddings`; the ratios loop / score, and loop with making P / embeddings; largest difference of scores; units
-whose label differs; and the peak of memory beside the inputs (which hold P for the first two). Compare the ratios.
+For each function, in one run: seconds of the literal loop over units, of `score` with the same matrix P, and of
+`score_embeddings`, which makes P in blocks (the loop is charged for making P once); the ratios; the largest difference
+of scores, and units whose label differs; the peak of memory beside inputs; and the roofline: the least time that memory,
+cache or matrix products need at the rates measured in this run, and the share of it that `score` reaches. A loop over
+many units is timed on some of them, evenly spread, and scaled up; which is stated. Compare ratios, not seconds.
 """
 from __future__ import annotations
 
 import argparse
+import cProfile
+import ctypes
+import gc
 import math
-import multiprocessing
+import pstats
 import time
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from utils.similarity import MEMORY, SIMILARITIES, score, score_embeddings
+from utils.blocks import CACHED
+from utils.similarity import SIMILARITIES, score, score_embeddings
+
+TOP = {"wpmi": 28, "soft_wpmi": 100}
 
 
 def unit_columns(X):
@@ -29,130 +37,164 @@ def cubed_columns(X):
     return cubes / cubes.norm(dim=0, keepdim=True).clamp(min=1e-3)
 
 
-def loop_cos_similarity(P, Q):
-    P = unit_columns(P)
-    return torch.stack([unit_columns(q[:, None])[:, 0] @ P for q in Q.T])
+# Literal loops: prepare(P) once, unit(prepared, q, generator) for each unit, finish(rows) once.
+
+def reordered(P, q, generator):
+    n = int(.05 * len(q))
+    a, images = q.topk(n)
+    b, seen = a.flip(0), P[images]
+    rank = seen.argsort(dim=0, stable=True).argsort(0)  # equal values upwards from the most activated image
+    draws = [torch.randperm(n, generator=generator).to(b.device) for _ in range(5)]
+    baseline = torch.stack([(b - b[draw]).abs() ** 3 for draw in draws]).mean()
+    return -((a[:, None] - b[rank]).abs() ** 3).mean(0) / baseline / seen.mean(0) ** .5
 
 
-def loop_cos_similarity_cubed(P, Q):
-    P = cubed_columns(P)
-    return torch.stack([cubed_columns(q[:, None])[:, 0] @ P for q in Q.T])
+def images_of(p, q, n):
+    return p.gather(0, q.topk(n).indices[:, None].expand(-1, p.shape[1]))
 
 
-def loop_rank_reorder(P, Q):
-    n, rows, generator = int(.05 * len(Q)), [], torch.Generator().manual_seed(0)
-    for q in Q.T:
-        a, images = q.topk(n)
-        b, seen = a.flip(0), P[images]
-        rank = seen.argsort(0).argsort(0)
-        draws = [torch.randperm(n, generator=generator).to(b.device) for _ in range(5)]
-        baseline = torch.stack([(b - b[draw]).abs() ** 3 for draw in draws]).mean()
-        rows.append(-((a[:, None] - b[rank]).abs() ** 3).mean(0) / baseline / seen.mean(0) ** .5)
-    return torch.stack(rows)
+def softly(p, q, generator):
+    trust = (.998 - torch.arange(100, device=p.device) / 100 * (.998 - .97))[:, None]
+    return (1 + trust * (images_of(p, q, 100) - 1) + 1e-7).log().sum(0)
 
 
-def loop_wpmi(P, Q):
-    p = (2 * P).softmax(1)
-    rows = torch.stack([(p[q.topk(28).indices] + 1e-7).log().sum(0) for q in Q.T])
-    return rows - .6 * (rows.logsumexp(0) - math.log(len(rows)))
+def less_prior(rows, lam):
+    return rows - lam * (rows.logsumexp(0) - math.log(len(rows)))
 
 
-def loop_soft_wpmi(P, Q):
-    p = (10 * P).softmax(1)
-    trust = (.998 - torch.arange(100, device=P.device) / 100 * (.998 - .97))[:, None]
-    rows = torch.stack([(1 + trust * (p[q.topk(100).indices] - 1) + 1e-7).log().sum(0) for q in Q.T])
-    return rows - (rows.logsumexp(0) - math.log(len(rows)))
+LOOPS = {
+    "cos_similarity": (unit_columns, lambda P, q, g: unit_columns(q[:, None])[:, 0] @ P, lambda rows: rows),
+    "cos_similarity_cubed": (cubed_columns, lambda P, q, g: cubed_columns(q[:, None])[:, 0] @ P, lambda rows: rows),
+    "rank_reorder": (lambda P: P, reordered, lambda rows: rows),
+    "wpmi": (lambda P: (2 * P).softmax(1), lambda p, q, g: (images_of(p, q, 28) + 1e-7).log().sum(0),
+             partial(less_prior, lam=.6)),
+    "soft_wpmi": (lambda P: (10 * P).softmax(1), softly, partial(less_prior, lam=1)),
+}
 
 
-LOOPS = {name: globals()[f"loop_{name}"] for name in SIMILARITIES}
+def loop(method, P, Q, units):
+    """Seconds that the literal loop takes over all units, and its rows for the given ones, before `finish`."""
+    prepare, unit, _ = LOOPS[method]
+    generator, start = torch.Generator().manual_seed(0), time.perf_counter()
+    prepared = prepare(P)
+    synchronize(P)
+    between = time.perf_counter()
+    rows = torch.stack([unit(prepared, Q[:, k], generator) for k in units])
+    synchronize(P)
+    return between - start + (time.perf_counter() - between) * Q.shape[1] / len(units), rows
 
 
-def inputs(args):
-    generator = torch.Generator().manual_seed(0)
-    I, T = (torch.randn(rows, args.d, generator=generator) for rows in (args.N, args.M))
-    shared = torch.randn(args.d, generator=generator)
-    I, T = ((X + shared) / (X + shared).norm(dim=1, keepdim=True) for X in (I, T))
-    return [X.to(args.device) for X in (I, T, torch.randn(args.N, args.K, generator=generator))]
+def synchronize(X):
+    if X.is_cuda:
+        torch.cuda.synchronize()
 
 
-def seconds(call, args):
-    """Shortest of the repeats."""
+def seconds(call, X, repeats):
+    """Shortest of the repeats, and the last result."""
     shortest = math.inf
-    for _ in range(args.repeats):
+    for _ in range(repeats):
         start = time.perf_counter()
-        call()
-        if args.device != "cpu":
-            torch.cuda.synchronize()
+        result = call()
+        synchronize(X)
         shortest = min(shortest, time.perf_counter() - start)
-    return shortest
+    return shortest, result
 
 
-def run(method, how, P, I, T, Q, memory=MEMORY):
-    if how == "loop":
-        return LOOPS[method](P, Q)
-    return score(P, Q, method, memory=memory) if how == "score" else score_embeddings(I, T, Q, method, memory=memory)
-
-
-def peak(args, method, how, out):
-    """MiB by which one call raises the largest resident (on a device: allocated) size of a process with its inputs."""
-    torch.set_num_threads(args.threads)
-    I, T, Q = inputs(args)
-    P = None if how == "embed" else I @ T.T
-    before = reset_peak(args.device)
-    run(method, how, P, I, T, Q, args.memory)
-    out.put((largest(args.device) - before) / 2**20)
-
-
-def largest(device):
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-
-def reset_peak(device):
-    """Forget the peak so far (on Linux); the size now."""
-    if device != "cpu":
+def peak(call, X):
+    """MiB by which a call raises the largest resident (on a device: allocated) size, and its result."""
+    gc.collect()
+    if X.is_cuda:
         torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
-    return largest(device)
+        before = torch.cuda.max_memory_allocated()
+        result = call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20, result
+    try:
+        ctypes.CDLL(None).malloc_trim(0)             # what earlier calls freed goes back to the system ...
+        Path("/proc/self/clear_refs").write_text("5")  # ... and the peak so far is forgotten
+    except (AttributeError, OSError):
+        return math.nan, call()
+    before = resident()
+    result = call()
+    return (resident() - before) / 2**10, result
+
+
+def resident():
+    """Largest resident size, KiB."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+
+def rates(I, T, P):
+    """Bytes a second read from memory and from cache, and floating-point operations a second of a matrix product."""
+    hand = P.flatten()[:CACHED // 4]
+    from_memory = P.nbytes / seconds(P.sum, P, 3)[0]
+    from_cache = hand.nbytes / seconds(hand.sum, P, 20)[0]
+    taken, _ = seconds(lambda: torch.mm(I, T.T, out=P), P, 3)
+    return from_memory, from_cache, 2 * len(I) * len(T) * I.shape[1] / taken, taken
+
+
+def bound(method, N, M, K, from_memory, from_cache, products):
+    """Least seconds for `score`, and what sets them."""
+    P, scores, Q = 4 * N * M, 4 * K * M, 4 * N * K
+    moved = {"wpmi": 2 * P, "soft_wpmi": 2 * P}.get(method, P) + scores + Q
+    cached = {**{m: 4 * K * top * M for m, top in TOP.items()}, "rank_reorder": 16 * K * int(.05 * N) * M}.get(method, 0)
+    terms = {"memory": moved / from_memory, "cache": cached / from_cache,
+             "products": 2 * N * M * K / products if method.startswith("cos") else 0}
+    return max(terms.values()), max(terms, key=terms.get)
+
+
+def inputs(N, M, K, d, device):
+    """Unit rows in a cone, as CLIP's are, and normal activations."""
+    generator = torch.Generator().manual_seed(0)
+    I, T = (torch.randn(rows, d, generator=generator) for rows in (N, M))
+    shared = torch.randn(d, generator=generator)
+    I, T = ((X + shared) / (X + shared).norm(dim=1, keepdim=True) for X in (I, T))
+    return [X.to(device) for X in (I, T, torch.randn(N, K, generator=generator))]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    sizes = {"N": 2000, "M": 5000, "K": 128, "d": 512, "repeats": 3, "threads": 1, "memory": MEMORY}
+    sizes = {"N": 5000, "M": 20000, "K": 512, "d": 512, "repeats": 3, "threads": torch.get_num_threads(), "memory-mib": 512,
+             "loop-units": 32}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--methods", nargs="+", choices=list(SIMILARITIES), default=list(SIMILARITIES))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--profile", action="store_true", help="where the time of `score` goes")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    I, T, Q = inputs(args)
+    N, M, K = args.N, args.M, args.K
+    I, T, Q = inputs(N, M, K, args.d, args.device)
     P = I @ T.T
-    making = seconds(lambda: I @ T.T, args)
-    print(f"N {args.N}, M {args.M}, K {args.K}, d {args.d}, float32, {args.device}, {args.threads} threads, "
-          f"memory {args.memory / 2**20:.0f} MiB; P is {P.nbytes / 2**20:.0f} MiB and takes {making:.3f} s")
-    print(f"{'seconds:':21}{'loop':>8}{'score':>8}{'embed':>8}{'ratios:':>10}{'score':>8}{'embed':>8}"
-          f"{'diff':>9}{'labels':>8}{'MiB: loop':>11}{'score':>7}{'embed':>7}")
-    context = multiprocessing.get_context("spawn")
-    for method in SIMILARITIES:
-        calls = {how: partial(run, method, how, P, I, T, Q, args.memory) for how in ("loop", "score", "embed")}
-        results = {how: call() for how, call in calls.items()}
-        best = {how: seconds(call, args) for how, call in calls.items()}
-        peaks = {}
-        for how in calls:
-            out = context.Queue()
-            process = context.Process(target=peak, args=(args, method, how, out))
-            process.start()
-            peaks[how] = out.get()
-            process.join()
-        fast = results["score"], results["embed"]
-        difference = max(float((results["loop"] - scores).abs().max()) for scores in fast)
-        labels = max(int((results["loop"].argmax(1) != scores.argmax(1)).sum()) for scores in fast)
-        assert labels <= args.K // 50, f"{method}: {labels} of {args.K} labels differ from the literal loop's"
-        ratios = best["loop"] / best["score"], (best["loop"] + making) / best["embed"]
-        print(f"{method:21}" + "".join(f"{x:8.3f}" for x in best.values()) + f"{ratios[0]:17.1f}x{ratios[1]:7.1f}x"
-              f"{difference:9.0e}{labels:8d}{peaks['loop']:11.0f}{peaks['score']:7.0f}{peaks['embed']:7.0f}")
+    from_memory, from_cache, products, making = rates(I, T, P)
+    units = sorted({i * K // args.loop_units for i in range(args.loop_units)})
+    print(f"N {N}, M {M}, K {K}, d {args.d}, float32, {args.device}, {args.threads} threads, memory {args.memory_mib} MiB; "
+          f"loops timed on {len(units)} of {K} units\nP is {P.nbytes / 2**20:.0f} MiB and takes {making:.2f} s; memory "
+          f"{from_memory / 1e9:.1f} GB/s, cache {from_cache / 1e9:.1f} GB/s, matrix products {products / 1e9:.0f} GFLOP/s")
+    print(f"{'seconds:':21}{'loop':>9}{'score':>8}{'embed':>8}{'ratios:':>10}{'score':>8}{'embed':>8}{'diff':>9}{'labels':>8}"
+          f"{'MiB: loop':>11}{'score':>7}{'embed':>7}{'roofline':>10}{'by':>10}{'reached':>9}")
+    for method in args.methods:
+        calls = {"score": partial(score, P, Q, method, memory=args.memory_mib * 2**20),
+                 "embed": partial(score_embeddings, I, T, Q, method, memory=args.memory_mib * 2**20)}
+        calls["score"]()  # the first call compiles
+        mib = {how: peak(call, P)[0] for how, call in calls.items()}
+        mib["loop"], (looped, rows) = peak(lambda: loop(method, P, Q, units), P)
+        repeats = args.repeats if looped < 20 else 1
+        best = {how: seconds(call, P, repeats) for how, call in calls.items()}
+        looped = min([looped] + [loop(method, P, Q, units)[0] for _ in range(repeats - 1)])
+        options = {"lam": 0} if method in TOP else {}  # without the prior, rows can be compared one by one
+        fast = score(P, Q, method, units=units, memory=args.memory_mib * 2**20, **options)
+        if method == "rank_reorder":  # its units draw one after the other
+            rows = loop(method, P, Q, range(min(8, K)))[1]
+            fast = score(P, Q, method, units=range(min(8, K)), memory=args.memory_mib * 2**20)
+        difference, labels = float((rows - fast).abs().max()), int((rows.argmax(1) != fast.argmax(1)).sum())
+        least, by = bound(method, N, M, K, from_memory, from_cache, products)
+        print(f"{method:21}{looped:9.2f}{best['score'][0]:8.3f}{best['embed'][0]:8.3f}{looped / best['score'][0]:17.1f}x"
+              f"{(looped + making) / best['embed'][0]:7.1f}x{difference:9.0e}{labels:8d}{mib['loop']:11.0f}{mib['score']:7.0f}"
+              f"{mib['embed']:7.0f}{least:9.3f}s{by:>10}{least / best['score'][0]:9.0%}", flush=True)
+        if args.profile:
+            with cProfile.Profile() as profile:
+                calls["score"]()
+            pstats.Stats(profile).sort_stats("tottime").print_stats(10)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from utils import blocks, similarity
+from utils.blocks import Embedded
 from utils.similarity import SIMILARITIES, score, score_embeddings, top_labels
 
 N, K, M, D = 23, 7, 11, 5
@@ -302,6 +303,23 @@ def test_units_select_after_normalising(method, units):
     exact(score_embeddings(I, T, Q, method, units=units, **FRACTION.get(method, {})), whole[torch.tensor([*units])])
 
 
+@pytest.mark.usefixtures("loops")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("memory", [1, 4 * M * (K + 3), 2**28])
+def test_layers_together_are_layers_one_by_one(method, memory, monkeypatch):
+    I, T, Q = inputs()
+    layers, options = {"a": Q, "b": Q[:, :3] ** 2, "c": Q[:, 2:]}, FRACTION.get(method, {})
+    made = []
+    monkeypatch.setattr(f"utils.similarity.score", lambda *a, **k: made.append(len(a[1])) or score(*a, **{**k, "memory": 2**28}))
+    together = dict(similarity.score_layers(Embedded(I, T), layers, method, memory=memory, **options))
+    assert list(together) == ["a", "b", "c"] and made == {1: [1, 1, 1], 2**28: [3]}.get(memory, [2, 1])
+    for name, layer in layers.items():
+        exact(together[name], fast(method, I @ T.T, layer))
+    drawn = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    for scores, layer in zip(fast(method, I @ T.T, [*layers.values()], generator=drawn[0]), layers.values()):
+        exact(scores, fast(method, I @ T.T, layer, generator=drawn[1]))
+
+
 @pytest.mark.parametrize("method", PMI)
 def test_the_prior_is_over_the_whole_layer(method):
     I, T, Q = inputs()
@@ -459,6 +477,10 @@ def bad(X, i, j, value):
      "I must be finite, got inf at image 20, dimension 4;"),
     (lambda: score_embeddings(I, bad(T, 0, 0, math.nan), Q), ValueError,
      "T must be finite, got nan at concept 0, dimension 0;"),
+    (lambda: score(P, [Q, Q[:9]]), ValueError, r"expected P \[N, M\] and Q\[1\] \[N, K\] with equal N, got 23 and 9"),
+    (lambda: score(P, [Q, bad(Q, 1, 2, math.nan)]), ValueError, r"Q\[1\] must be finite, got nan at image 1, unit 2;"),
+    (lambda: score(P, [Q, Q], units=[1]), ValueError, "expected one layer or more, and units for one layer only, got 2"),
+    (lambda: score(P, []), ValueError, "expected one layer or more, .*, got 0 layers"),
     (lambda: score(P, Q, top_k=100), ValueError, "top_k 100 exceeds N 23 images; pass top_k<=23"),
     (lambda: score(P, Q, "wpmi", top_k=24), ValueError, "top_k 24 exceeds N 23 images; pass top_k<=23"),
     (lambda: score(P, Q, top_k=0), ValueError, "top_k must be a positive whole number, got 0"),

@@ -125,28 +125,34 @@ def or_one(x: Tensor) -> Tensor:
     return torch.where(x == 0, 1, x)
 
 
-def checked(P: Tensor | Embedded, Q: Tensor, units: Sequence[int] | None,
-            memory: int) -> tuple[Tensor, torch.dtype, int, int]:
-    """The units to score, the dtype to compute in, its bytes, and the width d of the embeddings (0 for a matrix)."""
-    given = {"I": P.I, "T": P.T, "Q": Q} if isinstance(P, Embedded) else {"P": P, "Q": Q}
-    for name, X in given.items():
+def checked(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], units: Sequence[int] | None,
+            memory: int) -> tuple[list[Tensor], list[Tensor], torch.dtype, int]:
+    """The layers as a list, the units to score of each, the dtype to compute in, and the width d of embeddings (or 0)."""
+    layers = {"Q": Q} if isinstance(Q, Tensor) or not isinstance(Q, Sequence) else {f"Q[{i}]": q for i, q in enumerate(Q)}
+    factors = {"I": P.I, "T": P.T} if isinstance(P, Embedded) else {"P": P}
+    for name, X in (factors | layers).items():
         if not isinstance(X, Tensor) or X.ndim != 2 or 0 in X.shape or X.is_complex():
             got = f"{X.dtype} {list(X.shape)}" if isinstance(X, Tensor) else type(X).__name__
             raise ValueError(f"expected {name} as a real torch tensor of two axes, none empty, got {got}")
+    if not layers or (units is not None and len(layers) > 1):
+        raise ValueError(f"expected one layer or more, and units for one layer only, got {len(layers)} layers")
+    given = factors | layers
     if len({X.device for X in given.values()}) > 1:
         found = ", ".join(f"{name} on {X.device}" for name, X in given.items())
         raise ValueError(f"expected all tensors on one device, got {found}; move them with .to(device)")
     if isinstance(P, Embedded) and P.I.shape[1] != P.T.shape[1]:
         raise ValueError(f"expected I [N, d] and T [M, d] with equal d, got {P.I.shape[1]} and {P.T.shape[1]}")
-    if P.shape[0] != len(Q):
-        raise ValueError(f"expected {'I [N, d]' if 'I' in given else 'P [N, M]'} and Q [N, K] with equal N, "
-                         f"got {P.shape[0]} and {len(Q)}")
-    axes = {"P": "image concept", "Q": "image unit", "I": "image dimension", "T": "concept dimension"}
+    for name, X in layers.items():
+        if P.shape[0] != len(X):
+            raise ValueError(f"expected {'I [N, d]' if 'I' in given else 'P [N, M]'} and {name} [N, K] with equal N, "
+                             f"got {P.shape[0]} and {len(X)}")
+    axes = {"P": "image concept", "I": "image dimension", "T": "concept dimension"}
     for name, X in given.items():
-        _finite(name, X, *axes[name].split())
+        _finite(name, X, *axes.get(name, "image unit").split())
     whole("memory", memory)
     dtype = torch.float64 if any(X.dtype == torch.float64 for X in given.values()) else torch.float32
-    return _units(units, Q.shape[1]).to(Q.device), dtype, dtype.itemsize, P.I.shape[1] if isinstance(P, Embedded) else 0
+    chosen = [_units(units, X.shape[1]).to(X.device) for X in layers.values()]
+    return list(layers.values()), chosen, dtype, P.I.shape[1] if isinstance(P, Embedded) else 0
 
 
 def number(name: str, value: float, low: float | None = None, high: float | None = None) -> None:

@@ -24,8 +24,8 @@ WIDE = 1024  # concepts in a block of P: enough for a fast matrix product
 
 
 @torch.no_grad()
-def wpmi(P: Tensor | Embedded, Q: Tensor, *, top_k: int | None = None, a: float = 2, lam: float = .6, eps: float = 1e-7,
-         units: Sequence[int] | None = None, memory: int = MEMORY) -> Tensor:
+def wpmi(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], *, top_k: int | None = None, a: float = 2, lam: float = .6,
+         eps: float = 1e-7, units: Sequence[int] | None = None, memory: int = MEMORY) -> Tensor | list[Tensor]:
     """Weighted pointwise mutual information of unit and concept. P [N, M], Q [N, K] -> scores [K, M]
 
     S = l(c|k) - lam l(c): l(c|k) = sum over the top_k images of unit k of log(softmax over concepts(a P) + eps), and
@@ -36,9 +36,9 @@ def wpmi(P: Tensor | Embedded, Q: Tensor, *, top_k: int | None = None, a: float 
 
 
 @torch.no_grad()
-def soft_wpmi(P: Tensor | Embedded, Q: Tensor, *, top_k: int | None = None, a: float = 10, lam: float = 1,
-              p_start: float = .998, p_end: float = .97, eps: float = 1e-7, units: Sequence[int] | None = None,
-              memory: int = MEMORY) -> Tensor:
+def soft_wpmi(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], *, top_k: int | None = None, a: float = 10,
+              lam: float = 1, p_start: float = .998, p_end: float = .97, eps: float = 1e-7,
+              units: Sequence[int] | None = None, memory: int = MEMORY) -> Tensor | list[Tensor]:
     """WPMI that trusts the j-th image with probability p_j = p_start - (j / top_k)(p_start - p_end). -> scores [K, M]
 
     As wpmi, with l(c|k) = sum over j, in order of activation, of log(1 + p_j (softmax over concepts(a P) - 1) + eps).
@@ -54,34 +54,41 @@ def soft_wpmi(P: Tensor | Embedded, Q: Tensor, *, top_k: int | None = None, a: f
     return _pmi(P, Q, units, memory, top_k, 100, a, lam, trust)
 
 
-def _pmi(P: Tensor | Embedded, Q: Tensor, units: Sequence[int] | None, memory: int, top_k: int | None, usual: int, a: float,
-         lam: float, trust: Callable[[float], tuple[float, float]]) -> Tensor:
-    """S = l - lam (logsumexp of l over units - log K), l = sum over j of log(p_j x + rest_j), (p_j, rest_j) = trust(j / top_k)."""
+def _pmi(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], units: Sequence[int] | None, memory: int, top_k: int | None,
+         usual: int, a: float, lam: float, trust: Callable[[float], tuple[float, float]]) -> Tensor | list[Tensor]:
+    """S = l - lam (logsumexp of l over a layer's units - log K), l = sum over j of log(p_j x + rest_j).
+
+    (p_j, rest_j) = trust(j / top_k), x the softmax over concepts of a P.
+    """
     number("a", a)
     number("lam", lam)
-    units, dtype, size, d = checked(P, Q, units, memory)
-    (N, M), K = P.shape, Q.shape[1]
+    layers, units, dtype, d = checked(P, Q, units, memory)
+    (N, M), sizes, size = P.shape, [layer.shape[1] for layer in layers], dtype.itemsize
     top_k = min(usual, N) if top_k is None else top_k
     whole("top_k", top_k, N, f"N {N} images")
-    U, work = min(N, K * top_k), at_hand(memory, Q.device)
+    K = sum(sizes)
+    U, work = min(N, K * top_k), at_hand(memory, layers[0].device)
     tile = max(32, work // (U * size))
     held, column = 24 * K * top_k + (24 + 6 * size) * N, (3 * U + 4 * K + 2 * d) * size
     some, m = fit(memory, (held, N * SORT_BYTES, K), (held, column, min(M, max(WIDE, tile))))
     tile = min(tile, m)
 
-    # no other rows of P are needed; the prior is that of the layer, so all units are scored
-    rows, top = used(strongest(Q, torch.arange(K, device=Q.device), top_k, dtype, some), N)
+    # no other rows of P are needed; the prior is that of the layer, so all its units are scored
+    top = torch.cat([strongest(layer, torch.arange(K_l, device=layer.device), top_k, dtype, some)
+                     for layer, K_l in zip(layers, sizes)])
+    rows, top = used(top, N)
     keep = (memory - held - column * m) // (U * m * size)
     extremes, tiles = softmax_tiles(P, rows, a, dtype, m, keep, tile, work)
     runs, constant = _runs(top, trust, extremes)
     l, product = (extremes.new_empty(K * tile) for _ in range(2))
-    scores = extremes.new_empty(len(units), M)
+    scores = [extremes.new_empty(len(chosen), M) for chosen in units]
     for cols, x in tiles:
         likely, room = (y[:K * x.shape[1]].view(K, -1) for y in (l, product))
         _sum_of_logs(x, runs, constant, likely, room)
-        prior = likely.logsumexp(0).sub_(math.log(K)).mul_(lam)
-        torch.sub(likely[units], prior, out=scores[:, cols])
-    return scores
+        for part, chosen, out in zip(likely.split(sizes), units, scores):
+            prior = part.logsumexp(0).sub_(math.log(len(part))).mul_(lam)
+            torch.sub(part[chosen], prior, out=out[:, cols])
+    return scores[0] if isinstance(Q, Tensor) else scores
 
 
 def _runs(top: Tensor, trust: Callable[[float], tuple[float, float]],

@@ -12,10 +12,10 @@ from utils.blocks import (MEMORY, SORT_BYTES, Embedded, at_hand, block, checked,
 
 
 @torch.no_grad()
-def rank_reorder(P: Tensor | Embedded, Q: Tensor, *, p: float = 3, top_fraction: float = .05, scale_p: float = .5,
+def rank_reorder(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], *, p: float = 3, top_fraction: float = .05, scale_p: float = .5,
                  n_permutations: int | None = 5, eps: float = 1e-7, as_shipped: bool = False,
                  generator: torch.Generator | None = None, units: Sequence[int] | None = None,
-                 memory: int = MEMORY) -> Tensor:
+                 memory: int = MEMORY) -> Tensor | list[Tensor]:
     """How well a concept orders a unit's n = int(top_fraction N) top images. P [N, M], Q [N, K] -> scores [K, M]
 
     S = -e / (mean of P over the n images)^scale_p, e = mean_j |a_j - b_(r_j)|^p / B, with activations a, the same
@@ -33,33 +33,36 @@ def rank_reorder(P: Tensor | Embedded, Q: Tensor, *, p: float = 3, top_fraction:
         raise ValueError(f"p and eps must be positive, got p {p} and eps {eps}")
     if n_permutations is not None:
         whole("n_permutations", n_permutations)
-    units, dtype, size, d = checked(P, Q, units, memory)
-    (N, M), K, n, count = P.shape, Q.shape[1], int(top_fraction * len(Q)), len(units)
+    layers, units, dtype, d = checked(P, Q, units, memory)
+    (N, M), size, counts = P.shape, dtype.itemsize, [len(chosen) for chosen in units]
+    n, count = int(top_fraction * N), sum(counts)
     if n < 2:
         raise ValueError(f"top_fraction {top_fraction} of N {N} images is {n}, and an order needs 2; "
                          f"pass at least {math.ceil(2000 / N) / 1000}")
-    U, draws, loops = min(N, n * count), n_permutations or 1, compiled_loops(Q.device)
+    U, draws, loops = min(N, n * count), n_permutations or 1, compiled_loops(layers[0].device)
     held = count * n * (24 + 4 * size) + 16 * N
     # bytes of a concept, and of a concept for a unit: compiled loops sort all images once, torch those of a unit at a time
     column = (3 * U + 2 * d + 4 * count) * size + (SORT_BYTES * U if loops else 0)
     pair = 0 if loops else n * (4 * size + 24)
     some, few, m = fit(memory, (held, N * SORT_BYTES, count),
-                       (held, n * draws * (24 + 3 * size), K), (held, column + pair, M))
-    work = at_hand(memory, Q.device)
-    m = min(m, max(64, work // (U * size))) if loops else min(m, max(64, work // pair))
+                       (held, n * draws * (24 + 3 * size), max(layer.shape[1] for layer in layers)), (held, column + pair, M))
+    work = at_hand(memory, layers[0].device)
+    m = min(m, max(64, work // (U * size if loops else pair)))
     k = count if loops else max(1, min((memory - held - m * column) // (m * pair), work // (m * pair)))
 
-    top = strongest(Q, units, n, dtype, some)                                               # [count, n]
-    a = Q[top, units[:, None]].to(dtype)
+    top = [strongest(layer, chosen, n, dtype, some) for layer, chosen in zip(layers, units)]
+    a = torch.cat([layer[images, chosen[:, None]].to(dtype) for layer, images, chosen in zip(layers, top, units)])  # [count, n]
     a = a / or_one(a.abs().amax(1, keepdim=True))
     a = (a - a[:, -1:]) / or_one(a[:, :1] - a[:, -1:])  # to 0..1, which e does not see, and powers do not overflow
     b = a.flip(1)
     if n_permutations is None:
         B = _expected_power(b, p)
     else:
-        B = _drawn_power(b, p, draws, K, units, few, generator, as_shipped)
+        B = torch.cat([_drawn_power(part, p, draws, layer.shape[1], chosen, few, generator, as_shipped)
+                       for part, layer, chosen in zip(b.split(counts), layers, units)])
     if not as_shipped and bool((B == 0).any()):  # all draws were the identity, or the unit is constant
         B = torch.where(B == 0, _expected_power(b, p), B)
+    top = torch.cat(top)
     rows, top = used(top, N)  # no other rows of P are needed
     reorder = loops.reorder_errors if loops else _reorder_errors
     scores, store = a.new_empty(count, M), a.new_empty(m, len(rows))
@@ -73,7 +76,7 @@ def rank_reorder(P: Tensor | Embedded, Q: Tensor, *, p: float = 3, top_fraction:
             else:
                 e = torch.where(B[part] > 0, e / or_one(B[part]), 1)
                 scores[part, cols] = (-e / mean.clamp(min=eps).pow(scale_p)).T
-    return scores
+    return scores if isinstance(Q, Tensor) else list(scores.split(counts))
 
 
 def _reorder_errors(values: Tensor, top: Tensor, a: Tensor, p: float) -> tuple[Tensor, Tensor]:

@@ -2,18 +2,19 @@
 
 score               scores [K, M] of a matrix P [N, M] against activations Q [N, K], by the name of a function
 score_embeddings    the same from image and text embeddings, without ever holding P
+score_layers        layer after layer, with P made once for several
 top_labels          the best concepts of every unit
 SIMILARITIES        the functions by name: cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi
 
 N images, K units, M concepts, d embedding width. Higher is better, and comparable only within one function and set-up.
 All functions take `units`, those to score (what is normalised over units is normalised over all K); `memory`, the bytes
-they may use beside inputs and result, which changes the time but not the scores; and an `Embedded` in place of a matrix
-P. Among equal activations the image of lower index comes first. Half precision is computed in float32.
+they may use beside inputs and result, which changes the time but not the scores; an `Embedded` in place of a matrix
+P; and a list of layers in place of Q, which gives a list of scores. Among equal activations the image of lower index comes first. Half precision is computed in float32.
 """
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,8 +25,8 @@ from utils.pmi import soft_wpmi, wpmi
 from utils.rank_reorder import rank_reorder
 
 
-def score(P: Tensor | Embedded, Q: Tensor, method: str = "soft_wpmi", *, units: Sequence[int] | None = None,
-          memory: int = MEMORY, generator: torch.Generator | None = None, **options) -> Tensor:
+def score(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], method: str = "soft_wpmi", *, units: Sequence[int] | None = None,
+          memory: int = MEMORY, generator: torch.Generator | None = None, **options) -> Tensor | list[Tensor]:
     """Score every concept for every unit, or for `units`: P [N, M], Q [N, K] -> scores [K, M] or [len(units), M].
 
     `generator` draws the permutations of rank_reorder; `options` are those of the function. KeyError for an unknown
@@ -43,10 +44,26 @@ def score(P: Tensor | Embedded, Q: Tensor, method: str = "soft_wpmi", *, units: 
     return SIMILARITIES[method](P, Q, units=units, memory=memory, **options)
 
 
-def score_embeddings(I: Tensor, T: Tensor, Q: Tensor, method: str = "soft_wpmi", *, units: Sequence[int] | None = None,
-                     memory: int = MEMORY, generator: torch.Generator | None = None, **options) -> Tensor:
+def score_embeddings(I: Tensor, T: Tensor, Q: Tensor | Sequence[Tensor], method: str = "soft_wpmi", *,
+                     units: Sequence[int] | None = None, memory: int = MEMORY, generator: torch.Generator | None = None,
+                     **options) -> Tensor | list[Tensor]:
     """`score` of P = I T' without holding P: I [N, d], T [M, d] with unit rows, Q [N, K] -> scores [K, M]."""
     return score(Embedded(I, T), Q, method, units=units, memory=memory, generator=generator, **options)
+
+
+def score_layers(P: Tensor | Embedded, Q: Mapping[str, Tensor], method: str = "soft_wpmi", *, memory: int = MEMORY,
+                 generator: torch.Generator | None = None, **options) -> Iterator[tuple[str, Tensor]]:
+    """Yield (layer, scores [K, M]) for each of the layers {name: Q [N, K]}, as `score` gives them.
+
+    P is made once for as many layers as `memory` holds the scores of.
+    """
+    waiting, held = list(Q), 0
+    while waiting:
+        names = []
+        while waiting and (not names or held + 4 * Q[waiting[0]].shape[1] * P.shape[1] <= memory):
+            names.append(waiting.pop(0))
+            held = sum(4 * Q[name].shape[1] * P.shape[1] for name in names)
+        yield from zip(names, score(P, [Q[name] for name in names], method, memory=memory, generator=generator, **options))
 
 
 @torch.no_grad()
@@ -89,20 +106,30 @@ def cos_similarity_cubed(P: Tensor | Embedded, Q: Tensor, *, eps: float = 1e-3, 
 SIMILARITIES = {f.__name__: f for f in (cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi)}
 
 
-def _column_products(P: Tensor | Embedded, Q: Tensor, units: Sequence[int] | None, memory: int,
-                     normalise: Callable[[Tensor], Tensor]) -> Tensor:
+def _column_products(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], units: Sequence[int] | None, memory: int,
+                     normalise: Callable[[Tensor], Tensor]) -> Tensor | list[Tensor]:
     """normalise(Q)' normalise(P), a block of units against a block of concepts at a time."""
-    units, dtype, size, d = checked(P, Q, units, memory)
-    N, M = P.shape
-    [m] = fit(memory, (0, (6 * N + 3 * d) * size, max(len(units), M)))
-    step = min(m, max(64, at_hand(memory, Q.device) // (N * size)))
-    scores = torch.empty(len(units), M, dtype=dtype, device=Q.device)
-    for part in slices(len(units), m):
-        columns = normalise(Q[:, units[part]].to(dtype))                                    # [N, k]
+    layers, units, dtype, d = checked(P, Q, units, memory)
+    (N, M), size, counts = P.shape, dtype.itemsize, [len(chosen) for chosen in units]
+    [m] = fit(memory, (0, (6 * N + 3 * d) * size, max(M, sum(counts))))
+    step = min(m, max(64, at_hand(memory, layers[0].device) // (N * size)))
+    scores = layers[0].new_empty(sum(counts), M, dtype=dtype)
+    for part in slices(sum(counts), m):
+        columns = normalise(_take(layers, units, part).to(dtype))                           # [N, k]
         for cols in slices(M, step):
             concepts = block(P, None, cols, columns.new_empty(N, cols.stop - cols.start))
             torch.matmul(columns.T, normalise(concepts), out=scores[part, cols])
-    return scores
+    return scores if isinstance(Q, Tensor) else list(scores.split(counts))
+
+
+def _take(layers: list[Tensor], units: list[Tensor], part: slice) -> Tensor:
+    """Columns of the units, numbered through all layers, as a new tensor: [N, k]."""
+    found, start = [], 0
+    for layer, chosen in zip(layers, units):
+        some = chosen[max(part.start - start, 0):max(part.stop - start, 0)]
+        found += [layer[:, some]] if len(some) else []
+        start += len(chosen)
+    return torch.cat(found, 1) if len(found) > 1 else found[0]
 
 
 def _unit_columns(X: Tensor) -> Tensor:
