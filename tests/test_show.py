@@ -39,7 +39,7 @@ def texts(fig):
 
 def tiles(fig, row=0):
     """The pictures of a row of `unit_cards`, as drawn."""
-    (raster,) = (np.asarray(image.get_array()) for ax in fig.axes for image in ax.images)
+    (raster,) = (np.asarray(image.get_array())[..., :3] for ax in fig.axes for image in ax.images)
     top, step = row * (show.TILE + 2 * show.GAP) + show.GAP, show.TILE + show.GAP
     return [raster[top:top + show.TILE, i * step:i * step + show.TILE] for i in range(raster.shape[1] // step)]
 

@@ -221,7 +221,7 @@ def explorer(table: pd.DataFrame, card: Callable[[str, int], Mapping]):
 
 
 def _strip(images: Sequence[Image.Image], maps: Sequence[np.ndarray] | None, places: int) -> np.ndarray:
-    """A row of tiles, white where there is no picture: [TILE + 2 GAP, places (TILE + GAP), 3] bytes."""
+    """A row of tiles, white where there is no picture: [TILE + 2 GAP, places (TILE + GAP), 4] bytes."""
     row = Image.new("RGB", (places * (TILE + GAP), TILE + 2 * GAP), "white")
     top = max((float(np.max(m)) for m in maps), default=0) if maps is not None else 0
     for i, image in enumerate(images):
@@ -233,7 +233,7 @@ def _strip(images: Sequence[Image.Image], maps: Sequence[np.ndarray] | None, pla
             tile = _heated(tile, np.clip(np.asarray(maps[i], dtype=np.float32) / top, 0, 1))
         tile = tile.resize(size, Image.Resampling.NEAREST)
         row.paste(tile, (i * (TILE + GAP) + (TILE - size[0]) // 2, GAP + (TILE - size[1]) // 2))
-    return np.asarray(row)
+    return np.asarray(row.convert("RGBA"))  # matplotlib draws three channels in float64, and slower
 
 
 def _heated(image: Image.Image, heat: np.ndarray) -> Image.Image:
