@@ -112,11 +112,11 @@ def used(top: Tensor, N: int) -> tuple[Tensor, Tensor]:
     return present.nonzero()[:, 0], number_of[top]
 
 
-def compiled_loops(device: torch.device) -> ModuleType | None:
-    """The module `utils.kernels`, for CPUs and where numba is installed."""
+def compiled_loops(module: str, device: torch.device) -> ModuleType | None:
+    """`utils.kernels` or `utils.rank_kernel`, for CPUs and where numba is installed."""
     try:
-        return importlib.import_module("utils.kernels") if device.type == "cpu" else None
-    except ImportError:
+        return importlib.import_module(f"utils.{module}") if device.type == "cpu" else None
+    except (ImportError, RuntimeError):  # the latter where numba finds no folder it may keep its results in
         return None
 
 

@@ -1,8 +1,8 @@
 """The loops of the similarity functions that torch has no operation for, compiled for the processor by numba.
 
-add_powers, write_powers   exp(a P) of a block: its sums and largest values, itself (softmax)
+add_powers, write_powers   exp(a P) of a block: its sums and extremes, and itself (softmax)
 products                   products over the top images of each unit, for some concepts (pmi)
-reorder_errors             how far each concept reorders a unit's top images (rank_reorder)
+in_threads, compiled       what kernels share: parts of the work on threads, and how numba compiles
 
 All release Python's lock and run on as many threads as torch uses. The first call compiles them, for some seconds; the
 result is kept beside this file. Importing this module fails without numba: callers then use torch, as on a GPU.
@@ -18,9 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.blocks import order
-
-GROUP_BYTES = 2**18  # values and places of the concepts taken together: they stay in a core's cache
 LOG2E = np.float32(math.log2(math.e))
 SERIES = tuple(np.float32(math.log(2)**k / math.factorial(k)) for k in range(8))
 # sums and products may be taken in another order; inputs are never nan, and zero needs no sign
@@ -50,25 +47,6 @@ def products(x: Tensor, top: Tensor, rest: Tensor, gain: Tensor, out: Tensor) ->
     """out_kc = product_j of (rest_j + gain_j x_ic), i = top_kj: x [U, m], top [K, J] int32; rest, gain [J]; out [K, m]."""
     x, rest, gain, out, top = x.numpy(), rest.numpy(), gain.numpy(), out.numpy(), top.numpy().view(np.uint32)
     in_threads(len(top), lambda part: multiply(x, top[part], rest, gain, out[part]))
-
-
-def reorder_errors(values: Tensor, top: Tensor, a: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """Mean_j |a_j - b_(r_j)|^p and mean_j of the values: values [m, U] of m concepts -> two [m, K].
-
-    top [K, n] int32 indexes U; a [K, n] are the activations, descending, and b the same ascending; r_j is the rank of
-    image j among the n, equal values ranked upwards from the first. One sort of all U serves every unit.
-    """
-    errors, means = values.new_empty(2, len(values), len(top))
-    e, mean, a, top = errors.numpy(), means.numpy(), a.numpy(), top.numpy().view(np.uint32)
-    group = max(1, GROUP_BYTES // (values.shape[1] * (values.itemsize + 4)))
-
-    def work(part: slice) -> None:
-        for start in range(part.start, part.stop, group):
-            some = slice(start, min(start + group, part.stop))
-            reorder(values[some].numpy(), order(values[some]).numpy(), top, a, p, e[some], mean[some])
-
-    in_threads(len(values), work)
-    return errors, means
 
 
 def in_threads(count: int, work: Callable[[slice], None]) -> None:
@@ -139,69 +117,3 @@ def multiply(x, top, rest, gain, out):
             x0, r0, g0 = x[top[k, j]], rest[j], gain[j]
             for c in range(m):
                 row[c] *= r0 + g0 * x0[c]
-
-
-# Below, indices are unsigned: numba then leaves out the test for negative ones, and the loops run three times as fast.
-SIX, LOW, ONE = np.uint32(6), np.uint32(63), np.uint64(1)
-
-
-@compiled
-def reorder(values, ascending, top, a, p, errors, means):
-    (m, U), (K, n) = values.shape, top.shape
-    places = np.empty((m, U), np.uint32)
-    for c in range(m):
-        first = 0
-        for r in range(U):  # places among all U; equal values get that of the first of them
-            if values[c, ascending[c, r]] != values[c, ascending[c, first]]:
-                first = r
-            places[c, ascending[c, r]] = first
-    bits, below = np.empty((U + 63) // 64, np.uint64), np.empty((U + 63) // 64, np.uint32)
-    taken, last = np.empty(n, np.uint32), np.uint32(n - 1)
-    for k in range(K):
-        for c in range(m):
-            # the places that the unit's images take, as a set of bits: the rank of one is the number of bits below it
-            bits[:] = 0
-            total = error = values[c, 0] * 0
-            for j in range(n):
-                total += values[c, top[k, j]]
-                place = places[c, top[k, j]]
-                if bits[place >> SIX] >> np.uint64(place & LOW) & ONE:
-                    place = next_free(bits, place)
-                bits[place >> SIX] |= ONE << np.uint64(place & LOW)
-                taken[j] = place
-            count = np.uint32(0)
-            for word in range(len(bits)):
-                below[word] = count
-                count += ones(bits[word])
-            if p == 3:
-                for j in range(n):
-                    gap = abs(a[k, j] - a[k, last - rank(bits, below, taken[j])])
-                    error += gap * gap * gap
-            else:
-                for j in range(n):
-                    error += abs(a[k, j] - a[k, last - rank(bits, below, taken[j])])**p
-            errors[c, k], means[c, k] = error / n, total / n
-
-
-@numba.njit
-def next_free(bits, place):
-    word = place >> SIX
-    free = ~bits[word] >> np.uint64(place & LOW) << np.uint64(place & LOW)
-    while free == 0:
-        word += np.uint32(1)
-        free = ~bits[word]
-    return (word << SIX) + ones((free & (~free + ONE)) - ONE)
-
-
-@numba.njit
-def rank(bits, below, place):
-    return below[place >> SIX] + ones(bits[place >> SIX] & ((ONE << np.uint64(place & LOW)) - ONE))
-
-
-@numba.njit
-def ones(word):
-    """Number of set bits; the compiler makes one instruction of it."""
-    word -= (word >> ONE) & np.uint64(0x5555555555555555)
-    word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return np.uint32((word * np.uint64(0x0101010101010101)) >> np.uint64(56))

@@ -114,7 +114,7 @@ def _runs(top: Tensor, trust: Callable[[float], tuple[float, float]],
 
 def _sum_of_logs(x: Tensor, runs: list[tuple[Tensor, Tensor, Tensor]], constant: float, l: Tensor, product: Tensor) -> None:
     """l_kc = constant + sum over runs of log of products of (rest_j + gain_j x_ic), i = top_kj: x [U, m] -> l [K, m]."""
-    loops = compiled_loops(x.device)
+    loops = compiled_loops("kernels", x.device)
     l.fill_(constant)
     for top, rest, gain in runs:
         if loops:

@@ -39,7 +39,7 @@ def rank_reorder(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], *, p: float
     if n < 2:
         raise ValueError(f"top_fraction {top_fraction} of N {N} images is {n}, and an order needs 2; "
                          f"pass at least {math.ceil(2000 / N) / 1000}")
-    U, draws, loops = min(N, n * count), n_permutations or 1, compiled_loops(layers[0].device)
+    U, draws, loops = min(N, n * count), n_permutations or 1, compiled_loops("rank_kernel", layers[0].device)
     held = count * n * (24 + 4 * size) + 16 * N
     # bytes of a concept, and of a concept for a unit: compiled loops sort all images once, torch those of a unit at a time
     column = (3 * U + 2 * d + 4 * count) * size + (SORT_BYTES * U if loops else 0)

@@ -82,7 +82,7 @@ def _parts(S: Tensor, rows: Tensor, cols: slice, a: float, shift: Tensor | None,
 
 
 def _loops(S: Tensor, dtype: torch.dtype):
-    return compiled_loops(S.device) if dtype == S.dtype == torch.float32 and S.is_contiguous() else None
+    return compiled_loops("kernels", S.device) if dtype == S.dtype == torch.float32 and S.is_contiguous() else None
 
 
 def _add_powers(S: Tensor, rows: Tensor, cols: slice, a: float, shift: Tensor, total: Tensor, extremes: Tensor,
