@@ -395,6 +395,14 @@ def test_dead_units_and_constant_concepts_give_numbers(method, value, dtype):
         assert (scores[alive, 8] == scores[alive].amin(1)).all()
 
 
+@pytest.mark.parametrize("n", [1, 4, 9, 12])
+def test_the_first_of_equal_values_comes_first(n):
+    values = torch.randint(4, (50, 12), generator=torch.Generator().manual_seed(0)).float()
+    values[0], values[1] = 2, torch.arange(12)
+    expected = [sorted(range(12), key=lambda i: (-row[i], i))[:n] for row in values.tolist()]
+    assert blocks.first_largest(values, n).tolist() == expected
+
+
 @pytest.mark.usefixtures("loops")
 def test_ties():
     """Equal activations: lower image first. Equal P: no credit. Equal scores: lower concept first."""

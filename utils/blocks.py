@@ -3,7 +3,9 @@
 Embedded            P = I T' known by its factors, to be given in place of a matrix
 block, largest      some rows and columns of P; a bound of its values
 fit, slices         how many items a budget holds, and the ranges of so many
-order, strongest    indices that sort; the most activated images of units
+order               indices that sort
+strongest           the most activated images of units
+first_largest       the largest of every row
 used                the different ones among chosen images
 compiled_loops      loops in machine code, where there are any
 checked             the inputs of every similarity function, or a sentence on what is wrong with them
@@ -96,12 +98,20 @@ def strongest(Q: Tensor, units: Tensor, n: int, dtype: torch.dtype, some: int) -
         q = Q.new_empty(len(units[part]), len(Q), dtype=dtype)                              # [some, N]
         for rows in slices(len(Q), 64 if Q.device.type == "cpu" else len(Q)):  # transposing little by little is faster
             q[:, rows] = Q[rows][:, units[part]].T.contiguous()
-        best = q.topk(min(n + 1, len(Q)), dim=1)
-        top = best.indices[:, :n].clone()  # ambiguous only where two of the n + 1 best values are equal
-        tied = (best.values[:, 1:] == best.values[:, :-1]).any(1)
-        top[tied] = order(q[tied].neg())[:, :n]
-        found.append(top)
+        found.append(first_largest(q, n))
     return torch.cat(found)                                                                 # [units, n]
+
+
+def first_largest(values: Tensor, n: int) -> Tensor:
+    """Indices of the n largest of each row, descending, equal ones by lower index: values [r, N] -> [r, n]."""
+    best = values.topk(min(n + 1, values.shape[1]), dim=1)
+    top, equal = best.indices[:, :n].clone(), best.values[:, 1:] == best.values[:, :-1]
+    tied = equal.any(1)  # topk puts equal values in any order ...
+    chosen = top[tied].sort(dim=1).values
+    top[tied] = chosen.gather(1, order(values[tied].gather(1, chosen).neg()))
+    tied = equal[:, n - 1:].any(1)  # ... and takes any of those that equal the last
+    top[tied] = order(values[tied].neg())[:, :n]
+    return top
 
 
 def used(top: Tensor, N: int) -> tuple[Tensor, Tensor]:

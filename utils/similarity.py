@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from utils.blocks import MEMORY, SORT_BYTES, Embedded, at_hand, block, checked, fit, number, or_one, order, slices, whole
+from utils.blocks import MEMORY, SORT_BYTES, Embedded, at_hand, block, checked, first_largest, fit, number, or_one, slices, whole
 from utils.errors import unknown
 from utils.pmi import soft_wpmi, wpmi
 from utils.rank_reorder import rank_reorder
@@ -78,7 +78,7 @@ def top_labels(scores: Tensor, concepts: Sequence[str], k: int = 5) -> tuple[Ten
         raise ValueError(f"scores must not be nan, but are at unit {unit}, concept {concept}; score without as_shipped")
     scores = scores.float() if scores.dtype.itemsize < 4 else scores
     parts = slices(len(scores), MEMORY // (SORT_BYTES * scores.shape[1]))
-    indices = torch.cat([order(scores[part].neg())[:, :k].clone() for part in parts])
+    indices = torch.cat([first_largest(scores[part], k) for part in parts])
     return scores.gather(1, indices), indices
 
 
