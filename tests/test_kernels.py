@@ -1,4 +1,4 @@
-"""utils.kernels against loops in float64, at odd sizes and with any number of threads."""
+"""utils.kernels against loops in float64, at odd sizes."""
 from __future__ import annotations
 
 import math
@@ -10,19 +10,10 @@ from torch.testing import assert_close
 kernels = pytest.importorskip("utils.kernels", reason="numba is not installed")
 
 
-@pytest.fixture(params=[1, 2, 5])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
-
-
 def drawn(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("J", [1, 4, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_products(J, dtype):
@@ -34,7 +25,6 @@ def test_products(J, dtype):
     assert_close(out.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0)
 
 
-@pytest.mark.usefixtures("threads")
 def test_powers():
     P, rows, cols, a = 3 * drawn(23, 37), torch.tensor([4, 0, 22]), slice(5, 36), 7.
     P[4, 9], P[0, 5] = -80, 0  # exp(-560) is no float: it counts as nearly none

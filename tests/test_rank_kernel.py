@@ -1,16 +1,15 @@
-"""utils.rank_kernel against loops in float64: ties, words of bits that are not full, any number of threads."""
+"""utils.rank_kernel against loops in float64: ties, words of bits that are not full."""
 from __future__ import annotations
 
 import math
 
 import pytest
 import torch
-from test_kernels import drawn, threads  # noqa: F401
+from test_kernels import drawn
 
 rank_kernel = pytest.importorskip("utils.rank_kernel", reason="numba is not installed")
 
 
-@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("p", [3, 1, 2.5])
 @pytest.mark.parametrize("U", [9, 64, 131])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

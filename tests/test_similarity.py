@@ -278,6 +278,19 @@ def test_an_n_by_m_matrix_is_never_held(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("threads", [1, 2, 5, 30])
+def test_threads_do_not_matter(method, threads):
+    I, T, Q = inputs()
+    whole, before = fast(method, I @ T.T, Q), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        exact(fast(method, I @ T.T, Q), whole)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_order_of_concepts_and_units_does_not_matter(method):
     I, T, Q = inputs()
     options = FRACTION.get(method, {}) | ({"n_permutations": None} if method == "rank_reorder" else {})
@@ -335,6 +348,8 @@ def test_inputs_are_left_alone_and_may_be_views(method):
     wide = torch.zeros(N, 2 * M, dtype=torch.float64)
     wide[:, ::2] = I @ T.T
     P, Q = wide[:, ::2], Q.T.contiguous().T.requires_grad_()
+    I.requires_grad_()
+    exact(fast(method, (I @ T.T), Q), fast(method, P, Q))  # such a P has a gradient
     kept = [x.detach().clone() for x in (P, I, T, Q)]
     exact(fast(method, P, Q), score_embeddings(I, T, Q, method, **FRACTION.get(method, {})))
     assert all(torch.equal(x, y) for x, y in zip((P, I, T, Q), kept))

@@ -8,6 +8,7 @@ strongest           the most activated images of units
 first_largest       the largest of every row
 used                the different ones among chosen images
 compiled_loops      loops in machine code, where there are any
+in_threads          work on parts, one a thread
 checked             the inputs of every similarity function, or a sentence on what is wrong with them
 or_one              a divisor without zeros
 number, whole       an option's value, or a sentence
@@ -16,7 +17,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from numbers import Integral
 from types import ModuleType
@@ -128,6 +130,23 @@ def compiled_loops(module: str, device: torch.device) -> ModuleType | None:
         return importlib.import_module(f"utils.{module}") if device.type == "cpu" else None
     except (ImportError, RuntimeError):  # the latter where numba finds no folder it may keep its results in
         return None
+
+
+def in_threads(count: int, n: int, work: Callable[[slice], None]) -> None:
+    """Call work with n equal parts of 0..count, each in a thread in which torch uses no others.
+
+    Torch's own threads share every single operation, and wait for the next one without leaving their processor.
+    """
+    n = max(1, min(n, count))
+    if n == 1:
+        return work(slice(0, count))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(n) as pool:
+            list(pool.map(work, (slice(count * i // n, count * (i + 1) // n) for i in range(n))))
+    finally:
+        torch.set_num_threads(before)
 
 
 def or_one(x: Tensor) -> Tensor:

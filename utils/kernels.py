@@ -2,26 +2,25 @@
 
 add_powers, write_powers   exp(a P) of a block: its sums and extremes, and itself (softmax)
 products                   products over the top images of each unit, for some concepts (pmi)
-in_threads, compiled       what kernels share: parts of the work on threads, and how numba compiles
+compiled                   how numba compiles
 
-All release Python's lock and run on as many threads as torch uses. The first call compiles them, for some seconds; the
-result is kept beside this file. Importing this module fails without numba: callers then use torch, as on a GPU.
+Each runs on one thread and releases Python's lock, so that callers share the work among threads (`blocks.in_threads`).
+The first call compiles, for some seconds; the result is kept beside this file. Importing this module fails without
+numba: callers then use torch, as on a GPU.
 """
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
-import torch
 from torch import Tensor
 
 LOG2E = np.float32(math.log2(math.e))
 SERIES = tuple(np.float32(math.log(2)**k / math.factorial(k)) for k in range(8))
 # sums and products may be taken in another order; inputs are never nan, and zero needs no sign
-compiled = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nnan", "nsz"})
+compiled = numba.njit(nogil=True, cache=True, error_model="numpy",
+                      fastmath={"reassoc", "contract", "arcp", "nnan", "nsz"})
 
 
 def add_powers(P: Tensor, rows: Tensor, cols: slice, a: float, shift: Tensor, total: Tensor, extremes: Tensor) -> None:
@@ -31,33 +30,18 @@ def add_powers(P: Tensor, rows: Tensor, cols: slice, a: float, shift: Tensor, to
     """
     P, rows, shift, total, extremes = (tensor.numpy() for tensor in (P, rows, shift, total, extremes))
     # floats that are not negative are in the order of their bits, and extremes of integers are fast
-    extremes, a, width = extremes.view(np.int32), np.float32(a * LOG2E), cols.stop - cols.start
-    in_threads(len(rows), lambda part: sum_powers(P, rows[part], cols.start, width, a, shift[part], total[part],
-                                                  extremes[part]))
+    sum_powers(P, rows, cols.start, cols.stop - cols.start, np.float32(a * LOG2E), shift, total, extremes.view(np.int32))
 
 
 def write_powers(P: Tensor, rows: Tensor, cols: slice, a: float, shift: Tensor, scale: Tensor, out: Tensor) -> None:
     """out [U, m] = scale exp(a P[rows, cols] - shift): P [N, M] float32; shift, scale [U]."""
     P, rows, shift, scale, out = (tensor.numpy() for tensor in (P, rows, shift, scale, out))
-    a = np.float32(a * LOG2E)
-    in_threads(len(rows), lambda part: fill_powers(P, rows[part], cols.start, a, shift[part], scale[part], out[part]))
+    fill_powers(P, rows, cols.start, np.float32(a * LOG2E), shift, scale, out)
 
 
 def products(x: Tensor, top: Tensor, rest: Tensor, gain: Tensor, out: Tensor) -> None:
     """out_kc = product_j of (rest_j + gain_j x_ic), i = top_kj: x [U, m], top [K, J] int32; rest, gain [J]; out [K, m]."""
-    x, rest, gain, out, top = x.numpy(), rest.numpy(), gain.numpy(), out.numpy(), top.numpy().view(np.uint32)
-    in_threads(len(top), lambda part: multiply(x, top[part], rest, gain, out[part]))
-
-
-def in_threads(count: int, work: Callable[[slice], None]) -> None:
-    """Call work with equal parts of 0..count, one a thread."""
-    n = max(1, min(torch.get_num_threads(), count))
-    first, *rest = [slice(count * i // n, count * (i + 1) // n) for i in range(n)]
-    with ThreadPoolExecutor(n) as pool:
-        others = [pool.submit(work, part) for part in rest]
-        work(first)
-        for other in others:
-            other.result()
+    multiply(x.numpy(), top.numpy().view(np.uint32), rest.numpy(), gain.numpy(), out.numpy())
 
 
 @compiled

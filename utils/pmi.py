@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from utils.blocks import MEMORY, SORT_BYTES, Embedded, at_hand, checked, compiled_loops, fit, number, strongest, used, whole
-from utils.softmax import SAFE, softmax_tiles
+from utils.blocks import (MEMORY, SORT_BYTES, Embedded, at_hand, checked, compiled_loops, fit, in_threads, number, strongest,
+                          used, whole)
+from utils.softmax import SAFE, softmax_blocks
 
 WIDE = 1024  # concepts in a block of P: enough for a fast matrix product
 
@@ -67,27 +69,39 @@ def _pmi(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], units: Sequence[int
     top_k = min(usual, N) if top_k is None else top_k
     whole("top_k", top_k, N, f"N {N} images")
     K = sum(sizes)
-    U, work = min(N, K * top_k), at_hand(memory, layers[0].device)
-    tile = max(32, work // (U * size))
+    loops = compiled_loops("kernels", layers[0].device)
+    threads = torch.get_num_threads() if loops else 1
+    U, work = min(N, K * top_k), at_hand(memory, layers[0].device) // threads
+    tile = max(16, work // (U * size))  # concepts worked on by a thread
     held, column = 24 * K * top_k + (24 + 6 * size) * N, (3 * U + 4 * K + 2 * d) * size
-    some, m = fit(memory, (held, N * SORT_BYTES, K), (held, column, min(M, max(WIDE, tile))))
-    tile = min(tile, m)
+    some, m = fit(memory, (held, N * SORT_BYTES, K), (held, column, min(M, max(WIDE, threads * tile))))
+    threads = min(threads, m)
+    tile = min(tile, m // threads)
 
     # no other rows of P are needed; the prior is that of the layer, so all its units are scored
     top = torch.cat([strongest(layer, torch.arange(K_l, device=layer.device), top_k, dtype, some)
                      for layer, K_l in zip(layers, sizes)])
     rows, top = used(top, N)
     keep = (memory - held - column * m) // (U * m * size)
-    extremes, tiles = softmax_tiles(P, rows, a, dtype, m, keep, tile, work)
+    extremes, blocks = softmax_blocks(P, rows, a, dtype, m, keep, work)
     runs, constant = _runs(top, trust, extremes)
-    l, product = (extremes.new_empty(K * tile) for _ in range(2))
     scores = [extremes.new_empty(len(chosen), M) for chosen in units]
-    for cols, x in tiles:
-        likely, room = (y[:K * x.shape[1]].view(K, -1) for y in (l, product))
-        _sum_of_logs(x, runs, constant, likely, room)
-        for part, chosen, out in zip(likely.split(sizes), units, scores):
-            prior = part.logsumexp(0).sub_(math.log(len(part))).mul_(lam)
-            torch.sub(part[chosen], prior, out=out[:, cols])
+    for concepts, write in blocks:
+        outs = [out[:, concepts] for out in scores]
+
+        def score_some(part: slice) -> None:
+            x = extremes.new_empty(0, 0)
+            for start in range(part.start, part.stop, tile):
+                cols = slice(start, min(start + tile, part.stop))
+                if x.shape[1] != cols.stop - start:
+                    x, l, product = (extremes.new_empty(count, cols.stop - start) for count in (len(rows), K, K))
+                write(cols, x)
+                _sum_of_logs(loops, x, runs, constant, l, product)
+                for likely, chosen, out in zip(l.split(sizes), units, outs):
+                    prior = likely.logsumexp(0).sub_(math.log(len(likely))).mul_(lam)
+                    torch.sub(likely[chosen], prior, out=out[:, cols])
+
+        in_threads(concepts.stop - concepts.start, threads, score_some)
     return scores[0] if isinstance(Q, Tensor) else scores
 
 
@@ -112,9 +126,9 @@ def _runs(top: Tensor, trust: Callable[[float], tuple[float, float]],
     return [tuple(y[..., i:j].contiguous() for y in (top, rests, gains)) for i, j in zip(edges, edges[1:] + [J])], constant
 
 
-def _sum_of_logs(x: Tensor, runs: list[tuple[Tensor, Tensor, Tensor]], constant: float, l: Tensor, product: Tensor) -> None:
+def _sum_of_logs(loops: ModuleType | None, x: Tensor, runs: list[tuple[Tensor, Tensor, Tensor]], constant: float, l: Tensor,
+                 product: Tensor) -> None:
     """l_kc = constant + sum over runs of log of products of (rest_j + gain_j x_ic), i = top_kj: x [U, m] -> l [K, m]."""
-    loops = compiled_loops("kernels", x.device)
     l.fill_(constant)
     for top, rest, gain in runs:
         if loops:

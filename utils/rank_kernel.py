@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from utils.blocks import order
-from utils.kernels import compiled, in_threads
+from utils.blocks import order, slices
+from utils.kernels import compiled
 
 GROUP_BYTES = 2**18  # values and places of the concepts taken together: they stay in a core's cache
 # Indices are unsigned: numba then leaves out the test for negative ones, and the loops run three times as fast.
@@ -25,15 +25,10 @@ def reorder_errors(values: Tensor, top: Tensor, a: Tensor, p: float) -> tuple[Te
     image j among the n, equal values ranked upwards from the first. One sort of all U serves every unit.
     """
     errors, means = values.new_empty(2, len(values), len(top))
-    e, mean, a, top = errors.numpy(), means.numpy(), a.numpy(), top.numpy().view(np.uint32)
     group = max(1, GROUP_BYTES // (values.shape[1] * (values.itemsize + 4)))
-
-    def work(part: slice) -> None:
-        for start in range(part.start, part.stop, group):
-            some = slice(start, min(start + group, part.stop))
-            reorder(values[some].numpy(), order(values[some]).numpy(), top, a, p, e[some], mean[some])
-
-    in_threads(len(values), work)
+    for some in slices(len(values), group):
+        reorder(values[some].numpy(), order(values[some]).numpy(), top.numpy().view(np.uint32), a.numpy(), p,
+                errors[some].numpy(), means[some].numpy())
     return errors, means
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from utils.blocks import (MEMORY, SORT_BYTES, Embedded, at_hand, block, checked, compiled_loops, fit, number, or_one, order,
-                          slices, strongest, used, whole)
+from utils.blocks import (MEMORY, SORT_BYTES, Embedded, at_hand, block, checked, compiled_loops, fit, in_threads,
+                          number, or_one, order, slices, strongest, used, whole)
 
 
 @torch.no_grad()
@@ -67,15 +67,18 @@ def rank_reorder(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], *, p: float
     reorder = loops.reorder_errors if loops else _reorder_errors
     scores, store = a.new_empty(count, M), a.new_empty(m, len(rows))
     for cols in slices(M, m):
-        values = store[:cols.stop - cols.start]
-        block(P, rows, cols, values.T)
-        for part in slices(count, k):
-            e, mean = reorder(values, top[part], a[part], p)                                # [m, k]
-            if as_shipped:
-                scores[part, cols] = (-(e / B[part]) / mean.pow(scale_p)).T
-            else:
-                e = torch.where(B[part] > 0, e / or_one(B[part]), 1)
-                scores[part, cols] = (-e / mean.clamp(min=eps).pow(scale_p)).T
+        values = block(P, rows, cols, store[:cols.stop - cols.start].T).T                   # [m, U]
+
+        def score_some(part: slice) -> None:
+            for some in slices(count, k):
+                e, mean = reorder(values[part], top[some], a[some], p)                      # [m, k]
+                if as_shipped:
+                    e = -(e / B[some]) / mean.pow(scale_p)
+                else:
+                    e = torch.where(B[some] > 0, e / or_one(B[some]), 1).neg_().div_(mean.clamp_(min=eps).pow_(scale_p))
+                scores[some, cols.start + part.start:cols.start + part.stop] = e.T
+
+        in_threads(len(values), torch.get_num_threads() if loops else 1, score_some)
     return scores if isinstance(Q, Tensor) else list(scores.split(counts))
 
 

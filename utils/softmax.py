@@ -1,6 +1,6 @@
-"""The softmax over concepts of a P, for some images and a tile of concepts at a time, in bounded memory.
+"""The softmax over concepts of a P, for some images and a few concepts at a time, in bounded memory.
 
-softmax_tiles   the extremes of every image, and the tiles one after the other
+softmax_blocks   the extremes of every image, and blocks of concepts that write tiles
 
 The denominators run over all concepts, so P is gone through twice. What the first time was made from embeddings is kept
 as far as the memory goes.
@@ -8,13 +8,14 @@ as far as the memory goes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from utils.blocks import Embedded, block, compiled_loops, largest, slices
+from utils.blocks import Embedded, block, compiled_loops, in_threads, largest, slices
 
 SAFE = .7  # share of a dtype's range of exponents that powers, and products of them, may use
 
@@ -39,18 +40,18 @@ class Source:
         return S, torch.arange(len(S), device=S.device), slice(0, width)
 
 
-def softmax_tiles(P: Tensor | Embedded, rows: Tensor, a: float, dtype: torch.dtype, m: int, keep: int, tile: int,
-                  work: int) -> tuple[Tensor, Iterator[tuple[slice, Tensor]]]:
-    """Softmax over concepts of a P[rows]: least and largest value by image [U, 2], and an iterator of (concepts, x [U, tile]).
+def softmax_blocks(P: Tensor | Embedded, rows: Tensor, a: float, dtype: torch.dtype, m: int, keep: int,
+                   work: int) -> tuple[Tensor, Iterator[tuple[slice, Callable[[slice, Tensor], None]]]]:
+    """Softmax x over concepts of a P[rows]: least and largest by image [U, 2], and an iterator of (concepts, write).
 
-    Blocks are m concepts wide, and `keep` of them are kept; `work` bytes are worked on at a time. The next tile
-    overwrites the one before. ValueError when a P overflows the dtype.
+    write(cols, out [U, width]) puts x of columns of the block into out; several threads may call it. Blocks are m
+    concepts wide, and `keep` of them are kept; `work` bytes are worked on at a time. ValueError when a P overflows.
     """
     example = P if isinstance(P, Tensor) else P.I
     blocks = list(slices(P.shape[1], m))
     ready = isinstance(P, Tensor) and P.dtype == dtype
     stores = 0 if ready else min(len(blocks), 1 + keep)
-    source = Source(P, rows, blocks, [example.new_empty(len(rows) * m, dtype=dtype) for _ in range(stores)])
+    source = Source(P.detach() if ready else P, rows, blocks, [example.new_empty(len(rows) * m, dtype=dtype) for _ in range(stores)])
     shift = example.new_zeros(len(rows), dtype=dtype)
     if _exceeds(P, a, dtype):
         shift -= math.inf
@@ -61,7 +62,7 @@ def softmax_tiles(P: Tensor | Embedded, rows: Tensor, a: float, dtype: torch.dty
     for i in range(len(blocks)):
         _add_powers(*source.take(i), a, shift, total, extremes, work)
     scale = total.reciprocal()
-    return extremes * scale[:, None], _tiles(source, a, shift, scale, tile, work)
+    return extremes * scale[:, None], _blocks(source, a, shift, scale, work)
 
 
 def _exceeds(P: Tensor | Embedded, a: float, dtype: torch.dtype) -> bool:
@@ -89,26 +90,26 @@ def _add_powers(S: Tensor, rows: Tensor, cols: slice, a: float, shift: Tensor, t
                 work: int) -> None:
     """Add the sums of exp(a S[rows, cols] - shift) to total [U], and keep the least and largest in extremes [U, 2]."""
     if loops := _loops(S, total.dtype):
-        return loops.add_powers(S, rows, cols, a, shift, total, extremes)
+        return in_threads(len(rows), torch.get_num_threads(), lambda part: loops.add_powers(
+            S, rows[part], cols, a, shift[part], total[part], extremes[part]))
     for part, x in _parts(S, rows, cols, a, shift, total.dtype, work):
         total[part] += x.sum(1)
         low, high = x.aminmax(dim=1)
         extremes[part] = torch.stack([torch.minimum(extremes[part, 0], low), torch.maximum(extremes[part, 1], high)], 1)
 
 
-def _tiles(source: Source, a: float, shift: Tensor, scale: Tensor, tile: int, work: int) -> Iterator[tuple[slice, Tensor]]:
-    """(concepts, scale exp(a P - shift) [U, width]), from the last block to the first: the last is in its store."""
-    store = scale.new_empty(len(scale) * tile)
+def _blocks(source: Source, a: float, shift: Tensor, scale: Tensor,
+            work: int) -> Iterator[tuple[slice, Callable[[slice, Tensor], None]]]:
+    """(concepts, write) of every block, from the last to the first: the last is in its store."""
     for i in reversed(range(len(source.blocks))):
-        S, rows, cols = source.take(i, again=True)
-        loops = _loops(S, scale.dtype)
-        for some in slices(cols.stop - cols.start, tile):
-            x = store[:len(scale) * (some.stop - some.start)].view(len(scale), -1)
-            columns = slice(cols.start + some.start, cols.start + some.stop)
-            if loops:
-                loops.write_powers(S, rows, columns, a, shift, scale, x)
-            else:
-                for part, powers in _parts(S, rows, columns, a, shift, scale.dtype, work):
-                    torch.mul(powers, scale[part, None], out=x[part])
-            start = source.blocks[i].start
-            yield slice(start + some.start, start + some.stop), x
+        yield source.blocks[i], partial(_write, *source.take(i, again=True), a, shift, scale, work)
+
+
+def _write(S: Tensor, rows: Tensor, block_cols: slice, a: float, shift: Tensor, scale: Tensor, work: int, cols: slice,
+           out: Tensor) -> None:
+    """out [U, width] = scale exp(a S - shift) of the rows, and of some columns of the block."""
+    cols = slice(block_cols.start + cols.start, block_cols.start + cols.stop)
+    if loops := _loops(S, scale.dtype):
+        return loops.write_powers(S, rows, cols, a, shift, scale, out)
+    for part, powers in _parts(S, rows, cols, a, shift, scale.dtype, work):
+        torch.mul(powers, scale[part, None], out=out[part])
