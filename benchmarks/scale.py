@@ -14,7 +14,6 @@ import math
 from pathlib import Path
 
 import matplotlib
-import torch
 from similarity import inputs, peak, seconds
 
 from utils import show

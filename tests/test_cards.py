@@ -1,16 +1,22 @@
-"""What a unit card shows: the unit's labels, its most active images as the network sees them, maps of any layout."""
+"""What a unit card shows and how it is drawn: the unit's labels, its most active images as the network sees them, maps of any layout."""
 from __future__ import annotations
 
+import matplotlib
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from utils import activations, cards
+from utils import activations, cards, show
 from utils.hooks import resolve_layers
 from utils.labels import labels_table
 from utils.models import Target
 from utils.preprocess import HALF, Preprocess, describe
 from utils.probe import load_probe
+
+
+matplotlib.use("Agg")
 
 
 class Tokens(nn.Module):
@@ -80,3 +86,63 @@ def test_spread_goes_from_the_best_unit_to_the_worst():
     scores = torch.tensor([[.1], [.9], [.5], [.7], [.3]])
     table = labels_table(scores, ["a"], model="n", layer="l", method="m", k=1)
     assert cards.spread(table, "l", 3) == [1, 2, 0] and cards.spread(table, "l", 1) == [1] and len(cards.spread(table, "l", 99)) == 5
+
+
+def a_card(layer="layer1", unit=3, maps=True):
+    images = [Image.new("RGB", (64, 64), (40 * i, 90, 120)) for i in range(4)]
+    heat = [np.random.default_rng(i).random((4, 4)) for i in range(4)] if maps else None
+    return {"title": f"{layer} unit {unit}", "labels": [("red", .5), ("star", .25)], "images": images, "maps": heat, "truth": "red"}
+
+
+def texts(fig):
+    return [t.get_text() for t in fig.texts]
+
+
+def tiles(fig, row=0):
+    """The pictures of a row of `draw`, as drawn."""
+    (raster,) = (np.asarray(image.get_array())[..., :3] for ax in fig.axes for image in ax.images)
+    top, step = row * (cards.TILE + 2 * cards.GAP) + cards.GAP, cards.TILE + cards.GAP
+    return [raster[top:top + cards.TILE, i * step:i * step + cards.TILE] for i in range(raster.shape[1] // step)]
+
+
+def test_unit_cards_say_name_truth_and_score():
+    fig = cards.draw([a_card(), a_card(maps=False)], images=5)
+    assert texts(fig).count("red  (0.5)") == 2 and "true name: red (found)" in texts(fig)
+    heated, plain = tiles(fig, 0), tiles(fig, 1)
+    assert all(not (tile == tile[0, 0]).all() for tile in heated[:4])  # a heat-map lies over every image that has one
+    assert [tuple(tile[0, 0]) for tile in plain if (tile == tile[0, 0]).all()] == [*((40 * i, 90, 120) for i in range(4)), (255, 255, 255)]
+
+
+def test_a_dead_unit_draws_without_a_heat_map():
+    card = a_card() | {"maps": [np.zeros((4, 4))] * 4}
+    assert all((tile == tile[0, 0]).all() for tile in tiles(cards.draw([card], images=4)))
+
+
+def test_heat_is_on_the_scale_of_the_unit_and_lies_where_it_fires():
+    maps = np.zeros((4, 2, 2))
+    maps[0, 0, 1], maps[1, 1, 0] = 8, .1
+    strong, weak, *rest = tiles(cards.draw([a_card() | {"maps": maps, "images": [Image.new("RGB", (70, 70), "blue")] * 4}], images=4))
+    assert strong[10, -10, 0] > 150 and strong[-10, 10, 0] < 40 and abs(weak.astype(int) - rest[0]).max() < 20
+
+
+def test_small_pictures_keep_their_pixels_large_ones_their_shape():
+    dots = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    wide = Image.new("RGB", (400, 200), "red")
+    small, large = tiles(cards.draw([{"title": "t", "labels": [], "images": [dots, wide]}], images=2))
+    assert (small == np.kron(np.asarray(dots), np.ones((3, 3, 1), np.uint8))).all()
+    red = (large == (255, 0, 0)).all(2)
+    assert red.sum() == cards.TILE * cards.TILE // 2 and red.any(0).all() and not red[0].any()
+
+
+def test_saved_cards_keep_their_raster_and_their_texts(tmp_path):
+    show.style()
+    figures = {name: cards.draw([a_card(name), a_card(name, maps=False)], images=4) for name in ("all", "one")}
+    saved = show.save_figures(figures, tmp_path)
+    raster = np.concatenate([np.concatenate([t for t in tiles(figures["one"], row)], 1) for row in (0, 1)])
+    drawn = np.asarray(Image.open(saved[1]).convert("RGB"))
+    places = [drawn[top:top + cards.TILE, left:left + cards.TILE] for top in range(drawn.shape[0] - cards.TILE + 1)
+              for left in (drawn.shape[1] - 20 - cards.GAP - cards.TILE,) if (drawn[top, left] == raster[0, -cards.TILE]).all()]
+    assert any((place == raster[:cards.TILE, -cards.TILE:]).all() for place in places)  # not one pixel is resampled
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["all.pdf", "all.png", "one.png"]
+    pdf = (tmp_path / "all.pdf").read_bytes()
+    assert pdf.count(b"/Type /Page ") == 2 and b"/FontFile2" in pdf and b"/Type3" not in pdf

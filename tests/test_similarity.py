@@ -323,7 +323,7 @@ def test_layers_together_are_layers_one_by_one(method, memory, monkeypatch):
     I, T, Q = inputs()
     layers, options = {"a": Q, "b": Q[:, :3] ** 2, "c": Q[:, 2:]}, FRACTION.get(method, {})
     made = []
-    monkeypatch.setattr(f"utils.similarity.score", lambda *a, **k: made.append(len(a[1])) or score(*a, **{**k, "memory": 2**28}))
+    monkeypatch.setattr("utils.similarity.score", lambda *a, **k: made.append(len(a[1])) or score(*a, **{**k, "memory": 2**28}))
     together = dict(similarity.score_layers(Embedded(I, T), layers, method, memory=memory, **options))
     assert list(together) == ["a", "b", "c"] and made == {1: [1, 1, 1], 2**28: [3]}.get(memory, [2, 1])
     for name, layer in layers.items():

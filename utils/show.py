@@ -3,7 +3,6 @@
 style             one look for all figures
 progress          a bar in JupyterLab, plain lines when headless
 image_grid        pictures in a grid
-unit_cards        a row per unit: its labels with scores, its top images, where it fires
 scores_by_layer   distribution of the best scores, layer by layer
 labels_by_category  share of labels of each kind, layer by layer
 training_report   says how a training stage goes; read_curves and training_curves show it afterwards
@@ -31,9 +30,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-HEAT = "inferno"
 DPI = 200  # of saved figures
-TILE, GAP, ROOM = 192, 12, 400  # unit cards: side of a picture, space around it, width of the texts; in pixels
 
 
 def style() -> None:
@@ -70,24 +67,6 @@ def image_grid(images: Sequence[Image.Image], titles: Sequence[str] | None = Non
             if titles:
                 ax.set_title(textwrap.fill(titles[i], int(18 * size)), fontsize=6.5)
     fig.tight_layout(pad=.3)
-    return fig
-
-
-def unit_cards(cards: Sequence[Mapping], images: int = 6) -> Figure:
-    """One row per card: title, labels with scores and, if known, the true name; then its most active images.
-
-    A card holds title, labels [(label, score)], images, and optionally truth and maps [h, w] of each image, whose
-    positive part lies over the image as heat, all on the unit's own scale. The pictures of all cards are one raster of
-    the resolution figures are saved at; texts stay texts.
-    """
-    width, height = ROOM + images * (TILE + GAP), len(cards) * (TILE + 2 * GAP)
-    fig = plt.figure(figsize=(width / DPI, height / DPI))
-    ax = fig.add_axes((ROOM / width, 0, 1 - ROOM / width, 1))
-    ax.axis("off")
-    raster = np.concatenate([_strip(card["images"][:images], card.get("maps"), images) for card in cards])
-    ax.imshow(raster, interpolation="none", aspect="auto")
-    for i, card in enumerate(cards):
-        _write(fig, card, top=1 - (i * (TILE + 2 * GAP) + GAP) / height, tall=TILE / height)
     return fig
 
 
@@ -192,8 +171,8 @@ def present(figures: Mapping[str, Figure], folder: Path) -> None:
             display(Shown(str(file), width=round(image.width * fig.dpi / DPI)))
 
 
-def explorer(table: pd.DataFrame, card: Callable[[str, int], Mapping]):
-    """A widget that shows any unit: choose layer and unit, or search labels; `card(layer, unit)` gives a card of `unit_cards`."""
+def explorer(table: pd.DataFrame, draw: Callable[[str, int], Figure]):
+    """A widget that shows any unit: choose layer and unit, or search labels; `draw(layer, unit)` gives its figure."""
     import ipywidgets as widgets
     from IPython.display import display
     best = table[table["rank"] == 1]
@@ -206,55 +185,15 @@ def explorer(table: pd.DataFrame, card: Callable[[str, int], Mapping]):
         found = best[(best["layer"] == layer.value) & best["label"].str.contains(search.value, regex=False)]
         unit.options = found["unit"].tolist() or [0]
 
-    def draw(*_) -> None:
+    def change(*_) -> None:
         with out:
             out.clear_output(wait=True)
-            fig = unit_cards([card(layer.value, unit.value)], images=8)
+            fig = draw(layer.value, unit.value)
             display(fig)
             plt.close(fig)
 
-    for widget, act in ((layer, fill), (search, fill), (unit, draw)):
+    for widget, act in ((layer, fill), (search, fill), (unit, change)):
         widget.observe(act, "value")
     fill()
-    draw()
+    change()
     return widgets.VBox([widgets.HBox([layer, search, unit]), out])
-
-
-def _strip(images: Sequence[Image.Image], maps: Sequence[np.ndarray] | None, places: int) -> np.ndarray:
-    """A row of tiles, white where there is no picture: [TILE + 2 GAP, places (TILE + GAP), 4] bytes."""
-    row = Image.new("RGB", (places * (TILE + GAP), TILE + 2 * GAP), "white")
-    top = max((float(np.max(m)) for m in maps), default=0) if maps is not None else 0
-    for i, image in enumerate(images):
-        scale = TILE / max(image.size)
-        size = tuple(max(1, round(side * scale)) for side in image.size)
-        small = image.size[0] < 100  # its pixels are meant to be seen
-        tile = image.convert("RGB") if small else image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-        if top > 0:
-            tile = _heated(tile, np.clip(np.asarray(maps[i], dtype=np.float32) / top, 0, 1))
-        tile = tile.resize(size, Image.Resampling.NEAREST)
-        row.paste(tile, (i * (TILE + GAP) + (TILE - size[0]) // 2, GAP + (TILE - size[1]) // 2))
-    return np.asarray(row.convert("RGBA"))  # matplotlib draws three channels in float64, and slower
-
-
-def _heated(image: Image.Image, heat: np.ndarray) -> Image.Image:
-    """The image with heat [h, w] from 0 to 1 over it, the denser the hotter."""
-    heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))
-    colour = (255 * plt.get_cmap(HEAT)(heat)[..., :3]).astype(np.uint8)
-    density = np.clip(255 * (.15 + .6 * heat), 0, 255 * .7).astype(np.uint8)
-    return Image.composite(Image.fromarray(colour), image, Image.fromarray(density))
-
-
-def _write(fig: Figure, card: Mapping, top: float, tall: float) -> None:
-    """The texts of a card, from `top` downwards over the height of a tile (both in parts of the figure)."""
-    labels, truth = card["labels"], card.get("truth")
-    title = card["title"] if len(card["title"]) <= 26 else "…" + card["title"][-25:]  # the end tells units of one network apart
-    fig.text(0, top, title, fontsize=8, weight="bold", va="top")
-    if truth is not None:
-        hit = bool(labels) and labels[0][0] == truth
-        fig.text(0, top - .18 * tall, f"true name: {truth} {'(found)' if hit else ''}", fontsize=7, va="top",
-                 color=sns.color_palette("colorblind")[2 if hit else 3])
-    first = .38 if truth is not None else .22
-    for i, (label, score) in enumerate(labels[:4]):
-        shown = label if len(label) < 24 else label[:22] + ".."
-        fig.text(0, top - (first + .17 * i) * tall, f"{shown}  ({score:.3g})", fontsize=7 if i else 8, va="top",
-                 color="0.4" if i else "black")
