@@ -35,6 +35,9 @@ def test_powers():
     assert_close(total.double(), expected.sum(1) + torch.tensor([1., 0, 0]), rtol=1e-5, atol=0)
     assert_close(extremes[2].double(), torch.stack([expected[2].min(), expected[2].max()]), rtol=1e-5, atol=0)
     assert 0 <= extremes[0, 0] < 2e-38 and extremes[1, 1] == 1e30
-    out = torch.empty(3, 31)
-    kernels.write_powers(P, rows, cols, a, shift, scale, out)
-    assert_close(out.double(), scale[:, None] * expected, rtol=1e-5, atol=2e-38)
+    for width in (31, 40, 8, 1):
+        out = torch.zeros(3, 31)
+        kernels.write_powers(P, rows[1:], cols, a, shift[1:], scale[1:], out, 1, width)
+        tiles = [out.flatten()[3 * c:3 * min(c + width, 31)].view(3, -1) for c in range(0, 31, width)]
+        assert_close(torch.cat(tiles, 1)[1:].double(), scale[1:, None] * expected[1:], rtol=1e-5, atol=2e-38)
+        assert not torch.cat(tiles, 1)[0].any()

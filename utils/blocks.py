@@ -70,9 +70,9 @@ def fit(memory: int, *stages: tuple[int, int, int]) -> list[int]:
     return [min(count, (memory - beside) // one) for beside, one, count in stages]
 
 
-def at_hand(memory: int, device: torch.device) -> int:
+def at_hand(memory: int, device: torch.device, cached: int = CACHED) -> int:
     """Bytes to work on at a time, for speed: the whole budget, but on a CPU what its caches hold."""
-    return min(memory, CACHED) if device.type == "cpu" else memory
+    return min(memory, cached) if device.type == "cpu" else memory
 
 
 def slices(count: int, step: int) -> Iterator[slice]:
@@ -95,13 +95,19 @@ def order(values: Tensor) -> Tensor:
 
 def strongest(Q: Tensor, units: Tensor, n: int, dtype: torch.dtype, some: int) -> Tensor:
     """The n images that activate each unit most, descending, ties by lower index: [units, n]; `some` units at once."""
-    found = []
-    for part in slices(len(units), some):
-        q = Q.new_empty(len(units[part]), len(Q), dtype=dtype)                              # [some, N]
-        for rows in slices(len(Q), 64 if Q.device.type == "cpu" else len(Q)):  # transposing little by little is faster
-            q[:, rows] = Q[rows][:, units[part]].T.contiguous()
-        found.append(first_largest(q, n))
-    return torch.cat(found)                                                                 # [units, n]
+    top, cpu = torch.empty(len(units), n, dtype=torch.int64, device=Q.device), Q.device.type == "cpu"
+    threads = torch.get_num_threads() if cpu else 1
+
+    def find(share: slice) -> None:
+        for part in slices(share.stop - share.start, some // threads):
+            part = slice(share.start + part.start, share.start + part.stop)
+            q = Q.new_empty(part.stop - part.start, len(Q), dtype=dtype)                    # [some, N]
+            for rows in slices(len(Q), 64 if cpu else len(Q)):  # transposing little by little is faster
+                q[:, rows] = Q[rows][:, units[part]].T
+            top[part] = first_largest(q, n)
+
+    in_threads(len(units), min(threads, some), find)
+    return top                                                                              # [units, n]
 
 
 def first_largest(values: Tensor, n: int) -> Tensor:
@@ -181,7 +187,7 @@ def checked(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], units: Sequence[
     whole("memory", memory)
     dtype = torch.float64 if any(X.dtype == torch.float64 for X in given.values()) else torch.float32
     chosen = [_units(units, X.shape[1]).to(X.device) for X in layers.values()]
-    return list(layers.values()), chosen, dtype, P.I.shape[1] if isinstance(P, Embedded) else 0
+    return [X.detach() for X in layers.values()], chosen, dtype, P.I.shape[1] if isinstance(P, Embedded) else 0
 
 
 def number(name: str, value: float, low: float | None = None, high: float | None = None) -> None:

@@ -33,10 +33,14 @@ def add_powers(P: Tensor, rows: Tensor, cols: slice, a: float, shift: Tensor, to
     sum_powers(P, rows, cols.start, cols.stop - cols.start, np.float32(a * LOG2E), shift, total, extremes.view(np.int32))
 
 
-def write_powers(P: Tensor, rows: Tensor, cols: slice, a: float, shift: Tensor, scale: Tensor, out: Tensor) -> None:
-    """out [U, m] = scale exp(a P[rows, cols] - shift): P [N, M] float32; shift, scale [U]."""
+def write_powers(P: Tensor, rows: Tensor, cols: slice, a: float, shift: Tensor, scale: Tensor, out: Tensor, start: int,
+                 width: int) -> None:
+    """Put scale exp(a P[rows, cols] - shift) into tiles of `width` columns, each whole in out, one after the other.
+
+    P [N, M] is float32; shift, scale [r]; out [U, m] as the memory of the tiles; its rows from `start` are written.
+    """
     P, rows, shift, scale, out = (tensor.numpy() for tensor in (P, rows, shift, scale, out))
-    fill_powers(P, rows, cols.start, np.float32(a * LOG2E), shift, scale, out)
+    fill_powers(P, rows, cols.start, np.float32(a * LOG2E), shift, scale, out, start, width)
 
 
 def products(x: Tensor, top: Tensor, rest: Tensor, gain: Tensor, out: Tensor) -> None:
@@ -61,10 +65,14 @@ def sum_powers(P, rows, start, width, a, shift, total, extremes):
 
 
 @compiled
-def fill_powers(P, rows, start, a, shift, scale, out):
-    exponents = np.empty(out.shape[1], np.int32)
+def fill_powers(P, rows, first, a, shift, scale, out, start, width):
+    U, m = out.shape
+    flat, exponents = out.ravel(), np.empty(width, np.int32)
     for u in range(len(rows)):
-        power(P[rows[u]][start:start + out.shape[1]], a, shift[u] * LOG2E, scale[u], out[u], exponents)
+        for c in range(0, m, width):
+            some = min(width, m - c)
+            at = U * c + (start + u) * some
+            power(P[rows[u]][first + c:first + c + some], a, shift[u] * LOG2E, scale[u], flat[at:at + some], exponents)
 
 
 @compiled

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from utils.blocks import (MEMORY, SORT_BYTES, Embedded, at_hand, checked, compiled_loops, fit, in_threads, number, strongest,
                           used, whole)
-from utils.softmax import SAFE, softmax_blocks
+from utils.softmax import SAFE, softmax_tiles
 
-WIDE = 1024  # concepts in a block of P: enough for a fast matrix product
+WIDE = 1024    # concepts in a block of P: enough for a fast matrix product
+TILES = 2**25  # bytes of tiles worked on at once on a CPU; the narrower, the worse memory reads P
 
 
 @torch.no_grad()
@@ -71,37 +72,29 @@ def _pmi(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], units: Sequence[int
     K = sum(sizes)
     loops = compiled_loops("kernels", layers[0].device)
     threads = torch.get_num_threads() if loops else 1
-    U, work = min(N, K * top_k), at_hand(memory, layers[0].device) // threads
-    tile = max(16, work // (U * size))  # concepts worked on by a thread
+    U, work = min(N, K * top_k), at_hand(memory, layers[0].device, TILES)
     held, column = 24 * K * top_k + (24 + 6 * size) * N, (3 * U + 4 * K + 2 * d) * size
-    some, m = fit(memory, (held, N * SORT_BYTES, K), (held, column, min(M, max(WIDE, threads * tile))))
+    some, m = fit(memory, (held, N * SORT_BYTES, K), (held, column, min(M, max(WIDE, work // (U * size)))))
     threads = min(threads, m)
-    tile = min(tile, m // threads)
+    width = max(1, min(m // threads, max(32, work // threads // (U * size))))  # of a tile that a thread works on
 
     # no other rows of P are needed; the prior is that of the layer, so all its units are scored
     top = torch.cat([strongest(layer, torch.arange(K_l, device=layer.device), top_k, dtype, some)
                      for layer, K_l in zip(layers, sizes)])
     rows, top = used(top, N)
     keep = (memory - held - column * m) // (U * m * size)
-    extremes, blocks = softmax_blocks(P, rows, a, dtype, m, keep, work)
+    extremes, blocks = softmax_tiles(P, rows, a, dtype, m, keep, width, work)
     runs, constant = _runs(top, trust, extremes)
     scores = [extremes.new_empty(len(chosen), M) for chosen in units]
-    for concepts, write in blocks:
-        outs = [out[:, concepts] for out in scores]
-
+    for tiles in blocks:
         def score_some(part: slice) -> None:
-            x = extremes.new_empty(0, 0)
-            for start in range(part.start, part.stop, tile):
-                cols = slice(start, min(start + tile, part.stop))
-                if x.shape[1] != cols.stop - start:
-                    x, l, product = (extremes.new_empty(count, cols.stop - start) for count in (len(rows), K, K))
-                write(cols, x)
-                _sum_of_logs(loops, x, runs, constant, l, product)
-                for likely, chosen, out in zip(l.split(sizes), units, outs):
+            for concepts, x in tiles[part]:
+                l = _sum_of_logs(loops, x, runs, constant, K)
+                for likely, chosen, out in zip(l.split(sizes), units, scores):
                     prior = likely.logsumexp(0).sub_(math.log(len(likely))).mul_(lam)
-                    torch.sub(likely[chosen], prior, out=out[:, cols])
+                    torch.sub(likely[chosen], prior, out=out[:, concepts])
 
-        in_threads(concepts.stop - concepts.start, threads, score_some)
+        in_threads(len(tiles), threads, score_some)
     return scores[0] if isinstance(Q, Tensor) else scores
 
 
@@ -126,10 +119,10 @@ def _runs(top: Tensor, trust: Callable[[float], tuple[float, float]],
     return [tuple(y[..., i:j].contiguous() for y in (top, rests, gains)) for i, j in zip(edges, edges[1:] + [J])], constant
 
 
-def _sum_of_logs(loops: ModuleType | None, x: Tensor, runs: list[tuple[Tensor, Tensor, Tensor]], constant: float, l: Tensor,
-                 product: Tensor) -> None:
+def _sum_of_logs(loops: ModuleType | None, x: Tensor, runs: list[tuple[Tensor, Tensor, Tensor]], constant: float,
+                 K: int) -> Tensor:
     """l_kc = constant + sum over runs of log of products of (rest_j + gain_j x_ic), i = top_kj: x [U, m] -> l [K, m]."""
-    l.fill_(constant)
+    l, product = x.new_full((K, x.shape[1]), constant), x.new_empty(K, x.shape[1])
     for top, rest, gain in runs:
         if loops:
             loops.products(x, top, rest, gain, product)
@@ -138,3 +131,4 @@ def _sum_of_logs(loops: ModuleType | None, x: Tensor, runs: list[tuple[Tensor, T
             for images, r, g in zip(top.T, rest, gain):
                 product.mul_(x.index_select(0, images).mul_(g).add_(r))
         l.add_(product.log_())
+    return l

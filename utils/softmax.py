@@ -1,6 +1,6 @@
 """The softmax over concepts of a P, for some images and a few concepts at a time, in bounded memory.
 
-softmax_blocks   the extremes of every image, and blocks of concepts that write tiles
+softmax_tiles   the extremes of every image, and tile after tile
 
 The denominators run over all concepts, so P is gone through twice. What the first time was made from embeddings is kept
 as far as the memory goes.
@@ -8,9 +8,8 @@ as far as the memory goes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -40,12 +39,12 @@ class Source:
         return S, torch.arange(len(S), device=S.device), slice(0, width)
 
 
-def softmax_blocks(P: Tensor | Embedded, rows: Tensor, a: float, dtype: torch.dtype, m: int, keep: int,
-                   work: int) -> tuple[Tensor, Iterator[tuple[slice, Callable[[slice, Tensor], None]]]]:
-    """Softmax x over concepts of a P[rows]: least and largest by image [U, 2], and an iterator of (concepts, write).
+def softmax_tiles(P: Tensor | Embedded, rows: Tensor, a: float, dtype: torch.dtype, m: int, keep: int, width: int,
+                  work: int) -> tuple[Tensor, Iterator[list[tuple[slice, Tensor]]]]:
+    """Softmax x over concepts of a P[rows]: least and largest by image [U, 2], and an iterator of lists of (concepts, x).
 
-    write(cols, out [U, width]) puts x of columns of the block into out; several threads may call it. Blocks are m
-    concepts wide, and `keep` of them are kept; `work` bytes are worked on at a time. ValueError when a P overflows.
+    A list has the tiles [U, width] of a block of m concepts, in memory that the next list overwrites. `keep` blocks of
+    P are kept; `work` bytes are worked on at a time. ValueError when a P overflows.
     """
     example = P if isinstance(P, Tensor) else P.I
     blocks = list(slices(P.shape[1], m))
@@ -62,7 +61,7 @@ def softmax_blocks(P: Tensor | Embedded, rows: Tensor, a: float, dtype: torch.dt
     for i in range(len(blocks)):
         _add_powers(*source.take(i), a, shift, total, extremes, work)
     scale = total.reciprocal()
-    return extremes * scale[:, None], _blocks(source, a, shift, scale, work)
+    return extremes * scale[:, None], _tiles(source, a, shift, scale, width, work)
 
 
 def _exceeds(P: Tensor | Embedded, a: float, dtype: torch.dtype) -> bool:
@@ -98,18 +97,21 @@ def _add_powers(S: Tensor, rows: Tensor, cols: slice, a: float, shift: Tensor, t
         extremes[part] = torch.stack([torch.minimum(extremes[part, 0], low), torch.maximum(extremes[part, 1], high)], 1)
 
 
-def _blocks(source: Source, a: float, shift: Tensor, scale: Tensor,
-            work: int) -> Iterator[tuple[slice, Callable[[slice, Tensor], None]]]:
-    """(concepts, write) of every block, from the last to the first: the last is in its store."""
+def _tiles(source: Source, a: float, shift: Tensor, scale: Tensor, width: int,
+           work: int) -> Iterator[list[tuple[slice, Tensor]]]:
+    """(concepts, scale exp(a P - shift)) of every tile, from the last block to the first: the last is in its store."""
+    U, store = len(scale), scale.new_empty(len(scale) * (source.blocks[0].stop - source.blocks[0].start))
     for i in reversed(range(len(source.blocks))):
-        yield source.blocks[i], partial(_write, *source.take(i, again=True), a, shift, scale, work)
-
-
-def _write(S: Tensor, rows: Tensor, block_cols: slice, a: float, shift: Tensor, scale: Tensor, work: int, cols: slice,
-           out: Tensor) -> None:
-    """out [U, width] = scale exp(a S - shift) of the rows, and of some columns of the block."""
-    cols = slice(block_cols.start + cols.start, block_cols.start + cols.stop)
-    if loops := _loops(S, scale.dtype):
-        return loops.write_powers(S, rows, cols, a, shift, scale, out)
-    for part, powers in _parts(S, rows, cols, a, shift, scale.dtype, work):
-        torch.mul(powers, scale[part, None], out=out[part])
+        S, rows, cols = source.take(i, again=True)
+        first, count = source.blocks[i].start, cols.stop - cols.start
+        tiles = [(slice(first + some.start, first + some.stop), store[U * some.start:U * some.stop].view(U, -1))
+                 for some in slices(count, width)]
+        if loops := _loops(S, scale.dtype):
+            out = store[:U * count].view(U, count)
+            in_threads(U, torch.get_num_threads(), lambda part: loops.write_powers(
+                S, rows[part], cols, a, shift[part], scale[part], out, part.start, width))
+        else:
+            for part, powers in _parts(S, rows, cols, a, shift, scale.dtype, work):
+                for concepts, x in tiles:
+                    torch.mul(powers[:, concepts.start - first:concepts.stop - first], scale[part, None], out=x[part])
+        yield tiles
