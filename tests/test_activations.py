@@ -17,6 +17,7 @@ from utils.activations import (activation_maps, activation_spec, activations_and
 from utils.hooks import LayerInfo, list_layers
 from utils.inference import ready
 from utils.probe import Probe
+from utils.similarity import score_embeddings
 
 N, SIDE = 23, 6
 LAYERS = ["conv", "norm", "nhwc", "tokens", "first", "fc"]
@@ -244,6 +245,33 @@ def test_only_missing_layers_are_computed(target, clip, probe):
     assert len(passes) == 1 and hooked == [0]  # one pass, which leaves fc alone
 
 
+def test_a_second_target_reuses_the_embeddings_and_other_concepts_every_pass(target, clip, probe):
+    layers, passes = layers_of(target, ["conv", "fc"]), []
+    activations_and_embeddings(target, layers, clip, probe)
+    clip.model.register_forward_hook(lambda *_: passes.append("clip"))
+    second = make_target(seed=1, weights_key="another")
+    second.model.register_forward_hook(lambda *_: passes.append("second"))
+    activations_and_embeddings(second, layers, replace(clip, preprocess=None), probe, batch_size=N)
+    assert passes == ["second"] and len(probe.decoded) == 2 * N
+    blind = replace(probe, items=[None] * N)
+    Q, I = activations_and_embeddings(second, layers, clip, blind)
+    for M in (3, 8):
+        assert score_embeddings(I, torch.randn(M, 5), Q["conv"], "cos_similarity").shape == (7, M)
+    assert passes == ["second"]
+
+
+@pytest.mark.parametrize("pixels", [1, 3 * SIDE**2, 10**6])
+def test_pieces_of_a_batch_do_not_matter(target, clip, probe, pixels, monkeypatch):
+    monkeypatch.setattr("utils.inference.PIECE", pixels)
+    sizes = []
+    target.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    Q, I = activations_and_embeddings(target, layers_of(target), clip, probe, batch_size=10)
+    expected = {1: [1] * N, 3 * SIDE**2: [3, 3, 3, 1, 3, 3, 3, 1, 3]}.get(pixels, [10, 10, 3])
+    assert sizes[-len(expected):] == expected
+    close(Q["fc"], target.model(images_of(target, probe)).detach())
+    close(I, clip.encode_image(images_of(target, probe)).detach())
+
+
 def test_names_do_not_matter(target, clip, probe):
     layer = layers_of(target)[0]
     other = replace(probe, name="other", ids=[f"x{i}" for i in range(N)])
@@ -282,7 +310,7 @@ def test_no_stale_activations(target, probe, changed):
     fresh = unit_activations(t, p, [l], how, dtype=dtype)[l.name]
     assert fresh.shape != Q.shape or not torch.equal(fresh, Q)
     with ready(t.model, dtype=dtype) as place:
-        expected = t.model.outputs(place(images_of(t, p)))[l.name]  # [N, positions, K]
+        expected = torch.cat([t.model.outputs(x)[l.name] for x in place(images_of(t, p))])  # [N, positions, K]
     if changed == "layout":  # as told, if absurd: rows taken for units
         expected = expected.transpose(1, 2).unflatten(2, (SIDE, SIDE)).flatten(1, 2)
     expected = (expected.mean(1) if how == "avg" else expected.amax(1)).float()
@@ -343,6 +371,23 @@ def test_layers_that_stopped_at_different_rows_resume_at_the_smallest(target, cl
     close(Q["conv"], whole["conv"])
     close(Q["norm"], whole["norm"])
     close(I, J)
+
+
+def test_an_error_of_the_writer_ends_the_pass_and_the_rows_before_it_stay(target, probe, monkeypatch):
+    layer, write = layers_of(target, ["conv"]), cache.Writer.write
+
+    def full(self, row, block):
+        if row >= 9:
+            raise OSError(28, "No space left on device")
+        write(self, row, block)
+
+    monkeypatch.setattr(cache.Writer, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        unit_activations(target, probe, layer, batch_size=3)
+    monkeypatch.setattr(cache.Writer, "write", write)
+    probe.decoded.clear()
+    unit_activations(target, probe, layer, batch_size=3, workers=0)
+    assert probe.decoded == list(range(9, N))
 
 
 # what is left behind

@@ -115,8 +115,10 @@ def activation_maps(target: Target, probe: Probe, layer: LayerInfo, indices: Ite
 
     with ready(target.model, device, "float32") as place, hooks.record(target.model, [layer.name], maps) as acts:
         for i in range(0, len(rows), batch_size):
-            target.model(place(torch.stack([target.preprocess(probe.image(row)) for row in rows[i:i + batch_size]])))
-            parts.append(acts[layer.name].cpu())
+            images = torch.stack([target.preprocess(probe.image(row)) for row in rows[i:i + batch_size]])
+            for piece in place(images):
+                target.model(piece)
+                parts.append(acts[layer.name].cpu())
     return torch.cat(parts)
 
 
@@ -147,9 +149,14 @@ def _unit_job(target: Target, probe: Probe, layers: list[LayerInfo], how: str, d
 
 
 def _image_job(clip: Clip, probe: Probe, dtype: str) -> Job:
+    def check(block: Tensor) -> None:
+        gap = (block.norm(dim=1) - 1).abs().max()
+        if gap > 1e-2:
+            raise ValueError(f"image embeddings of {clip.name} must have length 1, one is off by {gap:.3g}")
+
     return Job("image_embeddings", clip.name, clip.preprocess, clip.preprocess_spec,
-                {IMAGES: embedding_spec(clip, probe, dtype)}, {IMAGES: clip.d},
-                lambda names, device: _image_reader(clip, device, dtype), {"clip": clip.name, "probe": probe.name})
+               {IMAGES: embedding_spec(clip, probe, dtype)}, {IMAGES: clip.d},
+               lambda names, device: _image_reader(clip, device, dtype), {"clip": clip.name, "probe": probe.name}, check)
 
 
 @contextmanager
@@ -164,9 +171,12 @@ def _unit_reader(target: Target, layers: list[LayerInfo], how: str, device: Devi
     with ready(target.model, device, dtype) as place, hooks.record(target.model, list(layouts), pooled) as acts:
         def read(images: Tensor) -> dict[str, Tensor]:
             nonlocal count
-            count = len(images)
-            target.model(place(images))
-            return acts
+            parts = []
+            for piece in place(images):
+                count = len(piece)
+                target.model(piece)
+                parts.append(dict(acts))
+            return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}  # [b, K]
 
         yield read
 
@@ -179,11 +189,7 @@ def _image_reader(clip: Clip, device: Device, dtype: str) -> Iterator[Callable]:
                          "load_clip(name, device)")
     with ready(clip.model, home, dtype) as place:
         def read(images: Tensor) -> dict[str, Tensor]:
-            block = clip.encode_image(place(images)).float()  # [b, d]
-            gap = (block.norm(dim=1) - 1).abs().max()
-            if gap > 1e-2:
-                raise ValueError(f"image embeddings of {clip.name} must have length 1, one is off by {gap:.3g}")
-            return {IMAGES: block}
+            return {IMAGES: torch.cat([clip.encode_image(piece).float() for piece in place(images)])}  # [b, d]
 
         yield read
 

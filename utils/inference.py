@@ -4,6 +4,7 @@ ready          all of it, for a while
 evaluating     evaluation mode only
 exact_float32  without the shortened formats that stand in for float32
 DTYPES         precision of a pass
+PIECE          pixels that pass a network on a CPU at once
 """
 from __future__ import annotations
 
@@ -15,13 +16,18 @@ from torch import Tensor, nn
 
 DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """name -> type that autocast uses."""
+# a C library fetches blocks above some 32 MB from the system anew, page by page, each time: 64 photos at once take twice
+# as long as four at a time, whose activations stay below that
+PIECE = 200_000
 
 
 @contextmanager
 def ready(model: nn.Module | None, device: str | torch.device | None = None,
-          dtype: str = "float32") -> Iterator[Callable[[Tensor], Tensor]]:
+          dtype: str = "float32") -> Iterator[Callable[[Tensor], Iterator[Tensor]]]:
     """Prepare a model for passes without gradients and yield the function that brings images [b, 3, H, W] to it.
 
+    What it gives are pieces of the images, in order, to be passed one after another: a few images each on a CPU, and
+    on a GPU all, copied beside what the GPU computes where they come from pinned memory.
     `device` None is where the model is. Device, modes and precision switches are given back at the end.
     Errors: ValueError for an unknown dtype.
     """
@@ -32,9 +38,12 @@ def ready(model: nn.Module | None, device: str | torch.device | None = None,
     # convolutions on CPUs run up to 3 times faster on this memory order, with the same results up to rounding
     order = torch.channels_last if device.type == "cpu" or DTYPES[dtype] else torch.contiguous_format
     kind = weight.dtype if weight.is_floating_point() else torch.float32
+    copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def place(images: Tensor) -> Tensor:
-        return images.to(device, kind, non_blocking=True).contiguous(memory_format=order)
+    def place(images: Tensor) -> Iterator[Tensor]:
+        size = max(1, round(PIECE / images[0, 0].numel())) if device.type == "cpu" else len(images)
+        for piece in images.split(size):
+            yield _moved(piece, device, copies).to(kind, memory_format=order)
 
     with ExitStack() as stack:
         if model is not None:  # moved outside inference mode, inside of which parameters could never be trained again
@@ -74,3 +83,15 @@ def exact_float32() -> Iterator[None]:
             stack.callback(setattr, part, name, getattr(part, name))
             setattr(part, name, value)
         yield
+
+
+def _moved(images: Tensor, device: torch.device, copies: torch.cuda.Stream | None) -> Tensor:
+    """The images on the device; on a GPU the stream `copies` brings them while the current one still computes."""
+    if copies is None:
+        return images.to(device)
+    current = torch.cuda.current_stream(device)
+    with torch.cuda.stream(copies):
+        images = images.to(device, non_blocking=True)
+    current.wait_stream(copies)
+    images.record_stream(current)  # their memory is not used again before the current stream is done with it
+    return images

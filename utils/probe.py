@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,11 +98,12 @@ def load_probe(name: str, limit: int | None = None, seed: int = 0, on_error: str
 
 
 def batches(probe: Probe, preprocesses: Sequence[Callable[[Image.Image], Tensor]], batch_size: int, start: int = 0,
-            workers: int = 0) -> Iterator[tuple[slice, list[Tensor]]]:
+            workers: int = 0, pin: bool = False) -> Iterator[tuple[slice, list[Tensor]]]:
     """Yield (rows, [X [b, 3, H, W] per preprocess]) from image `start` to the last, in order.
 
     Each image is decoded once for all preprocesses. With `workers` threads the next two batches are prepared while the
-    caller computes; batch size, start and workers do not change an image's values. An error names its image.
+    caller computes; batch size, start and workers do not change an image's values. `pin` puts the batches into memory
+    from which a GPU copies while it computes. An error names its image.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is at least 1, got {batch_size}")
@@ -124,29 +125,42 @@ def batches(probe: Probe, preprocesses: Sequence[Callable[[Image.Image], Tensor]
             if len(set(sizes)) > 1:
                 raise ValueError(f"preprocess {column} has to give one size, got {sorted(set(sizes))} between "
                                  f"{probe.ids[span.start]} and {probe.ids[span.stop - 1]}")
-        return span, [torch.stack(column) for column in zip(*images)]
+        return span, [_stacked(column, pin) for column in zip(*images)]
 
     if workers < 1:
         for span in spans:
             yield stack(span, [prepare(i) for i in range(span.start, span.stop)])
         return
-    pool, waiting = ThreadPoolExecutor(workers), deque()
+    # with teams of their own the workers would crowd out the caller's, which then sleeps and wakes at every operation
+    threads, waiting = torch.get_num_threads(), deque()
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+
+    def collect(span: slice, images: list[Future]) -> tuple[slice, list[Tensor]]:
+        return stack(span, [image.result() for image in images])
+
     try:
         for span in spans:
-            waiting.append((span, [pool.submit(prepare, i) for i in range(span.start, span.stop)]))
+            images = [pool.submit(prepare, i) for i in range(span.start, span.stop)]
+            waiting.append(pool.submit(collect, span, images))  # waits only for images that were begun before it
             if len(waiting) > BATCHES_AHEAD:
-                ready, images = waiting.popleft()
-                yield stack(ready, [image.result() for image in images])
+                yield waiting.popleft().result()
         while waiting:
-            ready, images = waiting.popleft()
-            yield stack(ready, [image.result() for image in images])
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)  # for threads yet to come: the caller's own number has not changed
 
 
 def thumbnails(probe: Probe, indices: Iterable[int], size: int) -> list[Image.Image]:
     """The central squares of the given images at size x size (`preprocess.seen` shows what a network sees of them)."""
     return [ImageOps.fit(probe.image(int(i)), (size, size), Image.Resampling.BICUBIC) for i in indices]
+
+
+def _stacked(images: Sequence[Tensor], pin: bool) -> Tensor:
+    """[3, H, W] each -> [b, 3, H, W]."""
+    if not pin:
+        return torch.stack(images)
+    return torch.stack(images, out=torch.empty(len(images), *images[0].shape, dtype=images[0].dtype, pin_memory=True))
 
 
 def _checked(x: Tensor) -> Tensor:
