@@ -1,0 +1,118 @@
+"""Passes: bounded memory, no stalls by threads that crowd each other, and kills that lose no more than what was not flushed."""
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from tests.test_activations import SIDE, close, layers_of, make_clip, make_target, to_tensor
+from utils import cache, passes, probe as probes
+from utils.activations import activations_and_embeddings, unit_activations
+from utils.probe import Probe
+
+MANY = 200
+
+
+def many(count: int = MANY) -> Probe:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+    return Probe("noise", [f"image-{i}" for i in range(count)], None, "many", [], list(pixels))
+
+
+def test_no_more_than_a_few_batches_are_in_memory(monkeypatch):
+    alive, most, lock, write = 0, 0, threading.Lock(), cache.Writer.write
+
+    def counted(image):
+        nonlocal alive, most
+        with lock:
+            alive += 1
+            most = max(most, alive)
+        return to_tensor(image)
+
+    def slow(self, row, block):
+        nonlocal alive
+        time.sleep(.005)  # slower than the network, so that all that may wait does
+        write(self, row, block)
+        with lock:
+            alive -= len(block)
+
+    target = make_target(preprocess=counted)
+    monkeypatch.setattr(cache.Writer, "write", slow)
+    unit_activations(target, many(), layers_of(target, ["fc"]), batch_size=4, workers=3)
+    assert alive == 0 and most <= 4 * (probes.BATCHES_AHEAD + 1 + passes.CALLS_BEHIND + 1)
+
+
+def test_threads_that_decode_start_no_others():
+    before, seen = torch.get_num_threads(), []
+
+    def watched(image):
+        seen.append(torch.get_num_threads())
+        return to_tensor(image)
+
+    target = make_target(preprocess=watched)
+    during = []
+    target.model.register_forward_hook(lambda *_: during.append(torch.get_num_threads()))
+    layers = layers_of(target, ["fc"])
+    unit_activations(target, many(), layers, batch_size=8, workers=3)
+    assert set(seen) == {1} and set(during) == {before} and torch.get_num_threads() == before
+
+
+KILLED = """
+    import os, signal, sys
+    sys.path.insert(0, {root!r})
+    from tests.test_passes import many
+    from tests.test_activations import layers_of, make_clip, make_target, to_tensor
+    from utils.activations import activations_and_embeddings
+
+    left = 130
+
+    def deadly(image):
+        global left
+        left -= 1
+        if left < 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return to_tensor(image)
+
+    target = make_target(preprocess=deadly)
+    clip = make_clip(preprocess=deadly)
+    activations_and_embeddings(target, layers_of(target, ["conv", "fc"]), clip, many(), batch_size=8)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
+def test_a_killed_pass_resumes_with_the_rows_that_were_flushed(request, monkeypatch, tmp_path):
+    code = textwrap.dedent(KILLED.format(root=str(request.config.rootpath)))
+    assert subprocess.run([sys.executable, "-c", code], cwd=request.config.rootpath).returncode == -signal.SIGKILL
+    calls = []
+
+    def counted(image):
+        calls.append(1)
+        return to_tensor(image)
+
+    target, clip = make_target(preprocess=counted), make_clip(preprocess=counted)
+    layers = layers_of(target, ["conv", "fc"])
+    Q, I = activations_and_embeddings(target, layers, clip, many(), batch_size=8)
+    assert MANY - 130 < len(calls) < MANY
+    monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path / "uninterrupted"))
+    whole, J = activations_and_embeddings(target, layers, clip, many(), batch_size=8)
+    assert all(torch.equal(Q[name], whole[name]) for name in Q) and torch.equal(I, J)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_what_the_cpu_gives(monkeypatch, tmp_path):
+    target, clip = make_target(), make_clip()
+    layers = layers_of(target, ["conv", "fc"])
+    Q, I = activations_and_embeddings(target, layers, clip, many(), batch_size=8)
+    monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path / "gpu"))
+    clip.model.cuda()
+    on_gpu, J = activations_and_embeddings(target, layers, clip, many(), batch_size=8, device="cuda")
+    for name in Q:
+        torch.testing.assert_close(on_gpu[name], Q[name], rtol=1e-4, atol=1e-4)  # sums in another order
+    close(J, I)
