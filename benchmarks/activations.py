@@ -4,8 +4,8 @@
                                      [--batch 32] [--repeats 2] [--threads 0] [--device cpu] [--dtype float32]
 
 For each pair of networks, in a process of its own: images/s of decoding and preprocessing alone, of the bare forward
-passes (preprocessed images at hand, in whole batches and in the pieces that `utils.inference.ready` makes of them on
-a CPU) and of the pass with an empty cache; user and system seconds of the pass; MiB by which the first pass raises the
+passes (preprocessed images at hand, in whole batches and in the pieces that `utils.inference.ready` makes of them on a
+CPU) and of the pass with an empty cache; user and system seconds of the pass; MiB by which the first pass raises the
 process's memory (and a device's); and the ratio pass / (decoding + faster forwards). Each is the shortest of
 interleaved repeats: compare the ratios. "photos:N" are N made-up JPEGs of 500 x 375 pixels. By default the pairs are an
 ImageNet network with a ConSE of another and the microworld's, on a GPU also torchvision's RN50 and ViT-B/16 with random
@@ -71,7 +71,7 @@ def fresh_pass(args, target, clip, probe):
     layers = resolve_layers(target.model, list(target.layers), target.example)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NEURONYM_CACHE"] = folder
-        options = {"batch_size": args.batch, "device": args.device, "dtype": args.dtype}
+        options = {"batch_size": args.batch, "device": args.device, "dtype": args.dtype, "workers": args.workers}
         if clip is None:
             unit_activations(target, probe, layers, **options)
         else:
@@ -101,7 +101,7 @@ def measure(args, target_name, clip_name, probe_name):
         networks = [(target.model, target.model)] + ([(clip.model, clip.encode_image)] if clip else [])
         used_by = [target, clip] if clip else [target]
         preprocesses = {one.preprocess_spec: one.preprocess for one in used_by}
-        workers = min(os.cpu_count(), 8)
+        workers = min(os.cpu_count(), 8) if args.workers is None else args.workers
 
         def decode():
             for _ in batches(probe, list(preprocesses.values()), args.batch, workers=workers):
@@ -143,6 +143,7 @@ def main():
         parser.add_argument(f"--{name}", default="")
     for name, default in {"batch": 32, "repeats": 2, "threads": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--workers", type=int)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()

@@ -5,7 +5,8 @@
 
 First: seconds of `score_embeddings` where one of N, M and K is halved or doubled, as a table, the exponent of the cost in
 each (1 is linear), and a plot. With --full: all images and units against some of the concepts, by which time grows
-linearly, the peak of memory beside inputs, and the time for all concepts extrapolated from two numbers of them.
+linearly, the peak of memory beside inputs, and the time for all of them, extrapolated from two numbers where not all
+were timed.
 """
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from utils.similarity import SIMILARITIES, score_embeddings
 
 FACTORS = (.25, .5, 1, 2)
 FULL = {"N": 1_000_000, "M": 20_000, "K": 2_048}
-SOME = {"cos_similarity": 128, "cos_similarity_cubed": 128, "rank_reorder": 16}  # concepts to time; else 2,048
+SOME = {"cos_similarity": 512, "cos_similarity_cubed": 512, "rank_reorder": 32}  # concepts that are timed, else all
 
 
 def grow(args):
@@ -70,12 +71,12 @@ def full(args):
           f"{4 * N * M / 2**30:.0f} GiB; memory {args.memory_mib} MiB\n"
           f"{'':21}{'concepts':>9}{'seconds':>9}{'concepts':>9}{'seconds':>9}{'peak MiB':>10}{f'all {M:,}':>12}")
     for method in args.methods:
-        more = min(SOME.get(method, 2048), M)
-        few = more // 2
+        more = SOME.get(method, M)
+        few = more // 4
         score_embeddings(I[:2000], T[:50], Q[:2000], method)  # the first call compiles
         short, _ = seconds(lambda: score_embeddings(I, T[:few], Q, method, memory=memory), I, 1)
         mib, (long, _) = peak(lambda: seconds(lambda: score_embeddings(I, T[:more], Q, method, memory=memory), I, 1), I)
-        each = (long - short) / (more - few)
+        each = (long - short) / (more - few)  # beside what is done once
         print(f"{method:21}{few:9}{short:9.1f}{more:9}{long:9.1f}{mib:10.0f}{short + each * (M - few):10.0f} s", flush=True)
 
 

@@ -44,11 +44,15 @@ class Embedded:
 
 
 def block(P: Tensor | Embedded, rows: Tensor | None, cols: slice, out: Tensor) -> Tensor:
-    """P[rows, cols], written to out [U, m] and returned; all rows for None. Uses as much again, and d values a column."""
+    """P[rows, cols], written to out [U, m] and returned: rows ascend without repeats, None is all of them.
+
+    Uses as much again, and d values a column.
+    """
+    rows = None if rows is None or len(rows) == P.shape[0] else rows
     if isinstance(P, Tensor):
         return out.copy_(P[:, cols] if rows is None else P[:, cols].index_select(0, rows))
     T = P.T[cols].to(out.dtype)
-    for part in slices(len(out), out.numel() // T.shape[1]):  # no more embeddings at once than the block itself is large
+    for part in slices(len(out), at_hand(out.nbytes, out.device) // (T.shape[1] * out.itemsize)):
         I = P.I[part] if rows is None else P.I.index_select(0, rows[part])
         torch.matmul(I.to(out.dtype), T.T, out=out[part])
     return out
