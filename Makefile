@@ -37,6 +37,7 @@ figures: .venv/set-up-base
 	rm -rf results/labelling/figures-*
 	$(PY) -m utils.runs labelling -p run_name figures
 	cp results/labelling/figures-*/figures/unit_cards.png figures/
+	$(PY) benchmarks/scale.py --figure figures/scoring_cost && rm figures/scoring_cost.pdf
 
 clean-cache: .venv/set-up-base
 	@$(PY) -c "from utils import cache; print(f'{cache.prune(max_bytes=0, partial=True) / 1e6:.1f} MB freed')"

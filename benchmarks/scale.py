@@ -58,7 +58,10 @@ def plot(found, args):
         panel.set(xscale="log", yscale="log", xlabel=name, xticks=sizes, xticklabels=[f"{size:,.0f}" for size in sizes])
         panel.minorticks_off()
     panels[0].set_ylabel("seconds")
+    panels[0].yaxis.set_major_formatter("{x:g}")
     panels[-1].legend(loc="center left", bbox_to_anchor=(1, .5), frameon=False)
+    figure.draw_without_rendering()  # lays the panels out
+    figure.set_layout_engine("none")
     print(show.save_figure(figure, args.figure.parent, args.figure.name))
 
 
