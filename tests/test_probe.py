@@ -526,13 +526,12 @@ def test_every_set_has_a_test():
 
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 12])
 @pytest.mark.parametrize("start", [0, 5, 11])
-@pytest.mark.parametrize("workers, ahead", [(0, 2), (3, 2), (3, 0), (1, 1)])
-def test_batches_do_not_depend_on_batching(folder, batch_size, start, workers, ahead):
+@pytest.mark.parametrize("workers", [0, 3])
+def test_batches_do_not_depend_on_batching(folder, batch_size, start, workers):
     probe = load_probe(f"folder:{folder}")
     want = torch.stack([to_tensor(probe.image(i)) for i in range(probe.N)])
     got, row = torch.full_like(want, -1), start
-    for span, (x, flipped) in batches(probe, [to_tensor, lambda image: -to_tensor(image)], batch_size, start, workers,
-                                      ahead):
+    for span, (x, flipped) in batches(probe, [to_tensor, lambda image: -to_tensor(image)], batch_size, start, workers):
         assert span.start == row and len(x) == span.stop - span.start <= batch_size and torch.equal(flipped, -x)
         got[span], row = x, span.stop
     assert row == probe.N and torch.equal(got[start:], want[start:])
@@ -550,14 +549,6 @@ def test_each_image_is_decoded_once_and_shared_safely(folder, workers, monkeypat
     for _, (_, x) in batches(probe, [spoil, to_tensor], 4, workers=workers):
         assert not torch.equal(x[0, 1], torch.zeros(5, 5))
     assert sorted(decoded) == sorted(probe.items)
-
-
-@pytest.mark.parametrize("ahead", [0, 1, 2])
-def test_no_more_is_prepared_than_asked_for(folder, ahead):
-    probe, begun = load_probe(f"folder:{folder}"), []
-    preprocess = lambda image: (begun.append(1), to_tensor(image))[1]  # noqa: E731
-    for span, _ in batches(probe, [preprocess], 2, workers=3, ahead=ahead):
-        assert span.stop <= len(begun) <= min(span.stop + 2 * ahead, probe.N)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -9,8 +9,7 @@ spot_check                  a few cached rows against fresh ones
 activation_maps             maps of a few images
 top_images                  the images that excite each unit most
 
-A pass (`utils.passes`) computes what the cache lacks, all layers together. Never more than a few batches are in
-memory; results are float32 tensors over the cached files, private copies where they are written to.
+A pass (`utils.passes`) computes what the cache lacks, all layers together. Never more than a few batches are in memory; results are float32 tensors over the cached files, private copies where they are written to.
 """
 from __future__ import annotations
 
@@ -23,9 +22,9 @@ from torch import Tensor
 
 from utils import hooks
 from utils.blocks import strongest
-from utils.inference import Device, device_of, ready
+from utils.inference import ready
 from utils.layers import LayerInfo
-from utils.passes import Job, Progress, compute
+from utils.passes import Device, Job, Progress, compute
 from utils.probe import Probe
 
 if TYPE_CHECKING:  # importing either loads every registry of models
@@ -46,16 +45,16 @@ def unit_activations(target: Target, probe: Probe, layers: list[LayerInfo], pool
     `workers` threads decode ahead (by default one per core, at most 8); progress(batches, total, text) wraps the loop.
     Errors: ValueError for a pooling that a layer's layout does not have, and for an activation that is not finite.
     """
-    job = _unit_job(target, probe, layers, pool, device, dtype)
-    compute(probe, [job], batch_size, progress, workers)
+    job = _unit_job(target, probe, layers, pool, dtype)
+    compute(probe, [job], batch_size, device, progress, workers)
     return {layer.name: job.result(layer.name) for layer in layers}
 
 
 def image_embeddings(clip: Clip, probe: Probe, batch_size: int = 64, device: Device = None,
                      progress: Progress | None = None, *, dtype: str = "float32", workers: int | None = None) -> Tensor:
     """Embedding of every image by the CLIP's image tower: I [N, d], unit rows; on the device it was loaded on."""
-    job = _image_job(clip, probe, device, dtype)
-    compute(probe, [job], batch_size, progress, workers)
+    job = _image_job(clip, probe, dtype)
+    compute(probe, [job], batch_size, device, progress, workers)
     return job.result(IMAGES)
 
 
@@ -64,8 +63,8 @@ def activations_and_embeddings(target: Target, layers: list[LayerInfo], clip: Cl
                                progress: Progress | None = None, *, dtype: str = "float32",
                                workers: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
     """`unit_activations` and `image_embeddings` at once; where both are missing each image is decoded once for both."""
-    units, images = _unit_job(target, probe, layers, pool, device, dtype), _image_job(clip, probe, device, dtype)
-    compute(probe, [units, images], batch_size, progress, workers)
+    units, images = _unit_job(target, probe, layers, pool, dtype), _image_job(clip, probe, dtype)
+    compute(probe, [units, images], batch_size, device, progress, workers)
     return {layer.name: units.result(layer.name) for layer in layers}, images.result(IMAGES)
 
 
@@ -136,21 +135,20 @@ def top_images(Q: Tensor, k: int) -> Tensor:
     return strongest(Q, units, k, Q.dtype, max(1, SORT_BYTES // (16 * len(Q)))).T.contiguous()  # [k, K]
 
 
-def _unit_job(target: Target, probe: Probe, layers: list[LayerInfo], how: str, device: Device,
-              dtype: str) -> Job:
+def _unit_job(target: Target, probe: Probe, layers: list[LayerInfo], how: str, dtype: str) -> Job:
     if not layers or not all(isinstance(layer, LayerInfo) for layer in layers):
         raise ValueError(f"layers is a list of LayerInfo, at least one, got {layers!r}; make it with resolve_layers")
     for layer in layers:
         hooks.pool(torch.zeros([1] * hooks.LAYOUTS[layer.layout][0]), layer.layout, how, 1)  # refuses early
     by_name = {layer.name: layer for layer in layers}
     return Job("activations", target.name, target.preprocess, target.preprocess_spec,
-               {name: activation_spec(target, probe, layer, how, dtype) for name, layer in by_name.items()},
-               {name: layer.units for name, layer in by_name.items()},
-               lambda names: _unit_reader(target, [by_name[name] for name in names], how, device, dtype),
-               device_of(target.model, device), {"target": target.name, "probe": probe.name})
+                {name: activation_spec(target, probe, layer, how, dtype) for name, layer in by_name.items()},
+                {name: layer.units for name, layer in by_name.items()},
+                lambda names, device: _unit_reader(target, [by_name[name] for name in names], how, device, dtype),
+                {"target": target.name, "probe": probe.name})
 
 
-def _image_job(clip: Clip, probe: Probe, device: Device, dtype: str) -> Job:
+def _image_job(clip: Clip, probe: Probe, dtype: str) -> Job:
     def check(block: Tensor) -> None:
         gap = (block.norm(dim=1) - 1).abs().max()
         if gap > 1e-2:
@@ -158,8 +156,7 @@ def _image_job(clip: Clip, probe: Probe, device: Device, dtype: str) -> Job:
 
     return Job("image_embeddings", clip.name, clip.preprocess, clip.preprocess_spec,
                {IMAGES: embedding_spec(clip, probe, dtype)}, {IMAGES: clip.d},
-               lambda names: _image_reader(clip, device, dtype), device_of(clip.model),
-               {"clip": clip.name, "probe": probe.name}, check)
+               lambda names, device: _image_reader(clip, device, dtype), {"clip": clip.name, "probe": probe.name}, check)
 
 
 @contextmanager
@@ -186,8 +183,8 @@ def _unit_reader(target: Target, layers: list[LayerInfo], how: str, device: Devi
 
 @contextmanager
 def _image_reader(clip: Clip, device: Device, dtype: str) -> Iterator[Callable]:
-    home = device_of(clip.model)
-    if device is not None and clip.model is not None and torch.device(device).type != home.type:
+    home = None if clip.model is None else next(clip.model.parameters()).device
+    if device is not None and home is not None and torch.device(device).type != home.type:
         raise ValueError(f"a CLIP runs where it was loaded; clip '{clip.name}' is on {home}, asked for {device}; use "
                          "load_clip(name, device)")
     with ready(clip.model, home, dtype) as place:

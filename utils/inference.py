@@ -4,7 +4,6 @@ ready          all of it, for a while
 evaluating     evaluation mode only
 exact_float32  without the shortened formats that stand in for float32
 kept_memory    freed memory is used again
-device_of      where a model is, or is to be
 DTYPES         precision of a pass
 PIECE          pixels that pass a network on a CPU at once
 """
@@ -18,7 +17,6 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-Device = str | torch.device | None
 DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """name -> type that autocast uses."""
 PIECE = 100_000
@@ -27,7 +25,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @contextmanager
-def ready(model: nn.Module | None, device: Device = None,
+def ready(model: nn.Module | None, device: str | torch.device | None = None,
           dtype: str = "float32") -> Iterator[Callable[[Tensor], Iterator[Tensor]]]:
     """Prepare a model for passes without gradients and yield the function that brings images [b, 3, H, W] to it.
 
@@ -38,7 +36,8 @@ def ready(model: nn.Module | None, device: Device = None,
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}, got {dtype!r}")
-    weight, device = _weight(model), device_of(model, device)
+    weight = torch.empty(0) if model is None else next(model.parameters(), torch.empty(0))
+    device = weight.device if device is None else torch.device(device)
     # convolutions on CPUs run up to 3 times faster on this memory order, with the same results up to rounding
     order = torch.channels_last if device.type == "cpu" or DTYPES[dtype] else torch.contiguous_format
     kind = weight.dtype if weight.is_floating_point() else torch.float32
@@ -112,15 +111,6 @@ def kept_memory(size: int = 2 ** 28) -> Iterator[None]:
     finally:
         mallopt(M_MMAP_THRESHOLD, 2 ** 25)  # where glibc raises both to by itself
         mallopt(M_TRIM_THRESHOLD, 2 ** 26)
-
-
-def device_of(model: nn.Module | None, device: Device = None) -> torch.device:
-    """The device asked for; by None the model's own, a model without parameters being on the CPU."""
-    return _weight(model).device if device is None else torch.device(device)
-
-
-def _weight(model: nn.Module | None) -> Tensor:
-    return torch.empty(0) if model is None else next(model.parameters(), torch.empty(0))
 
 
 def _moved(images: Tensor, device: torch.device, copies: torch.cuda.Stream | None) -> Tensor:

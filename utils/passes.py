@@ -19,6 +19,7 @@ from torch import Tensor
 from utils import cache
 from utils.probe import Probe, batches
 
+Device = str | torch.device | None
 Progress = Callable[[Iterable, int, str], Iterable]
 CALLS_BEHIND = 4  # blocks that wait to be written: two batches of a target and a CLIP
 
@@ -33,8 +34,7 @@ class Job:
     preprocess_spec: str
     specs: dict[str, dict]
     widths: dict[str, int]
-    reader: Callable  # names -> context manager of a function: images [b, 3, H, W] -> {name: [b, width]}
-    device: torch.device
+    reader: Callable  # (names, device) -> context manager of a function: images [b, 3, H, W] -> {name: [b, width]}
     info: dict
     check: Callable[[Tensor], None] = lambda block: None  # refuses values that cannot be right
     writers: dict = field(default_factory=dict)
@@ -52,7 +52,8 @@ class Job:
         return torch.from_numpy(np.asarray(private))
 
 
-def compute(probe: Probe, jobs: list[Job], batch_size: int, progress: Progress | None, workers: int | None) -> None:
+def compute(probe: Probe, jobs: list[Job], batch_size: int, device: Device, progress: Progress | None,
+            workers: int | None) -> None:
     """Fill the cache with what the jobs lack, in one pass over the images that none of the arrays has yet."""
     if probe.N < 1:
         raise ValueError(f"probe '{probe.name}' has no images")
@@ -68,14 +69,13 @@ def compute(probe: Probe, jobs: list[Job], batch_size: int, progress: Progress |
         active = [job for job in jobs if any(start < probe.N for start in job.starts.values())]
         if not active:
             return
-        reads = [stack.enter_context(job.reader(list(job.writers))) for job in active]
+        reads = [stack.enter_context(job.reader(list(job.writers), device)) for job in active]
         start = min(start for job in active for start in job.starts.values())
         workers = min(os.cpu_count() or 1, 8) if workers is None else workers
         preprocesses = {job.preprocess_spec: job.preprocess for job in active}  # equal ones run once
-        devices = {job.device.type for job in active}
-        # where all cores compute, threads that decode meanwhile only crowd them: both take longer than one by one
-        stream = batches(probe, list(preprocesses.values()), batch_size, start=start, workers=workers,
-                         ahead=0 if devices == {"cpu"} else 2, pin="cuda" in devices)
+        # a network is on a GPU, which copies from pinned memory while it computes
+        pin = torch.cuda.is_initialized()
+        stream = batches(probe, list(preprocesses.values()), batch_size, start=start, workers=workers, pin=pin)
         if progress is not None:
             stream = progress(stream, -(-(probe.N - start) // batch_size), " + ".join(job.who for job in active))
         later = stack.enter_context(_behind())

@@ -26,6 +26,7 @@ from utils.images import READER, read_image
 from utils.probe_sets import PROBES, Row, list_images
 
 __all__ = ["PROBES", "Probe", "batches", "load_probe", "thumbnails"]
+BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +98,12 @@ def load_probe(name: str, limit: int | None = None, seed: int = 0, on_error: str
 
 
 def batches(probe: Probe, preprocesses: Sequence[Callable[[Image.Image], Tensor]], batch_size: int, start: int = 0,
-            workers: int = 0, ahead: int = 2, pin: bool = False) -> Iterator[tuple[slice, list[Tensor]]]:
+            workers: int = 0, pin: bool = False) -> Iterator[tuple[slice, list[Tensor]]]:
     """Yield (rows, [X [b, 3, H, W] per preprocess]) from image `start` to the last, in order.
 
-    Each image is decoded once for all preprocesses, by `workers` threads, which prepare the next `ahead` batches while
-    the caller computes; none of these numbers changes an image's values. `pin` puts the batches into memory from which
-    a GPU copies while it computes. An error names its image.
+    Each image is decoded once for all preprocesses. With `workers` threads the next two batches are prepared while the
+    caller computes; batch size, start and workers do not change an image's values. `pin` puts the batches into memory
+    from which a GPU copies while it computes. An error names its image.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is at least 1, got {batch_size}")
@@ -141,7 +142,7 @@ def batches(probe: Probe, preprocesses: Sequence[Callable[[Image.Image], Tensor]
         for span in spans:
             images = [pool.submit(prepare, i) for i in range(span.start, span.stop)]
             waiting.append(pool.submit(collect, span, images))  # waits only for images that were begun before it
-            if len(waiting) > ahead:
+            if len(waiting) > BATCHES_AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
