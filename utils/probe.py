@@ -2,6 +2,7 @@
 
 load_probe  probing set by name: one of PROBES, or several joined by "+"
 PROBES      first word of a name -> function that lists the set's images
+of_scenes   microworld scenes chosen by their seeds
 Probe       N images with ids, labels and a fingerprint
 batches     preprocessed batches in order, each image decoded once
 thumbnails  small square pictures for figures
@@ -25,7 +26,7 @@ from utils.filecheck import examine
 from utils.images import READER, read_image
 from utils.probe_sets import PROBES, Row, list_images
 
-__all__ = ["PROBES", "Probe", "batches", "load_probe", "thumbnails"]
+__all__ = ["PROBES", "Probe", "batches", "load_probe", "of_scenes", "thumbnails"]
 BATCHES_AHEAD = 2
 
 
@@ -95,6 +96,15 @@ def load_probe(name: str, limit: int | None = None, seed: int = 0, on_error: str
     labels = [row.label for row, _ in good]
     return Probe(name, [row.id for row, _ in good], labels if any(labels) else None, _fingerprint(good), skipped,
                  [row.item for row, _ in good])
+
+
+def of_scenes(name: str, seeds: Sequence[int], labels: Sequence[str] | None = None) -> Probe:
+    """The microworld scenes of the given seeds, with a label for each if there are any."""
+    from utils.microworld import VERSION
+    labels = list(labels or [None] * len(seeds))
+    rows = [Row(f"microworld {VERSION}", f"{seed}", label, seed) for seed, label in zip(seeds, labels, strict=True)]
+    return Probe(name, [row.id for row in rows], labels if any(labels) else None, _fingerprint([(row, "") for row in rows]),
+                 [], list(seeds))
 
 
 def batches(probe: Probe, preprocesses: Sequence[Callable[[Image.Image], Tensor]], batch_size: int, start: int = 0,

@@ -3,6 +3,7 @@
 read_tower       clip -> Tower, proved on one image
 Tower, Block     the matrices, and the names of the layers whose outputs are recorded
 class_attention  how the class token of a block looks at all tokens, from the residual stream before it
+class_token      the class token behind a block, without the others
 representation   last residual stream -> embedding, not normalised
 statistics       mean and standard deviation of layer norm
 tokens           what a layer gives, tokens behind the batch
@@ -53,6 +54,7 @@ class Block:
     out_bias: Tensor
     write: Tensor    # [D, K]: column n is what neuron n writes into the residual stream
     write_bias: Tensor
+    mlp: Callable[[Tensor], Tensor]  # what the MLP adds to tokens [b, D], its own layer norm included
     run: Callable[[Tensor], Tensor]  # residual stream before the block, as recorded -> behind it
 
 
@@ -114,6 +116,16 @@ def class_attention(block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.matmul(looks, y.transpose(1, 2)).softmax(dim=-1), mean, sd
 
 
+def class_token(block: Block, x: Tensor) -> Tensor:
+    """Class tokens [b, D] behind the block, from the residual stream x [b, T, D] before it; other tokens cost nothing."""
+    a, mean, sd = class_attention(block, x)
+    y = (x - mean[..., None]) / sd[..., None] * block.norm.gamma + block.norm.beta
+    value = block.v.unflatten(0, (block.heads, -1))                                            # [H, D/H, D]
+    seen = torch.einsum("bhD,heD->bhe", a @ y, value).flatten(1) + block.v_bias
+    moved = x[:, 0] + F.linear(seen, block.out, block.out_bias)
+    return moved + block.mlp(moved)
+
+
 def representation(tower: Tower, x: Tensor) -> Tensor:
     """Class tokens of the last residual stream, x [b, D] -> embeddings [b, d] before normalisation."""
     mean, sd = statistics(x, tower.post.eps)
@@ -142,7 +154,7 @@ def _openai(visual: nn.Module) -> Tower:
         (q, k, v), (q_bias, _, v_bias) = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
         blocks.append(Block(name, f"{name}.mlp.gelu", attention.num_heads, _norm(block.ln_1), q, q_bias, k, v, v_bias,
                             attention.out_proj.weight, attention.out_proj.bias, block.mlp.c_proj.weight,
-                            block.mlp.c_proj.bias, block))
+                            block.mlp.c_proj.bias, lambda x, b=block: b.mlp(b.ln_2(x)), block))
     tokens_first = not visual.transformer.resblocks[0].attn.batch_first
     return Tower("", visual, tuple(blocks), _norm(visual.ln_post), visual.proj, tokens_first)
 
@@ -155,6 +167,7 @@ def _hf(model: nn.Module) -> Tower:
         blocks.append(Block(name, f"{name}.mlp.activation_fn", a.num_heads, _norm(block.layer_norm1), a.q_proj.weight,
                             a.q_proj.bias, a.k_proj.weight, a.v_proj.weight, a.v_proj.bias, a.out_proj.weight,
                             a.out_proj.bias, block.mlp.fc2.weight, block.mlp.fc2.bias,
+                            lambda x, b=block: b.mlp(b.layer_norm2(x)),
                             lambda x, run=partial(block, **masks): first_tensor(run(x))))
     return Tower("", model.vision_model, tuple(blocks), _norm(model.vision_model.post_layernorm),
                  model.visual_projection.weight.T, tokens_first=False)
@@ -170,19 +183,17 @@ def _prove(tower: Tower, clip: Clip) -> None:
     weight = tower.projection
     image = torch.rand(1, *size, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
     names = [name for block in tower.blocks for name in (block.residual, block.activation)]
-    with ready(tower.module), record(tower.module, names, partial(tokens, tower)) as acts:
-        tower.module(image)
+    with ready(tower.module):
+        with record(tower.module, names, partial(tokens, tower)) as acts:  # blocks are run again, without the hooks
+            tower.module(image)
+            kept = dict(acts)
         for before, block in zip(tower.blocks, tower.blocks[1:]):
-            x = acts[before.residual]
-            a, mean, sd = class_attention(block, x)
-            y = (x - mean[..., None]) / sd[..., None] * block.norm.gamma + block.norm.beta
-            values = F.linear(y, block.v, block.v_bias).unflatten(2, (block.heads, -1))                # [1, T, H, D/H]
-            seen = F.linear(torch.einsum("bht,bthe->bhe", a, values).flatten(1), block.out, block.out_bias)
-            mlp = F.linear(acts[block.activation][:, 0], block.write, block.write_bias)
-            _same(tower, block.residual, x[:, 0] + seen + mlp, acts[block.residual][:, 0])
-        last = acts[tower.blocks[-1].residual][:, 0]
-        _same(tower, "the embedding", F.normalize(representation(tower, last), dim=-1),
-              clip.encode_image(image).to(last.dtype))
+            behind = kept[block.residual][:, 0]
+            written = F.linear(kept[block.activation][:, 0], block.write, block.write_bias)
+            _same(tower, block.residual, class_token(block, kept[before.residual]), behind)
+            _same(tower, block.activation, block.mlp(behind - written), written)
+        _same(tower, "the embedding", F.normalize(representation(tower, behind), dim=-1),
+              clip.encode_image(image).to(behind.dtype))
 
 
 def _same(tower: Tower, what: str, ours: Tensor, theirs: Tensor) -> None:

@@ -1,0 +1,115 @@
+"""What a CLIP's representations lose with the effects of a layer's neurons: second-order, and indirect.
+
+ablated            representations without some of the second-order effects: one of ABLATIONS
+ABLATIONS          the paper's four
+along              representations whose effects are replaced by their parts along given directions
+indirect_effects   change of the representation when one neuron's activation becomes its mean, by running the network on
+mean_activations   the mean, for every token
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.blocks import MEMORY, slices
+from utils.clips import Clip
+from utils.effects import Directions, Mean, norms, projections, total
+from utils.errors import unknown
+from utils.hooks import record
+from utils.inference import ready
+from utils.lens import SCALE, Effects, checked_layers
+from utils.passes import Progress
+from utils.probe import Probe, batches
+from utils.towers import Tower, class_token, read_tower, representation, tokens
+
+ABLATIONS = ("all", "significant", "insignificant", "all but rank 1")
+
+
+def ablated(rep: Tensor, effects: Effects, about: Mean, directions: Directions, how: str,
+            memory: int = MEMORY) -> Tensor:
+    """Representations rep [N, d] (of length 100) of the effects' images with some effects at their mean (section 4.1).
+
+    "all" neurons; only the "significant" effects, whose deviation is longer than the neuron's threshold; only the
+    "insignificant"; "all but rank 1" leaves of every deviation its part along the neuron's direction.
+    `about` and `directions` come from other images than these. Errors: KeyError for another name.
+    """
+    if how not in ABLATIONS:
+        raise unknown("ablation", how, ABLATIONS)
+    if how == "all but rank 1":
+        return along(rep, effects, about, directions.r, memory=memory)
+    marked = None
+    if how != "all":
+        marked = (norms(effects, about, memory) > directions.threshold) == (how == "significant")
+    return rep - total(effects, about, marked, memory)
+
+
+def along(rep: Tensor, effects: Effects, about: Mean, R: Tensor, released: bool = False,
+          memory: int = MEMORY) -> Tensor:
+    """Representations in which every deviation d_n is replaced by <d_n, R_n> R_n, R [K, d] taken to length 1.
+
+    `released` projects without that length, as the released evaluation of text codes does. A row of zeros removes all.
+    """
+    R = R if released else F.normalize(R, dim=1)
+    return rep - total(effects, about, memory=memory) + projections(effects, about, R, memory) @ R
+
+
+def mean_activations(clip: Clip, probe: Probe, layer: int, batch_size: int = 64,
+                     progress: Progress | None = None) -> Tensor:
+    """Mean over the images of every neuron's activation at every token, [T, K]."""
+    tower = read_tower(clip)
+    name, parts = tower.blocks[layer].activation, []
+    with ready(tower.module) as place, record(tower.module, [name], partial(tokens, tower)) as acts:
+        for _, (images,) in _images(clip, probe, batch_size, progress):
+            for piece in place(images):
+                tower.module(piece)
+                parts.append(acts[name].sum(0))
+    return sum(parts) / probe.N
+
+
+def indirect_effects(clip: Clip, probe: Probe, layer: int, units: Sequence[int], mean: Tensor,
+                     progress: Progress | None = None, together: int = 64) -> Tensor:
+    """Representation (of length 100) less what it is when a neuron's activation is its mean at all tokens: [N, k, d].
+
+    One run of the blocks behind the layer for every image and unit (`together` units at once): this is what
+    second-order effects stand in for. `mean` [T, K] is that of `mean_activations`.
+    """
+    tower = read_tower(clip)
+    checked_layers(tower, [layer])
+    block, out = tower.blocks[layer], []
+    units = torch.as_tensor(units, device=mean.device)
+    with ready(tower.module) as place, record(tower.module, [block.residual, block.activation],
+                                              partial(tokens, tower)) as acts:
+        for _, (images,) in _images(clip, probe, 8, progress):
+            for piece in place(images):
+                tower.module(piece)
+                stream, p = acts[block.residual], acts[block.activation][:, :, units]          # [b, T, D], [b, T, k]
+                whole = _length_100(tower, _behind(tower, layer, stream))
+                change = (mean[:, units] - p).transpose(1, 2)                                  # [b, k, T]
+                for i in range(len(piece)):
+                    rows = []
+                    for some in slices(len(units), together):
+                        moved = stream[i] + change[i, some, :, None] * block.write.T[units[some], None]
+                        rows.append(whole[i] - _length_100(tower, _behind(tower, layer, moved)))
+                    out.append(torch.cat(rows))
+    return torch.stack(out)
+
+
+def _behind(tower: Tower, layer: int, x: Tensor) -> Tensor:
+    """The residual stream x [b, T, D] behind block `layer` -> class tokens behind the last block [b, D]."""
+    x = x.transpose(0, 1) if tower.tokens_first else x
+    for block in tower.blocks[layer + 1:-1]:
+        x = block.run(x)
+    return class_token(tower.blocks[-1], x.transpose(0, 1) if tower.tokens_first else x)
+
+
+def _length_100(tower: Tower, x: Tensor) -> Tensor:
+    return SCALE * F.normalize(representation(tower, x), dim=1)
+
+
+def _images(clip: Clip, probe: Probe, batch_size: int, progress: Progress | None):
+    stream = batches(probe, [clip.preprocess], batch_size)
+    return stream if progress is None else progress(stream, -(-probe.N // batch_size), f"{clip.name} over {probe.name}")
