@@ -12,7 +12,7 @@ import pytest
 
 from utils.runs import ROOT
 
-OPTIONAL = ["open_clip", "timm", "diffusers", "sentence_transformers", "jupyterlab", "efficientnet_lite_pytorch"]
+OPTIONAL = ["open_clip", "timm", "diffusers", "h5py", "sentence_transformers", "jupyterlab", "efficientnet_lite_pytorch"]
 OUTSIDE = {k: v for k, v in os.environ.items()      # the tests themselves may have been started by make
            if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTEST_ARGS", "PIP_ARGS", "PYTHON")}
 LARGEST = 10 * 2**20
