@@ -28,11 +28,14 @@ from utils.errors import unknown
 from utils.runs import ROOT, data_dir
 
 SCHEMA = 1  # raised whenever the same texts would be embedded differently
+CAPTION_SEED, CAPTIONS = 8_000_000_000, 2_000  # of no scene that is drawn
 UNIT = 1e-3  # how far from 1 the length of an embedding may be
 
 
 def load_concepts(name: str) -> list[str]:
     """Concepts of the set `name`: "microworld", "english:20000", "imagenet", "broden", "places365", "file:words.txt".
+
+    "microworld:atoms" are its 52 single words, "microworld:captions" 2,000 sentences about scenes.
 
     Every list is cleaned the same way: white space collapsed, blank lines left out, of equal lines the first kept;
     upper and lower case stay apart (ImageNet has a cardigan and a Cardigan). A relative path starts at the repository
@@ -42,7 +45,7 @@ def load_concepts(name: str) -> list[str]:
     kind, _, rest = name.strip().partition(":")
     if kind not in CONCEPTS:
         raise unknown("concept set", kind, CONCEPTS)
-    if rest and kind not in ("english", "file"):
+    if rest and kind not in ("microworld", "english", "file"):
         raise ValueError(f"{kind} takes nothing after it, got '{name}'")
     concepts = list(dict.fromkeys(filter(None, map(_clean, CONCEPTS[kind](rest.strip())))))
     if not concepts:
@@ -104,8 +107,12 @@ def zero_shot_head(clip, names: Sequence[str], templates: Sequence[str], batch_s
 
 
 def _microworld(rest: str) -> list[str]:
-    from utils.microworld import CONCEPTS
-    return list(CONCEPTS)
+    from utils.microworld import CLASSES, CONCEPTS, caption, scene
+    sets = {"": CONCEPTS, "atoms": CLASSES, "captions": (caption(scene(CAPTION_SEED + i), i % 5)
+                                                         for i in range(CAPTIONS))}
+    if rest not in sets:
+        raise unknown("microworld concept set", rest, ["atoms", "captions"])
+    return list(sets[rest])
 
 
 def _english(rest: str) -> list[str]:
