@@ -78,7 +78,7 @@ def test_indirect_and_second_order_effects_point_alike(small):
     about = effects.mean(found)
     mean = ablation.mean_activations(clip, probe, 0)
     indirect = ablation.indirect_effects(clip, probe, 0, range(256), mean)
-    direct = lens.form(found) - lens.form(lens.Effects(about.s[None], about.B[None], found.factors))
+    direct = lens.form(found) - lens.form(lens.Effects(about.s[None], about.B[None], found.factors, found.rep[:1]))
     assert torch.nn.functional.cosine_similarity(indirect, direct, dim=2).mean() > .1
 
 

@@ -50,7 +50,8 @@ def images():
 def effects_of(visual, images, layer):
     tower = _openai(visual)
     factors = lens.layer_factors(tower, layer)
-    return lens.Effects(*lens.coefficients(tower, images, [factors])[layer], factors)
+    made, rep = lens.coefficients(tower, images, [factors])
+    return lens.Effects(*made[layer], factors, rep)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,7 @@ def test_effects_are_the_literal_ones(visual, images, layer):
         same(ours, literal.effects(visual, image, layer))
         rep = representation(_openai(visual), last_stream(visual, image))[0]
         same(ours.sum(0) + literal.everything_else(visual, image, layer), 100 * rep / rep.norm())
+    same(found.rep[1], 100 * rep / rep.norm())
 
 
 def last_stream(visual, image):
@@ -106,12 +108,13 @@ def test_effects_equal_the_released(shared):
 def test_layers_share_one_pass_and_batches_do_not_matter(visual, images):
     tower = _openai(visual)
     factors = [lens.layer_factors(tower, layer) for layer in (2, 0)]
-    together = lens.coefficients(tower, images, factors)
+    together, rep = lens.coefficients(tower, images, factors)
     assert list(together) == [2, 0]
     for layer in (0, 2):
         alone = effects_of(visual, images[5:9], layer)
         same(together[layer][0][5:9], alone.s)
         same(together[layer][1][5:9], alone.B)
+        same(rep[5:9], alone.rep)
 
 
 # what is measured on them
@@ -235,7 +238,7 @@ def test_hugging_face_and_openai_have_the_same_effects(tmp_path):
         v(images), dim=1).detach())
     tower = read_tower(other)
     assert not tower.tokens_first and tower.blocks[1].activation == "encoder.layers.1.mlp.activation_fn"
-    found = lens.coefficients(tower, x, [lens.layer_factors(tower, 0)])[0]
+    found = lens.coefficients(tower, x, [lens.layer_factors(tower, 0)])[0][0]
     expected = effects_of(v, x, 0)
     assert_close(found[0], expected.s, rtol=1e-4, atol=1e-5)
     assert_close(found[1], expected.B, rtol=1e-4, atol=1e-5)
@@ -254,12 +257,13 @@ def test_second_order_is_cached_and_batch_size_does_not_matter(small, monkeypatc
     tower = read_tower(clip)
     x = torch.stack([clip.preprocess(probe.image(i)) for i in range(11)])
     with torch.no_grad():
-        s, B = lens.coefficients(tower, x, [first.factors])[0]
-    assert_close(first.s, s, rtol=1e-4, atol=1e-5)
-    assert_close(first.B, B, rtol=1e-4, atol=1e-5)
+        made, rep = lens.coefficients(tower, x, [first.factors])
+    for ours, fresh in ((first.s, made[0][0]), (first.B, made[0][1]), (first.rep, rep),
+                        (first.rep, lens.representations(clip, probe))):
+        assert_close(ours, fresh, rtol=1e-4, atol=1e-4)
     monkeypatch.setattr(lens, "coefficients", None)  # not called again
     assert torch.equal(lens.second_order(clip, probe, [0], batch_size=3)[0].s, first.s)
-    assert {entry["kind"] for entry in cache.entries()} == {"second_order"}
+    assert {entry["kind"] for entry in cache.entries()} == {"second_order", "image_embeddings"}
 
 
 def test_a_killed_pass_is_taken_up(small, monkeypatch):

@@ -9,7 +9,6 @@ mean_activations   the mean, for every token
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +18,10 @@ from utils.blocks import MEMORY, slices
 from utils.clips import Clip
 from utils.effects import Directions, Mean, norms, projections, total
 from utils.errors import unknown
-from utils.hooks import record
-from utils.inference import ready
 from utils.lens import SCALE, Effects, checked_layers
 from utils.passes import Progress
-from utils.probe import Probe, batches
-from utils.towers import Tower, class_token, read_tower, representation, tokens
+from utils.probe import Probe
+from utils.towers import Tower, class_token, read_tower, recorded, representation
 
 ABLATIONS = ("all", "significant", "insignificant", "all but rank 1")
 
@@ -61,13 +58,8 @@ def mean_activations(clip: Clip, probe: Probe, layer: int, batch_size: int = 64,
                      progress: Progress | None = None) -> Tensor:
     """Mean over the images of every neuron's activation at every token, [T, K]."""
     tower = read_tower(clip)
-    name, parts = tower.blocks[layer].activation, []
-    with ready(tower.module) as place, record(tower.module, [name], partial(tokens, tower)) as acts:
-        for _, (images,) in _images(clip, probe, batch_size, progress):
-            for piece in place(images):
-                tower.module(piece)
-                parts.append(acts[name].sum(0))
-    return sum(parts) / probe.N
+    name = tower.blocks[layer].activation
+    return sum(acts[name].sum(0) for _, acts in recorded(clip, tower, probe, [name], batch_size, progress)) / probe.N
 
 
 def indirect_effects(clip: Clip, probe: Probe, layer: int, units: Sequence[int], mean: Tensor,
@@ -81,20 +73,16 @@ def indirect_effects(clip: Clip, probe: Probe, layer: int, units: Sequence[int],
     checked_layers(tower, [layer])
     block, out = tower.blocks[layer], []
     units = torch.as_tensor(units, device=mean.device)
-    with ready(tower.module) as place, record(tower.module, [block.residual, block.activation],
-                                              partial(tokens, tower)) as acts:
-        for _, (images,) in _images(clip, probe, 8, progress):
-            for piece in place(images):
-                tower.module(piece)
-                stream, p = acts[block.residual], acts[block.activation][:, :, units]          # [b, T, D], [b, T, k]
-                whole = _length_100(tower, _behind(tower, layer, stream))
-                change = (mean[:, units] - p).transpose(1, 2)                                  # [b, k, T]
-                for i in range(len(piece)):
-                    rows = []
-                    for some in slices(len(units), together):
-                        moved = stream[i] + change[i, some, :, None] * block.write.T[units[some], None]
-                        rows.append(whole[i] - _length_100(tower, _behind(tower, layer, moved)))
-                    out.append(torch.cat(rows))
+    for _, acts in recorded(clip, tower, probe, [block.residual, block.activation], 8, progress):
+        stream, p = acts[block.residual], acts[block.activation][:, :, units]                  # [b, T, D], [b, T, k]
+        whole = _length_100(tower, _behind(tower, layer, stream))
+        change = (mean[:, units] - p).transpose(1, 2)                                          # [b, k, T]
+        for i in range(len(stream)):
+            rows = []
+            for some in slices(len(units), together):
+                moved = stream[i] + change[i, some, :, None] * block.write.T[units[some], None]
+                rows.append(whole[i] - _length_100(tower, _behind(tower, layer, moved)))
+            out.append(torch.cat(rows))
     return torch.stack(out)
 
 
@@ -108,8 +96,3 @@ def _behind(tower: Tower, layer: int, x: Tensor) -> Tensor:
 
 def _length_100(tower: Tower, x: Tensor) -> Tensor:
     return SCALE * F.normalize(representation(tower, x), dim=1)
-
-
-def _images(clip: Clip, probe: Probe, batch_size: int, progress: Progress | None):
-    stream = batches(probe, [clip.preprocess], batch_size)
-    return stream if progress is None else progress(stream, -(-probe.N // batch_size), f"{clip.name} over {probe.name}")

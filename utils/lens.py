@@ -2,10 +2,10 @@
 
 second_order     effects of layers for a probe, cached
 Effects          phi[i, n] = sum_j s[i, j, n] V[n, j] + B[i]
-coefficients     s and B of a batch of images, from one forward pass
+coefficients     s and B of a batch of images, and their representations, from one forward pass
 layer_factors    what V and B are made of, from the weights
 form             phi itself, of a few images and neurons
-representations  100 times the unit embedding, what the effects are parts of
+representations  the latter alone
 
 A neuron n of layer l writes its activation p_i times w_n into token i. Attention head h of a later layer l' carries it
 to the class token, with the weight a_i that it gave the token anyway; layer norms divide by the standard deviations sd
@@ -64,9 +64,10 @@ class Factors:
 class Effects:
     """Second-order effects of the K neurons of a layer on N images: phi[i, n] = sum_j s[i, j, n] V[n, j] + B[i]."""
 
-    s: Tensor  # [N, J, K]
-    B: Tensor  # [N, d]
+    s: Tensor    # [N, J, K]
+    B: Tensor    # [N, d]
     factors: Factors
+    rep: Tensor  # [N, d]: representations of length 100, what the effects are parts of
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -85,21 +86,21 @@ def second_order(clip: Clip, probe: Probe, layers: Iterable[int], batch_size: in
     tower = read_tower(clip)
     layers = checked_layers(tower, layers)
     factors = {layer: layer_factors(tower, layer) for layer in layers}
-    specs, widths = {}, {}
+    widths = {"rep": tower.projection.shape[1]}
     for layer, f in factors.items():
-        J, d, K = len(f.heads), len(f.post_constant), f.write.shape[1]
-        for part, width in ((f"s {layer}", J * K), (f"B {layer}", d)):
-            specs[part], widths[part] = _spec(clip, probe, part), width
+        widths |= {f"s {layer}": len(f.heads) * f.write.shape[1], f"B {layer}": widths["rep"]}
+    specs = {part: _spec(clip, probe, part) for part in widths}
     job = Job("second_order", clip.name, clip.preprocess, clip.preprocess_spec, specs, widths,
               lambda names, device: _reader(tower, names), {"clip": clip.name, "probe": probe.name})
     compute(probe, [job], batch_size, None, progress, None)
-    place = tower.projection.device
-    return {layer: Effects(job.result(f"s {layer}").unflatten(1, (len(f.heads), -1)).to(place),
-                           job.result(f"B {layer}").to(place), f) for layer, f in factors.items()}
+    part = {name: job.result(name).to(tower.projection.device) for name in widths}
+    return {layer: Effects(part[f"s {layer}"].unflatten(1, (len(f.heads), -1)), part[f"B {layer}"], f, part["rep"])
+            for layer, f in factors.items()}
 
 
-def coefficients(tower: Tower, images: Tensor, factors: Iterable[Factors]) -> dict[int, tuple[Tensor, Tensor]]:
-    """One forward pass of images [b, 3, H, W] -> {layer: (s [b, J, K], B [b, d])}."""
+def coefficients(tower: Tower, images: Tensor,
+                 factors: Iterable[Factors]) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor]:
+    """One forward pass of images [b, 3, H, W] -> {layer: (s [b, J, K], B [b, d])}, representations [b, d]."""
     factors = list(factors)
     first = min(f.layer for f in factors)
     names = [tower.blocks[f.layer].activation for f in factors] + [b.residual for b in tower.blocks[first:]]
@@ -107,11 +108,12 @@ def coefficients(tower: Tower, images: Tensor, factors: Iterable[Factors]) -> di
         tower.module(images)
         last = acts[tower.blocks[-1].residual][:, 0]
         post_mean, post_sd = statistics(last, tower.post.eps)
-        scale = SCALE / representation(tower, last).norm(dim=1)                                # C, [b]
+        rep = representation(tower, last)
+        scale = SCALE / rep.norm(dim=1)                                                        # C, [b]
         seen = {m: class_attention(tower.blocks[m], acts[tower.blocks[m - 1].residual])
                 for m in range(first + 1, len(tower.blocks))}
         return {f.layer: _of_layer(f, acts[tower.blocks[f.layer].activation], seen, scale, post_mean, post_sd)
-                for f in factors}
+                for f in factors}, rep * scale[:, None]
 
 
 def layer_factors(tower: Tower, layer: int) -> Factors:
@@ -182,13 +184,16 @@ def _of_layer(f: Factors, p: Tensor, seen: dict[int, tuple[Tensor, Tensor, Tenso
 
 @contextmanager
 def _reader(tower: Tower, names: Sequence[str]) -> Iterator:
-    layers = sorted({int(name.split()[1]) for name in names})
+    layers = sorted({int(name.split()[1]) for name in names if name != "rep"}) or [0]
     factors = [layer_factors(tower, layer) for layer in layers]
     with ready(tower.module) as place:
         def read(images: Tensor) -> dict[str, Tensor]:
-            parts = [coefficients(tower, piece, factors) for piece in place(images)]
-            return {name: torch.cat([part[layer][i].flatten(1) for part in parts])
-                    for layer in layers for i, name in enumerate((f"s {layer}", f"B {layer}")) if name in names}
+            parts = []
+            for piece in place(images):
+                made, rep = coefficients(tower, piece, factors)
+                parts.append({f"{name} {layer}": x.flatten(1) for layer, both in made.items()
+                              for name, x in zip("sB", both)} | {"rep": rep})
+            return {name: torch.cat([part[name] for part in parts]) for name in names}
 
         yield read
 

@@ -7,11 +7,12 @@ class_token      the class token behind a block, without the others
 representation   last residual stream -> embedding, not normalised
 statistics       mean and standard deviation of layer norm
 tokens           what a layer gives, tokens behind the batch
+recorded         layers of a tower over a probe, some images at a time
 """
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,6 +25,8 @@ from utils.clips import Clip
 from utils.hooks import record
 from utils.inference import ready
 from utils.layers import first_tensor
+from utils.passes import Progress
+from utils.probe import Probe, batches
 
 TOLERANCE = 1e-3  # of what is rebuilt from the matrices, relative to its largest value
 
@@ -141,6 +144,21 @@ def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def tokens(tower: Tower, name: str, output: Tensor) -> Tensor:
     """What a recorded layer gives as [b, T, ...]; to be passed to `hooks.record`."""
     return output.transpose(0, 1) if tower.tokens_first else output
+
+
+def recorded(clip: Clip, tower: Tower, probe: Probe, names: Sequence[str], batch_size: int,
+             progress: Progress | None = None) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """(rows, {layer: [b, T, ...]}) of some images at a time, in order; layers not named may be run by the caller."""
+    stream = batches(probe, [clip.preprocess], batch_size)
+    if progress is not None:
+        stream = progress(stream, -(-probe.N // batch_size), f"{clip.name} over {probe.name}")
+    with ready(tower.module) as place, record(tower.module, names, partial(tokens, tower)) as acts:
+        for rows, (images,) in stream:
+            start = rows.start
+            for piece in place(images):
+                tower.module(piece)
+                yield slice(start, start + len(piece)), acts
+                start += len(piece)
 
 
 def _openai(visual: nn.Module) -> Tower:
