@@ -6,6 +6,8 @@ coefficients     s and B of a batch of images, and their representations, from o
 layer_factors    what V and B are made of, from the weights
 form             phi itself, of a few images and neurons
 representations  the latter alone
+chosen_layers    layers from "all" or "8,9,10"
+stored           what the factors take of the memory that the effects would
 
 A neuron n of layer l writes its activation p_i times w_n into token i. Attention head h of a later layer l' carries it
 to the class token, with the weight a_i that it gave the token anyway; layer norms divide by the standard deviations sd
@@ -152,6 +154,24 @@ def form(effects: Effects, images: slice | Sequence[int] = slice(None),
 def representations(clip: Clip, probe: Probe, batch_size: int = 64, progress: Progress | None = None) -> Tensor:
     """Embeddings of length 100, [N, d], cached: what `SCALE` makes the effects add up to with all else."""
     return SCALE * image_embeddings(clip, probe, batch_size, progress=progress)
+
+
+def chosen_layers(clip: Clip, text: str) -> list[int]:
+    """Layers from "all" (that have effects) or numbers separated by commas, ascending; ValueError for any other."""
+    tower = read_tower(clip)
+    parts = [part.strip() for part in text.split(",")]
+    if parts == ["all"]:
+        return list(tower.lens_layers)
+    wrong = [part for part in parts if not part.lstrip("-").isdecimal()]
+    if wrong:
+        raise ValueError(f"layers are 'all' or numbers from 0 separated by commas, got '{text}'; write 8,9,10")
+    return checked_layers(tower, map(int, parts))
+
+
+def stored(effects: Effects) -> float:
+    """Bytes of s and B over those of phi [N, K, d]."""
+    N, K, _, d = effects.shape
+    return (effects.s.nbytes + effects.B.nbytes) / (N * K * d * effects.s.itemsize)
 
 
 def checked_layers(tower: Tower, layers: Iterable[int]) -> list[int]:

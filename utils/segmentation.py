@@ -7,11 +7,12 @@ mean_iou                intersection over union, mean of background and foregrou
 mean_average_precision  average precision of the scores, mean over images
 segmentation_scores     the three of them, and a table by image
 bootstrap               their 95 % intervals from the table
+segment                 all of it for several heat maps of the same pictures, and for the baselines
 BASELINES               name -> scores and masks that know nothing of the picture
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 
 import numpy as np
@@ -127,6 +128,15 @@ def bootstrap(table: pd.DataFrame, n: int = 1000, generator: torch.Generator | N
     limits = torch.tensor([.025, .975], dtype=torch.float64)
     drawn = zip(METRICS, (*_ratios(counts), precision))
     return {name: tuple(values.quantile(limits).tolist()) for name, values in drawn}
+
+
+def segment(heats: Mapping[str, Tensor], mask: Callable[[int], np.ndarray], size: int) -> tuple[dict[str, dict], Tensor]:
+    """`segmentation_scores` by name of each of heats [n, h, w] and of BASELINES, and the true masks bool [n, size, size]."""
+    n = len(next(iter(heats.values())))
+    truth = torch.stack([fit_mask(mask(i), size) for i in range(n)])
+    made = {name: heat_to_mask(heat, size) for name, heat in heats.items()}
+    made |= {name.replace("_", " "): baseline(n, size) for name, baseline in BASELINES.items()}
+    return {name: segmentation_scores(scores, masks, truth) for name, (scores, masks) in made.items()}, truth
 
 
 def _all_foreground(n: int, size: int | tuple[int, int]) -> tuple[Tensor, Tensor]:

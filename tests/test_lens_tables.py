@@ -1,0 +1,141 @@
+"""utils.lens_tables: each table against the parts it is made of, on effects small enough to be formed."""
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import reference_lens as literal
+import reference_omp
+import torch
+from torch.testing import assert_close
+
+from tests.test_lens import effects_of, images, visual  # fixtures
+from utils import effects, lens, lens_tables
+from utils.lens_tables import Exam, Layer
+from utils.omp import matching_pursuit
+from utils.text_code import coefficients, text_pool
+
+TOP = 9
+
+
+@pytest.fixture(scope="module")
+def study(visual, images):
+    """Layers 0 and 1, fitted on 15 images, tested on the other 8, with so many classes that they are easily missed."""
+    layers = {}
+    for number in (0, 1):
+        fitted, held = effects_of(visual, images[:15], number), effects_of(visual, images[15:], number)
+        about = effects.mean(fitted)
+        layers[number] = Layer(held, about, effects.principal_directions(fitted, about, effects.norms(fitted, about), TOP))
+    rep, g = layers[0].effects.rep, torch.Generator().manual_seed(3)
+    near = rep[:, None] + torch.randn(8, 500, 7, generator=g, dtype=torch.float64)  # of 100
+    head = torch.nn.functional.normalize(near.flatten(0, 1), dim=1)
+    return layers, Exam(head, (rep @ head.T).argmax(1))
+
+
+def phi_of(layer):
+    about = layer.about
+    phi = lens.form(layer.effects)
+    return phi, lens.form(lens.Effects(about.s[None], about.B[None], layer.effects.factors, layer.effects.rep[:1]))[0]
+
+
+def test_ablations(study):
+    layers, exam = study
+    table = lens_tables.ablations(layers, exam)
+    assert list(table["layer"].unique()) == ["0", "1", "together"] and len(table) == 12
+    names = {"all": "all", "significant": "without_significant", "insignificant": "without_insignificant",
+             "all but rank 1": "rank_1"}
+    for how, name in names.items():
+        without = {}
+        for number, layer in layers.items():
+            phi, mean = phi_of(layer)
+            rep, d = layer.effects.rep, layer.directions
+            without[number] = torch.stack([literal.ablate(rep[i], phi[i], mean, name, d.threshold, d.r) for i in range(8)])
+            got = table.set_index(["layer", "ablation"])["accuracy"]
+            assert got[str(number), how] == exam.accuracy(without[number])
+        both = without[0] + without[1] - layers[0].effects.rep
+        assert got["together", how] == exam.accuracy(both)
+    assert table["accuracy"].nunique() > 2
+
+
+def test_against_indirect(study):
+    layers, exam = study
+    phi, _ = phi_of(layers[1])
+    table, directions = lens_tables.against_indirect({"a": phi, "b": phi.flip(0)}, layers[1].effects.rep, exam, share=.5)
+    mean, deviations = literal.mean_and_deviations(phi)
+    r, _, explained, _ = zip(*(literal.principal_direction(deviations[:, n], 4) for n in range(48)))
+    assert_close(table["explained"][0], sum(explained) / 48, rtol=1e-9, atol=0)
+    assert_close((directions["a"] * torch.stack(r)).sum(1).abs(), torch.ones(48, dtype=torch.float64))
+    assert table["accuracy"][0] == exam.accuracy(layers[1].effects.rep - deviations.sum(1))
+    assert table["explained"][1] == pytest.approx(table["explained"][0])
+
+
+def pool(words=31, seed=8):
+    return text_pool(torch.randn(words, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+
+
+def test_by_words_is_nested(study):
+    layers, exam = study
+    atoms, layer = pool(), layers[1]
+    table = lens_tables.by_words(layer, exam, {"pool": atoms, "few": atoms[:3]}, [1, 2, 4])
+    assert table[["pool", "words"]].values.tolist() == [["pool", 1], ["pool", 2], ["pool", 4], ["few", 1], ["few", 2]]
+    assert table["cosine"][:3].is_monotonic_increasing
+    phi, mean = phi_of(layer)
+    for row, m in ((0, 1), (2, 4)):
+        codes = reference_omp.matching_pursuit(layer.directions.r, atoms, m)
+        R = torch.stack([sum(gamma * atoms[j] for j, gamma in code) for code in codes])
+        unit = R / R.norm(dim=1, keepdim=True)
+        d = phi - mean
+        kept = layer.effects.rep - d.sum(1) + torch.einsum("nkd,kd->nk", d, unit) @ unit
+        assert table["accuracy"][row] == exam.accuracy(kept)
+        assert_close(table["cosine"][row], float(torch.cosine_similarity(R, layer.directions.r).mean()))
+
+
+def test_by_threshold(study, visual, images):
+    layers, exam = study
+    fitted = effects_of(visual, images[:15], 1)
+    lengths = effects.norms(fitted, layers[1].about)
+    table = lens_tables.by_threshold(layers[1], exam, lengths, [1, 5])
+    phi, mean = phi_of(layers[1])
+    d = phi - mean
+    for n, how, value in table.itertuples(index=False):
+        marked = d.norm(dim=2) > lengths.sort(0, descending=True).values[n - 1]
+        marked = marked if how == "significant ablated" else ~marked
+        assert value == exam.accuracy(layers[1].effects.rep - (d * marked[..., None]).sum(1))
+
+
+def test_variants_are_compared_with_the_first(study):
+    layers, exam = study
+    table = lens_tables.variants(layers[0], exam, {"usual": (pool(), False), "same": (pool(), True),
+                                                   "other": (pool(seed=9), False)}, 3).set_index("variant")
+    assert table.loc["usual", "words shared"] == table.loc["same", "words shared"] == 1
+    assert table.loc["same", "cosine"] == table.loc["usual", "cosine"]
+    assert table.loc["other", "words shared"] < .3 and table.loc["other", "same first word"] < .3
+
+
+def test_discovery(study):
+    layers, _ = study
+    atoms, layer = pool(), layers[1]
+    order = matching_pursuit(layer.directions.r, atoms, 4)
+    truth = torch.rand(8, 31, generator=torch.Generator().manual_seed(5)) < .3
+    table, reading = lens_tables.discovery(layer, atoms, order, [1, 4, 16], truth, first=5)
+    assert table["words"].tolist() == [1] * 3 + [4] * 3 and table["precision"].between(0, 1).all()
+    gamma = coefficients(layer.directions.r, atoms, order)
+    scores, push = torch.zeros(8, 31, dtype=torch.float64), layer.push()
+    for i in range(8):
+        for n in range(48):
+            R = sum(gamma[n, j] * atoms[order[n, j]] for j in range(4))
+            scores[i] += push[i, n] * (atoms @ R)
+    assert_close(reading, scores)
+    top = scores.sort(dim=1, descending=True).indices[:, :5]
+    hits = [float(truth[i, j]) for i in range(8) for j in top[i]]
+    assert table.set_index(["words", "way"]).loc[(4, "reading"), "precision"] == pytest.approx(sum(hits) / 40)
+    untold, same = lens_tables.discovery(layer, atoms, order, [4])
+    assert untold.empty and torch.equal(same, reading)
+
+
+def test_simulations():
+    present = torch.tensor([[1., 0], [0, 1], [1, 1], [0, 0]])
+    values = torch.stack([2 * present[:, 0] + 1, -present[:, 1]], 1)
+    table = lens_tables.simulations({"right": torch.eye(2), "wrong": torch.eye(2).flip(0)}, {"truth": present}, {"effect": values})
+    by = table.set_index(["method", "unit"])["correlation"]
+    assert by["right", 0] == pytest.approx(1) and by["right", 1] == pytest.approx(-1) and by["wrong", 0] == pytest.approx(0)
+    assert isinstance(table, pd.DataFrame) and len(table) == 4

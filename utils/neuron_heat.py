@@ -1,0 +1,94 @@
+"""Where an image shows a class, told by neurons: zero-shot segmentation from a CLIP's MLPs (section 5).
+
+clip_target      a CLIP's image tower as a target network, its MLP neurons as layers
+class_weights    which neurons' activations are averaged for each class
+neuron_heat      the average, patch by patch
+attention_heat   a baseline without neurons: the last attention of the class token
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from utils.clips import Clip
+from utils.hooks import record
+from utils.inference import ready
+from utils.layers import LayerInfo
+from utils.lens import checked_layers
+from utils.models import Target
+from utils.neuron_words import speaking_neurons
+from utils.passes import Progress
+from utils.probe import Probe
+from utils.towers import Tower, class_attention, read_tower, recorded
+
+
+def clip_target(clip: Clip) -> tuple[Target, list[LayerInfo]]:
+    """The image tower to be named like any target, and its MLP layers, first to last: units are the lens's neurons."""
+    tower = read_tower(clip)
+    example = torch.zeros_like(clip.preprocess(Image.new("RGB", (64, 64)))).float()[None].to(tower.projection.device)
+    with ready(tower.module), record(tower.module, [block.activation for block in tower.blocks],
+                                     lambda name, output: tuple(output.shape)) as shapes:
+        tower.module(example)
+        found = dict(shapes)
+    layout = "tokens_first" if tower.tokens_first else "tokens"
+    layers = []
+    for block in tower.blocks:
+        shape = found[block.activation]
+        layers.append(LayerInfo(block.activation, "MLP", shape[-1], (shape[0 if tower.tokens_first else 1], shape[-1]),
+                                layout))
+    return Target(clip.name, tower.module, clip.preprocess, clip.preprocess_spec, None, clip.weights_key,
+                  tuple(block.activation for block in tower.blocks), example), layers
+
+
+def class_weights(R: Tensor, head: Tensor, neurons: int = 200, signed: bool = True) -> Tensor:
+    """Weights [C, K]: for each class the mean over the `neurons` with the largest |r . w_c|, of R [K, d], head [C, d].
+
+    `signed` counts a neuron that speaks against the class with -1; the released segmentation ignores the sign.
+    The neurons of several layers go one after the other.
+    """
+    weights = R.new_zeros(len(head), len(R))
+    for c, w in enumerate(head):
+        units, reads = speaking_neurons(w, R, neurons)
+        weights[c, units] = (reads.sign() if signed else torch.ones_like(reads)) / len(units)
+    return weights
+
+
+def neuron_heat(clip: Clip, probe: Probe, weights: Mapping[int, Tensor], classes: Tensor, batch_size: int = 32,
+                progress: Progress | None = None) -> Tensor:
+    """Weighted sum of post-activations on the patches of each image, [N, h, w]; the class token is left out.
+
+    weights {layer: [C, K]} of `class_weights`, classes [N] says whose weights an image gets. Errors: ValueError for
+    layers that have no second-order effects.
+    """
+    if len(classes) != probe.N:  # one alone would be taken for all
+        raise ValueError(f"expected a class for each of the {probe.N} images, got {len(classes)}")
+
+    def heat(tower: Tower, acts: dict[str, Tensor], rows: slice) -> Tensor:
+        return sum(torch.einsum("btk,bk->bt", acts[tower.blocks[layer].activation][:, 1:], w[classes[rows]])
+                   for layer, w in weights.items())
+
+    def names(tower: Tower) -> list[str]:
+        return [tower.blocks[layer].activation for layer in checked_layers(tower, weights)]
+
+    return _patches(clip, probe, names, heat, batch_size, progress)
+
+
+def attention_heat(clip: Clip, probe: Probe, batch_size: int = 32, progress: Progress | None = None) -> Tensor:
+    """How much the class token looks at each patch in the last block, mean over heads, [N, h, w]."""
+    def heat(tower: Tower, acts: dict[str, Tensor], rows: slice) -> Tensor:
+        return class_attention(tower.blocks[-1], acts[tower.blocks[-2].residual])[0].mean(1)[:, 1:]
+
+    return _patches(clip, probe, lambda tower: [tower.blocks[-2].residual], heat, batch_size, progress)
+
+
+def _patches(clip: Clip, probe: Probe, names, heat, batch_size: int, progress: Progress | None) -> Tensor:
+    """heat(tower, recorded layers, rows) [b, T - 1] of all images, as maps on the square grid of patches."""
+    tower, parts = read_tower(clip), []
+    for rows, acts in recorded(clip, tower, probe, names(tower), batch_size, progress):
+        parts.append(heat(tower, acts, rows))
+    flat = torch.cat(parts)
+    side = round(flat.shape[1] ** .5)
+    return flat.unflatten(1, (side, side))
