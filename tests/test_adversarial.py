@@ -229,3 +229,15 @@ def test_unknown_writers(name, message):
 def test_bad_input_is_refused_in_a_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_attack_draws_captions_and_says_which_fool():
+    clip, generator = load_clip("microworld:vit"), load_generator("microworld")
+    texts, made, hits = adversarial.attack(clip, MICRO, generator, some_words(1), "ring", "star", n=10, each=3, dice=seeded(1))
+    assert len(texts) == len(made) == len(hits) == 30 and texts[:3] == [texts[0]] * 3 and len(set(texts)) == 10
+    t = clip.encode_text(["star", "ring"])
+    assert hits == fooled(made, clip, t[0] - t[1]).tolist()
+    assert list(dict.fromkeys(texts)) == captions(MICRO, some_words(1), "ring", "star", 10, generator=seeded(1))
+    other = adversarial.attack(clip, MICRO, generator, some_words(1), "ring", "star", repeat=1, each=3, dice=seeded(1))
+    assert other[0] == texts and other[1][0].tobytes() != made[0].tobytes()
+    assert made[0].tobytes() != made[1].tobytes()  # each of its own seed

@@ -298,3 +298,21 @@ def test_representations_have_length_100(small):
 def test_layers_that_have_no_effects(small, layers, message):
     with pytest.raises(ValueError, match=message):
         lens.second_order(*small, layers)
+
+
+@pytest.mark.parametrize("text, layers", [("all", [0, 1, 2, 3, 4]), ("3, 1,1", [1, 3]), ("0", [0])])
+def test_layers_by_text(text, layers):
+    assert lens.chosen_layers(load_clip("microworld:vit"), text) == layers
+
+
+@pytest.mark.parametrize("text, message", [("2,5", "layer 5 is the last one"), ("-1", "there is no layer -1"),
+                                           ("first", "layers are 'all' or numbers from 0 separated by commas, got 'first'"),
+                                           ("", "got ''; write 8,9,10")])
+def test_layers_by_text_that_are_none(text, message):
+    with pytest.raises(ValueError, match=message):
+        lens.chosen_layers(load_clip("microworld:vit"), text)
+
+
+def test_stored(made):
+    found, phi = made
+    assert lens.stored(found) == pytest.approx((found.s.numel() + found.B.numel()) / phi.numel())

@@ -76,7 +76,9 @@ def test_the_target_of_a_hugging_face_clip(tmp_path):
 @pytest.mark.parametrize("neurons", [1, 4, 11, 200])
 def test_class_weights_are_the_literal_ones(signed, neurons):
     R, head = random(11, 6), random(3, 6, seed=1)
-    weights = class_weights(R, head, neurons, signed)
+    weights = class_weights({3: R[:4], 0: R[4:]}, head, neurons, signed)
+    assert list(weights) == [3, 0]
+    weights = torch.cat([*weights.values()], dim=1)
     for c in range(3):
         reads = [math.fsum(float(x) * float(y) for x, y in zip(r, head[c])) for r in R]
         chosen = sorted(range(11), key=lambda k: -abs(reads[k]))[:neurons]
@@ -84,21 +86,34 @@ def test_class_weights_are_the_literal_ones(signed, neurons):
         expected = [signs[k] / len(chosen) if k in chosen else 0 for k in range(11)]
         assert weights[c].tolist() == pytest.approx(expected, rel=1e-12)
     assert (weights < 0).any() == signed or neurons == 1
-    assert weights.dtype == torch.float64 and class_weights(R.float(), head.float()).dtype == torch.float32
+    assert weights.dtype == torch.float64 and class_weights({1: R.float()}, head.float())[1].dtype == torch.float32
 
 
 def test_a_neuron_that_says_nothing_has_no_sign():
-    assert class_weights(torch.tensor([[0., 0.], [1., 0.]]), torch.tensor([[-2., 0.]])).tolist() == [[0., -.5]]
+    assert class_weights({2: torch.tensor([[0., 0.], [1., 0.]])}, torch.tensor([[-2., 0.]]))[2].tolist() == [[0., -.5]]
 
 
 # heat
 
+def one_heat(clip, probe, weights, classes, *more, **named):
+    return neuron_heat(clip, probe, {"one": weights}, classes, *more, **named)["one"]
+
+
+def test_several_weights_share_a_pass(vit):
+    clip, probe, _ = vit
+    sets, classes = {"a": {1: random(3, K).float()}, "b": {4: random(3, K, seed=1).float(), 1: random(3, K, seed=2).float()}}, torch.tensor([2, 0, 1, 1, 0])
+    both = neuron_heat(clip, probe, sets, classes)
+    assert list(both) == ["a", "b"]
+    for name, weights in sets.items():
+        assert_close(both[name], one_heat(clip, probe, weights, classes), rtol=1e-5, atol=1e-5)
+
+
 def test_neuron_heat_is_the_literal_sum(vit):
     clip, probe, x = vit
     tower = read_tower(clip)
-    weights = {layer: class_weights(random(K, 6, seed=layer), random(3, 6, seed=9), 7).float() for layer in (3, 0)}
+    weights = class_weights({layer: random(K, 6, seed=layer).float() for layer in (3, 0)}, random(3, 6, seed=9).float(), 14)
     classes = torch.tensor([2, 0, 0, 1, 2])
-    heat = neuron_heat(clip, probe, weights, classes)
+    heat = one_heat(clip, probe, weights, classes)
     assert heat.shape == (N, 8, 8)
     names = {layer: tower.blocks[layer].activation for layer in weights}
     with torch.no_grad(), hooks.record(clip.model.visual, list(names.values())) as acts:
@@ -120,7 +135,7 @@ def test_heat_of_one_neuron_is_its_map(vit):
     target, layers = clip_target(clip)
     one = torch.zeros(1, K)
     one[0, 17] = 1
-    heat = neuron_heat(clip, probe, {2: one}, torch.zeros(N, dtype=torch.long))
+    heat = one_heat(clip, probe, {2: one}, torch.zeros(N, dtype=torch.long))
     assert_close(heat, activation_maps(target, probe, layers[2], range(N), [17])[:, 0], rtol=1e-4, atol=1e-5)
 
 
@@ -133,13 +148,13 @@ def test_batch_size_does_not_matter(vit):
         said.append((total, text))
         return stream
 
-    whole = neuron_heat(clip, probe, weights, classes, progress=progress)
+    whole = one_heat(clip, probe, weights, classes, progress=progress)
     assert said == [(1, "microworld:vit over microworld:5")]
     for batch_size in (1, 2, 3):
-        assert_close(neuron_heat(clip, probe, weights, classes, batch_size), whole, rtol=1e-4, atol=1e-4)
+        assert_close(one_heat(clip, probe, weights, classes, batch_size), whole, rtol=1e-4, atol=1e-4)
         assert_close(attention_heat(clip, probe, batch_size), attention_heat(clip, probe), rtol=1e-4, atol=1e-6)
     # each image has its own class
-    assert (neuron_heat(clip, probe, weights, classes.roll(1)) - whole).abs().amax((1, 2)).gt(1e-2).tolist() == [
+    assert (one_heat(clip, probe, weights, classes.roll(1)) - whole).abs().amax((1, 2)).gt(1e-2).tolist() == [
         True, True, True, False, True]
 
 
@@ -165,9 +180,9 @@ def test_nothing_is_left_behind(vit):
 
     before = hooked()
     with pytest.raises(RuntimeError):
-        neuron_heat(clip, probe, {1: torch.rand(3, 99)}, torch.zeros(N, dtype=torch.long))
+        one_heat(clip, probe, {1: torch.rand(3, 99)}, torch.zeros(N, dtype=torch.long))
     assert hooked() == before and not torch.is_inference_mode_enabled()
-    heat = neuron_heat(clip, probe, {1: torch.rand(3, K)}, torch.zeros(N, dtype=torch.long))
+    heat = one_heat(clip, probe, {1: torch.rand(3, K)}, torch.zeros(N, dtype=torch.long))
     assert not heat.is_inference() and not heat.requires_grad
 
 
@@ -179,7 +194,7 @@ def test_nothing_is_left_behind(vit):
 def test_heat_that_there_is_not(vit, layers, classes, message):
     clip, probe, _ = vit
     with pytest.raises(ValueError, match=message):
-        neuron_heat(clip, probe, {layer: torch.rand(3, K) for layer in layers}, torch.zeros(classes, dtype=torch.long))
+        one_heat(clip, probe, {layer: torch.rand(3, K) for layer in layers}, torch.zeros(classes, dtype=torch.long))
 
 
 def test_a_clip_without_neurons():
@@ -188,4 +203,4 @@ def test_a_clip_without_neurons():
         with pytest.raises(ValueError, match="exist in ViT image towers of CLIPs, clip 'microworld:rn' has a Mod"):
             call(clip)
     with pytest.raises(ValueError, match="neurons must be a positive whole number, got 0"):
-        class_weights(torch.rand(4, 3), torch.rand(2, 3), 0)
+        class_weights({0: torch.rand(4, 3)}, torch.rand(2, 3), 0)

@@ -20,7 +20,7 @@ from utils.probe import batches
 from utils.render import coverage, render
 from utils.masks import load_masks
 from utils.segmentation import (BASELINES, METRICS, bootstrap, fit_mask, heat_to_mask, mean_average_precision, mean_iou,
-                                pixel_accuracy, segmentation_scores)
+                                pixel_accuracy, segment, segmentation_scores)
 
 n, H, W = 5, 9, 7
 
@@ -452,3 +452,15 @@ HOLE[1, 2, 0] = math.nan
 def test_bad_input_is_refused_in_a_sentence(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_segment_scores_all_heats_and_baselines_against_one_truth():
+    found = load_masks("microworld:6")
+    truth = torch.stack([torch.from_numpy(found.mask(i)) for i in range(6)])
+    results, true = segment({"exact": truth.float(), "opposite": 1 - truth.float()}, found.mask, 64)
+    assert torch.equal(true, truth) and list(results) == ["exact", "opposite", *(n.replace("_", " ") for n in BASELINES)]
+    assert [results["exact"][m] for m in METRICS] == [1, 1, 1] and results["opposite"]["pixel_accuracy"] == 0
+    scores, masks = BASELINES["centre_prior"](6, 64)
+    assert results["centre prior"]["mean_iou"] == mean_iou(masks, truth)
+    small, fitted = segment({"exact": truth.float()}, found.mask, 32)
+    assert fitted.shape == (6, 32, 32) and small["exact"]["pixel_accuracy"] > .9

@@ -79,7 +79,7 @@ def neuron_cards(target: Target, probe: Probe, layer: LayerInfo, along: Tensor, 
     """
     rows = []
     for unit in units:
-        for sign, title in ((1, None), (-1, "against its direction")):
+        for sign, title in ((1, None), (-1, "opposite effect")):
             (card,) = cards.collect(target, probe, layer, sign * along, table, [unit], images=images, device=device)
             rows.append(card if title is None else card | {"title": f"unit {unit}, {title}", "labels": []})
     return cards.draw(rows, images=images)

@@ -43,52 +43,55 @@ def clip_target(clip: Clip) -> tuple[Target, list[LayerInfo]]:
                   tuple(block.activation for block in tower.blocks), example), layers
 
 
-def class_weights(R: Tensor, head: Tensor, neurons: int = 200, signed: bool = True) -> Tensor:
-    """Weights [C, K]: for each class the mean over the `neurons` with the largest |r . w_c|, of R [K, d], head [C, d].
+def class_weights(R: Mapping[int, Tensor], head: Tensor, neurons: int = 200, signed: bool = True) -> dict[int, Tensor]:
+    """Weights {layer: [C, K]}: for each class the mean over the `neurons` of all layers with the largest |r . w_c|.
 
-    `signed` counts a neuron that speaks against the class with -1; the released segmentation ignores the sign.
-    The neurons of several layers go one after the other.
+    R {layer: [K, d]}, head [C, d]. `signed` counts a neuron that speaks against the class with -1; the released
+    segmentation ignores the sign.
     """
-    weights = R.new_zeros(len(head), len(R))
+    rows = torch.cat([*R.values()])
+    weights = rows.new_zeros(len(head), len(rows))
     for c, w in enumerate(head):
-        units, reads = speaking_neurons(w, R, neurons)
+        units, reads = speaking_neurons(w, rows, neurons)
         weights[c, units] = (reads.sign() if signed else torch.ones_like(reads)) / len(units)
-    return weights
+    return dict(zip(R, weights.split([len(r) for r in R.values()], dim=1)))
 
 
-def neuron_heat(clip: Clip, probe: Probe, weights: Mapping[int, Tensor], classes: Tensor, batch_size: int = 32,
-                progress: Progress | None = None) -> Tensor:
-    """Weighted sum of post-activations on the patches of each image, [N, h, w]; the class token is left out.
+def neuron_heat(clip: Clip, probe: Probe, weights: Mapping[str, Mapping[int, Tensor]], classes: Tensor,
+                batch_size: int = 32, progress: Progress | None = None) -> dict[str, Tensor]:
+    """Weighted sums of post-activations on the patches of each image, {name: [N, h, w]}; the class token is left out.
 
-    weights {layer: [C, K]} of `class_weights`, classes [N] says whose weights an image gets. Errors: ValueError for
-    layers that have no second-order effects.
+    weights {name: those of `class_weights`}, all from one pass; classes [N] says whose weights an image gets. Errors:
+    ValueError for layers that have no second-order effects.
     """
     if len(classes) != probe.N:  # one alone would be taken for all
         raise ValueError(f"expected a class for each of the {probe.N} images, got {len(classes)}")
 
     def heat(tower: Tower, acts: dict[str, Tensor], rows: slice) -> Tensor:
-        return sum(torch.einsum("btk,bk->bt", acts[tower.blocks[layer].activation][:, 1:], w[classes[rows]])
-                   for layer, w in weights.items())
+        sums = [sum(torch.einsum("btk,bk->bt", acts[tower.blocks[layer].activation][:, 1:], w[classes[rows]])
+                    for layer, w in by_layer.items()) for by_layer in weights.values()]
+        return torch.stack(sums, dim=1)                                                        # [b, names, T - 1]
 
     def names(tower: Tower) -> list[str]:
-        return [tower.blocks[layer].activation for layer in checked_layers(tower, weights)]
+        layers = {layer for by_layer in weights.values() for layer in by_layer}
+        return [tower.blocks[layer].activation for layer in checked_layers(tower, layers)]
 
-    return _patches(clip, probe, names, heat, batch_size, progress)
+    return dict(zip(weights, _patches(clip, probe, names, heat, batch_size, progress).unbind(1)))
 
 
 def attention_heat(clip: Clip, probe: Probe, batch_size: int = 32, progress: Progress | None = None) -> Tensor:
     """How much the class token looks at each patch in the last block, mean over heads, [N, h, w]."""
     def heat(tower: Tower, acts: dict[str, Tensor], rows: slice) -> Tensor:
-        return class_attention(tower.blocks[-1], acts[tower.blocks[-2].residual])[0].mean(1)[:, 1:]
+        return class_attention(tower.blocks[-1], acts[tower.blocks[-2].residual])[0].mean(1)[:, None, 1:]
 
-    return _patches(clip, probe, lambda tower: [tower.blocks[-2].residual], heat, batch_size, progress)
+    return _patches(clip, probe, lambda tower: [tower.blocks[-2].residual], heat, batch_size, progress)[:, 0]
 
 
 def _patches(clip: Clip, probe: Probe, names, heat, batch_size: int, progress: Progress | None) -> Tensor:
-    """heat(tower, recorded layers, rows) [b, T - 1] of all images, as maps on the square grid of patches."""
+    """heat(tower, recorded layers, rows) [b, n, T - 1] of all images, as maps on the square grid of patches."""
     tower, parts = read_tower(clip), []
     for rows, acts in recorded(clip, tower, probe, names(tower), batch_size, progress):
         parts.append(heat(tower, acts, rows))
     flat = torch.cat(parts)
-    side = round(flat.shape[1] ** .5)
-    return flat.unflatten(1, (side, side))
+    side = round(flat.shape[2] ** .5)
+    return flat.unflatten(2, (side, side))

@@ -1,0 +1,73 @@
+"""utils.lens_figures: every figure is drawn from a small table, says what it shows, and leaves none open."""
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from utils import lens_figures
+from utils.clips import load_clip
+from utils.labels import COLUMNS
+from utils.neuron_heat import clip_target
+from utils.probe import load_probe
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def texts(fig) -> str:
+    fig.canvas.draw()
+    return " ".join(t.get_text() for t in fig.findobj(plt.Text))
+
+
+def test_explained_has_a_row_for_each_layer():
+    fig = lens_figures.explained_by_layer(pd.DataFrame({"layer": [3, 3, 8, 8], "explained": [.2, .3, .4, .9]}))
+    (ax,) = fig.axes
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["3", "8"] and ax.get_xlim() == (0, 1)
+
+
+def test_ablations_show_every_number():
+    table = pd.DataFrame([("0", "all", .5), ("0", "significant", .6), ("together", "all", .2), ("together", "significant", .4)],
+                         columns=["layer", "ablation", "accuracy"])
+    fig = lens_figures.ablations_by_layer(table, base=.7)
+    shown = sorted(round(float(y), 6) for line in fig.axes[0].lines for y in line.get_ydata())
+    assert {.2, .4, .5, .6, .7} <= set(shown) and "nothing" in texts(fig) and "together" in texts(fig)
+
+
+def test_accuracy_by_words_has_both_limits():
+    table = pd.DataFrame([("a", 1, .3), ("a", 4, .5), ("b", 1, .2)], columns=["pool", "words", "accuracy"])
+    fig = lens_figures.accuracy_by_words(table, base=.6, removed=.1)
+    assert {"1", "4", " all effects", " no effects", "a", "b"} <= {t.get_text() for t in fig.findobj(plt.Text)}
+
+
+def test_neurons_have_two_rows_each():
+    clip, probe = load_clip("microworld:vit"), load_probe("microworld:9")
+    target, layers = clip_target(clip)
+    along = torch.randn(9, 512, generator=torch.Generator().manual_seed(0))
+    table = pd.DataFrame([("m", layers[4].name, 7, "second_order", 1, "red ring", .5)], columns=COLUMNS)
+    fig = lens_figures.neuron_cards(target, probe, layers[4], along, table, [7], images=3)
+    said = texts(fig)
+    assert "red ring" in said and "opposite effect" in said and said.count("unit 7") == 2
+
+
+def test_masks_are_drawn_in_four_rows():
+    pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    scores = torch.rand(2, 8, 8)
+    fig = lens_figures.mask_strip(pictures, scores, scores > .5, scores > .6, ["ring", "star"])
+    assert len(fig.axes) == 8 and {"image", "neurons", "mask", "truth", "ring", "star"} <= set(texts(fig).split())
+
+
+def test_rates_and_correlations_and_curves():
+    rows = pd.DataFrame([("a < b", s, r, s == "x") for s in "xy" for r in range(4)], columns=["pair", "source", "repeat", "fooled"])
+    fig = lens_figures.rates(rows, "fooled", "share")
+    assert sorted(round(bar.get_height(), 6) for bar in fig.axes[0].patches if bar.get_width() > 0)[-1] == 1
+    rows = pd.DataFrame({"method": ["m", "n"] * 3, "predicted": ["effect"] * 6, "correlation": [.1, .2, .3, .4, .5, .6]})
+    assert "m" in texts(lens_figures.correlations(rows)).split()
+    table = pd.DataFrame({"value": [1, 2], "metric": ["u", "u"], "score": [.1, .2]})
+    fig = lens_figures.curves({"first": ("accuracy", table), "second": ("precision", table)})
+    assert len(fig.axes) == 2 and {"first", "second", "accuracy", "precision", "u"} <= set(texts(fig).split())
