@@ -241,3 +241,20 @@ def test_attack_draws_captions_and_says_which_fool():
     other = adversarial.attack(clip, MICRO, generator, some_words(1), "ring", "star", repeat=1, each=3, dice=seeded(1))
     assert other[0] == texts and other[1][0].tobytes() != made[0].tobytes()
     assert made[0].tobytes() != made[1].tobytes()  # each of its own seed
+
+
+def test_duels():
+    clip = load_clip("microworld:vit")
+    assert adversarial.duels("star<cross, ring < circle", clip, SHAPES) == [("star", "cross"), ("ring", "circle")]
+    assert adversarial.duels("", clip, SHAPES) == []
+    nearest = adversarial.duels("nearest", clip, SHAPES)
+    assert [drawn for _, drawn in nearest] == list(SHAPES) and all(wrong != drawn for wrong, drawn in nearest)
+    t = {name: row for name, row in zip(SHAPES, clip.encode_text(list(SHAPES)))}
+    for wrong, drawn in nearest:
+        assert all(t[drawn] @ t[wrong] >= t[drawn] @ t[other] for other in SHAPES if other != drawn)
+
+
+@pytest.mark.parametrize("text", ["star", "star<", "star<star", "a<b<c"])
+def test_duels_that_are_none(text):
+    with pytest.raises(ValueError, match=f"wrong<drawn, separated by commas, got '{text}'; write frog<bird"):
+        adversarial.duels(text, load_clip("microworld:vit"), SHAPES)

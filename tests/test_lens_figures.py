@@ -64,8 +64,8 @@ def test_masks_are_drawn_in_four_rows():
 
 def test_rates_and_correlations_and_curves():
     rows = pd.DataFrame([("a < b", s, r, s == "x") for s in "xy" for r in range(4)], columns=["pair", "source", "repeat", "fooled"])
-    fig = lens_figures.rates(rows, "fooled", "share")
-    assert sorted(round(bar.get_height(), 6) for bar in fig.axes[0].patches if bar.get_width() > 0)[-1] == 1
+    said = texts(lens_figures.rates(rows, "fooled")).split()
+    assert said.count("100") >= 2 and said.count("0") >= 2 and "mean" in said
     rows = pd.DataFrame({"method": ["m", "n"] * 3, "predicted": ["effect"] * 6, "correlation": [.1, .2, .3, .4, .5, .6]})
     assert "m" in texts(lens_figures.correlations(rows)).split()
     table = pd.DataFrame({"value": [1, 2], "metric": ["u", "u"], "score": [.1, .2]})

@@ -72,43 +72,58 @@ def pool(words=31, seed=8):
     return text_pool(torch.randn(words, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
 
 
+def coded(layer, rows, unit=True):
+    """rep less the deviations of a layer, and with their parts along the rows."""
+    phi, mean = phi_of(layer)
+    rows = rows / rows.norm(dim=1, keepdim=True) if unit else rows
+    return torch.einsum("nkd,kd->nk", phi - mean, rows) @ rows - (phi - mean).sum(1)
+
+
+def literal_sums(layer, atoms, m):
+    codes = reference_omp.matching_pursuit(layer.directions.r, atoms, m)
+    return torch.stack([sum(gamma * atoms[j] for j, gamma in code) for code in codes]), [[j for j, _ in c] for c in codes]
+
+
 def test_by_words_is_nested(study):
     layers, exam = study
-    atoms, layer = pool(), layers[1]
-    table = lens_tables.by_words(layer, exam, {"pool": atoms, "few": atoms[:3]}, [1, 2, 4])
+    atoms = pool()
+    table = lens_tables.by_words(layers, exam, {"pool": atoms, "few": atoms[:3]}, [1, 2, 4])
     assert table[["pool", "words"]].values.tolist() == [["pool", 1], ["pool", 2], ["pool", 4], ["few", 1], ["few", 2]]
     assert table["cosine"][:3].is_monotonic_increasing
-    phi, mean = phi_of(layer)
     for row, m in ((0, 1), (2, 4)):
-        codes = reference_omp.matching_pursuit(layer.directions.r, atoms, m)
-        R = torch.stack([sum(gamma * atoms[j] for j, gamma in code) for code in codes])
-        unit = R / R.norm(dim=1, keepdim=True)
-        d = phi - mean
-        kept = layer.effects.rep - d.sum(1) + torch.einsum("nkd,kd->nk", d, unit) @ unit
+        sums = {l: literal_sums(layer, atoms, m)[0] for l, layer in layers.items()}
+        kept = layers[0].effects.rep + sum(coded(layer, sums[l]) for l, layer in layers.items())
         assert table["accuracy"][row] == exam.accuracy(kept)
-        assert_close(table["cosine"][row], float(torch.cosine_similarity(R, layer.directions.r).mean()))
+        cosines = [torch.cosine_similarity(sums[l], layer.directions.r) for l, layer in layers.items()]
+        assert_close(table["cosine"][row], float(torch.cat(cosines).mean()))
 
 
 def test_by_threshold(study, visual, images):
     layers, exam = study
-    fitted = effects_of(visual, images[:15], 1)
-    lengths = effects.norms(fitted, layers[1].about)
-    table = lens_tables.by_threshold(layers[1], exam, lengths, [1, 5])
-    phi, mean = phi_of(layers[1])
-    d = phi - mean
-    for n, how, value in table.itertuples(index=False):
-        marked = d.norm(dim=2) > lengths.sort(0, descending=True).values[n - 1]
-        marked = marked if how == "significant ablated" else ~marked
-        assert value == exam.accuracy(layers[1].effects.rep - (d * marked[..., None]).sum(1))
+    lengths = {l: effects.norms(effects_of(visual, images[:15], l), layer.about) for l, layer in layers.items()}
+    for n, how, value in lens_tables.by_threshold(layers, exam, lengths, [1, 5]).itertuples(index=False):
+        kept = layers[0].effects.rep.clone()
+        for l, layer in layers.items():
+            phi, mean = phi_of(layer)
+            marked = (phi - mean).norm(dim=2) > lengths[l].sort(0, descending=True).values[n - 1]
+            marked = marked if how == "significant ablated" else ~marked
+            kept -= ((phi - mean) * marked[..., None]).sum(1)
+        assert value == exam.accuracy(kept)
 
 
 def test_variants_are_compared_with_the_first(study):
     layers, exam = study
-    table = lens_tables.variants(layers[0], exam, {"usual": (pool(), False), "same": (pool(), True),
-                                                   "other": (pool(seed=9), False)}, 3).set_index("variant")
+    table = lens_tables.variants(layers, exam, {"usual": (pool(), False), "same": (pool(), True),
+                                                "other": (pool(seed=9), False)}, 3).set_index("variant")
     assert table.loc["usual", "words shared"] == table.loc["same", "words shared"] == 1
     assert table.loc["same", "cosine"] == table.loc["usual", "cosine"]
     assert table.loc["other", "words shared"] < .3 and table.loc["other", "same first word"] < .3
+    found = {name: {l: literal_sums(layer, pool(seed=seed), 3) for l, layer in layers.items()}
+             for name, seed in (("usual", 8), ("other", 9))}
+    shared = [len(set(a) & set(b)) / len(set(a) | set(b)) for l in layers for a, b in zip(found["usual"][l][1], found["other"][l][1])]
+    assert table.loc["other", "words shared"] == pytest.approx(sum(shared) / len(shared))
+    kept = layers[0].effects.rep + sum(coded(layer, found["usual"][l][0], unit=False) for l, layer in layers.items())
+    assert table.loc["same", "accuracy"] == exam.accuracy(kept)
 
 
 def test_discovery(study):

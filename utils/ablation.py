@@ -16,7 +16,7 @@ from torch import Tensor
 
 from utils.blocks import MEMORY, slices
 from utils.clips import Clip
-from utils.effects import Directions, Mean, norms, projections, total
+from utils.effects import Directions, Mean, norms, projections, significant, total
 from utils.errors import unknown
 from utils.lens import SCALE, Effects, checked_layers
 from utils.passes import Progress
@@ -40,7 +40,7 @@ def ablated(rep: Tensor, effects: Effects, about: Mean, directions: Directions, 
         return along(rep, effects, about, directions.r, memory=memory)
     marked = None
     if how != "all":
-        marked = (norms(effects, about, memory) > directions.threshold) == (how == "significant")
+        marked = significant(norms(effects, about, memory), directions.threshold) == (how == "significant")
     return rep - total(effects, about, marked, memory)
 
 

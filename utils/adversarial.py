@@ -1,5 +1,6 @@
 """Images of one thing that a CLIP takes for another, drawn from captions full of the words its neurons confuse.
 
+duels         pairs of wrong and drawn classes from text
 load_writer   who composes captions, by name: one of WRITERS, or an LLM
 captions      what the writer composes, less what breaks the rules
 attack        captions, pictures of them, and which of these fool the CLIP
@@ -26,6 +27,22 @@ from utils.neuron_words import naming
 FEWEST = 10  # captions that have to keep the rules
 PICTURE_SEED = 9_000_000_000  # of no scene for training, probing or measuring
 Writer = Callable[[Sequence[str], str, str, int, torch.Generator], list[str]]  # words, drawn, wrong, n -> captions
+
+
+def duels(text: str, clip: Clip, names: Sequence[str]) -> list[tuple[str, str]]:
+    """(wrong, drawn) of "star<cross,frog<bird", or of "nearest": each name is drawn for the one nearest in CLIP's texts.
+
+    An empty text gives none. Errors: ValueError for a pair that is none.
+    """
+    if text.strip() == "nearest":
+        T = clip.encode_text(list(names))
+        near = (T @ T.T).fill_diagonal_(-2).argmax(1).tolist()
+        return [(names[j], name) for name, j in zip(names, near)]
+    pairs = [tuple(name.strip() for name in part.split("<")) for part in text.split(",") if part.strip()]
+    wrong = [pair for pair in pairs if len(pair) != 2 or not all(pair) or pair[0] == pair[1]]
+    if wrong:
+        raise ValueError(f"pairs are 'nearest' or wrong<drawn, separated by commas, got '{'<'.join(wrong[0])}'; write frog<bird")
+    return pairs
 
 
 def load_writer(name: str, device: str | torch.device = "cpu") -> Writer:

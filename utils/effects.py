@@ -3,6 +3,7 @@
 mean                  of the effects over images
 norms                 length of every neuron's deviation for every image
 principal_directions  the direction r along which a neuron's largest deviations lie, and how much of them lies along it
+significant           which deviations are longer than a threshold
 projections           deviations along given directions
 total                 deviations of all neurons, or of those marked, added up
 Mean, Directions      what the first and the third give
@@ -56,7 +57,7 @@ def norms(effects: Effects, about: Mean, memory: int = MEMORY) -> Tensor:
     axes, along = _axes(b)                                                                     # [C, d], [N, C]
     squares, C = b.pow(2).sum(1), len(axes)
     out = effects.s.new_empty(N, K)
-    for units, x, V in _some(effects, about, memory, 8 * (2 * N * J + N * C + J * (2 * d + J + C)), torch.float64):
+    for units, x, V in _some(effects, about, memory, 8 * (4 * N * J + 2 * N * C + J * (4 * d + J + C)), torch.float64):
         square = torch.einsum("knj,knj->kn", x @ (V @ V.transpose(1, 2)), x)
         square += 2 * torch.einsum("knc,nc->kn", x @ (V @ axes.T), along) + squares
         out[:, units] = square.clamp_min_(0).sqrt_().T.to(out.dtype)
@@ -75,12 +76,12 @@ def principal_directions(effects: Effects, about: Mean, lengths: Tensor, top: in
     if not 1 <= top <= N:
         raise ValueError(f"principal directions take the {top} images of largest effect, got {N} images; use more "
                          "images or a smaller top")
-    best = lengths.topk(top, dim=0)
+    best, b = lengths.topk(top, dim=0), effects.B - about.B
     r, explained = effects.s.new_empty(K, d), effects.s.new_empty(K)
-    for units, x, V in _some(effects, about, memory, 8 * (N * J + J * d + top * (d + 2 * J) + 4 * top * top)):
+    for units, x, V in _some(effects, about, memory, 8 * (3 * N * J + 5 * J * d + top * (4 * d + 4 * J) + 8 * top * top)):
         rows = best.indices[:, units].T                                                        # [k, top]
         x = x.gather(1, rows[:, :, None].expand(-1, -1, J)).double()
-        deviations = x @ V.double() + (effects.B - about.B)[rows].double()                     # [k, top, d]
+        deviations = x @ V.double() + b[rows].double()                     # [k, top, d]
         values, vectors = torch.linalg.eigh(deviations @ deviations.transpose(1, 2))
         first = torch.einsum("kt,ktd->kd", vectors[:, :, -1], deviations)
         first = torch.nn.functional.normalize(first, dim=1)
@@ -91,11 +92,16 @@ def principal_directions(effects: Effects, about: Mean, lengths: Tensor, top: in
     return Directions(r, explained, best.values[-1].clone(), best.indices)
 
 
+def significant(lengths: Tensor, threshold: Tensor) -> Tensor:
+    """lengths [N, K] > threshold [K], bool: beyond rounding, as the image that gave the threshold is not above it."""
+    return lengths > threshold * (1 + 1e-6)
+
+
 def projections(effects: Effects, about: Mean, R: Tensor, memory: int = MEMORY) -> Tensor:
     """<phi - m, R_n> of every image and neuron, [N, K]; R [K, d] has a direction for each neuron."""
     N, K, J, d = effects.shape
     out = (effects.B - about.B) @ R.T
-    for units, x, V in _some(effects, about, memory, 8 * (N * J + J * d)):
+    for units, x, V in _some(effects, about, memory, 8 * (2 * N * J + 2 * J * d)):
         out[:, units] += torch.einsum("knj,kj->nk", x, torch.einsum("kjd,kd->kj", V, R[units]))
     return out
 
@@ -105,7 +111,7 @@ def total(effects: Effects, about: Mean, marked: Tensor | None = None, memory: i
     N, K, J, d = effects.shape
     b = effects.B - about.B
     out = b * (K if marked is None else marked.sum(1, keepdim=True))
-    for units, x, V in _some(effects, about, memory, 8 * (2 * N * J + J * d)):
+    for units, x, V in _some(effects, about, memory, 8 * (3 * N * J + 2 * J * d)):
         if marked is not None:
             x = x * marked[:, units].T[:, :, None]
         out += torch.einsum("knj,kjd->nd", x, V)

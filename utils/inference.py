@@ -21,16 +21,18 @@ DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """name -> type that autocast uses."""
 PIECE = 100_000
 """Pixels per thread that pass a network on a CPU at once: two photos, whose activations are some 20 MB a layer."""
+VIT_PIECE = 8 * PIECE
+"""Sixteen photos: a layer of a ViT has 20 MB of activations for them, and products of few rows are slow."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @contextmanager
-def ready(model: nn.Module | None, device: str | torch.device | None = None,
-          dtype: str = "float32") -> Iterator[Callable[[Tensor], Iterator[Tensor]]]:
+def ready(model: nn.Module | None, device: str | torch.device | None = None, dtype: str = "float32",
+          piece: int = PIECE) -> Iterator[Callable[[Tensor], Iterator[Tensor]]]:
     """Prepare a model for passes without gradients and yield the function that brings images [b, 3, H, W] to it.
 
-    What it gives are pieces of the images, in order, to be passed one after another: a few images each on a CPU, and
-    on a GPU all, copied beside what the GPU computes where they come from pinned memory.
+    What it gives are pieces of the images, in order, to be passed one after another: a few images each on a CPU (of
+    `piece` pixels a thread), and on a GPU all, copied beside what it computes where they come from pinned memory.
     `device` None is where the model is. Device, modes and precision switches are given back at the end.
     Errors: ValueError for an unknown dtype.
     """
@@ -46,9 +48,9 @@ def ready(model: nn.Module | None, device: str | torch.device | None = None,
     def place(images: Tensor) -> Iterator[Tensor]:
         size = len(images)
         if device.type == "cpu":  # a few at a time are as fast, and in memory that no batch size raises
-            size = max(1, round(PIECE * torch.get_num_threads() / images[0, 0].numel()))
-        for piece in images.split(size):
-            yield _moved(piece, device, copies).to(kind, memory_format=order)
+            size = max(1, round(piece * torch.get_num_threads() / images[0, 0].numel()))
+        for part in images.split(size):
+            yield _moved(part, device, copies).to(kind, memory_format=order)
 
     with ExitStack() as stack:
         if model is not None:  # moved outside inference mode, inside of which parameters could never be trained again

@@ -32,7 +32,7 @@ from torch import Tensor
 from utils.activations import image_embeddings
 from utils.clips import Clip
 from utils.hooks import record
-from utils.inference import ready
+from utils.inference import VIT_PIECE, ready
 from utils.passes import Job, Progress, compute
 from utils.probe import Probe
 from utils.towers import Tower, class_attention, read_tower, representation, statistics, tokens
@@ -206,7 +206,7 @@ def _of_layer(f: Factors, p: Tensor, seen: dict[int, tuple[Tensor, Tensor, Tenso
 def _reader(tower: Tower, names: Sequence[str]) -> Iterator:
     layers = sorted({int(name.split()[1]) for name in names if name != "rep"}) or [0]
     factors = [layer_factors(tower, layer) for layer in layers]
-    with ready(tower.module) as place:
+    with ready(tower.module, piece=VIT_PIECE) as place:
         def read(images: Tensor) -> dict[str, Tensor]:
             parts = []
             for piece in place(images):

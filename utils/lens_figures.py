@@ -5,7 +5,7 @@ ablations_by_layer   accuracy without some effects
 accuracy_by_words    accuracy when directions are sums of m words
 neuron_cards         neurons with words and the images they push most, either way
 mask_strip           pictures, heat, masks and truth
-rates                bars with intervals, grouped
+rates                shares by source and pair, with their means
 correlations         distribution over neurons, by method
 curves               several curves against settings, side by side
 """
@@ -104,13 +104,18 @@ def mask_strip(pictures: Sequence[Image.Image], scores: Tensor, masks: Tensor, t
     return fig
 
 
-def rates(table: pd.DataFrame, y: str, label: str) -> Figure:
-    """Bars of `y` by "source" with 95 % bootstrap intervals over the table's rows, in groups by "pair"."""
-    fig, ax = plt.subplots(figsize=(max(4.6, .95 * table["pair"].nunique() + 1.5), 2.5))
-    sns.barplot(table, x="pair", y=y, hue="source", ax=ax, err_kws={"linewidth": .8}, capsize=.15, seed=0)
-    ax.set(xlabel="", ylabel=label, ylim=(0, None))
-    ax.tick_params(axis="x", labelsize=7)
-    ax.legend(title="words", fontsize=7, title_fontsize=7, loc="center left", bbox_to_anchor=(1.01, .5), frameon=False)
+def rates(table: pd.DataFrame, y: str) -> Figure:
+    """Mean of `y` in percent, a row for each "source", a column for each "pair" and one for all of them."""
+    sources, columns = list(dict.fromkeys(table["source"])), list(dict.fromkeys(table["pair"]))
+    shares = 100 * table.astype({y: float}).pivot_table(index="source", columns="pair", values=y, margins=True, margins_name="mean")
+    shares = shares.loc[sources, [*columns, "mean"]].rename(columns=lambda name: name.replace(" < ", "\n< "))
+    fig, ax = plt.subplots(figsize=(.62 * shares.shape[1] + 1.6, .3 * len(shares) + 1.1))
+    sns.heatmap(shares, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, linewidths=.5, ax=ax, annot_kws={"fontsize": 8},
+                cbar_kws={"label": "% fooled"})
+    ax.axvline(len(columns), color="white", lw=4)
+    ax.set(xlabel="taken for < drawn", ylabel="words")
+    ax.tick_params(axis="x", labelsize=7, rotation=0, length=0)
+    ax.tick_params(axis="y", rotation=0, length=0)
     fig.tight_layout()
     return fig
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from utils.ablation import ABLATIONS, ablated, along
 from utils.blocks import MEMORY
 from utils.bridge import correlation, simulated
-from utils.effects import Directions, Mean, norms, projections, total
+from utils.effects import Directions, Mean, norms, projections, significant, total
 from utils.lens import Effects
 from utils.neuron_words import concepts_in_images
 from utils.omp import matching_pursuit
@@ -52,7 +52,7 @@ class Layer:
     def active(self, memory: int = MEMORY) -> Tensor:
         """Length of each deviation where it is significant, else 0: [N, K]."""
         lengths = norms(self.effects, self.about, memory)
-        return lengths * (lengths > self.directions.threshold)
+        return lengths * significant(lengths, self.directions.threshold)
 
     def push(self, memory: int = MEMORY) -> Tensor:
         """Part of each deviation along the neuron's direction: [N, K]."""
@@ -63,7 +63,7 @@ def ablations(layers: Mapping[int, Layer], exam: Exam, memory: int = MEMORY) -> 
     """Columns layer ("0", ..., "together"), ablation, accuracy; section 4.1, figure 3."""
     rows = []
     for how in ABLATIONS:
-        rep = next(iter(layers.values())).effects.rep
+        rep = _rep(layers)
         lost = torch.zeros_like(rep)
         for number, layer in layers.items():
             without = ablated(rep, layer.effects, layer.about, layer.directions, how, memory)
@@ -92,43 +92,55 @@ def against_indirect(kinds: Mapping[str, Tensor], rep: Tensor, exam: Exam,
     return pd.DataFrame(rows, columns=["effect", "accuracy", "explained"]), directions
 
 
-def by_words(layer: Layer, exam: Exam, pools: Mapping[str, Tensor], steps: Sequence[int],
+def by_words(layers: Mapping[int, Layer], exam: Exam, pools: Mapping[str, Tensor], steps: Sequence[int],
              memory: int = MEMORY) -> pd.DataFrame:
-    """Columns pool, words, accuracy, cosine (of directions and sums of words); figure 4. One pursuit gives all steps."""
-    rows, r = [], layer.directions.r
+    """Columns pool, words, accuracy, cosine (of directions and sums of words); figure 4, all layers coded together.
+
+    One pursuit for each layer and pool gives all steps.
+    """
+    rows = []
     for name, atoms in pools.items():
-        order = matching_pursuit(r, atoms, min(max(steps), len(atoms)), memory=memory)
-        for m in (m for m in steps if m <= order.shape[1]):
-            R = reconstruct(coefficients(r, atoms, order[:, :m]), order[:, :m], atoms)
-            kept = along(layer.effects.rep, layer.effects, layer.about, R, memory=memory)
-            rows.append((name, m, exam.accuracy(kept), float(torch.cosine_similarity(R, r).mean())))
+        orders = {l: matching_pursuit(layer.directions.r, atoms, min(max(steps), len(atoms)), memory=memory)
+                  for l, layer in layers.items()}
+        for m in (m for m in steps if m <= len(atoms)):
+            coded = {l: _sums(layers[l], atoms, order[:, :m]) for l, order in orders.items()}
+            rows.append((name, m, exam.accuracy(_replaced(layers, coded, False, memory)), _cosine(layers, coded)))
     return pd.DataFrame(rows, columns=["pool", "words", "accuracy", "cosine"])
 
 
-def by_threshold(layer: Layer, exam: Exam, lengths: Tensor, counts: Sequence[int], memory: int = MEMORY) -> pd.DataFrame:
-    """Columns value (images counted as significant), metric, score; lengths [n, K] of the images of the directions."""
-    rows, held = [], norms(layer.effects, layer.about, memory)
+def by_threshold(layers: Mapping[int, Layer], exam: Exam, lengths: Mapping[int, Tensor], counts: Sequence[int],
+                 memory: int = MEMORY) -> pd.DataFrame:
+    """Columns value (images counted as significant), metric, score, of all layers together.
+
+    lengths {layer: [n, K]} are the `norms` of the images that gave the directions.
+    """
+    held = {l: norms(layer.effects, layer.about, memory) for l, layer in layers.items()}
+    rows = []
     for n in counts:
-        marked = held > lengths.topk(n, dim=0).values[-1]
-        for how, some in (("significant ablated", marked), ("insignificant ablated", ~marked)):
-            lost = total(layer.effects, layer.about, some, memory)
-            rows.append((n, how, exam.accuracy(layer.effects.rep - lost)))
+        limits = {l: lengths[l].topk(n, dim=0).values[-1] for l in layers}
+        for how in ("significant", "insignificant"):
+            lost = sum(total(layer.effects, layer.about, significant(held[l], limits[l]) == (how == "significant"), memory)
+                       for l, layer in layers.items())
+            rows.append((n, f"{how} ablated", exam.accuracy(_rep(layers) - lost)))
     return pd.DataFrame(rows, columns=["value", "metric", "score"])
 
 
-def variants(layer: Layer, exam: Exam, pools: Mapping[str, tuple[Tensor, bool]], m: int,
+def variants(layers: Mapping[int, Layer], exam: Exam, pools: Mapping[str, tuple[Tensor, bool]], m: int,
              memory: int = MEMORY) -> pd.DataFrame:
-    """How each (atoms, unscaled projection?) compares with the first: accuracy, cosine with r, words shared, first word."""
-    rows, usual, r = [], None, layer.directions.r
+    """How each (atoms, unscaled projection?) compares with the first, all layers together.
+
+    Columns variant, accuracy, cosine with r, words shared (Jaccard, mean over neurons), same first word (share of them).
+    """
+    rows, usual = [], None
     for name, (atoms, unscaled) in pools.items():
-        order = matching_pursuit(r, atoms, m, memory=memory)
-        usual = order if usual is None else usual
-        R = reconstruct(coefficients(r, atoms, order), order, atoms)
-        kept = along(layer.effects.rep, layer.effects, layer.about, R, unscaled, memory)
-        sets = [(set(a) - {-1}, set(b) - {-1}) for a, b in zip(order.tolist(), usual.tolist())]
-        rows.append((name, exam.accuracy(kept), float(torch.cosine_similarity(R, r).mean()),
+        orders = {l: matching_pursuit(layer.directions.r, atoms, m, memory=memory) for l, layer in layers.items()}
+        usual = orders if usual is None else usual
+        coded = {l: _sums(layers[l], atoms, order) for l, order in orders.items()}
+        ours, theirs = (torch.cat([*some.values()]).tolist() for some in (orders, usual))
+        sets = [(set(a) - {-1}, set(b) - {-1}) for a, b in zip(ours, theirs)]
+        rows.append((name, exam.accuracy(_replaced(layers, coded, unscaled, memory)), _cosine(layers, coded),
                      sum(len(a & b) / max(len(a | b), 1) for a, b in sets) / len(sets),
-                     float((order[:, 0] == usual[:, 0]).float().mean())))
+                     sum(a[0] == b[0] for a, b in zip(ours, theirs)) / len(ours)))
     return pd.DataFrame(rows, columns=["variant", "accuracy", "cosine", "words shared", "same first word"])
 
 
@@ -162,3 +174,23 @@ def simulations(words: Mapping[str, Tensor], present: Mapping[str, Tensor],
             for what, values in wanted.items()
             for unit, r in enumerate(correlation(simulated(weights, seen - seen.mean(0)), values).tolist())]
     return pd.DataFrame(rows, columns=["unit", "method", "predicted", "by", "correlation"])
+
+
+def _rep(layers: Mapping[int, Layer]) -> Tensor:
+    return next(iter(layers.values())).effects.rep
+
+
+def _sums(layer: Layer, atoms: Tensor, order: Tensor) -> Tensor:
+    """Directions as sums of the chosen words, [K, d]."""
+    return reconstruct(coefficients(layer.directions.r, atoms, order), order, atoms)
+
+
+def _replaced(layers: Mapping[int, Layer], coded: Mapping[int, Tensor], unscaled: bool, memory: int) -> Tensor:
+    """Representations [N, d] whose effects, of all layers, lie along the coded directions."""
+    rep = _rep(layers)
+    return rep + sum(along(rep, layer.effects, layer.about, coded[l], unscaled, memory) - rep
+                     for l, layer in layers.items())
+
+
+def _cosine(layers: Mapping[int, Layer], coded: Mapping[int, Tensor]) -> float:
+    return float(torch.cat([torch.cosine_similarity(coded[l], layer.directions.r) for l, layer in layers.items()]).mean())

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from utils.clips import Clip
 from utils.hooks import record
-from utils.inference import ready
+from utils.inference import VIT_PIECE, ready
 from utils.layers import first_tensor
 from utils.passes import Progress
 from utils.probe import Probe, batches
@@ -152,7 +152,7 @@ def recorded(clip: Clip, tower: Tower, probe: Probe, names: Sequence[str], batch
     stream = batches(probe, [clip.preprocess], batch_size)
     if progress is not None:
         stream = progress(stream, -(-probe.N // batch_size), f"{clip.name} over {probe.name}")
-    with ready(tower.module) as place, record(tower.module, names, partial(tokens, tower)) as acts:
+    with ready(tower.module, piece=VIT_PIECE) as place, record(tower.module, names, partial(tokens, tower)) as acts:
         for rows, (images,) in stream:
             start = rows.start
             for piece in place(images):
