@@ -3,6 +3,7 @@
 mean                  of the effects over images
 norms                 length of every neuron's deviation for every image
 principal_directions  the direction r along which a neuron's largest deviations lie, and how much of them lies along it
+enough                whether there are as many images as that takes
 significant           which deviations are longer than a threshold
 projections           deviations along given directions
 total                 deviations of all neurons, or of those marked, added up
@@ -73,9 +74,7 @@ def principal_directions(effects: Effects, about: Mean, lengths: Tensor, top: in
     fewer images than `top`.
     """
     N, K, J, d = effects.shape
-    if not 1 <= top <= N:
-        raise ValueError(f"principal directions take the {top} images of largest effect, got {N} images; use more "
-                         "images or a smaller top")
+    enough(N, top)
     best, b = lengths.topk(top, dim=0), effects.B - about.B
     r, explained = effects.s.new_empty(K, d), effects.s.new_empty(K)
     for units, x, V in _some(effects, about, memory, 8 * (3 * N * J + 5 * J * d + top * (4 * d + 4 * J) + 8 * top * top)):
@@ -90,6 +89,13 @@ def principal_directions(effects: Effects, about: Mean, lengths: Tensor, top: in
         r[units] = (first * torch.where(torch.where(votes == 0, along.sum(1), votes) > 0, 1, -1)[:, None]).to(r.dtype)
         explained[units] = (values[:, -1] / values.sum(1).clamp_min(1e-300)).to(r.dtype)
     return Directions(r, explained, best.values[-1].clone(), best.indices)
+
+
+def enough(N: int, top: int) -> None:
+    """ValueError unless N images are as many as `top`."""
+    if not 1 <= top <= N:
+        raise ValueError(f"principal directions take the {top} images of largest effect, got {N} images; use more "
+                         "images or a smaller top")
 
 
 def significant(lengths: Tensor, threshold: Tensor) -> Tensor:

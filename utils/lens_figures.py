@@ -109,7 +109,7 @@ def rates(table: pd.DataFrame, y: str) -> Figure:
     sources, columns = list(dict.fromkeys(table["source"])), list(dict.fromkeys(table["pair"]))
     shares = 100 * table.astype({y: float}).pivot_table(index="source", columns="pair", values=y, margins=True, margins_name="mean")
     shares = shares.loc[sources, [*columns, "mean"]].rename(columns=lambda name: name.replace(" < ", "\n< "))
-    fig, ax = plt.subplots(figsize=(.62 * shares.shape[1] + 1.6, .3 * len(shares) + 1.1))
+    fig, ax = plt.subplots(figsize=(.74 * shares.shape[1] + 1.6, .3 * len(shares) + 1.1))
     sns.heatmap(shares, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, linewidths=.5, ax=ax, annot_kws={"fontsize": 8},
                 cbar_kws={"label": "% fooled"})
     ax.axvline(len(columns), color="white", lw=4)
