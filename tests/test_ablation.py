@@ -115,6 +115,19 @@ def test_any_labelled_probe_is_a_task(tmp_path):
         load_task(f"folder:{tmp_path}")
 
 
+def test_imagenets_folders_are_named_by_their_order(tmp_path):
+    picture = load_probe("microworld:1").image(0)
+    for i in range(1000):
+        folder = tmp_path / f"n{10_000_000 + 7 * i}"
+        folder.mkdir()
+        picture.save(folder / "a.png")
+    task = load_task(f"folder:{tmp_path}")
+    assert len(task.classes) == 1000 and task.classes[:2] == ["tench", "goldfish"] and task.truth.tolist() == list(range(1000))
+    (tmp_path / "n10000000" / "a.png").unlink()
+    with pytest.raises(ValueError, match="classes are words, got WordNet ids such as n10000007; use all .* .got 999."):
+        load_task(f"folder:{tmp_path}")
+
+
 @pytest.mark.parametrize("name, message", [("microworld:x", "takes a number of images"), ("microworld:0", "from 1 to")])
 def test_tasks_that_are_none(name, message):
     with pytest.raises(ValueError, match=message):

@@ -244,6 +244,27 @@ def test_hugging_face_and_openai_have_the_same_effects(tmp_path):
     assert_close(found[1], expected.B, rtol=1e-4, atol=1e-5)
 
 
+def test_open_clip_and_openai_have_the_same_effects(tmp_path):
+    towers = pytest.importorskip("open_clip.transformer", reason="pip install open_clip_torch")
+    ours = small_clip()
+    sizes = dict(image_size=32, patch_size=16, width=64, layers=2, heads=1, mlp_ratio=4, output_dim=20)
+    theirs = towers.VisionTransformer(**sizes, act_layer=type(ours.visual.transformer.resblocks[0].mlp.gelu)).eval().requires_grad_(False)
+    theirs.load_state_dict(ours.visual.state_dict())
+    x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    clip = clip_of(ours, tmp_path)
+    holder = nn.Module()
+    holder.visual = theirs
+    tower = read_tower(replace(clip, model=holder))
+    found = lens.coefficients(tower, x, [lens.layer_factors(tower, 0)])[0][0]
+    expected = effects_of(ours.visual, x, 0)
+    assert_close(found[0], expected.s, rtol=1e-4, atol=1e-5)
+    scaled = towers.VisionTransformer(**sizes, ls_init_value=.5).eval().requires_grad_(False)
+    scaled.load_state_dict(ours.visual.state_dict(), strict=False)
+    holder.visual = scaled
+    with pytest.raises(ValueError, match="is no plain ViT: transformer.resblocks.1, rebuilt from"):
+        read_tower(replace(clip, model=holder, encode_image=lambda x: nn.functional.normalize(scaled(x), dim=1)))
+
+
 # the cached pass
 
 @pytest.fixture

@@ -8,6 +8,7 @@ accuracy      share of embeddings nearest to their class
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +42,7 @@ def load_task(name: str, limit: int | None = None, seed: int = 0,
     """Load "microworld[:n]" (single objects among 2,112 kinds, "small red striped ring"), "microworld_shapes[:n]" (12),
     or a probing set with labels such as "cifar100_val", "imagenet_val" or "folder:/photos" (a folder for each class).
 
-    Errors: ValueError for images without labels, and those of `load_probe`.
+    Errors: ValueError for images without labels or with some of ImageNet's WordNet ids, and those of `load_probe`.
     """
     kind, _, rest = name.partition(":")
     if kind in TASKS:
@@ -52,9 +53,9 @@ def load_task(name: str, limit: int | None = None, seed: int = 0,
     if probe.labels is None or None in probe.labels:
         raise ValueError(f"a task needs the class of every image, '{name}' has "
                          f"{'none' if probe.labels is None else 'images without'}; put images into a folder for each class")
-    classes = sorted(set(probe.labels))
-    where = {label: i for i, label in enumerate(classes)}
-    return Task(probe, classes, torch.tensor([where[label] for label in probe.labels]))
+    labels = sorted(set(probe.labels))
+    where = {label: i for i, label in enumerate(labels)}
+    return Task(probe, _named(labels), torch.tensor([where[label] for label in probe.labels]))
 
 
 def load_prompts(text: str) -> list[str]:
@@ -72,6 +73,17 @@ def load_prompts(text: str) -> list[str]:
 def accuracy(embeddings: Tensor, head: Tensor, truth: Tensor) -> float:
     """Share of embeddings [N, d] whose largest product with the class rows head [C, d] is that of truth [N]."""
     return float(((embeddings @ head.T).argmax(1) == truth.to(embeddings.device)).float().mean())
+
+
+def _named(labels: list[str]) -> list[str]:
+    """Sorted labels as words; ImageNet's 1,000 folders are WordNet ids, whose order is that of its class names."""
+    if not any(re.fullmatch(r"n\d{8}", label) for label in labels):
+        return labels
+    if len(labels) != 1000:
+        raise ValueError(f"classes are words, got WordNet ids such as {labels[0]}; use all of ImageNet's 1,000 folders, whose "
+                         f"names are known by their order (got {len(labels)}), or rename the folders")
+    from torchvision.models import ResNet50_Weights
+    return list(ResNet50_Weights.DEFAULT.meta["categories"])
 
 
 def _scenes(kinds: dict[str, tuple[str, ...]], n: int, seed: int) -> Task:
