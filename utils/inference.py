@@ -28,11 +28,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 @contextmanager
 def ready(model: nn.Module | None, device: str | torch.device | None = None, dtype: str = "float32",
-          piece: int = PIECE) -> Iterator[Callable[[Tensor], Iterator[Tensor]]]:
+          piece: int | None = None) -> Iterator[Callable[[Tensor], Iterator[Tensor]]]:
     """Prepare a model for passes without gradients and yield the function that brings images [b, 3, H, W] to it.
 
     What it gives are pieces of the images, in order, to be passed one after another: a few images each on a CPU (of
-    `piece` pixels a thread), and on a GPU all, copied beside what it computes where they come from pinned memory.
+    `piece` pixels a thread, PIECE by default), and on a GPU all, copied beside what it computes where they come from pinned memory.
     `device` None is where the model is. Device, modes and precision switches are given back at the end.
     Errors: ValueError for an unknown dtype.
     """
@@ -48,7 +48,7 @@ def ready(model: nn.Module | None, device: str | torch.device | None = None, dty
     def place(images: Tensor) -> Iterator[Tensor]:
         size = len(images)
         if device.type == "cpu":  # a few at a time are as fast, and in memory that no batch size raises
-            size = max(1, round(piece * torch.get_num_threads() / images[0, 0].numel()))
+            size = max(1, round((piece or PIECE) * torch.get_num_threads() / images[0, 0].numel()))
         for part in images.split(size):
             yield _moved(part, device, copies).to(kind, memory_format=order)
 
