@@ -32,7 +32,8 @@ def ready(model: nn.Module | None, device: str | torch.device | None = None, dty
     """Prepare a model for passes without gradients and yield the function that brings images [b, 3, H, W] to it.
 
     What it gives are pieces of the images, in order, to be passed one after another: a few images each on a CPU (of
-    `piece` pixels a thread, PIECE by default), and on a GPU all, copied beside what it computes where they come from pinned memory.
+    `piece` pixels a thread, PIECE by default), and on a GPU all, copied beside what it computes where they come from
+    pinned memory.
     `device` None is where the model is. Device, modes and precision switches are given back at the end.
     Errors: ValueError for an unknown dtype.
     """
