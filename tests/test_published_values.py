@@ -1,0 +1,70 @@
+"""utils.published_values, utils.resampling: every printed value comes out, a wrong one is seen, statistics are right."""
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from utils import published_values
+from utils.published import load_published, load_ratings
+from utils.published_values import PUBLISHED, compared, recomputed
+from utils.resampling import holm, interval, paired
+
+
+@pytest.fixture(scope="module")
+def found(shared):
+    return recomputed(load_published(shared / "published"), load_ratings(shared / "published"))
+
+
+def test_every_published_value_comes_out(found):
+    table = compared(found)
+    assert len(table) == len(PUBLISHED) > 70 and table["same"].all(), table[~table["same"]].to_string()
+
+
+def test_a_wrong_or_missing_value_is_seen(found, monkeypatch):
+    key = ("detectors", "netdissect", "resnet50", "layer4")
+    monkeypatch.setattr(published_values, "PUBLISHED", {**PUBLISHED, key: (1354, 0), ("mean score", "x", "y", "z"): (.1, 4)})
+    table = compared(found)
+    assert (~table["same"]).sum() == 2 and table[table["whose"] == "x"]["recomputed"].isna().all()
+    assert table.set_index(["quantity", "whose", "network", "layer"]).loc[key, "difference"] == 1
+
+
+def test_ratings_of_the_paper(shared):
+    wide = load_ratings(shared / "published").pivot_table(index=["layer", "unit"], columns="scoring", values="rating")
+    low, high = interval(wide["Image-Products"])
+    assert (low, high) == (pytest.approx(2.867, abs=.02), pytest.approx(3.192, abs=.02))
+    tests = paired(wide).set_index(["first", "second"])
+    assert tests.loc[("Image-Products", "Topk-Compare"), ["difference", "p"]].tolist() == [pytest.approx(.175), pytest.approx(.0913, abs=1e-4)]
+    assert tests.loc[("Image-Products", "Mean"), "p"] == pytest.approx(1.57e-4, rel=.01)
+    assert (tests["holm"] >= tests["p"]).all()
+
+
+def test_intervals_cover():
+    """Of 95 % intervals of a known mean about 95 % hold it (binomial: 1,000 of them, five standard errors)."""
+    dice = np.random.default_rng(1)
+    held = sum(low <= 2 <= high for low, high in (interval(dice.normal(2, 1, 60), seed=i, draws=400) for i in range(1000)))
+    assert 905 <= held <= 985
+
+
+def test_interval_of_a_constant_and_of_nothing():
+    assert interval([3., 3.]) == (3, 3) and interval([1, 2, 3], seed=1) == interval([1, 2, 3], seed=1)
+    for wrong in ([], [1., float("nan")]):
+        with pytest.raises(ValueError, match="a bootstrap takes finite values, at least one, got"):
+            interval(wrong)
+
+
+def test_p_values_are_uniform_under_the_null():
+    dice = np.random.default_rng(2)
+    p = [paired(pd.DataFrame(dice.normal(size=(40, 2)), columns=["a", "b"]))["p"][0] for _ in range(300)]
+    assert .02 < np.mean(np.array(p) < .05) < .09 and .42 < np.mean(p) < .58
+
+
+def test_holm_by_hand():
+    assert holm([.01, .04, .03]).tolist() == [.03, .06, .06] and holm([.9, .8]).tolist() == [1, 1]
+
+
+def test_paired_needs_pairs():
+    table = pd.DataFrame({"a": [1., 2], "b": [1., 2]})
+    assert paired(table)[["difference", "p"]].values.tolist() == [[0, 1]]
+    with pytest.raises(ValueError, match="a value for every neuron, 1 neurons lack one"):
+        paired(table.assign(b=[1., float("nan")]))
