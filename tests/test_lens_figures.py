@@ -52,7 +52,7 @@ def test_neurons_have_two_rows_each():
     table = pd.DataFrame([("m", layers[4].name, 7, "second_order", 1, "red ring", .5)], columns=COLUMNS)
     fig = lens_figures.neuron_cards(target, probe, layers[4], along, table, [7], images=3)
     said = texts(fig)
-    assert "red ring" in said and "opposite effect" in said and said.count("unit 7") == 2
+    assert "red ring" in said and "neuron 7, other way" in said and said.count("neuron 7") == 2
 
 
 def test_masks_are_drawn_in_four_rows():

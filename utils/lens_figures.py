@@ -79,9 +79,9 @@ def neuron_cards(target: Target, probe: Probe, layer: LayerInfo, along: Tensor, 
     """
     rows = []
     for unit in units:
-        for sign, title in ((1, None), (-1, "opposite effect")):
+        for sign, title in ((1, f"neuron {unit}"), (-1, f"neuron {unit}, other way")):
             (card,) = cards.collect(target, probe, layer, sign * along, table, [unit], images=images, device=device)
-            rows.append(card if title is None else card | {"title": f"unit {unit}, {title}", "labels": []})
+            rows.append(card | {"title": title} | ({"labels": []} if sign < 0 else {}))
     return cards.draw(rows, images=images)
 
 
