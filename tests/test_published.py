@@ -113,6 +113,9 @@ def test_download(server, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="BLIP2-Layer1.csv must have SHA-256 11f9f533df86564a..., what dnd gives now differs"):
         fetch_published(home, url=url)
     assert not (home / SMALL).exists()
+    (root / SMALL).unlink()
+    with pytest.raises(ConnectionError, match="BLIP2-Layer1.csv could not be downloaded .*404.* get http://127.0.0.1.* put it at"):
+        fetch_published(home, url=url)
 
 
 def test_missing_and_changed_files(folder, tmp_path):

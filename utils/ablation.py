@@ -63,13 +63,14 @@ def mean_activations(clip: Clip, probe: Probe, layer: int, batch_size: int = 64,
 
 
 def indirect_effects(clip: Clip, probe: Probe, layer: int, units: Sequence[int], mean: Tensor,
-                     progress: Progress | None = None, together: int = 64) -> Tensor:
+                     progress: Progress | None = None, together: int = 64, tower: Tower | None = None) -> Tensor:
     """Representation (of length 100) less what it is when a neuron's activation is its mean at all tokens: [N, k, d].
 
     One run of the blocks behind the layer for every image and unit (`together` units at once): this is what
-    second-order effects stand in for. `mean` [T, K] is that of `mean_activations`.
+    second-order effects stand in for. `mean` [T, K] is that of `mean_activations`; `tower` is read and proved anew for
+    every call that does not bring it.
     """
-    tower = read_tower(clip)
+    tower = tower or read_tower(clip)
     checked_layers(tower, [layer])
     block, out = tower.blocks[layer], []
     units = torch.as_tensor(units, device=mean.device)

@@ -17,6 +17,7 @@ from utils.ablation import indirect_effects
 from utils.clips import Clip
 from utils.passes import Progress
 from utils.probe import Probe
+from utils.towers import read_tower
 
 
 def simulated(weights: Tensor, present: Tensor) -> Tensor:
@@ -48,11 +49,11 @@ def falls(clip: Clip, probe: Probe, layer: int, units: Sequence[int], images: Te
     """
     if images.ndim != 2 or images.shape[1] != len(units) or not len(units):
         raise ValueError(f"expected images [n, k] for k units, at least one, got {list(images.shape)} and {len(units)}")
-    out = []
+    out, tower = [], read_tower(clip)
     todo = list(enumerate(units))
     for place, unit in todo if progress is None else progress(todo, len(todo), "neurons ablated"):
         some = only(probe, images[:, place].tolist())
-        effect = indirect_effects(clip, some, layer, [unit], mean)[:, 0]                       # [n, d]
+        effect = indirect_effects(clip, some, layer, [unit], mean, tower=tower)[:, 0]   # [n, d]
         out.append(effect.mean(0) @ T.T)
     return torch.stack(out)
 

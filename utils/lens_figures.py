@@ -26,8 +26,6 @@ from utils.layers import LayerInfo
 from utils.models import Target
 from utils.probe import Probe
 
-HEAT = "inferno"
-
 
 def explained_by_layer(table: pd.DataFrame) -> Figure:
     """Columns layer, explained: share of the top deviations' squared length along the first direction, by neuron."""
@@ -93,7 +91,7 @@ def mask_strip(pictures: Sequence[Image.Image], scores: Tensor, masks: Tensor, t
     for i, picture in enumerate(pictures):
         drawn = (np.asarray(picture), scores[i].cpu().numpy(), masks[i].cpu().numpy(), truth[i].cpu().numpy())
         for ax, shown in zip(axes[:, i], drawn):
-            ax.imshow(shown, cmap=None if shown.ndim == 3 else HEAT if shown.dtype != bool else "gray", vmin=0, vmax=None if shown.ndim == 3 else 1,
+            ax.imshow(shown, cmap=None if shown.ndim == 3 else cards.HEAT if shown.dtype != bool else "gray", vmin=0, vmax=None if shown.ndim == 3 else 1,
                       interpolation="nearest")
             ax.set(xticks=[], yticks=[])
             sns.despine(ax=ax, left=True, bottom=True)

@@ -116,12 +116,20 @@ def published_folder(named: str = "") -> Path:
 
 
 def fetch_published(folder: Path, progress: Callable[[Iterable, int, str], Iterable] | None = None, url: str = URL) -> int:
-    """Download what the folder lacks of FILES, each refused unless it has the pinned bytes; returns how many came."""
+    """Download what the folder lacks of FILES, each refused unless it has the pinned bytes; returns how many came.
+
+    Errors: ConnectionError, ValueError for other bytes. What came before stays.
+    """
     absent = [path for path in FILES if not (folder / path).is_file()]
     for path in absent if progress is None else progress(absent, len(absent), "published results"):
         source, _, rest = path.partition("/")
-        with urllib.request.urlopen(url.format(repository=SOURCES[source], path=rest), timeout=60) as answer:
-            content = answer.read()
+        address = url.format(repository=SOURCES[source], path=rest)
+        try:
+            with urllib.request.urlopen(address, timeout=60) as answer:
+                content = answer.read()
+        except OSError as error:
+            raise ConnectionError(f"{path} could not be downloaded ({error}); get {address} where there is network, put "
+                                  f"it at {folder / path}, or set NEURONYM_PUBLISHED to a folder that has all") from error
         if hashlib.sha256(content).hexdigest() != FILES[path].sha256:
             raise ValueError(f"{path} must have SHA-256 {FILES[path].sha256[:16]}..., what {SOURCES[source]} gives now "
                              "differs; take the file from an earlier commit of that repository")
