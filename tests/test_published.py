@@ -67,6 +67,12 @@ def test_other_counts(table):
     assert list(table.columns) == [*COLUMNS, "category"] and not table.duplicated(["model", "layer", "unit", "method", "rank"]).any()
 
 
+def test_spaces_around_labels_are_gone(table, folder):
+    raw = (folder / "dnd/CLIP_Dissect_results/resnet152_imagenet.csv").read_text().splitlines()[1:]
+    assert len(raw) == 200 and sum(line.split(",")[2].startswith(" ") for line in raw) == 196
+    assert not by_layer(table, "clip_dissect", "resnet152")["layer1"]["label"].str.startswith(" ").any()
+
+
 def test_some_of_them(folder):
     some = load_published(folder, ["milan_base", "dnd"], ["resnet50"])
     assert set(some["method"]) == {"milan_base", "dnd"} and set(some["model"]) == {"resnet50"}

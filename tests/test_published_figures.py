@@ -33,3 +33,20 @@ def test_iou_has_a_panel_for_each_network():
     table = pd.DataFrame({"model": ["m", "m", "n"], "layer": ["layer1", "fc", "fc"], "score": [.01, .2, .3]})
     axes = published_figures.iou_by_layer(table).axes
     assert [ax.get_title() for ax in axes] == ["m", "n"] and [t.get_text() for t in axes[0].get_xticklabels()] == ["layer1", "fc"]
+
+
+def test_texts_show_values_intervals_and_controls():
+    table = pd.DataFrame({"panel": ["p", "p", "q"], "whose": ["a", "b", "a"], "value": [.5, .4, .2], "low": [.45, .3, .1], "high": [.55, .5, .3],
+                          "shuffled": [.11, .12, .13], "constant": [.21, float("nan"), .23]})
+    axes = published_figures.texts_by_method(table).axes
+    assert [ax.get_title() for ax in axes] == ["p", "q"] and [t.get_text() for t in axes[0].get_xticklabels()] == ["a", "b"]
+    assert [round(bar.get_height(), 6) for bar in axes[0].patches] == [.5, .4]
+    assert [line.get_ydata().tolist()[0] for line in axes[0].lines[-2:]] == [.11, .21]
+    assert [segment[:, 1].tolist() for segment in axes[0].collections[0].get_segments()] == [[.45, .55], [.3, .5]]
+
+
+def test_common_labels_are_shares_of_each_method():
+    table = pd.DataFrame({"method": ["a"] * 4 + ["b"] * 2 + ["c"], "rank": 1, "label": ["dog", "sea", "dog", "dog", "x" * 40, "y", "z"]})
+    axes = published_figures.common_labels(table, most=1).axes
+    assert axes[0].get_title() == "a: 2 labels of 4 neurons" and [bar.get_width() for bar in axes[0].patches] == [.75]
+    assert axes[1].get_yticklabels()[0].get_text() == "x" * 28 + "..." and len(axes) == 4
