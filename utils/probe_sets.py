@@ -2,6 +2,7 @@
 
 PROBES       first word of a name -> function (rest of the name, seed) -> rows
 list_images  name, several joined by "+" -> rows in order
+part_names   what the ids of each joined set begin with
 """
 from __future__ import annotations
 
@@ -41,7 +42,15 @@ def list_images(name: str, seed: int = 0) -> list[Row]:
     """
     parts = [part.strip() for part in _split(name)]
     listed = [_rows(part, seed) for part in parts]
-    return listed[0] if len(parts) == 1 else _join([_title(part) for part in parts], listed)
+    if len(parts) == 1:
+        return listed[0]
+    return [replace(row, id=f"{part}/{row.id}") for part, rows in zip(part_names(name), listed) for row in rows]
+
+
+def part_names(name: str) -> list[str]:
+    """Names of the sets that `name` joins, in order, numbered where they repeat; its own if it is one set."""
+    titles = [_title(part.strip()) for part in _split(name)]
+    return [f"{title}-{before + 1}" if (before := titles[:i].count(title)) else title for i, title in enumerate(titles)]
 
 
 def _microworld(rest: str, seed: int) -> list[Row]:
@@ -117,16 +126,6 @@ def _title(part: str) -> str:
 
 def _unquoted(rest: str) -> str:
     return rest.strip().removeprefix('"').removesuffix('"')
-
-
-def _join(titles: list[str], parts: list[list[Row]]) -> list[Row]:
-    """Rows of all parts one after the other, each id preceded by its part's name, numbered if that came before."""
-    joined = []
-    for number, (title, rows) in enumerate(zip(titles, parts)):
-        before = titles[:number].count(title)
-        prefix = f"{title}-{before + 1}" if before else title
-        joined += [replace(row, id=f"{prefix}/{row.id}") for row in rows]
-    return joined
 
 
 def _below(folder: Path, missing: str) -> list[Row]:
