@@ -28,9 +28,9 @@ def test_image_sets_are_the_whole_its_parts_and_smaller_ones(tmp_path):
     probe = load_probe(f"folder:{tmp_path}/a+microworld:4+folder:{tmp_path}/b")
     found = image_sets(probe, [3])
     assert {name: rows.tolist() for name, rows in found.items()} == {
-        probe.name: list(range(9)), "a": [0, 1, 2], "microworld": [3, 4, 5, 6], "b": [7, 8], f"3 of {probe.name}": [0, 3, 6]}
+        "a+microworld+b": list(range(9)), "a": [0, 1, 2], "microworld": [3, 4, 5, 6], "b": [7, 8], "3 images": [0, 3, 6]}
     alone = load_probe("microworld:5")
-    assert list(image_sets(alone)) == ["microworld:5"]
+    assert list(image_sets(alone)) == ["microworld"]
     with pytest.raises(ValueError, match="9"):
         image_sets(alone, [9])
 

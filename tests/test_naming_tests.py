@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from utils import naming_tests
 from utils.activations import top_images
 from utils.blocks import Embedded
 from utils.microworld import CLASSES, presence, scene
@@ -244,3 +245,19 @@ def test_the_guess_is_the_class_nearest_to_the_strongest_units_label():
 def test_bad_input_is_said_in_a_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call(*inputs())
+
+
+def test_head_weight_is_checked_against_the_logits():
+    dice = torch.Generator().manual_seed(4)
+    head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
+    maps = torch.rand(50, 3, 4, generator=dice)  # 3 units at 4 positions
+    maps = .2 * maps + maps.mean(2, keepdim=True)
+    logits = head(maps).detach()
+    weight = naming_tests.head_weight(head, "1", maps.mean(2), logits)
+    for c in range(5):
+        for k in range(3):
+            assert float(weight[c, k]) == pytest.approx(sum(float(head[1].weight[c, 4 * k + j]) for j in range(4)), abs=1e-6)
+    other = torch.rand(50, 6, generator=dice)  # 12 inputs are twice 6, but these units are not what the head reads
+    assert naming_tests.head_weight(head, "1", other, logits) is None
+    assert naming_tests.head_weight(head, "1", maps[:, :, 0].repeat(1, 2)[:, :5], logits) is None
+    assert naming_tests.head_weight(head, "0", maps.mean(2), logits) is None

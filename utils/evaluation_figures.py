@@ -4,6 +4,7 @@ methods_by_metric   mean of each metric for each method, with intervals
 sanity_table        which metrics pass which sanity test, beside the published shares
 accuracy_by         accuracy of final-layer names by setting
 responses           how much more pictures of a label excite a unit than other images do
+legible             names for legends
 ranges              how often a label is true of a unit's most active images
 """
 from __future__ import annotations
@@ -17,6 +18,11 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 CONTROLS = ("shuffled", "constant")
+
+
+def legible(name: str) -> str:
+    """A layer's name as legends show it: matplotlib leaves out those that begin with an underscore."""
+    return name.lstrip("_") or name
 
 
 def methods_by_metric(table: pd.DataFrame, metrics: Sequence[str], bounds: Sequence[str] = ()) -> Figure:
@@ -36,7 +42,7 @@ def methods_by_metric(table: pd.DataFrame, metrics: Sequence[str], bounds: Seque
             some = table[(table["group"] == group) & (table["metric"] == metric)].set_index("method").loc[methods]
             y = np.arange(len(methods)) + (g - (len(groups) - 1) / 2) * .25
             ax.errorbar(some["mean"], y, xerr=[some["mean"] - some["low"], some["high"] - some["mean"]], fmt="o", ms=3,
-                        lw=.9, color=colours[g], label=group)
+                        lw=.9, color=colours[g], label=legible(group))
         for edge in (sum(m in bounds for m in methods), len(methods) - sum(m in CONTROLS for m in methods)):
             if 0 < edge < len(methods):
                 ax.axhline(edge - .5, color=".8", lw=.8)
@@ -90,7 +96,7 @@ def responses(table: pd.DataFrame) -> Figure:
 def ranges(table: pd.DataFrame) -> Figure:
     """Columns layer, share (of the images, the most active ones), present: how often the label is true of them."""
     fig, ax = plt.subplots(figsize=(4.4, 2.4))
-    sns.lineplot(table, x="share", y="present", hue="layer", marker="o", ax=ax, errorbar=None, lw=1.2, markersize=4)
+    sns.lineplot(table.assign(layer=table["layer"].map(legible)), x="share", y="present", hue="layer", marker="o", ax=ax, errorbar=None, lw=1.2, markersize=4)
     ax.set(xscale="log", xlabel="images with the highest activation", ylabel="show the label")
     ticks = sorted(table["share"].unique())
     ax.set_xticks(ticks, [f"{t:.1%}" if t < 1 else "all" for t in ticks])

@@ -44,12 +44,13 @@ def image_sets(probe: Probe, sizes: Sequence[int] = ()) -> dict[str, Tensor]:
 
     Errors: ValueError for a size outside 1..N.
     """
-    sets, parts = {probe.name: torch.arange(probe.N)}, part_names(probe.name)
+    parts = part_names(probe.name)
+    sets = {"+".join(parts): torch.arange(probe.N)}
     for part in parts if len(parts) > 1 else []:
         sets[part] = torch.tensor([i for i, id in enumerate(probe.ids) if id.startswith(f"{part}/")])
     for size in sizes:
         whole("size", size, probe.N, f"the {probe.N} images of '{probe.name}'")
-        sets[f"{size} of {probe.name}"] = torch.arange(size) * probe.N // size
+        sets[f"{size} images"] = torch.arange(size) * probe.N // size
     return {name: rows for name, rows in sets.items() if len(rows)}
 
 

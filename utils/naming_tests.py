@@ -22,9 +22,11 @@ from torch import Tensor, nn
 
 from utils.activations import top_images
 from utils.blocks import MEMORY, Embedded, checked, number, whole
+from utils.bridge import correlation
 from utils.layers import get_layer
 from utils.similarity import score, top_labels
 
+EXPLAINED = .8
 Encode = Callable[[list[str]], Tensor]  # texts -> unit rows
 
 
@@ -148,16 +150,18 @@ def range_images(Q: Tensor, unit: int, share: float, n: int, generator: torch.Ge
     return top_images(Q[:, unit:unit + 1], count)[drawn.to(Q.device), 0]
 
 
-def head_weight(model: nn.Module, final: str, K: int) -> Tensor | None:
-    """Weights [C, K] from K pooled inner units to the classes, where the layer `final` is linear and reads those; else None.
+def head_weight(model: nn.Module, final: str, Q_inner: Tensor, Q_final: Tensor) -> Tensor | None:
+    """Weights [C, K] from pooled inner units Q_inner [N, K] to the logits Q_final [N, C] of the linear layer `final`.
 
-    A head that reads several positions of each unit (channels first) has its weights summed over them: its logits are
-    then those of the mean activation, as if the unit were equally active everywhere.
+    A head that reads several positions of each unit (channels first) has its weights summed over them. None where the
+    layer is not linear, or where these weights do not explain the logits (correlation below .8 for half the classes):
+    then something else lies between.
     """
-    head = get_layer(model, final)
-    if not isinstance(head, nn.Linear) or head.in_features % K:
+    head, K = get_layer(model, final), Q_inner.shape[1]
+    if not isinstance(head, nn.Linear) or head.in_features % K or head.out_features != Q_final.shape[1]:
         return None
-    return head.weight.detach().reshape(head.out_features, K, -1).sum(2)
+    weight = head.weight.detach().to(Q_inner.device).reshape(head.out_features, K, -1).sum(2)
+    return weight if float(correlation(Q_inner @ weight.T, Q_final).median()) >= EXPLAINED else None
 
 
 def contributions(Q: Tensor, weight: Tensor, predicted: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from utils.evaluation_figures import legible
+
 
 def null_scores(scores: Mapping[str, np.ndarray], null: Mapping[str, np.ndarray]) -> Figure:
     """A panel a layer: histogram of the units' best scores over that of units whose activations were shuffled."""
@@ -54,7 +56,7 @@ def auroc_forest(table: pd.DataFrame) -> Figure:
         some = table[table["group"] == group].set_index("trust").reindex(names)
         y = np.arange(len(names)) + (g - (len(groups) - 1) / 2) * .6 / len(groups)
         ax.errorbar(some["auroc"], y, xerr=[some["auroc"] - some["low"], some["high"] - some["auroc"]], fmt="o", ms=3, lw=.9,
-                    color=colour, label=group)
+                    color=colour, label=legible(group))
     ax.axvline(.5, color=".4", lw=.8, ls="--", zorder=0)
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - .5, -.5), xlim=(.2, 1.02),
            xlabel="right label has more trust than a wrong one (AUROC)")
@@ -70,7 +72,7 @@ def reliability(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
         ax.plot([0, 1], [0, 1], color=".6", lw=.8, ls="--")
         for (group, some), colour in zip(groups.items(), sns.color_palette("colorblind")):
             ax.errorbar(some["trust"], some["right"], yerr=[(some["right"] - some["low"]).clip(0), (some["high"] - some["right"]).clip(0)], fmt="o-",
-                        ms=3, lw=.9, elinewidth=.7, color=colour, label=group)
+                        ms=3, lw=.9, elinewidth=.7, color=colour, label=legible(group))
         ax.set(title=signal, xlabel="trust", xlim=(-.03, 1.03), ylim=(-.03, 1.03))
     axes[0][0].set_ylabel("labels that are right")
     axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, .5), frameon=False)
