@@ -22,7 +22,7 @@ from utils.similarity import SIMILARITIES, score_embeddings
 
 FACTORS = (.25, .5, 1, 2)
 FULL = {"N": 1_000_000, "M": 20_000, "K": 2_048}
-SOME = {"cos_similarity": 512, "cos_similarity_cubed": 512, "rank_reorder": 32}  # concepts that are timed, else all
+SOME = {"cos_similarity": 512, "cos_similarity_cubed": 512, "correlation": 512, "rank_reorder": 32}  # concepts that are timed, else all
 
 
 def grow(args):

@@ -37,6 +37,10 @@ def cubed_columns(X):
     return cubes / cubes.norm(dim=0, keepdim=True).clamp(min=1e-3)
 
 
+def centred_columns(x):
+    return unit_columns(x - x.mean(0))
+
+
 # Literal loops: prepare(P) once, unit(prepared, q, generator) for each unit, finish(rows) once.
 
 def reordered(P, q, generator):
@@ -65,6 +69,7 @@ def less_prior(rows, lam):
 LOOPS = {
     "cos_similarity": (unit_columns, lambda P, q, g: unit_columns(q[:, None])[:, 0] @ P, lambda rows: rows),
     "cos_similarity_cubed": (cubed_columns, lambda P, q, g: cubed_columns(q[:, None])[:, 0] @ P, lambda rows: rows),
+    "correlation": (centred_columns, lambda P, q, g: centred_columns(q[:, None])[:, 0] @ P, lambda rows: rows),
     "rank_reorder": (lambda P: P, reordered, lambda rows: rows),
     "wpmi": (lambda P: (2 * P).softmax(1), lambda p, q, g: (images_of(p, q, 28) + 1e-7).log().sum(0),
              partial(less_prior, lam=.6)),

@@ -1,6 +1,6 @@
 """Slow, literal references in float64, written from the formulas with loops; nothing here imports from utils.
 
-cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi    P [N, M], A [N, K] -> scores [K, M], as lists
+cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi, correlation    P [N, M], A [N, K] -> scores [K, M], as lists
 best_images    images by activation, ties by lower index
 """
 from __future__ import annotations
@@ -37,6 +37,17 @@ def cos_similarity_cubed(P, A, eps=1e-3) -> list[list[float]]:
         return [x / max(norm, eps) for x in cubes]
 
     return products([cubed(c) for c in columns(A)], [cubed(c) for c in columns(P)])
+
+
+def correlation(P, A, slope=0, offset=0) -> list[list[float]]:
+    """Pearson's, of A and P, or with a slope of A and the sigmoid of slope P + offset; 0 for a constant column."""
+    def standard(column):
+        mean = math.fsum(column) / len(column)
+        norm = math.sqrt(math.fsum((x - mean) ** 2 for x in column))
+        return [(x - mean) / norm if max(column) > min(column) else 0.0 for x in column]
+
+    seen = [[1 / (1 + math.exp(-slope * x - offset)) for x in c] if slope else c for c in columns(P)]
+    return products([standard(c) for c in columns(A)], [standard(c) for c in seen])
 
 
 def rank_reorder(P, A, permutations, p=3, top_fraction=.05, scale_p=.5, floor=None) -> list[list[float]]:

@@ -76,6 +76,7 @@ def disagreements(scores, exact_scores, tolerance):
 @pytest.mark.parametrize("method, options", [
     *[(method, {}) for method in METHODS],
     ("cos_similarity_cubed", {"eps": 0}), ("cos_similarity_cubed", {"eps": 2.5}),
+    ("correlation", {"slope": 17., "offset": -12.}), ("correlation", {"slope": -3}),
     ("wpmi", {"top_k": 6, "a": 3.5, "lam": .25, "eps": 1e-3}), ("wpmi", {"eps": 0}), ("wpmi", {"top_k": N, "lam": 0}),
     ("soft_wpmi", {"top_k": 8, "a": 25, "lam": .5, "p_start": .9, "p_end": .2, "eps": 1e-4}),
     ("soft_wpmi", {"top_k": 9, "p_start": 1, "p_end": 1, "eps": 0}), ("soft_wpmi", {"p_start": 0, "p_end": 0}),

@@ -20,7 +20,7 @@ from utils.stability import agreement_matrix, consensus, halves, near, noisy, no
 
 N, K, M = 61, 9, 7
 METHODS = {"cos_similarity": {}, "cos_similarity_cubed": {}, "rank_reorder": {"top_fraction": .4}, "wpmi": {"top_k": 9},
-           "soft_wpmi": {"top_k": 9}}
+           "soft_wpmi": {"top_k": 9}, "correlation": {}}
 PLAIN = Preprocess(8, 8, "bilinear", (0, 0, 0), (1, 1, 1))
 
 

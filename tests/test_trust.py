@@ -16,7 +16,7 @@ from utils.trust import (CORRECTIONS, abstain, best_concepts, best_scores, boots
 
 N, K, M = 61, 9, 7
 OPTIONS = {"cos_similarity": {}, "cos_similarity_cubed": {}, "rank_reorder": {"top_fraction": .2, "n_permutations": 3},
-           "wpmi": {"top_k": 11}, "soft_wpmi": {"top_k": 13, "lam": .8}}
+           "wpmi": {"top_k": 11}, "soft_wpmi": {"top_k": 13, "lam": .8}, "correlation": {"slope": 5., "offset": -1.}}
 METHODS = list(OPTIONS)
 
 
@@ -101,7 +101,7 @@ def test_null_is_the_literal_function_of_shuffled_units(method):
             moved = getattr(reference, method)(P, shuffled, **options | {"lam": 0})[k]
             expected = [x - y for x, y in zip(moved, prior_of_others(method, P, Q, int(replaced[draw, k]), options))]
         else:
-            expected = getattr(reference, method)(P, shuffled)[k]
+            expected = getattr(reference, method)(P, shuffled, **options)[k]
         assert math.isclose(float(null[draw, k]), max(expected), rel_tol=1e-9, abs_tol=1e-12)
     assert len(set(replaced[:, 0].tolist())) > 1 or G > 1
 

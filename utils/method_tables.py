@@ -59,10 +59,11 @@ def scored(explained: Mapping[str, Mapping[str, Explained]], present: Tensor, Q:
                 raise ValueError(f"{method} explains {len(said.texts)} units of {layer}, which has {len(chosen)} to score")
             predicted = said.predict(present)
             there = predicted if said.cut is None else predicted > said.cut
-            found = {name: measure(q, predicted if name in GRADED else there, [name], active[layer], generator)[name]
-                     for name in metrics}
+            found = {}
+            for what, names in ((predicted, [m for m in metrics if m in GRADED]), (there, [m for m in metrics if m not in GRADED])):
+                found |= measure(q, what, names, active[layer], generator)
             rows.append(pd.DataFrame({"layer": layer, "unit": chosen, "method": method, "text": said.texts,
-                                      **{name: values.double().cpu().numpy() for name, values in found.items()}}))
+                                      **{name: found[name].double().cpu().numpy() for name in metrics}}))
     return pd.concat(rows, ignore_index=True)
 
 

@@ -1,10 +1,10 @@
-"""How alike are units and concepts? The five similarity functions of CLIP-Dissect, in bounded memory.
+"""How alike are units and concepts? The five similarity functions of CLIP-Dissect and plain correlation, in bounded memory.
 
 score               scores [K, M] of a matrix P [N, M] against activations Q [N, K], by the name of a function
 score_embeddings    the same from image and text embeddings, without ever holding P
 score_layers        layer after layer, with P made once for several
 top_labels          the best concepts of every unit
-SIMILARITIES        the functions by name: cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi
+SIMILARITIES        the functions by name: cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi, correlation
 
 N images, K units, M concepts, d embedding width. Higher is better, and comparable only within one function and set-up.
 All functions take `units`, those to score (what is normalised over units is normalised over all K); `memory`, the bytes
@@ -103,12 +103,31 @@ def cos_similarity_cubed(P: Tensor | Embedded, Q: Tensor, *, eps: float = 1e-3, 
     return _column_products(P, Q, units, memory, lambda X: _cubed_columns(X, eps))
 
 
-SIMILARITIES = {f.__name__: f for f in (cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi)}
+@torch.no_grad()
+def correlation(P: Tensor | Embedded, Q: Tensor, *, slope: float = 0, offset: float = 0,
+                units: Sequence[int] | None = None, memory: int = MEMORY) -> Tensor:
+    """Pearson correlation of columns; 0 for a constant column. P [N, M], Q [N, K] -> scores [K, M]
+
+    Not in CLIP-Dissect: the first of the metrics that pass NeuronEval's sanity tests, used to find labels. With a slope,
+    of sigmoid(slope P + offset), the probability that the concept is there (`presence.calibrated`), instead of P.
+    """
+    number("slope", slope)
+    number("offset", offset)
+
+    def seen(X: Tensor) -> Tensor:
+        return _centred_columns(X.mul_(slope).add_(offset).sigmoid_() if slope else X)
+
+    return _column_products(P, Q, units, memory, _centred_columns, seen)
+
+
+SIMILARITIES = {f.__name__: f for f in (cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi, correlation)}
 
 
 def _column_products(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], units: Sequence[int] | None, memory: int,
-                     normalise: Callable[[Tensor], Tensor]) -> Tensor | list[Tensor]:
-    """normalise(Q)' normalise(P), a block of units against a block of concepts at a time."""
+                     normalise: Callable[[Tensor], Tensor], concept: Callable[[Tensor], Tensor] | None = None,
+                     ) -> Tensor | list[Tensor]:
+    """normalise(Q)' concept(P), a block of units against a block of concepts at a time; concept is normalise by default."""
+    concept = concept or normalise
     layers, units, dtype, d = checked(P, Q, units, memory)
     (N, M), size, counts = P.shape, dtype.itemsize, [len(chosen) for chosen in units]
     [m] = fit(memory, (0, (6 * N + 3 * d) * size, max(M, sum(counts))))
@@ -118,7 +137,7 @@ def _column_products(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], units: 
         columns = normalise(_take(layers, units, part).to(dtype))                           # [N, k]
         for cols in slices(M, step):
             concepts = block(P, None, cols, columns.new_empty(N, cols.stop - cols.start))
-            torch.matmul(columns.T, normalise(concepts), out=scores[part, cols])
+            torch.matmul(columns.T, concept(concepts), out=scores[part, cols])
     return scores if isinstance(Q, Tensor) else list(scores.split(counts))
 
 
@@ -137,6 +156,14 @@ def _unit_columns(X: Tensor) -> Tensor:
     X /= or_one(_largest(X))
     X /= or_one(X.norm(dim=0))
     return X
+
+
+def _centred_columns(X: Tensor) -> Tensor:
+    """Centre columns and divide them by their norms, in place; 0 for a constant one."""
+    low, high = X.aminmax(dim=0)
+    X /= or_one(_largest(X))
+    X -= X.mean(0)
+    return _unit_columns(X).masked_fill_(low == high, 0)  # the mean of equal values may differ from them by a rounding error
 
 
 def _cubed_columns(X: Tensor, eps: float) -> Tensor:
