@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from utils.formulas import Found, _formula, evaluate, leaves, search, text
-from utils.metrics import METRICS, active_images
+from utils.metrics import METRICS
+from utils.pairs import active_images
 from utils.microworld import CLASSES, presence, scene
 
 N, K, M = 157, 9, 7
@@ -42,7 +43,7 @@ def of_lists(formula, rows: list[list[bool]]) -> list[bool]:
 
 def literal_score(said: list[bool], q: list[float], active: list[bool], by: str) -> float:
     if by == "correlation":
-        n, a, b = len(q), sum(q) / len(q), sum(said) / len(said)
+        a, b = sum(q) / len(q), sum(said) / len(said)
         cov = sum((x - a) * (s - b) for x, s in zip(q, said))
         norms = (sum((x - a) ** 2 for x in q) * sum((s - b) ** 2 for s in said)) ** .5
         return cov / norms if norms > 1e-12 else 0.

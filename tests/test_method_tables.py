@@ -10,7 +10,8 @@ from scipy.stats import wilcoxon
 from utils import explanations
 from utils.evaluate import presence_oracle
 from utils.method_tables import against, choose_active, means, scored
-from utils.metrics import METRICS, SOUND, active_images
+from utils.metrics import METRICS, SOUND
+from utils.pairs import active_images
 
 WORDS = ["a", "b", "c"]
 

@@ -9,7 +9,8 @@ import torch
 from torch.testing import assert_close
 
 from tests.reference_metrics import LITERAL, active, drawn, mad, wpmi
-from utils.metrics import METRICS, SOUND, Pairs, _top_and_random, active_images, measure
+from utils.metrics import METRICS, SOUND, _top_and_random, measure
+from utils.pairs import Pairs, active_images
 
 N, K = 47, 5
 DRAWN = ("correlation_top_and_random", "spearman_top_and_random")

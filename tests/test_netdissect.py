@@ -11,11 +11,12 @@ from PIL import Image
 from torch import nn
 
 from utils.bridge import only
+from utils.concept_masks import broden_masks, microworld_masks
 from utils.labels import labels_table
 from utils.layers import LayerInfo, list_layers
 from utils.microworld import CLASSES, concepts as true_concepts
 from utils.models import load_target
-from utils.netdissect import broden_masks, detectors, dissect, merged, microworld_masks, thresholds
+from utils.netdissect import detectors, dissect, merged, thresholds
 from utils.preprocess import HALF, Preprocess
 from utils.probe import Probe, load_probe
 from utils.render import masks as shown

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from utils.metrics import METRICS, SOUND, active_images, measure
+from utils.metrics import METRICS, SOUND, measure
+from utils.pairs import active_images
 from utils.sanity import (FREQUENCIES, LEAST, PUBLISHED, RELEASED, beside_published, extra_labels, in_practice, in_theory,
                           missing_labels, verdict)
 

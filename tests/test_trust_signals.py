@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from utils.evaluate import presence_oracle
+from utils.label_bootstrap import bootstrap_labels, margin
 from utils.similarity import score
 from utils.stability import halves
-from utils.trust import abstain, best_scores, bootstrap_labels, margin, null_best, p_values
+from utils.trust import abstain, best_scores, null_best, p_values
 from utils.trust_signals import SHARES, conditions, foreseen, rightness, signals, trusted
 
 N, M = 240, 7

@@ -5,6 +5,8 @@ CONCEPTS        first word of a name -> function of the rest
 concept_kinds   concept -> kind ("colour", "object"), for the sets that tell it
 embed_concepts  T [M, d], cached
 zero_shot_head  T [M, d] averaged over prompt templates
+plain_name      a name of Broden's without its suffix
+clean           one concept as it stands in the lists
 """
 from __future__ import annotations
 
@@ -47,7 +49,7 @@ def load_concepts(name: str) -> list[str]:
         raise unknown("concept set", kind, CONCEPTS)
     if rest and kind not in ("microworld", "english", "file"):
         raise ValueError(f"{kind} takes nothing after it, got '{name}'")
-    concepts = list(dict.fromkeys(filter(None, map(_clean, CONCEPTS[kind](rest.strip())))))
+    concepts = list(dict.fromkeys(filter(None, map(clean, CONCEPTS[kind](rest.strip())))))
     if not concepts:
         raise ValueError(f"concept set '{name}' is empty")
     return concepts
@@ -62,10 +64,10 @@ def concept_kinds(name: str) -> dict[str, str]:
         return CATEGORY
     if kind == "file":
         lines = [line.split("\t") for line in read_lines(_listed(rest.strip()))]
-        return {_clean(line[0]): _clean(line[1]) for line in reversed(lines) if len(line) > 1}  # of equal ones the first
+        return {clean(line[0]): clean(line[1]) for line in reversed(lines) if len(line) > 1}  # of equal ones the first
     broden = _home("NEURONYM_BRODEN", "broden") / "label.csv"
     if kind == "broden" and broden.is_file():
-        return {_clean(_plain(row["name"])): row["category"].partition("(")[0] for row in _rows(broden)}
+        return {clean(plain_name(row["name"])): row["category"].partition("(")[0] for row in _rows(broden)}
     return {}
 
 
@@ -133,7 +135,7 @@ def _broden(rest: str) -> list[str]:
     if listed.is_file():
         return read_lines(listed)
     if broden.is_file():
-        return [_plain(row["name"]) for row in _rows(broden)]
+        return [plain_name(row["name"]) for row in _rows(broden)]
     raise FileNotFoundError(f"Broden's labels not found at {broden} or {listed}; run ./dlbroden.sh, or get "
                             "broden_labels_clean.txt from github.com/Trustworthy-ML-Lab/CLIP-dissect (data/) and set "
                             "NEURONYM_CONCEPTS to its folder")
@@ -166,7 +168,7 @@ def _rows(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name of Broden's without its suffix for scenes and colours."""
     return re.sub("-[sc]$", "", name).replace("_", " ")
 
@@ -197,7 +199,7 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """One concept without byte-order marks, zero-width characters and superfluous white space."""
     return " ".join(re.sub("[\ufeff\u200b]", "", unicodedata.normalize("NFC", text)).split())
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from utils.blocks import MEMORY, first_largest, fit, number, or_one, slices, whole
 from utils.errors import unknown
 from utils.linear import check_presence
-from utils.metrics import active_images
+from utils.pairs import active_images
 from utils.passes import Progress
 
 Formula = int | tuple  # concept, or (operator, left, right)
@@ -54,7 +54,7 @@ def search(present: Tensor, Q: Tensor, length: int = 3, beam: int = 10, by: str 
 
     A formula of length l is one of the `beam` best of length l - 1, an operator, and a further concept. Formulas true
     of no image, or of the same images as one of the two they join or as a better one of their length, do not count.
-    `by` is the score against the images that activate the unit (the `active` share, utils.metrics.active_images), or
+    `by` is the score against the images that activate the unit (the `active` share, utils.pairs.active_images), or
     the correlation with its activations. The best formula is the shortest, unless every further concept adds more
     than `gain` (absolute) to its score. Ties go to the lower index of the concept added. A formula whose
     parts score low by themselves needs a wider beam. Dead units, and those that no concept shares an image with, have

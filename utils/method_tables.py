@@ -16,7 +16,8 @@ from torch import Tensor
 from utils import resampling
 from utils.evaluate import presence_oracle
 from utils.explanations import Explained
-from utils.metrics import SOUND, active_images, measure
+from utils.metrics import SOUND, measure
+from utils.pairs import active_images
 from utils.resampling import holm, interval
 
 SHARES = (.005, .01, .02, .05, .1, .2, .5)

@@ -5,38 +5,32 @@ Dissection        these counts, the thresholds and the IoU
 merged            the dissection of all images from those of parts
 thresholds        the value that a unit exceeds at a share of all positions
 detectors         best concept of each unit, and whether the unit detects it
-microworld_masks  true masks of microworld images
-broden_masks      masks of Broden's images
 """
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from utils import hooks
 from utils.blocks import MEMORY, fit, number, slices
+from utils.concept_masks import Masks
 from utils.inference import ready
 from utils.layers import LayerInfo
 from utils.models import Target
 from utils.passes import Device, Progress
 from utils.probe import Probe, batches
-from utils.runs import ROOT, data_dir
 from utils.segmentation import fit_mask
 from utils.similarity import top_labels
 
 SHARE, LEAST = .005, .04  # the paper's: of all positions are above the threshold; IoU of a detector
-Masks = Callable[[int], Mapping[str, np.ndarray]]  # image -> {concept: bool [h, w]}, of one size in an image
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,67 +166,6 @@ def detectors(dissection: Dissection, concepts: Sequence[str], least: float = LE
                          "detector": [x >= least and x > 0 for x in iou]})
 
 
-def microworld_masks(probe: Probe) -> Masks:
-    """The true masks [64, 64] of all concepts in image i of a microworld probe; ValueError for other images."""
-    from utils.microworld import CATEGORY, COUNTS, concepts, thing_concepts
-    from utils.render import masks as shown
-
-    def of(i: int) -> dict[str, np.ndarray]:
-        scene, drawn, found = probe.scene(i), {}, {}
-        for concept in sorted(concepts(scene)):
-            kind = CATEGORY[concept]
-            # concepts of the same objects have the same pixels, drawn once
-            key = kind if kind in ("place", "light") or concept in COUNTS else tuple(
-                concept in thing_concepts(thing) for thing in scene.things)
-            if key not in drawn:
-                drawn[key] = shown(scene, concept)
-            found[concept] = drawn[key]
-        return found
-
-    return of
-
-
-def broden_masks(probe: Probe, folder: Path | str | None = None) -> Masks:
-    """Masks of Broden's images by the ids of a probe, from index.csv, label.csv and the images of the folder.
-
-    Names are those of `load_concepts("broden")`; things that share a name (a scene and an object) share a mask. By
-    default the folder is where `load_probe("broden")` looks. Errors: FileNotFoundError without the two lists;
-    ValueError for an image that is not listed, and for a class number that label.csv lacks.
-    """
-    from utils.concepts import _clean, _plain
-    named = folder or os.environ.get("NEURONYM_BRODEN") or data_dir() / "broden"
-    home = ROOT / Path(named).expanduser()
-    for file in ("index.csv", "label.csv"):
-        if not (home / file).is_file():
-            raise FileNotFoundError(f"Broden's {file} not found in {home}; run ./dlbroden.sh, or set NEURONYM_BRODEN "
-                                    "to the folder that holds it")
-    with open(home / "label.csv", newline="", encoding="utf-8") as lines:
-        names = {int(row["number"]): _clean(_plain(row["name"])) for row in csv.DictReader(lines)}
-    with open(home / "index.csv", newline="", encoding="utf-8") as lines:
-        rows = {row["image"]: row for row in csv.DictReader(lines)}
-    ids = [id if id in rows else id.removeprefix("broden/") for id in probe.ids]
-    strange = [id for id in ids if id not in rows]
-    if strange:
-        raise ValueError(f"{len(strange)} of {probe.N} images are not listed in {home / 'index.csv'}, e.g. "
-                         f"'{strange[0]}'; pass a probe of Broden's images")
-    columns = ("color", "object", "part", "material", "scene", "texture")
-
-    def of(i: int) -> dict[str, np.ndarray]:
-        row, found = rows[ids[i]], {}
-        size = int(row["sh"]), int(row["sw"])
-        for said in filter(None, (part.strip() for column in columns for part in (row.get(column) or "").split(";"))):
-            coded = np.full(size, int(said)) if said.isdigit() else _numbers(home / "images" / said)
-            for code in set(np.unique(coded).tolist()) - {0}:
-                if code not in names:
-                    raise ValueError(f"image '{ids[i]}' has class number {code}, which label.csv does not list; "
-                                     "index.csv and label.csv must be of one Broden")
-                mask = coded == code
-                found[names[code]] = found[names[code]] | mask if names[code] in found else mask
-        return found
-
-    return of
-
-
 def _as_maps(output: Tensor, layer: LayerInfo, read: str, grid: tuple[int, int] | None) -> Tensor:
     """[b, K, h, w] in float32."""
     if read not in ("maps", "cls"):
@@ -284,10 +217,3 @@ def _geometry(preprocess: Callable) -> tuple[int | None, int | None]:
     resize = resize[0] if isinstance(resize, (list, tuple)) and len(resize) == 1 else resize
     crop = crop[0] if isinstance(crop, (list, tuple)) and len(set(crop)) == 1 else crop
     return (resize, crop) if isinstance(resize, int) and isinstance(crop, int) else (None, None)
-
-
-def _numbers(path: Path) -> np.ndarray:
-    """Class numbers [h, w] of a mask file: red + 256 green."""
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"), dtype=np.int64)
-    return pixels[..., 0] + 256 * pixels[..., 1]

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from utils.blocks import number, whole
-from utils.metrics import ACTIVE, METRICS, Pairs, mad, measure, spearman, spearman_top_and_random
+from utils.metrics import METRICS, mad, measure, spearman, spearman_top_and_random
+from utils.pairs import ACTIVE, Pairs
 
 FREQUENCIES = (.499, .1, .01, .001, .0001)
 TESTS = ("missing", "extra")

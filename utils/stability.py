@@ -24,8 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 from utils.blocks import MEMORY, Embedded, number, whole
+from utils.label_bootstrap import best_concepts, take_rows
 from utils.similarity import score
-from utils.trust import best_concepts, take_rows
 
 if TYPE_CHECKING:  # importing either loads every registry of models
     from utils.clips import Clip

@@ -1,16 +1,11 @@
-"""How far can a label found with a similarity function be trusted? Against shuffled activations, and on other images.
+"""How far can a label found with a similarity function be trusted? Its score against those of shuffled activations.
 
-best_scores       the best score of each unit, as it is compared with
-null_best         best scores that units get when their activations are dealt to other images
-p_values          how often such a score is as good as the unit's own
-z_values          its distance from them in standard deviations
-abstain           which units should get no label, corrected for the number of units
-CORRECTIONS       bh, holm, none
-bootstrap_labels  labels and scores on images drawn with replacement
-Bootstrap         what that finds
-margin            lead of the best concept before the second
-best_concepts     the label of each unit
-take_rows         some images of P
+best_scores  the best score of each unit, as it is compared with
+null_best    best scores that units get when their activations are dealt to other images
+p_values     how often such a score is as good as the unit's own
+z_values     its distance from them in standard deviations
+abstain      which units should get no label, corrected for the number of units
+CORRECTIONS  bh, holm, none
 
 N images, K units, M concepts. `options` are those of the similarity function. Without a generator its seed is 0.
 """
@@ -28,7 +23,7 @@ from torch import Tensor
 from utils.blocks import MEMORY, SORT_BYTES, Embedded, checked, fit, number, order, slices, whole
 from utils.errors import unknown
 from utils.resampling import as_p_values, benjamini_hochberg, holm
-from utils.similarity import SIMILARITIES, score, top_labels
+from utils.similarity import SIMILARITIES, score
 
 TOP_IMAGES = {"wpmi": 28, "soft_wpmi": 100}  # where utils.pmi is not told top_k
 FEW = 8
@@ -135,61 +130,6 @@ def abstain(p: Tensor | Sequence[float], level: float = .05, correction: str = "
 
 
 @dataclass(frozen=True)
-class Bootstrap:
-    """Labels under resampling of images, by unit: all [K]."""
-
-    label: Tensor        # index of the best concept on all images
-    stability: Tensor    # share of draws with the same best concept
-    low: Tensor          # 95 % percentile interval of that concept's score
-    high: Tensor
-    alternative: Tensor  # the concept that is best most often when it is not the label; -1 where there is none
-
-
-@torch.no_grad()
-def bootstrap_labels(P: Tensor | Embedded, Q: Tensor, method: str = "soft_wpmi", *, draws: int = 50,
-                     generator: torch.Generator | None = None, memory: int = MEMORY, **options) -> Bootstrap:
-    """Name units on `draws` samples of the N images, drawn with replacement, the same for all units. P [N, M], Q [N, K]
-
-    Images are the unit of resampling. The interval is not corrected for the label's having been chosen by its score, and
-    a score that grows with the number of different images (softmax sums, ranks) is a little lower in a draw.
-    A matrix P is copied for each draw, an Embedded not.
-    """
-    whole("draws", draws)
-    scores = score(P, Q, method, memory=memory, **options)
-    M, label = scores.shape[1], best_concepts(scores)
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    own, found = [], []
-    for _ in range(draws):
-        rows = torch.randint(len(Q), (len(Q),), generator=generator, device=generator.device).to(Q.device)
-        scores = score(take_rows(P, rows), Q[rows], method, memory=memory, **options)
-        own.append(scores.gather(1, label[:, None])[:, 0])
-        found.append(best_concepts(scores))
-    found = torch.stack(found)                                                              # [draws, K]
-    low, high = torch.stack(own).quantile(scores.new_tensor([.025, .975]), dim=0)
-    same = found == label
-    return Bootstrap(label, same.double().mean(0), low, high, _most_frequent(found, ~same, M))
-
-
-def margin(scores: Tensor) -> Tensor:
-    """(best - second best) / standard deviation of a unit's scores: [K, M] -> [K]; 0 where all are equal."""
-    if scores.ndim != 2 or scores.shape[1] < 2 or not bool(scores.isfinite().all()):
-        raise ValueError(f"a margin needs finite scores [K, M] of at least 2 concepts, got {list(scores.shape)}")
-    first, second = scores.topk(2, dim=1).values.double().unbind(1)
-    spread = scores.double().std(1, correction=0)
-    return torch.where(first > scores.amin(1), (first - second) / spread.clamp_min(1e-300), 0.)
-
-
-def best_concepts(scores: Tensor) -> Tensor:
-    """The best concept of each unit, ties by lower index: scores [K, M] -> [K]."""
-    return top_labels(scores, range(scores.shape[1]), 1)[1][:, 0]
-
-
-def take_rows(P: Tensor | Embedded, rows: Tensor) -> Tensor | Embedded:
-    """P of some images, in the order given, with repeats."""
-    return P[rows] if isinstance(P, Tensor) else Embedded(P.I[rows], P.T)
-
-
-@dataclass(frozen=True)
 class _Others:
     """log-mean-exp of l [K, M] over all units but one: that one's share is taken from the sum over all, but where it is
     most of the sum, that over the others is needed."""
@@ -259,14 +199,6 @@ def _different(Q: Tensor, method: str, top_k: int | None, memory: int) -> tuple[
         patterns.append(torch.cat([equal.to(torch.int32), last[None].to(torch.int32)]).T)
     found, null_of = torch.cat(patterns).unique(dim=0, return_inverse=True)
     return torch.full((len(found),), K, device=Q.device).scatter_reduce(0, null_of, every, "amin"), null_of
-
-
-def _most_frequent(labels: Tensor, counted: Tensor, M: int) -> Tensor:
-    """The most frequent of each column's counted labels, ties by lower index, -1 for none: [draws, K] -> [K]."""
-    keys, times = (labels + M * torch.arange(labels.shape[1], device=labels.device))[counted].unique(return_counts=True)
-    rank = times * M + (M - 1 - keys % M)
-    best = labels.new_full((labels.shape[1],), -1).scatter_reduce(0, keys // M, rank, "amax")
-    return torch.where(best < 0, -1, M - 1 - best % M)
 
 
 def _compared(best: Tensor, null: Tensor) -> None:

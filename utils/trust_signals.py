@@ -17,9 +17,10 @@ from torch import Tensor
 from utils.blocks import MEMORY, Embedded, number
 from utils.bridge import correlation
 from utils.evaluate import presence_oracle
+from utils.label_bootstrap import best_concepts, bootstrap_labels, margin
 from utils.similarity import score
 from utils.stability import consensus, halves, same
-from utils.trust import abstain, best_concepts, best_scores, bootstrap_labels, margin, null_best, p_values, z_values
+from utils.trust import abstain, best_scores, null_best, p_values, z_values
 
 SHARES = ("bootstrap", "halves", "conditions", "methods")
 
@@ -28,7 +29,7 @@ def signals(P: Tensor | Embedded, Q: Tensor, method: str = "soft_wpmi", *, draws
             splits: int = 10, level: float = .05, correction: str = "bh", generator: torch.Generator | None = None,
             memory: int = MEMORY) -> pd.DataFrame:
     """One row a unit of Q [N, K]: label (index of the concept), score, p, z, abstain, margin, bootstrap, low, high,
-    alternative, halves; see `utils.trust` and `utils.stability` for each.
+    alternative, halves; see `utils.trust`, `utils.label_bootstrap` and `utils.stability`.
     """
     scores = score(P, Q, method, memory=memory)
     alone = best_scores(P, Q, method, memory=memory)
