@@ -34,12 +34,20 @@ bench: .venv/set-up-test
 	done
 
 figures: .venv/set-up-base
-	rm -rf results/labelling/figures-* results/second_order/figures-*
+	rm -rf results/*/figures-*
 	$(PY) -m utils.runs labelling -p run_name figures
 	cp results/labelling/figures-*/figures/unit_cards.png figures/
 	$(PY) -m utils.runs second_order -p run_name figures
 	for name in neurons ablations segmentation adversarial bridge sensitivity; do \
 	  cp results/second_order/figures-*/figures/$$name.png figures/second_order_$$name.png || exit 1; \
+	done
+	$(PY) -m utils.runs evaluation -p run_name figures
+	for name in methods sanity; do \
+	  cp results/evaluation/figures-*/figures/$$name.png figures/evaluation_$$name.png || exit 1; \
+	done
+	$(PY) -m utils.runs trust -p run_name figures
+	for name in auroc reliability; do \
+	  cp results/trust/figures-*/figures/$$name.png figures/trust_$$name.png || exit 1; \
 	done
 	$(PY) benchmarks/scale.py --figure figures/scoring_cost && rm figures/scoring_cost.pdf
 

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from tests.test_lens import clip_of, small  # fixture too
 from utils import ablation, hooks
-from utils.bridge import correlation, falls, only, percentile, simulated
+from utils.bridge import correlation, falls, percentile, simulated
+from utils.probe import only
 from utils.towers import read_tower
 
 

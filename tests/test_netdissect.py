@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from utils.bridge import only
 from utils.concept_masks import broden_masks, microworld_masks
 from utils.labels import labels_table
 from utils.layers import LayerInfo, list_layers
@@ -18,7 +17,7 @@ from utils.microworld import CLASSES, concepts as true_concepts
 from utils.models import load_target
 from utils.netdissect import detectors, dissect, merged, thresholds
 from utils.preprocess import HALF, Preprocess
-from utils.probe import Probe, load_probe
+from utils.probe import Probe, load_probe, only
 from utils.render import masks as shown
 
 N, K, H, W = 9, 5, 4, 6

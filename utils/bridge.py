@@ -8,7 +8,6 @@ percentile      place of a neuron's own words among all
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from utils.ablation import indirect_effects
 from utils.clips import Clip
 from utils.passes import Progress
-from utils.probe import Probe
+from utils.probe import Probe, only
 from utils.towers import read_tower
 
 
@@ -70,13 +69,6 @@ def percentile(values: Tensor, words: Sequence[int]) -> Tensor:
     own = values.gather(1, words.clamp_min(0)[:, None])
     below = (values < own).double().sum(1) + .5 * ((values == own).double().sum(1) - 1)
     return torch.where(words < 0, .5, below / max(values.shape[1] - 1, 1))
-
-
-def only(probe: Probe, rows: Sequence[int]) -> Probe:
-    """Some images of a probe, in the order given."""
-    return replace(probe, ids=[probe.ids[i] for i in rows], items=[probe.items[i] for i in rows], skipped=[],
-                   labels=None if probe.labels is None else [probe.labels[i] for i in rows],
-                   fingerprint=f"{probe.fingerprint} {list(rows)}")
 
 
 def _standard(x: Tensor) -> Tensor:

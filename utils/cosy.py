@@ -10,7 +10,6 @@ score_labels  all of it for the labels that several methods give to the units of
 """
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -26,7 +25,7 @@ from utils.generators import Generator, pictures
 from utils.layers import LayerInfo
 from utils.models import Target
 from utils.passes import Device, Progress
-from utils.probe import Probe
+from utils.probe import of_pictures
 
 PROMPT = "realistic photo of a close up of {}"
 SEED = 9_000_000_000  # of no microworld scene for training, probing, a task, segmentation or captions
@@ -70,16 +69,7 @@ def retrieved(I: Tensor, T: Tensor, n: int, memory: int = MEMORY) -> Tensor:
 def respond(target: Target, layers: Sequence[LayerInfo], shown: Sequence[Image.Image], pool: str = "avg",
             batch_size: int = 64, device: Device = None) -> dict[str, Tensor]:
     """Activations of pictures, pooled as in `unit_activations`: {layer name: [n, K]}; cached by their pixels."""
-    if not len(shown) or not all(isinstance(picture, Image.Image) for picture in shown):
-        raise ValueError(f"expected PIL pictures, at least one, got {len(shown)}: "
-                         f"{', '.join(sorted({type(picture).__name__ for picture in shown})) or 'none'}")
-    pixels = [np.asarray(picture.convert("RGB")) for picture in shown]
-    content = hashlib.sha256()
-    for picture in pixels:
-        content.update(f"{picture.shape}".encode() + picture.tobytes())
-    probe = Probe(f"{len(pixels)} pictures", [f"{i:05d}" for i in range(len(pixels))], None,
-                  f"pictures {content.hexdigest()[:32]}", [], pixels)
-    found = unit_activations(target, probe, list(layers), pool, batch_size, device)
+    found = unit_activations(target, of_pictures(shown), list(layers), pool, batch_size, device)
     # out of the cache's files, of which a process may have only so many open
     return {name: Q.clone() for name, Q in found.items()}
 

@@ -1,11 +1,13 @@
 """D_probe: images in a fixed order, with an identity that depends on their content and not on where they are.
 
-load_probe  probing set by name: one of PROBES, or several joined by "+"
-PROBES      first word of a name -> function that lists the set's images
-of_scenes   microworld scenes chosen by their seeds
-Probe       N images with ids, labels and a fingerprint
-batches     preprocessed batches in order, each image decoded once
-thumbnails  small square pictures for figures
+load_probe   probing set by name: one of PROBES, or several joined by "+"
+PROBES       first word of a name -> function that lists the set's images
+of_scenes    microworld scenes chosen by their seeds
+of_pictures  pictures in memory
+only         some images of a probe
+Probe        N images with ids, labels and a fingerprint
+batches      preprocessed batches in order, each image decoded once
+thumbnails   small square pictures for figures
 """
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from utils.filecheck import examine
 from utils.images import READER, read_image
 from utils.probe_sets import PROBES, Row, list_images
 
-__all__ = ["PROBES", "Probe", "batches", "load_probe", "of_scenes", "thumbnails"]
+__all__ = ["PROBES", "Probe", "batches", "load_probe", "of_pictures", "of_scenes", "only", "thumbnails"]
 BATCHES_AHEAD = 2
 
 
@@ -105,6 +107,26 @@ def of_scenes(name: str, seeds: Sequence[int], labels: Sequence[str] | None = No
     rows = [Row(f"microworld {VERSION}", f"{seed}", label, seed) for seed, label in zip(seeds, labels, strict=True)]
     return Probe(name, [row.id for row in rows], labels if any(labels) else None, _fingerprint([(row, "") for row in rows]),
                  [], list(seeds))
+
+
+def of_pictures(pictures: Sequence[Image.Image]) -> Probe:
+    """Pictures in memory, known by their pixels; ValueError without any, and for what is no picture."""
+    if not len(pictures) or not all(isinstance(picture, Image.Image) for picture in pictures):
+        raise ValueError(f"expected PIL pictures, at least one, got {len(pictures)}: "
+                         f"{', '.join(sorted({type(picture).__name__ for picture in pictures})) or 'none'}")
+    pixels = [np.asarray(picture.convert("RGB")) for picture in pictures]
+    content = hashlib.sha256()
+    for picture in pixels:
+        content.update(f"{picture.shape}".encode() + picture.tobytes())
+    return Probe(f"{len(pixels)} pictures", [f"{i:05d}" for i in range(len(pixels))], None,
+                 f"pictures {content.hexdigest()[:32]}", [], pixels)
+
+
+def only(probe: Probe, rows: Sequence[int]) -> Probe:
+    """Some images of a probe, in the order given."""
+    return replace(probe, ids=[probe.ids[i] for i in rows], items=[probe.items[i] for i in rows], skipped=[],
+                   labels=None if probe.labels is None else [probe.labels[i] for i in rows],
+                   fingerprint=f"{probe.fingerprint} {list(rows)}")
 
 
 def batches(probe: Probe, preprocesses: Sequence[Callable[[Image.Image], Tensor]], batch_size: int, start: int = 0,
