@@ -46,7 +46,8 @@ figures: .venv/set-up-base
 	  cp results/evaluation/figures-*/figures/$$name.png figures/evaluation_$$name.png || exit 1; \
 	done
 	$(PY) -m utils.runs trust -p run_name figures
-	for name in auroc reliability; do \
+	cp results/trust/figures-*/figures/auroc_near.png figures/trust_auroc.png
+	for name in reliability coverage; do \
 	  cp results/trust/figures-*/figures/$$name.png figures/trust_$$name.png || exit 1; \
 	done
 	$(PY) benchmarks/scale.py --figure figures/scoring_cost && rm figures/scoring_cost.pdf
