@@ -1,0 +1,144 @@
+"""utils.extractive: a literal count of phrases with loops, what must not matter, and captions of the microworld."""
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+
+from utils import microworld
+from utils.extractive import STOP, extract, fold, phrases
+
+TEAS = ["a cup of green tea on a table", "green tea in a glass", "two cups of hot tea", "a man with green teas"]
+
+
+def literal(captions, reference, n):
+    """Every run of up to three words counted with loops; captions without punctuation and without plurals."""
+    def runs(text):
+        words = text.split()
+        found = []
+        for i in range(len(words)):
+            for j in range(i + 1, min(i + 3, len(words)) + 1):
+                middle = [word for word in words[i + 1:j - 1] if word not in ("of", "and")]
+                ends = [words[i], words[j - 1]]
+                if not any(word in STOP for word in ends + middle) and words[i:j] not in found:
+                    found.append(words[i:j])
+        return found
+
+    every = []
+    for text in captions:
+        for run in runs(text):
+            if run not in every:
+                every.append(run)
+    rows = []
+    for position, run in enumerate(every):
+        has = [run in runs(text) for text in captions]
+        usual = [run in runs(text) for text in reference]
+        score = sum(has) / len(captions) - (sum(usual) / len(usual) if usual else 0)
+        rows.append((-round(score, 9), -sum(has), -len(run), position, run, has))
+    if max(-row[1] for row in rows) > 1:
+        rows = [row for row in rows if row[1] <= -2]
+    kept = []
+    for *_, run, has in sorted(rows, key=lambda row: row[:4]):
+        text = " ".join(run)
+        twin = [k for k, same in kept if same == has and (f" {k} " in f" {text} " or f" {text} " in f" {k} ")]
+        if not twin:
+            kept.append((text, has))
+    return [text for text, _ in kept[:n]]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_phrases_are_counted_as_the_loops_do(seed):
+    dice = random.Random(seed)
+    few = "red blue dot grid a the of and on".split()
+    captions, reference = ([" ".join(dice.choices(few, k=dice.randint(2, 7))) + " thing" for _ in range(number)]
+                           for number in (dice.randint(1, 9), dice.choice((0, 5, 13))))
+    n = dice.randint(1, 7)
+    assert extract(captions, reference, n) == literal(captions, reference, n)
+
+
+def test_the_shared_phrase_wins_as_most_captions_write_it():
+    assert extract(TEAS, n=3) == ["tea", "green tea", "cup"]  # "green" is in the same captions as "green tea"
+    assert extract(["two red cats", "red cats", "a red cat"])[0] == "red cats"
+    assert extract(["a red cat", "red cat", "red cats"])[0] == "red cat"
+
+
+def test_what_every_picture_shows_loses():
+    captions = ["a dog in bright light", "two dogs in bright light", "a dog by a door in light", "a cat in light"]
+    assert extract(captions)[0] == "light"
+    reference = ["a boat in light", "a tree in light", "light on a wall", "a house in bright light", "a road"]
+    assert extract(captions, reference)[:2] == ["dog", "bright light"]  # 3/4 - 0, 2/4 - 1/5
+    assert extract(captions, reference)[-1] == "light"  # 4/4 - 4/5
+
+
+def test_equal_scores_are_equal_in_spite_of_rounding():
+    captions = ["dog cat"] * 2 + ["dog"] * 5 + ["cat"] * 3  # .7 - .2 is less than .5 in floating point
+    assert extract(captions, ["dog", "x", "y", "z", "z"])[:2] == ["dog", "cat"], "then what more captions have"
+    assert extract(captions[::-1], ["dog", "x", "y", "z", "z"])[:2] == ["dog", "cat"]
+
+
+def test_phrases_of_one_caption_count_only_where_nothing_is_shared():
+    assert extract(["red cat", "red dog", "blue fish"]) == ["red"]
+    assert extract(["red cat"]) == ["red cat"]
+    assert extract(["a cat", "the dog"]) == ["cat", "dog"], "the strongest example first"
+
+
+def test_no_phrase_twice():
+    found = extract(["one tall red tower"] * 4 + ["tall tower"])
+    assert found == ["tall", "tower", "one tall red", "tall red tower"]
+    assert extract(["light dim light"] * 2) == ["light dim light"]
+
+
+def test_phrases_respect_stop_words_and_punctuation():
+    assert list(phrases("A dog, on the sofa.")) == [("dog",), ("sofa",)]
+    assert list(phrases("a dog on the sofa")) == [("dog",), ("sofa",)]
+    assert ("cup", "of", "tea") in phrases("cups of tea") and ("black", "and", "white") in phrases("black and white")
+    assert list(phrases("dogs on grass")) == [("dog",), ("grass",)]
+    assert phrases("Stars and a star") == {("star",): ["stars", "star"]}
+    assert phrases("") == phrases("of the") == {}
+    assert ("café",) in phrases("a Café") and ("t-shirt",) in phrases("his t-shirt") and ("木",) in phrases("木")
+
+
+def test_singular_and_plural_fold_alike():
+    for one, many in (("circle", "circles"), ("cross", "crosses"), ("hourglass", "hourglasses"), ("berry", "berries"),
+                      ("box", "boxes"), ("bush", "bushes"), ("church", "churches"), ("man", "men"), ("bus", "buses"),
+                      ("person", "people"), ("rose", "roses"), ("tie", "ties"), *microworld.PLURALS.items()):
+        assert fold(many) == fold(one) == one
+    for word in ("glass", "bus", "this", "gas", "cactus", "tennis", "red"):
+        assert fold(word) == word
+
+
+def test_captions_without_a_phrase():
+    assert extract(["The Of", "it is", "it is"]) == ["it is"]
+    assert extract(["", " ", "red"]) == ["red"], "an empty caption is none"
+
+
+def test_order_of_captions_matters_for_ties_only():
+    captions = ["a red cat on snow", "one red cat in a box", "a red dog on snow", "a red fish"]  # red 4, cat 2, snow 2
+    for seed in range(5):
+        order = random.Random(seed).sample(captions, 4)
+        found = extract(order)
+        assert found[0] == "red" and set(found) == set(extract(captions)) and found == extract(order)
+
+
+@pytest.mark.parametrize("atom", ["star", "purple", "striped", "small", "desert", "three"])
+def test_captions_of_the_microworld_name_what_scenes_share(atom):
+    scenes = [s for s in map(microworld.scene, range(400)) if atom in microworld.concepts(s)][:10]
+    captions = [microworld.caption(s, i % 3) for i, s in enumerate(scenes)]
+    reference = [microworld.caption(microworld.scene(5000 + i), i % 3) for i in range(100)]
+    words = [set(re.findall("[a-z]+", text)) for text in extract(captions, reference)]
+    assert {atom, microworld.PLURALS.get(atom, atom)} & words[0]
+    captions[::4] = reference[:3]  # three of ten say something else
+    assert {atom, microworld.PLURALS.get(atom, atom)} & set(re.findall("[a-z]+", extract(captions, reference)[0]))
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: extract("a cat"), "captions must be a list of texts, got the text 'a cat'; wrap it"),
+    (lambda: extract(["a cat"], "a dog"), "reference must be a list of texts, got the text 'a dog'; wrap it"),
+    (lambda: extract([]), "phrases come from captions, got none that says anything; caption"),
+    (lambda: extract([" "]), "phrases come from captions, got none"),
+    (lambda: extract(["a cat"], n=0), "number of phrases must be a positive whole number, got 0"),
+])
+def test_errors_say_the_way_out(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
