@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from utils import llms
+from utils import openai_server
 from utils.errors import UnknownName
 from utils.llms import load_llm
 from utils.weights import random_start
@@ -64,7 +64,7 @@ def server(monkeypatch):
     log.url = f"http://127.0.0.1:{web.server_port}"
     monkeypatch.setenv("OPENAI_BASE_URL", f"{log.url}/v1/")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(llms.time, "sleep", log.waits.append)
+    monkeypatch.setattr(openai_server.time, "sleep", log.waits.append)
     yield log
     log.release.set()
     web.shutdown()
@@ -95,6 +95,40 @@ def test_a_request_and_its_answer(server):
     assert KEY not in repr(llm)
 
 
+def test_what_is_spent(server):
+    usage = [{"prompt_tokens": 12, "completion_tokens": 3}, None, {"prompt_tokens": None, "completion_tokens": "3"},
+             {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5}]
+    server.script = [(200, json.dumps({"choices": [{"message": {"content": "x"}}], "usage": u})) for u in usage]
+    server.script += [(200, "no JSON")]
+    llm = load_llm("openai:m")
+    assert [llm.answer(HELLO), llm.answer(HELLO), llm.answer(HELLO)] == [("x", 12, 3), ("x", 0, 0), ("x", 0, 0)]
+    assert llm.ask(HELLO) == "x"
+    failure(ValueError, llm.ask)
+    spent = llm.spent
+    assert (spent.calls, spent.prompt_tokens, spent.answer_tokens) == (4, 17, 3) and spent.seconds > 0
+    assert load_llm("openai:m").spent.calls == 0 and llm.together > 8
+
+
+def test_a_key_in_an_answer_is_taken_out(server, monkeypatch):
+    server.script = [answer(f"it is {KEY}.")]
+    assert load_llm("openai:m").ask(HELLO) == "it is ***."
+    monkeypatch.setenv("OPENAI_API_KEY", "it")  # no secret, and a word
+    assert load_llm("openai:m").ask(HELLO) == f"it is {KEY}."
+
+
+def test_pictures_go_to_a_server_alone(server, llama):
+    server.script = [answer("a dog")]
+    parts = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": "data:image/png,x"}}]
+    messages = [{"role": "user", "content": parts}]
+    assert load_llm("openai:m").ask(messages) == "a dog"
+    assert json.loads(server.requests[0][3])["messages"] == messages
+    with pytest.raises(ValueError, match="messages are a list of dicts of role and content, both texts"):
+        llama.ask(messages)
+    for strange in ([], ["text"], [{"text": "x"}]):
+        with pytest.raises(ValueError, match="messages are a list"):
+            load_llm("openai:m").ask([{"role": "user", "content": strange}])
+
+
 def test_a_server_without_key_is_not_sent_one(server, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     server.script = [answer("hello"), (401, '{"error": {"message": "who are you?"}}')]
@@ -107,7 +141,7 @@ def test_a_server_without_key_is_not_sent_one(server, monkeypatch):
 def test_a_refused_key_is_not_repeated_by_the_error(server):
     for body in (json.dumps({"error": {"message": f"wrong key {KEY}"}}), f"<b>{KEY}</b>", f'"{KEY}"',
                  json.dumps({"error": KEY}).replace("/", "\\/"), "sent " + KEY.replace("/", "\\/"),
-                 "x" * (llms.SHOWN - 22) + KEY):
+                 "x" * (openai_server.SHOWN - 22) + KEY):
         server.script = [(401, body)]
         said = failure(PermissionError, load_llm("openai:m").ask)
         assert "refused a key: HTTP 401 (" in said and "***" in said and said.endswith("OPENAI_API_KEY to another one")
@@ -121,7 +155,7 @@ def test_busy_then_an_answer(server):
                      (429, "", {"Retry-After": past}), answer("hello")]
     assert load_llm("openai:m", tries=7).ask(HELLO) == "hello"
     first, seconds, date, nonsense, day, over = server.waits
-    assert (first, seconds, nonsense, day, over) == (.5, 7.5, 4., llms.LONGEST_WAIT, 0) and 20 < date <= 30
+    assert (first, seconds, nonsense, day, over) == (.5, 7.5, 4., openai_server.LONGEST_WAIT, 0) and 20 < date <= 30
     assert len({body for *_, body in server.requests}) == 1, "each try sends the same"
 
 
@@ -228,7 +262,7 @@ def test_addresses_that_are_none(monkeypatch, url):
 def test_key_tells_models_and_servers_apart(monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     keys = [load_llm("openai:m").key, load_llm("openai:n").key]
-    monkeypatch.setenv("OPENAI_BASE_URL", f"{llms.OPENAI}/")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{openai_server.OPENAI}/")
     assert load_llm("openai:m").key == keys[0] and len(keys[0]) == 16
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert load_llm("openai:m").key == keys[0]
@@ -279,6 +313,12 @@ def literal(folder, messages, tokens):
 def test_temperature_zero_is_the_likeliest_token(llama, tmp_path):
     assert llama.ask(HELLO, max_tokens=9) == literal(tmp_path / "a", HELLO, 9) != ""
     assert llama.ask(HELLO[1:], max_tokens=5, seed=3) == literal(tmp_path / "a", HELLO[1:], 5)
+
+
+def test_tokens_of_a_local_model_are_its_own(llama):
+    text, prompt, answered = llama.answer(HELLO, max_tokens=9)
+    assert text == llama.ask(HELLO, max_tokens=9) and prompt == 10 and len(text.split()) <= answered <= 9
+    assert (llama.spent.calls, llama.spent.prompt_tokens, llama.together) == (2, 20, 1)
 
 
 def test_an_answer_ends_where_the_context_does(tmp_path):
@@ -341,8 +381,9 @@ def test_absent_weights(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name, error, message", [
-    ("openaai:m", UnknownName, "no llm 'openaai:m'; nearest: openai:MODEL; known: openai:MODEL, hf:ID"),
-    ("hf:", UnknownName, "no llm 'hf:'"), ("openai", UnknownName, "no llm 'openai'")])
+    ("openaai:m", UnknownName, "no llm 'openaai:m'; nearest: openai:MODEL; known: openai:MODEL, hf:ID, gguf:PATH"),
+    ("hf:", UnknownName, "no llm 'hf:'"), ("openai", UnknownName, "no llm 'openai'"),
+    ("gguf:", UnknownName, "no llm 'gguf:'")])
 def test_names_that_are_none(name, error, message):
     with pytest.raises(error, match=message):
         load_llm(name)
@@ -354,9 +395,10 @@ def test_names_that_are_none(name, error, message):
     ([{"role": "user", "content": None}], {}, "messages are a list"),
     (HELLO, {"temperature": -1}, "temperature >= 0, .*, got -1, 1.0 and 256"),
     (HELLO, {"temperature": float("nan")}, "got nan"), (HELLO, {"top_p": 0}, "got 0.0, 0 and 256"),
-    (HELLO, {"max_tokens": 0}, "got 0.0, 1.0 and 0")])
+    (HELLO, {"max_tokens": 0}, "got 0.0, 1.0 and 0"),
+    (HELLO, {"temprature": 1}, "no setting of a language model 'temprature'; nearest: temperature")])
 def test_what_cannot_be_asked(server, messages, settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, UnknownName), match=message):
         load_llm("openai:m").ask(messages, **settings)
     assert server.requests == []
 

