@@ -1,14 +1,19 @@
 """The training stages: they learn, they resume to the same weights, and the shipped networks are what they claim."""
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from utils import quality, training
+from utils import blip, quality, training
+from utils.captioners import load_captioner
 from utils.fit import fit, save_weights
-from utils.microworld import CLASSES, CONCEPTS
+from utils.microworld import CLASSES, CONCEPTS, caption, parse
 from utils.networks import MicroResNet, build_target, micro_vit
+from utils.render import render
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +27,10 @@ def test_pool_holds_what_scenes_say(pool):
     assert {CONCEPTS[i] for i in np.nonzero(pool["truth"][5])[0]} == training.concepts(some)
     shapes = set(pool["patches"][5, 0].flatten().tolist()) - {12}
     assert shapes == {training.ATOMS["shape"].index(t.shape) for t in some.things}
+    box, near = blip.close_up(some)
+    assert pool["boxes"][5].tolist() == pytest.approx(box) and pool["boxes"].shape == (23, 4)
+    assert blip.decode(torch.from_numpy(pool["near_captions"][5:6]).long()) == [near]
+    assert blip.decode(torch.from_numpy(pool["full_captions"][5:6]).long()) == [blip.full_caption(some)]
 
 
 def test_an_interrupted_stage_ends_with_the_same_weights(pool, tmp_path):
@@ -43,12 +52,83 @@ def test_an_interrupted_stage_ends_with_the_same_weights(pool, tmp_path):
         torch.testing.assert_close(whole[name], resumed[name], rtol=1e-4, atol=1e-5)
 
 
+def test_the_captioner_learns_and_an_interruption_does_not_matter(pool, tmp_path, monkeypatch):
+    """Killed while its image tower keeps still, it goes on to the same weights; only then the tower moves."""
+    monkeypatch.setattr(training, "STILL", .9)  # of 60 steps; killed after 50
+
+    name = "vision_model.encoder.layers.0.mlp.fc1.weight"
+
+    def run(folder, kill=False):
+        torch.manual_seed(0)
+        clip, model = training.new_clip("vit").eval(), blip.new_blip(layers=1)
+        rows = []
+
+        def report(row):
+            rows.append(row)
+            if kill:
+                raise KeyboardInterrupt
+        try:
+            training.train_captioner(model, clip, pool, 60, 3, folder, report)
+        except KeyboardInterrupt:
+            before = load_file(str(folder / "checkpoint.safetensors"))[f"now.model.{name}"]
+            assert torch.equal(before, clip.visual.transformer.resblocks[0].mlp.c_fc.weight)
+            return run(folder)
+        assert not torch.equal(model.state_dict()[name], clip.visual.transformer.resblocks[0].mlp.c_fc.weight)
+        return model.state_dict(), rows
+
+    (whole, rows), (resumed, later) = run(tmp_path / "a"), run(tmp_path / "b", kill=True)
+    assert [row["step"] for row in rows] == [50, 60] and [row["step"] for row in later] == [60]
+    assert rows[1]["loss"] < .8 * rows[0]["loss"]
+    for part in whole:
+        torch.testing.assert_close(whole[part], resumed[part], rtol=1e-3, atol=1e-4)
+
+
+def test_the_captioner_reads_scenes_and_close_ups_with_their_own_captions(pool, monkeypatch):
+    """The loss literally: minus the mean log probability of each next word up to the end, on scenes or on boxes."""
+    seen = {}
+
+    def vision(pixel_values):
+        seen["images"] = pixel_values
+        return SimpleNamespace(last_hidden_state=pixel_values)
+
+    def decoder(input_ids, encoder_hidden_states, use_cache):
+        assert encoder_hidden_states is seen["images"]
+        seen["ids"] = input_ids
+        seen["logits"] = torch.randn(*input_ids.shape, training.END + 1, generator=torch.Generator().manual_seed(1))
+        return SimpleNamespace(logits=seen["logits"])
+
+    kept = {}
+    monkeypatch.setattr(training, "take_vision", lambda *given: None)
+    monkeypatch.setattr(training, "fit", lambda parts, loss, *given: kept.update(loss=loss) or {"model": None})
+    monkeypatch.setattr(training.nn, "ModuleDict", dict)
+    clip = training.new_clip("vit")
+    training.train_captioner(SimpleNamespace(vision_model=vision, text_decoder=decoder), clip, pool, 60, 23, None, None)
+    images, take = torch.from_numpy(pool["images"]).float(), torch.randperm(23)
+    found = float(kept["loss"](take, images[take], 7))
+    near, total, words = 0, 0., 0
+    said = {(p, i): torch.from_numpy(pool["captions"][i, p]).long() for p in (1, 2) for i in range(23)}
+    said |= {(0, i): torch.from_numpy(pool["full_captions"][i]).long() for i in range(23)}
+    for row, i in enumerate(take.tolist()):
+        cut = blip.crop(images[i:i + 1], torch.from_numpy(pool["boxes"][i:i + 1]))[0]
+        if torch.allclose(seen["images"][row], cut, atol=.1):
+            near, ids = near + 1, torch.from_numpy(pool["near_captions"][i]).long()
+        else:
+            assert torch.allclose(seen["images"][row], images[i], atol=.1)
+            ids = next(said[p, i] for p in range(3) if torch.equal(said[p, i][:-1], seen["ids"][row]))
+        assert torch.equal(seen["ids"][row], ids[:-1])
+        for t in range(23):
+            if ids[t + 1]:
+                total, words = total - float(seen["logits"][row, t].log_softmax(0)[ids[t + 1]]), words + 1
+    assert found == pytest.approx(total / words, rel=1e-5) and 2 <= near <= 14
+
+
 def test_every_stage_runs_and_its_weights_load_with_openai_clip(pool, tmp_path):
     from clip.model import build_model
-    from safetensors.torch import load_file
+
     said = []
     made = training.make_networks(tmp_path / "weights", tmp_path / "work", pool, lambda stage, row: said.append(stage), most_steps=2)
-    assert said == ["clip_rn", "read_patches", "clip_vit", "target_resnet", "target_vit"]
+    assert said == ["clip_rn", "read_patches", "clip_vit", "target_resnet", "target_vit", "captioner"]
+    assert len(load_captioner(f"microworld@{tmp_path / 'weights'}").caption([render(training.scene(0))])) == 1
     for name in ("clip_rn", "clip_vit"):
         model = build_model(load_file(str(made[name]))).float()
         assert model.visual.input_resolution == 64
@@ -69,7 +149,6 @@ def test_fit_lowers_the_loss(pool, tmp_path):
 
 @pytest.mark.parametrize("model", [MicroResNet(5, 4), micro_vit(5, 16, 2)])
 def test_targets_are_rebuilt_from_their_weights(model, tmp_path):
-    from safetensors.torch import load_file
     x = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     save_weights(model.eval(), tmp_path / "w.safetensors")
     again = build_target(load_file(str(tmp_path / "w.safetensors")))
@@ -95,3 +174,21 @@ def test_shipped_targets_know_their_concepts(name):
 def test_retrieval_takes_whole_groups():
     with pytest.raises(ValueError, match="whole groups of 256 scenes, got 100"):
         quality.retrieval(None, None, None, quality.held_out(100))
+
+
+def test_caption_truth_by_hand():
+    texts = ["a small red striped star on the sea in dim light", "two large blue dotted rings",
+             "a small red plain star above a large grey grid heart on snow in warm light", "a star",
+             "a small red striped circle"]
+    scenes = [parse("a small red striped star on the sea in dim light"), parse("two large blue dotted circles on snow"),
+              parse("a large grey grid heart above a small pink plain star on snow in warm light"), parse("a red ring"),
+              parse("a large blue plain circle above a small red striped star on snow in dim light")]
+    found = quality.caption_truth(texts, scenes)
+    assert found == {"shape_colour": .2, "shape": .4, "colour": .6, "texture": .8, "size": .8, "place": .4, "light": .4,
+                     "count": .8}
+    held = quality.held_out(23)
+    true = quality.caption_truth([caption(s) for s in held], held)
+    other = quality.caption_truth([caption(s) for s in held[1:] + held[:1]], held)
+    assert set(true.values()) == {1.} and other["shape_colour"] < .3
+    with pytest.raises(ValueError, match="each scene has a text, got 3 texts and 5 scenes"):
+        quality.caption_truth(texts[:3], scenes)

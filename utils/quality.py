@@ -4,6 +4,7 @@ held_out      pictures and scenes for measuring
 zero_shot     CLIP names shape and colour of single objects
 retrieval     CLIP finds a picture's caption among 256
 mean_ap       target networks find their 52 concepts
+caption_truth a captioner says what is in a picture
 """
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from utils.microworld import CLASSES, COLOURS, SHAPES, Scene, caption, presence, scene
+from utils.microworld import CLASSES, COLOURS, COUNTS, SHAPES, Scene, caption, presence, read, scene
 from utils.render import render
 
 HELD_OUT_SEED = 5_000_000_000
@@ -61,6 +62,26 @@ def mean_ap(model: torch.nn.Module, preprocess: Callable, scenes: Sequence[Scene
     truth = presence(scenes, CLASSES).numpy()
     ap = {c: float(average_precision_score(truth[:, i], logits[:, i])) for i, c in enumerate(CLASSES) if truth[:, i].any()}
     return sum(ap.values()) / len(ap), ap
+
+
+def caption_truth(texts: Sequence[str], scenes: Sequence[Scene]) -> dict[str, float]:
+    """Share of texts that are right, word by word: shape, colour, texture, size of the first thing; place, light, count.
+
+    A word that is left out counts as wrong, except a number that the things named tell. The words are held against the
+    scene's thing that agrees in most of them; `shape_colour` wants both of it. Texts of other scenes are the control.
+    """
+    if len(texts) != len(scenes):
+        raise ValueError(f"each scene has a text, got {len(texts)} texts and {len(scenes)} scenes")
+    kinds = ("shape", "colour", "texture", "size")
+    rows = []
+    for text, s in zip(texts, scenes):
+        said = read(text)
+        first = (said["given"] or [{}])[0]
+        right = max(([first.get(kind) == getattr(thing, kind) for kind in kinds] for thing in s.things), key=sum)
+        number = said["count"] or COUNTS[max(len(said["given"]), 1) - 1]
+        rows.append([right[0] and right[1], *right, said["place"] == s.place, said["light"] == s.light,
+                     number == COUNTS[len(s.things) - 1]])
+    return dict(zip(("shape_colour", *kinds, "place", "light", "count"), map(_share, zip(*rows))))
 
 
 def _images(preprocess: Callable, scenes: Sequence[Scene], batch: int = 128):

@@ -1,11 +1,12 @@
-"""How the microworld's networks are made: one pool of rendered scenes and five stages, each of which resumes after a kill.
+"""How the microworld's networks are made: one pool of rendered scenes and six stages, each of which resumes after a kill.
 
-make_networks  all stages in order, weights into a folder
-scene_pool     pictures, true concepts, captions and patch labels of many scenes, rendered once
-train_clip     openai-clip's class with a ModifiedResNet tower, from captions and concepts
-read_patches   first half of the ViT CLIP: what lies on every patch
-distil_clip    second half: match the first CLIP and take over its text tower
-train_target   a classifier of the 52 atoms (CNN or ViT)
+make_networks    all stages in order, weights into a folder
+scene_pool       pictures, true concepts, captions and patch labels of many scenes, rendered once
+train_clip       openai-clip's class with a ModifiedResNet tower, from captions and concepts
+read_patches     first half of the ViT CLIP: what lies on every patch
+distil_clip      second half: match the first CLIP and take over its text tower
+train_target     a classifier of the 52 atoms (CNN or ViT)
+train_captioner  a BLIP that says scenes and close-ups of their things
 """
 from __future__ import annotations
 
@@ -20,25 +21,29 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.blip import close_up, crop, full_caption, new_blip, take_vision
 from utils.fit import fit, save_weights
-from utils.microworld import ATOMS, CLASSES, CONCEPTS, CONTEXT, END, caption, concepts, scene, tokenize
+from utils.microworld import ATOMS, CLASSES, CONCEPTS, CONTEXT, END, SIZE, caption, concepts, scene, tokenize
 from utils.networks import MicroResNet, micro_vit
 from utils.openai_clip import openai_package
 from utils.render import coverage, render
 
 if TYPE_CHECKING:
     from clip.model import CLIP
+    from transformers import BlipForConditionalGeneration
 
 TRAIN_SEED = 1_000_000  # scenes of the pool; probes and held-out scenes use other seeds
 PHRASINGS = 4  # captions 0..3 name one scene; the partial ones fit many and would be false negatives
 DENSE = ("shape", "colour", "texture")  # what a patch is asked for when the ViT learns to read
 GRID = 8
+STILL = .5  # share of the captioner's steps in which only its decoder learns
+NEAR = 1 / 3  # share of close-ups among its images
 INDEX = {c: i for i, c in enumerate(CONCEPTS)}
 WORD = {kind: {w: i for i, w in enumerate(ATOMS[kind])} for kind in DENSE}
 POOL = 100_000  # scenes
 RECIPE = {"clip_rn": {"steps": 2400, "batch": 256, "lr": 2e-3}, "read_patches": {"steps": 2800, "batch": 128, "lr": 2e-3},
           "clip_vit": {"steps": 500, "batch": 128, "lr": 1e-3}, "target_resnet": {"steps": 1500, "batch": 256, "lr": 2e-3},
-          "target_vit": {"steps": 1300, "batch": 128, "lr": 2e-3}}
+          "target_vit": {"steps": 1300, "batch": 128, "lr": 2e-3}, "captioner": {"steps": 2400, "batch": 64, "lr": 1.5e-3}}
 
 
 def make_networks(folder: Path, work: Path, pool: dict[str, np.ndarray], report: Callable[[str, dict], None], *,
@@ -57,12 +62,14 @@ def make_networks(folder: Path, work: Path, pool: dict[str, np.ndarray], report:
         torch.manual_seed(seed)
         first, second = new_clip("rn").to(device), new_clip("vit").to(device)
         targets = {"target_resnet": MicroResNet(len(CLASSES)).to(device), "target_vit": micro_vit(len(CLASSES)).to(device)}
+        captioner = new_blip().to(device)
     train_clip(first, pool, **stage("clip_rn"))
     read_patches(second, pool, **stage("read_patches"))
     distil_clip(second, first, pool, **stage("clip_vit"))
     for name, model in targets.items():
         train_target(model, pool, **stage(name))
-    made = {"clip_rn": first, "clip_vit": second} | targets
+    train_captioner(captioner, second, pool, **stage("captioner"))
+    made = {"clip_rn": first, "clip_vit": second} | targets | {"captioner": captioner}
     for name, model in made.items():
         save_weights(model, folder / f"{name}.safetensors")
     return {name: folder / f"{name}.safetensors" for name in made}
@@ -72,6 +79,7 @@ def scene_pool(n: int, seed: int = TRAIN_SEED, workers: int | None = None) -> di
     """Render scenes seed..seed+n-1: images [n, 3, 64, 64] uint8, truth [n, 392] bool, captions [n, 4, 24], patches [n, 3, 8, 8].
 
     A patch's label is the word of the object that covers it by more than 30 %, or one past the last word for background.
+    For the captioner: full_captions [n, 24], and boxes [n, 4] around one object with near_captions [n, 24].
     """
     chunks = [(seed + i, min(500, n - i)) for i in range(0, n, 500)]
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
@@ -170,6 +178,30 @@ def distil_clip(model: CLIP, teacher: CLIP, pool: dict, steps: int, batch: int, 
     return fit(parts, loss, pool, steps, batch, folder, report, seed, lr)["model"]
 
 
+def train_captioner(model: BlipForConditionalGeneration, clip: CLIP, pool: dict, steps: int, batch: int, folder: Path,
+                    report: Callable, seed: int = 0, lr: float = 1.5e-3) -> BlipForConditionalGeneration:
+    """Fit the next word of captions in three phrasings that leave nothing out, from the ViT CLIP's image tower on.
+
+    NEAR of the images are close-ups, as attention crops are; the tower keeps still until the decoder can read it.
+    """
+    take_vision(model, clip.visual, torch.from_numpy(pool["images"][:256]).to(_device(clip)).float().div(127.5).sub(1))
+
+    def loss(take: torch.Tensor, images: torch.Tensor, step: int) -> torch.Tensor:
+        dice = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        rows, phrasing = take.numpy(), torch.randint(3, (len(take),), generator=dice).numpy()
+        near = torch.rand(len(take), generator=dice) < NEAR
+        said = np.where(phrasing[:, None] > 0, pool["captions"][rows, phrasing], pool["full_captions"][rows])
+        said = np.where(near[:, None], pool["near_captions"][rows], said)
+        said, boxes = torch.from_numpy(said).long().to(images.device), torch.from_numpy(pool["boxes"][rows])
+        images = crop(images, torch.where(near[:, None], boxes, torch.tensor([0., 0., SIZE, SIZE])).to(images.device))
+        with torch.set_grad_enabled(step >= STILL * steps):
+            tokens = model.vision_model(pixel_values=images).last_hidden_state
+        logits = model.text_decoder(input_ids=said[:, :-1], encoder_hidden_states=tokens, use_cache=False).logits
+        return F.cross_entropy(logits.float().flatten(0, 1), said[:, 1:].flatten(), ignore_index=0)
+
+    return fit(nn.ModuleDict({"model": model}), loss, pool, steps, batch, folder, report, seed, lr)["model"]
+
+
 def vit_tokens(visual: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """All tokens [B, 1 + patches, width] of an openai-clip VisionTransformer after `ln_post`, class token first."""
     x = visual.conv1(images).flatten(2).transpose(1, 2)  # [B, patches, width]
@@ -193,4 +225,7 @@ def _pool_chunk(seed: int, n: int) -> dict[str, np.ndarray]:
             for k, kind in enumerate(DENSE):
                 patches[i, k][covered] = WORD[kind][getattr(thing, kind)]
     said = tokenize([caption(s, p) for s in scenes for p in range(PHRASINGS)]).reshape(n, PHRASINGS, CONTEXT)
-    return {"images": images, "truth": truth, "captions": said.numpy().astype(np.int8), "patches": patches}
+    boxes, near = zip(*map(close_up, scenes))
+    return {"images": images, "truth": truth, "captions": said.numpy().astype(np.int8), "patches": patches,
+            "full_captions": tokenize([full_caption(s) for s in scenes]).numpy().astype(np.int8),
+            "boxes": np.array(boxes, dtype=np.float32), "near_captions": tokenize(near).numpy().astype(np.int8)}
