@@ -16,7 +16,7 @@ from utils.hooks import record
 from utils.models import Target, load_target
 from utils.name_groups import matching
 from utils.probe import Probe, of_scenes
-from utils.pruning import effect_table, outputs, pruned
+from utils.pruning import effect_table, outputs, pruned, comparable
 
 
 class Tokens(nn.Module):
@@ -192,6 +192,13 @@ def test_microworld_scores_are_those_of_quality():
     tied = truth[:, red].float().mean().item()
     assert value(found, "named", "matching", "score", "AP") == pytest.approx(tied)
     assert value(found, "named", "others", "loss", "AP") == 0
+
+
+def test_comparable_needs_images_of_both():
+    assert comparable(torch.tensor([0, 1, 1]), [1]) and not comparable(torch.tensor([1, 1]), [1])
+    assert not comparable(torch.tensor([0, 2]), [1]) and not comparable(torch.tensor([0, 2]), [])
+    shown = torch.tensor([[True, False, False], [True, True, False]])
+    assert comparable(shown, [0]) and not comparable(shown, [2]) and not comparable(shown, [0, 1])
 
 
 T2, TRUTH = target(Planted()), torch.tensor([0, 1, 2])

@@ -35,6 +35,7 @@ TILE, GAP, LIST = .92, .07, 2.45  # inches: side of a picture, space between, wi
 TITLE, LINE, LINES = .27, .088, 5  # height of a title and of a line of a caption; lines of the longest caption
 ROW = .122  # height of a candidate
 SMALL = 5.5  # points
+LEAST = 1e-3  # loss that a figure shows at least
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,8 @@ def pruning_effect(table: pd.DataFrame) -> Figure:
             _points(ax, part["loss"], np.arange(2) + shift, part["low"], part["high"], colour, name)
         count = int(some["units"].iloc[0])
         ax.axvline(0, color=".4", lw=.8, ls="--", zorder=0)
+        left, right = ax.get_xlim()
+        ax.set_xlim(min(left, -LEAST), max(right, LEAST))
         ax.set(yticks=range(2), yticklabels=["units named so", "random units"], ylim=(1.5, -.5),
                xlabel=f"loss of {metrics[0]}", title=f"{word}  ({count} units)" if word else f"{count} units")
         ax.margins(x=.12)

@@ -91,12 +91,6 @@ def controls(labels: Mapping[str, Sequence[str]], words: Sequence[str], present:
             "constant": [words[int(scores.mean(0).argmax())]] * len(first)}
 
 
-def class_numbers(probe: Probe, classes: Sequence[str]) -> Tensor:
-    """Number of each image's class [N], -1 where its label is none of the classes."""
-    where = {name: i for i, name in reversed(list(enumerate(classes)))}
-    return torch.tensor([where.get(label, -1) for label in probe.labels or [None] * probe.N])
-
-
 def _shows(scene, said: dict) -> bool:
     from utils.microworld import COUNTS
 

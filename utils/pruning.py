@@ -3,6 +3,7 @@
 pruned        a network without some units, for a while
 outputs       what the network gives with each of several sets of units pruned, in one pass over the images
 effect_table  loss on the classes that match and on the others, for the units named so and for random ones
+comparable    whether there are images of both
 
 N images, C classes (columns of the network's output). As in the EuroSAT study of Describe-and-Dissect; which units have
 a word in their names: `utils.name_groups`.
@@ -119,6 +120,17 @@ def effect_table(target: Target, units: Units, probe: Probe, truth: Tensor, clas
                 "units": size if count else 0, "score": values[which].mean(0), "loss": losses[which].mean(0),
                 "low": low, "high": high, "p": p if condition == "named" else np.nan}))
     return pd.concat(parts, ignore_index=True)
+
+
+def comparable(truth: Tensor, classes: Sequence[int]) -> bool:
+    """Whether `truth` has images of the classes and of others, which `effect_table` compares."""
+    if truth.ndim == 2:
+        shown = truth.any(0)
+        some = torch.zeros(len(shown), dtype=torch.bool)
+        some[list(classes)] = True
+        return bool((shown & some).any() and (shown & ~some).any())
+    here = torch.isin(truth, torch.tensor(list(classes), dtype=truth.dtype))
+    return bool(here.any() and not here.all())
 
 
 def _layers(target: Target, conditions: Sequence[Units]) -> dict[str, LayerInfo]:
