@@ -50,6 +50,10 @@ figures: .venv/set-up-base
 	for name in reliability coverage; do \
 	  cp results/trust/figures-*/figures/$$name.png figures/trust_$$name.png || exit 1; \
 	done
+	$(PY) -m utils.runs describe_and_dissect -p run_name figures
+	for name in strips_layer4 ablation_correlation ablation_named pruning; do \
+	  cp results/describe_and_dissect/figures-*/figures/$$name.png figures/describe_$$name.png || exit 1; \
+	done
 	$(PY) benchmarks/scale.py --figure figures/scoring_cost && rm figures/scoring_cost.pdf
 
 clean-cache: .venv/set-up-base
