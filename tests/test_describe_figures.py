@@ -128,10 +128,10 @@ def test_fewer_pictures_and_the_truth():
     fig = strip(unit(truth="star"), pictures=2)
     assert len(fig.axes[0].images) == 2 and "true name: star" in texts(fig)
     colour = {}
-    for label in ("Red star", "red", "starfish"):
+    for label in ("Red star", "red", "starfish", "two stars"):
         shown = {t.get_text(): t.get_color() for t in strip(unit(truth="star", label=label), pictures=1).axes[0].texts}
         colour[label] = shown["true name: star"]
-    assert colour["Red star"] != colour["red"] == colour["starfish"]
+    assert colour["two stars"] == colour["Red star"] != colour["red"] == colour["starfish"]
     assert strip(unit(truth="a (b"), pictures=1) and strip(unit(pictures=[], boxes=[], captions=[], candidates=[]))
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from utils.name_groups import chosen, clusters, groups, matching
+from utils.name_groups import chosen, clusters, groups, matching, split_patterns
 
 NAMES = {0: "Fishing boat", 3: ["by the sea", "water"], 4: "season", 7: "sea-lion", 9: "seas", 5: ""}
 
@@ -91,3 +91,9 @@ def test_clusters_have_the_middle_label_as_name_and_count_what_is_given():
 def test_errors_say_what_to_do(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+def test_patterns_are_checked_before_they_are_used():
+    assert split_patterns(" fish*|sea ; red;; ") == ["fish*|sea", "red"] and split_patterns("") == []
+    with pytest.raises(ValueError, match="a part has no word in it"):
+        split_patterns("sea; *")

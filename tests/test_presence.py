@@ -83,3 +83,10 @@ def test_calibrated_uses_what_is_known(folders):
     assert float(seen[truth].mean()) > .5 > .1 > float(seen[~truth].mean())
     nameless = load_probe(f"folder:{folders.items[0].parent}")
     assert presence.calibrated(clip, torch.rand(len(nameless), clip.d), nameless, words) == presence.JUDGE
+
+
+def test_photos_need_a_judge_and_scenes_do_not(folders):
+    presence.need_judge(load_probe("microworld:5"), "")
+    with pytest.raises(ValueError, match="without a judge; name another"):
+        presence.need_judge(folders, "")
+    presence.need_judge(folders, "conse:efficientnet_lite1")

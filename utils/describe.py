@@ -16,18 +16,19 @@ Captions and answers of language models come from a transcript (utils/transcript
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from utils.activations import image_embeddings
 from utils.blocks import whole
 from utils.candidate_scores import best, several
-from utils.captioners import Captioner, picture_key
+from utils.captioners import BATCH, WORKERS, Captioner, picture_key
 from utils.choice import Shown, as_said, rank_candidates
 from utils.concepts import embed_concepts
 from utils.errors import unknown
@@ -70,7 +71,7 @@ def spread(layers: Sequence[LayerInfo], units: str) -> dict[str, list[int]]:
     """Units of each layer, evenly spread: "12,52" for as many of each layer as there are numbers, "12" of every layer;
     0, and a number beyond a layer's, for all of them. Errors: ValueError for what is no such list."""
     parts = [part.strip() for part in units.split(",")]
-    if not all(part.isdigit() for part in parts) or len(parts) not in (1, len(layers)):
+    if not all(part.isdecimal() for part in parts) or len(parts) not in (1, len(layers)):
         raise ValueError(f"units are one number for all layers, or one for each of the {len(layers)}, separated by commas, "
                          f"got '{units}'; write 20, or {','.join(['20'] * len(layers))}")
     counts = [int(part) for part in parts] * (len(layers) if len(parts) == 1 else 1)
@@ -186,7 +187,17 @@ def candidates_table(described: Iterable[Described]) -> pd.DataFrame:
                         columns=["layer", "unit", "candidate", "score"])
 
 
-def _captions(captioner: Captioner, transcript: Transcript, shown: Sequence) -> list[str]:
+def _captions(captioner: Captioner, transcript: Transcript, shown: Sequence[Image]) -> list[str]:
+    paid = captioner.name.startswith("vlm:")
+    most = WORKERS if paid else BATCH  # what an error may lose: answers are kept when all that were asked together came
+
+    def said(absent: list[int]) -> Iterator[str]:
+        for i in range(0, len(absent), most):
+            part = captioner.caption([shown[j] for j in absent[i:i + most]])
+            if len(part) != len(absent[i:i + most]):  # one that is left out would give its place to the next
+                raise ValueError(f"a captioner gives one caption for each picture, {captioner.name} gave {len(part)} for "
+                                 f"{len(absent[i:i + most])}; look at what it returns")
+            yield from part
+
     keys = [digest(captioner.key, picture_key(one)) for one in shown]
-    return answers(transcript, "caption", keys, lambda absent: captioner.caption([shown[i] for i in absent]),
-                   model=captioner.name, paid=captioner.name.startswith("vlm:"))
+    return answers(transcript, "caption", keys, said, model=captioner.name, paid=paid)

@@ -27,6 +27,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from utils.evaluation_figures import legible
+from utils.free_text import names_it
 from utils.probe import Probe
 from utils.show import DPI
 
@@ -147,7 +148,7 @@ def pruning_effect(table: pd.DataFrame) -> Figure:
         ax.set(yticks=range(2), yticklabels=["units named so", "random units"], ylim=(1.5, -.5),
                xlabel=f"loss of {metrics[0]}", title=f"{word}  ({count} units)" if word else f"{count} units")
         ax.margins(x=.12)
-        ax.xaxis.set_major_locator(MaxNLocator(3))
+        ax.xaxis.set_major_locator(MaxNLocator(2))
     axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, .5), frameon=False)
     fig.tight_layout()
     return fig
@@ -167,7 +168,7 @@ def _row(ax: Axes, unit: Strip, captions: Sequence[Sequence[str]], top: float, t
     _text(ax, 0, top + .13, label, 9, weight="bold")
     _text(ax, pictures * (TILE + GAP) + LIST - .02, top + .13, unit.title, 7, ha="right", color=".4")
     if unit.truth:
-        hit = re.search(rf"\b{re.escape(unit.truth)}\b", unit.label, re.IGNORECASE)
+        hit = names_it(unit.label, unit.truth)
         _text(ax, _width(label, 9, "bold") + .1, top + .13, f"true name: {unit.truth}", 6.5,
               color=sns.color_palette("colorblind")[2 if hit else 3])
     for i, (picture, boxes, lines) in enumerate(zip(unit.pictures[:pictures], unit.boxes, captions)):
@@ -212,7 +213,7 @@ def _candidates(ax: Axes, unit: Strip, left: float, top: float, most: int) -> No
         if math.isfinite(score):
             start, end = sorted(left + words + bar * (v - low) / ((high - low) or 1) for v in (0, score))
             ax.add_patch(Rectangle((start, y - .3 * ROW), end - start, .6 * ROW, color=blue if mine else ".75", lw=0))
-        number = f"{score:.3g}" if math.isfinite(score) else "–"
+        number = f"{score:.3g}" if abs(score) < 100 else f"{score:,.0f}" if math.isfinite(score) else "–"
         _text(ax, left + words + bar + .05, y, number, 6, color="black" if mine else ".4")
     if shown and low < 0:
         zero = left + words + bar * -low / (high - low)

@@ -37,6 +37,7 @@ def labels_by_variant(looks: Mapping[tuple[str, str], tuple[Looked, Sequence[str
     (first, (own, reference)), *others = looks.items()
     (model, ask), *models = asks.items()
     (name, (source, given)), *elsewhere = sources.items()
+    scoring = {key: options[key] for key in ("beta", "top", "negative", "ties") if key in options}
     made: dict[tuple[str, str], Described] = {}
 
     def told(look: Looked, reference: Sequence[str], ask: Ask | None, source: Generator | str, given: Mapping, **more) -> Described:
@@ -53,13 +54,15 @@ def labels_by_variant(looks: Mapping[tuple[str, str], tuple[Looked, Sequence[str
                                                                 seed=seed, **options)
     for how in SCORES:
         if how != selection and base.shown is not None:
-            made["selection", how] = _rescored(base, how)
+            made["selection", how] = _rescored(base, how, **scoring)
     for other, (where, its) in elsewhere:
-        made["pictures", other] = _chosen_by(base, own, where, its, selection, seed)
+        made["pictures", other] = _chosen_by(base, own, where, scoring | dict(its), selection, seed)
     if base.shown is not None:
         if "target" in given:
-            made["as shipped", "pictures of 32 pixels"] = _chosen_by(base, own, source, dict(given) | {"shrink": 32}, selection, seed)
-        made["as shipped", "negative weights"] = _rescored(base, selection, negative="as_shipped", ties="as_shipped")
+            small = scoring | dict(given) | {"shrink": 32}
+            made["as shipped", "pictures of 32 pixels"] = _chosen_by(base, own, source, small, selection, seed)
+        shipped = scoring | {"negative": "as_shipped", "ties": "as_shipped"}
+        made["as shipped", "scores as shipped"] = _rescored(base, selection, **shipped)
     order = sorted(made, key=lambda variant: VARIANTS.index(variant[0]))
     return {variant: best_labels(made[variant]) for variant in order}
 

@@ -1,9 +1,10 @@
 """Units by what their names say: those with a word, those that share one, names of nearly one meaning.
 
-matching   which names have a word: "fish*|sea"
-chosen     units of a labels table whose labels match, by layer
-groups     how many units of each layer have a word in their label
-clusters   labels of nearly one meaning put together
+split_patterns  several patterns from one text
+matching        which names have a word: "fish*|sea"
+chosen          units of a labels table whose labels match, by layer
+groups          how many units of each layer have a word in their label
+clusters        labels of nearly one meaning put together
 """
 from __future__ import annotations
 
@@ -22,6 +23,14 @@ from utils.blocks import MEMORY, number, whole
 from utils.extractive import STOP, fold
 
 Names = Mapping[int, str | Sequence[str]] | Iterable[tuple[int, str]]
+
+
+def split_patterns(text: str) -> list[str]:
+    """Patterns separated by semicolons, each checked as `matching` does; none for an empty text."""
+    patterns = [part.strip() for part in text.split(";") if part.strip()]
+    for pattern in patterns:
+        matching({}, pattern)
+    return patterns
 
 
 def matching(names: Names, pattern: str) -> list[int]:

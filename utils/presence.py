@@ -2,6 +2,7 @@
 
 split        images for naming and others for testing
 true         presence [N, M] of the concepts in microworld scenes
+need_judge   refuse photos without a judge
 class_truth  presence of the classes that an image's folder is named after
 fit_judge    slope and offset that turn cosines into probabilities
 calibrated   both for a CLIP, from whatever is known of the images
@@ -40,6 +41,13 @@ def true(probe: Probe, concepts: Sequence[str]) -> Tensor:
     """Which concepts are in which microworld images: bool [N, M]; ValueError for images of another kind."""
     from utils.microworld import presence
     return presence([probe.scene(i) for i in range(probe.N)], concepts)
+
+
+def need_judge(probe: Probe, judge: str) -> None:
+    """ValueError where nothing says what is in the images: photos without a judge."""
+    if not judge and not all(isinstance(item, int) for item in probe.items):
+        raise ValueError(f"what is in the images is known in the microworld alone, got '{probe.name}' without a judge; name "
+                         "another image-text model, as judge=conse:efficientnet_lite1 or openai:ViT-L/14")
 
 
 def class_truth(probe: Probe, least: int = 5) -> tuple[list[str], Tensor, Tensor]:

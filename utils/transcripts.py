@@ -239,7 +239,7 @@ def _bound(transcript: Transcript) -> str:
 
 def _reached(transcript: Transcript, left: int) -> Exception:
     kept = f"{left} answers are missing, the {transcript.asked} that came are kept"
-    if transcript.uncounted:
+    if _bound(transcript) == "most_cost" and transcript.uncounted:
         return ValueError(f"most_cost needs an answer's tokens, and {transcript.uncounted} came without; {kept}: bound "
                           "the calls by budget instead, and run again")
     name = _bound(transcript)
