@@ -45,6 +45,14 @@ def diffusers(monkeypatch):
             self.components = {"unet": unet, "scheduler": scheduler(log.betas, source), "safety_checker": None,
                                "tokenizer": tokenizer(log.words), "feature_extractor": SimpleNamespace(size=7)}
 
+        @property
+        def scheduler(self):
+            return self.components["scheduler"]
+
+        @scheduler.setter
+        def scheduler(self, other):
+            self.components["scheduler"] = other
+
         def set_progress_bar_config(self, disable):
             log.bars.append(disable)
 
@@ -67,7 +75,13 @@ def diffusers(monkeypatch):
                 raise log.error
             return Pipeline(source)
 
+    class DPMSolverMultistepScheduler(SimpleNamespace):
+        @classmethod
+        def from_config(cls, config):
+            return cls(config=config | {"solver_order": 2})
+
     module = ModuleType("diffusers")
+    module.DPMSolverMultistepScheduler = DPMSolverMultistepScheduler
     module.AutoPipelineForText2Image, module.__version__ = AutoPipelineForText2Image, "0.1"
     monkeypatch.setitem(sys.modules, "diffusers", module)
     return log
@@ -165,7 +179,8 @@ def test_key_changes_with_whatever_determines_a_picture(diffusers):
         finally:
             vars(diffusers).update(before)
     keys = [key(), key(seed=1), key(betas=2), key(words={"b": 0}), load_generator("microworld").key,
-            *(key(f"diffusers:org/model@{option}") for option in ("steps=4", "size=9", "guidance=4", "dtype=float16"))]
+            *(key(f"diffusers:org/model@{option}") for option in ("steps=4", "size=9", "guidance=4", "dtype=float16",
+                                                                "scheduler=dpm"))]
     assert len(set(keys)) == len(keys)
     assert key() == key("diffusers:elsewhere/same") and len(key()) == 16
     sys.modules["diffusers"].__version__ = "0.2"
@@ -203,6 +218,7 @@ def test_absent_package(monkeypatch):
     ("diffusers:org/model@steps=4,", UnknownName, "no diffusers option ''"),
     ("diffusers:org/model@steps=four", ValueError, "steps must be a number, got 'four' in diffusers:org/model@steps"),
     ("diffusers:org/model@size=0", ValueError, "size must be at least 1, got 0"),
+    ("diffusers:org/model@scheduler=euler", UnknownName, "no scheduler 'euler'; known: dpm"),
     ("diffusers:org/model@dtype=int8", UnknownName, "no dtype 'int8'; known: float32, float16, bfloat16"),
 ])
 def test_names_that_are_none(diffusers, name, error, message):

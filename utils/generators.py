@@ -7,7 +7,8 @@ Generator        what is loaded
 
     microworld               parses the prompt into a scene and renders it; knows the microworld's words only
     diffusers:ID[@OPTIONS]   a text-to-image pipeline from a Hugging Face id or a folder; what OPTIONS leave out is the
-                             pipeline's own: steps=4,size=256,guidance=0,dtype=float32|float16|bfloat16
+                             pipeline's own: steps=4,size=256,guidance=0,dtype=float32|float16|bfloat16,
+                             scheduler=dpm (DPM-Solver multistep; Describe-and-Dissect: SD v1-4@steps=50,scheduler=dpm)
 """
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ from utils.weights import digest, identity, import_extra
 
 BATCH = 8  # pictures that pass a pipeline together, and that a kill can cost
 DTYPES = ("float32", "float16", "bfloat16")
+SCHEDULERS = {"dpm": "DPMSolverMultistepScheduler"}
 SCHEMA = 1  # raised whenever the same key, prompt and seed would give another cached picture
 
 
@@ -98,6 +100,9 @@ def _diffusers(rest: str, device: torch.device) -> Generator:
         raise FileNotFoundError(f"diffusers:{source} could not be loaded ({reason}); download it where there is network"
                                 " and name its folder as diffusers:FOLDER, or set HF_HOME to a cache with it"
                                 ) from error
+    solver = options.pop("scheduler", None)
+    if solver is not None:
+        pipeline.scheduler = getattr(diffusers, SCHEDULERS[solver]).from_config(pipeline.scheduler.config)
     key = _pipeline_key(pipeline, diffusers.__version__, dtype, repr(sorted(options.items())))
     pipeline.set_progress_bar_config(disable=True)
     pipeline = pipeline.to(device)
@@ -132,7 +137,7 @@ def _options(rest: str) -> tuple[str, dict]:
     source, _, text = rest.rpartition("@")
     if not source or "=" not in text:
         return rest, {}
-    kinds: dict[str, Callable] = {"steps": int, "size": int, "guidance": float, "dtype": str}
+    kinds: dict[str, Callable] = {"steps": int, "size": int, "guidance": float, "dtype": str, "scheduler": str}
     options = {}
     for part in text.split(","):
         name, _, value = part.partition("=")
@@ -144,6 +149,8 @@ def _options(rest: str) -> tuple[str, dict]:
             raise ValueError(f"{name} must be a number, got '{value}' in diffusers:{rest}; write {name}=4") from None
         if name == "dtype" and value not in DTYPES:
             raise unknown("dtype", value, DTYPES)
+        if name == "scheduler" and value not in SCHEDULERS:
+            raise unknown("scheduler", value, SCHEDULERS)
         if name in ("steps", "size") and options[name] < 1:
             raise ValueError(f"{name} must be at least 1, got {value} in diffusers:{rest}; leave it out for the "
                              "pipeline's own")
