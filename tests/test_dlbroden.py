@@ -215,7 +215,9 @@ def test_killed_run_is_continued(run, server, tmp_path, how):
     part, lock = (tmp_path / "data/downloads" / name for name in ("broden1_224.zip.part", "broden.lock"))
     server.pause.clear()
     process = subprocess.Popen(["sh", SCRIPT], env=clean_environment(tmp_path, server), start_new_session=True,
-                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               # tests in the background of a shell inherit that it is ignored
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     for _ in range(1000):
         if part.exists() and part.stat().st_size:
             break
