@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.servers import read, send, serving
 from utils import captioners
 from utils.captioners import MOST_TOKENS, PROMPT, load_captioner, nearest, picture_key
 from utils.errors import UnknownName
@@ -237,36 +237,23 @@ def server(monkeypatch):
     """Says the size of the picture it was sent; `script` comes first, one entry a request; no wait takes time."""
     log = SimpleNamespace(script=[], bodies=[], lock=threading.Lock())
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with log.lock:
-                log.bodies.append(body)
-                status, reply = log.script.pop(0) if log.script else (200, None)
-            if reply is None:
-                url = body["messages"][0]["content"][1]["image_url"]["url"]
-                sent = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,"))))
-                text = f" a picture\nof {sent.size} {picture_key(sent)}"
-                reply = json.dumps({"choices": [{"message": {"content": text}}]})
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(reply.encode())))
-            self.end_headers()
-            self.wfile.write(reply.encode())
+    def handle(request):
+        body = json.loads(read(request))
+        with log.lock:
+            log.bodies.append(body)
+            status, reply = log.script.pop(0) if log.script else (200, None)
+        if reply is None:
+            url = body["messages"][0]["content"][1]["image_url"]["url"]
+            sent = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,"))))
+            text = f" a picture\nof {sent.size} {picture_key(sent)}"
+            reply = json.dumps({"choices": [{"message": {"content": text}}]})
+        send(request, status, reply)
 
-        def log_message(self, *said):
-            pass
-
-    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    web.daemon_threads = True
-    thread = threading.Thread(target=web.serve_forever, args=(.01,), daemon=True)
-    thread.start()
-    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{web.server_port}/v1")
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    yield log
-    web.shutdown()
-    web.server_close()
-    thread.join()
+    with serving(handle) as address:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{address}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        yield log
 
 
 def test_a_server_is_sent_the_picture_itself(server):

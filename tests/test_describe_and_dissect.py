@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -16,6 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from tests.servers import read, send, serving
 from tests.test_captioners import save_blip
 from tests.test_generators import diffusers  # noqa: F401
 from tests.test_labelling import run
@@ -203,36 +203,21 @@ def server(monkeypatch):
     log = SimpleNamespace(asked=[], fails=lambda n: None, keys=set())
     lock = threading.Lock()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            text = self.rfile.read(int(self.headers["Content-Length"])).decode()
-            with lock:
-                log.asked.append(text)
-                log.keys.add(self.headers["Authorization"])
-                status = log.fails(len(log.asked)) or 200
-            said = LABELS[sum(map(ord, text)) % len(LABELS)]
-            reply = {"choices": [{"message": {"content": said}}],
-                     "usage": {"prompt_tokens": 10, "completion_tokens": 3}}
-            body = json.dumps(reply if status == 200 else {"error": {"message": f"broken {KEY}"}}).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def handle(request):
+        text = read(request).decode()
+        with lock:
+            log.asked.append(text)
+            log.keys.add(request.headers["Authorization"])
+            status = log.fails(len(log.asked)) or 200
+        said = LABELS[sum(map(ord, text)) % len(LABELS)]
+        reply = {"choices": [{"message": {"content": said}}], "usage": {"prompt_tokens": 10, "completion_tokens": 3}}
+        send(request, status, json.dumps(reply if status == 200 else {"error": {"message": f"broken {KEY}"}}))
 
-        def log_message(self, *said):
-            pass
-
-    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    web.daemon_threads = True
-    thread = threading.Thread(target=web.serve_forever, args=(.01,), daemon=True)
-    thread.start()
-    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{web.server_port}/v1")
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(openai_server, "FIRST_WAIT", 0.)
-    yield log
-    web.shutdown()
-    web.server_close()
-    thread.join()
+    with serving(handle) as address:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{address}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setattr(openai_server, "FIRST_WAIT", 0.)
+        yield log
 
 
 ASKING = SMALL | {"llm": "openai:some/model", "generator": "retrieval"}

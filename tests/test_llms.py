@@ -8,12 +8,12 @@ import threading
 import time
 import traceback
 import warnings
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tests.servers import read, send, serving
 from utils import openai_server
 from utils.errors import UnknownName
 from utils.llms import load_llm
@@ -35,41 +35,20 @@ def server(monkeypatch):
     """Answers with `script`, one entry a request and the last one ever after; keeps requests; no wait takes time."""
     log = SimpleNamespace(script=[], requests=[], waits=[], release=threading.Event())
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            length = int(self.headers.get("Content-Length") or 0)
-            log.requests.append((self.command, self.path, dict(self.headers), self.rfile.read(length)))
-            status, body, *headers = log.script.pop(0) if len(log.script) > 1 else log.script[0]
-            if status == "hang up":
-                return
-            if status == "silence":
-                log.release.wait(10)
-                return
-            body = body.encode() if isinstance(body, str) else body
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **(headers[0] if headers else {})}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
+    def handle(request):
+        log.requests.append((request.command, request.path, dict(request.headers), read(request)))
+        status, body, *headers = log.script.pop(0) if len(log.script) > 1 else log.script[0]
+        if status == "silence":
+            log.release.wait(10)
+        elif status != "hang up":
+            send(request, status, body, *headers)
 
-        do_GET = do_POST
-
-        def log_message(self, *said):
-            pass
-
-    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    web.daemon_threads = True
-    thread = threading.Thread(target=web.serve_forever, args=(.01,), daemon=True)
-    thread.start()
-    log.url = f"http://127.0.0.1:{web.server_port}"
-    monkeypatch.setenv("OPENAI_BASE_URL", f"{log.url}/v1/")
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(openai_server.time, "sleep", log.waits.append)
-    yield log
-    log.release.set()
-    web.shutdown()
-    web.server_close()
-    thread.join()
+    with serving(handle) as log.url:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{log.url}/v1/")
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setattr(openai_server.time, "sleep", log.waits.append)
+        yield log
+        log.release.set()
 
 
 def failure(error, ask, *messages, **settings):

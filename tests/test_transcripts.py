@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
 
+from tests.servers import read, send, serving
 from utils import openai_server, transcript_files
 from utils.errors import UnknownName
 from utils.llms import Ledger, Llm, load_llm
@@ -31,46 +32,30 @@ def server(monkeypatch):
     log = SimpleNamespace(asked=[], together=0, most=0, reply=lambda text: None, release=threading.Event())
     lock = threading.Lock()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            text = request["messages"][-1]["content"]
-            with lock:
-                log.asked.append(text)
-                log.together += 1
-                log.most = max(log.most, log.together)
-            status, body = log.reply(text) or (200, None)
-            with lock:
-                log.together -= 1
-            if status == "silence":
-                log.release.wait(10)
-                return
-            body = json.dumps({"choices": [{"message": {"content": f"{text}!"}}],
-                               "usage": {"prompt_tokens": 10, "completion_tokens": 3}}) if body is None else body
-            try:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body.encode())))
-                self.end_headers()
-                self.wfile.write(body.encode())
-            except ConnectionError:  # who asked was killed
-                pass
+    def handle(request):
+        text = json.loads(read(request))["messages"][-1]["content"]
+        with lock:
+            log.asked.append(text)
+            log.together += 1
+            log.most = max(log.most, log.together)
+        status, body = log.reply(text) or (200, None)
+        with lock:
+            log.together -= 1
+        if status == "silence":
+            log.release.wait(10)
+            return
+        body = json.dumps({"choices": [{"message": {"content": f"{text}!"}}],
+                           "usage": {"prompt_tokens": 10, "completion_tokens": 3}}) if body is None else body
+        with suppress(ConnectionError):  # who asked was killed
+            send(request, status, body)
 
-        def log_message(self, *said):
-            pass
-
-    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    web.daemon_threads = True
-    thread = threading.Thread(target=web.serve_forever, args=(.01,), daemon=True)
-    thread.start()
-    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{web.server_port}/v1")
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(openai_server, "FIRST_WAIT", 0.)
-    log.url = f"http://127.0.0.1:{web.server_port}/v1"
-    yield log
-    log.release.set()
-    web.shutdown()
-    web.server_close()
-    thread.join()
+    with serving(handle) as address:
+        log.url = f"{address}/v1"
+        monkeypatch.setenv("OPENAI_BASE_URL", log.url)
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setattr(openai_server, "FIRST_WAIT", 0.)
+        yield log
+        log.release.set()
 
 
 def ask(text, **settings):
