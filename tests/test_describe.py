@@ -11,6 +11,7 @@ import torch
 
 from utils import describe as module
 from utils.activations import activations_and_embeddings
+from utils.budgets import BudgetReached
 from utils.captioners import Captioner, load_captioner, picture_key
 from utils.choice import rank_candidates
 from utils.clips import load_clip
@@ -24,7 +25,7 @@ from utils.layers import resolve_layers
 from utils.models import load_target
 from utils.probe import load_probe
 from utils.summaries import propose
-from utils.transcripts import BudgetReached, open_transcript
+from utils.transcripts import open_transcript
 
 UNITS = [150, 3, 41]
 FEW = {"images": 4, "crops": 2, "keep": 5}

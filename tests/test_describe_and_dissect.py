@@ -21,9 +21,9 @@ from tests.test_generators import diffusers  # noqa: F401
 from tests.test_labelling import run
 from tests.test_llms import save_llama
 from utils import captioners, openai_server
+from utils.budgets import BudgetReached
 from utils.labels import read_labels
 from utils.runs import notebook_path, results_dir
-from utils.transcripts import BudgetReached
 
 KEY = "sk-test-0123/456789+secret"
 WHOLE = {"probe": "microworld:150", "units": "4,6", "images": 4, "crops": 2, "pictures": 3, "tries": 3,

@@ -17,10 +17,11 @@ import pytest
 
 from tests.servers import read, send, serving
 from utils import openai_server, transcript_files
+from utils.budgets import BudgetReached
 from utils.errors import UnknownName
 from utils.llms import Ledger, Llm, load_llm
 from utils.runs import ROOT
-from utils.transcripts import (BudgetReached, answers, ask_all, copy_used, open_transcript, recorded_llm, summary)
+from utils.transcripts import answers, ask_all, copy_used, open_transcript, recorded_llm, summary
 
 KEY = "sk-test-0123/456789+secret"
 PRICES = (2., 10.)  # of a million tokens

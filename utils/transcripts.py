@@ -6,7 +6,6 @@ answers           the same for anything that gives texts, as a captioner does fo
 summary           what was asked and replayed, tokens, cost
 copy_used         the lines that this run used, as a file of its own
 recorded_llm      a language model known from its answers only
-BudgetReached     the error of a run that may not spend more
 
 The file holds one JSON object a line: key, kind, model, request, answer and tokens; of equal keys the last line holds.
 Several processes may add to one file.
@@ -23,6 +22,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from utils.budgets import bound, cost_of, reached
 from utils.errors import unknown
 from utils.llms import SETTINGS, Llm
 from utils.transcript_files import append, from_line, read_lines, to_line
@@ -31,10 +31,6 @@ MODES = ("record", "replay", "live")
 
 Answer = str | tuple[str, int, int]  # with the tokens of prompt and answer
 Progress = Callable[[Iterable, int, str], Iterable]
-
-
-class BudgetReached(RuntimeError):
-    """A run may not spend more; what was answered is kept."""
 
 
 @dataclass
@@ -113,7 +109,7 @@ def ask_all(transcript: Transcript, llm: Llm, requests: Sequence[tuple[list[dict
     for _ in come if progress is None else progress(come, len(waiting), f"asking {llm.name}"):
         pass
     if waiting:
-        raise _reached(transcript, len(waiting))
+        raise reached(transcript, len(waiting))
     return _given(transcript, "llm", keys)
 
 
@@ -131,7 +127,7 @@ def answers(transcript: Transcript, kind: str, keys: Sequence[str], make: Callab
     first = {key: i for i, key in reversed(list(enumerate(keys)))}
     bounded = paid and transcript.budget is not None
     some = missing[:max(0, transcript.budget - transcript.paid)] if bounded else missing
-    some = [] if paid and _bound(transcript) else some
+    some = [] if paid and bound(transcript) else some
     made, come = iter(make([first[key] for key in some]) if some else ()), 0
     for key in some if progress is None else progress(some, len(some), kind):
         try:
@@ -142,20 +138,20 @@ def answers(transcript: Transcript, kind: str, keys: Sequence[str], make: Callab
         transcript.paid += paid
         _keep(transcript, kind, key, model, {}, answer, paid)
         come += 1
-        if paid and come < len(some) and _bound(transcript):
+        if paid and come < len(some) and bound(transcript):
             break
     else:
         if next(made, None) is not None:
             raise ValueError(f"one text for each key is wanted, got more than {len(some)} of kind '{kind}'; look at "
                              "what makes them")
     if come < len(missing):
-        raise _reached(transcript, len(missing) - come)
+        raise reached(transcript, len(missing) - come)
     return _given(transcript, kind, keys)
 
 
 def summary(transcript: Transcript) -> dict:
     """What this opening did: answers asked for and replayed, tokens, cost (None without prices), damaged lines."""
-    cost = None if transcript.prices is None else _cost(transcript)
+    cost = None if transcript.prices is None else cost_of(transcript)
     return {"mode": transcript.mode, "asked": transcript.asked, "replayed": transcript.replayed,
             "prompt_tokens": transcript.prompt_tokens, "answer_tokens": transcript.answer_tokens, "cost": cost,
             "damaged": transcript.damaged}
@@ -209,7 +205,7 @@ def _each(transcript: Transcript, ask: Callable[[str], None], waiting: deque[str
     running, failed = set(), []
     with ThreadPoolExecutor(together) as pool:  # leaving it waits for those under way, which write their answers
         while True:
-            while waiting and len(running) < together and not failed and not _bound(transcript):
+            while waiting and len(running) < together and not failed and not bound(transcript):
                 with transcript.lock:
                     transcript.paid += 1
                 running.add(pool.submit(ask, waiting.popleft()))
@@ -226,32 +222,6 @@ def _given(transcript: Transcript, kind: str, keys: Sequence[str]) -> list[str]:
     for key in keys:
         transcript.used[kind, key] = transcript.found[kind, key]
     return [transcript.found[kind, key]["answer"] for key in keys]
-
-
-def _bound(transcript: Transcript) -> str:
-    """Name of the bound that is reached; "" when there is none."""
-    if transcript.budget is not None and transcript.paid >= transcript.budget:
-        return "budget"
-    if transcript.most_cost is not None and (transcript.uncounted or _cost(transcript) >= transcript.most_cost):
-        return "most_cost"
-    return ""
-
-
-def _reached(transcript: Transcript, left: int) -> Exception:
-    kept = f"{left} answers are missing, the {transcript.asked} that came are kept"
-    if _bound(transcript) == "most_cost" and transcript.uncounted:
-        return ValueError(f"most_cost needs an answer's tokens, and {transcript.uncounted} came without; {kept}: bound "
-                          "the calls by budget instead, and run again")
-    name = _bound(transcript)
-    cost = "" if transcript.prices is None else f", which cost {_cost(transcript):.4g}"
-    return BudgetReached(f"{name}={getattr(transcript, name)} is reached by {transcript.paid} answers of "
-                         f"{transcript.prompt_tokens} + {transcript.answer_tokens} tokens{cost}; {kept}: raise {name} "
-                         "and run again")
-
-
-def _cost(transcript: Transcript) -> float:
-    prompt, answered = transcript.prices
-    return (transcript.prompt_tokens * prompt + transcript.answer_tokens * answered) / 1e6
 
 
 def _settings(settings: dict) -> dict:
