@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from utils import sentences
 from utils.errors import UnknownName
 from utils.sentences import load_sentence_encoder, quiet_transformers, tokenizer_key
 from utils.weights import random_start
@@ -128,3 +129,13 @@ def test_minilm_knows_meaning():
     cosine = rows @ rows.T
     assert encoder.d == 384 and cosine[0, 1] > .55 and cosine[0, 2:].max() < .4
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(4))
+
+
+def test_an_encoder_is_chosen_where_one_is_installed(monkeypatch, capsys):
+    assert sentences.chosen_encoder("") is None
+    monkeypatch.setattr(sentences, "load_sentence_encoder", lambda name, device: f"{name} on {device}")
+    monkeypatch.setattr(sentences.importlib.util, "find_spec", lambda name: object())
+    assert sentences.chosen_encoder("auto") == "minilm on cpu" and sentences.chosen_encoder("mpnet", "x") == "mpnet on x"
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(sentences.importlib.util, "find_spec", lambda name: None)
+    assert sentences.chosen_encoder("auto") is None and "pip install -e '.[real]'" in capsys.readouterr().out

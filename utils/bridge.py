@@ -1,6 +1,7 @@
 """Do a neuron's words say what it does? Predictions on images not seen, and a causal check, for words of any method.
 
 simulated       what words predict for every image
+standard        columns with mean 0 and length 1
 correlation     of prediction and truth, neuron by neuron
 falls           which words' logits fall when a neuron is put to its mean on the images it acts on
 percentile      place of a neuron's own words among all
@@ -36,7 +37,7 @@ def correlation(predicted: Tensor, true: Tensor) -> Tensor:
     if predicted.shape != true.shape:
         raise ValueError(f"expected predicted and true values [N, K] of one shape, got {list(predicted.shape)} and "
                          f"{list(true.shape)}")
-    return (_standard(predicted) * _standard(true)).sum(0)
+    return (standard(predicted) * standard(true)).sum(0)
 
 
 def falls(clip: Clip, probe: Probe, layer: int, units: Sequence[int], images: Tensor, mean: Tensor, T: Tensor,
@@ -71,7 +72,7 @@ def percentile(values: Tensor, words: Sequence[int]) -> Tensor:
     return torch.where(words < 0, .5, below / max(values.shape[1] - 1, 1))
 
 
-def _standard(x: Tensor) -> Tensor:
+def standard(x: Tensor) -> Tensor:
     """Columns centred and of length 1, in float64; zeros for one that is constant."""
     rounding = torch.finfo(x.dtype if x.is_floating_point() else torch.float64).eps
     x = x.double()

