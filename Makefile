@@ -19,7 +19,7 @@ help:
 	@echo "make clean-cache  empty the cache of computed arrays"
 
 demo: .venv/set-up-base
-	$(PY) -m utils.runs labelling
+	$(PY) -m neuronym labelling
 
 test: .venv/set-up-test
 	$(PY) -m pytest -q $(PYTEST_ARGS)
@@ -35,22 +35,22 @@ bench: .venv/set-up-test
 
 figures: .venv/set-up-base
 	rm -rf results/*/figures-*
-	$(PY) -m utils.runs labelling -p run_name figures
+	$(PY) -m neuronym labelling -p run_name figures
 	cp results/labelling/figures-*/figures/unit_cards.png figures/
-	$(PY) -m utils.runs second_order -p run_name figures
+	$(PY) -m neuronym second_order -p run_name figures
 	for name in neurons ablations segmentation adversarial bridge sensitivity; do \
 	  cp results/second_order/figures-*/figures/$$name.png figures/second_order_$$name.png || exit 1; \
 	done
-	$(PY) -m utils.runs evaluation -p run_name figures
+	$(PY) -m neuronym evaluation -p run_name figures
 	for name in methods sanity; do \
 	  cp results/evaluation/figures-*/figures/$$name.png figures/evaluation_$$name.png || exit 1; \
 	done
-	$(PY) -m utils.runs trust -p run_name figures
+	$(PY) -m neuronym trust -p run_name figures
 	cp results/trust/figures-*/figures/auroc_near.png figures/trust_auroc.png
 	for name in reliability coverage; do \
 	  cp results/trust/figures-*/figures/$$name.png figures/trust_$$name.png || exit 1; \
 	done
-	$(PY) -m utils.runs describe_and_dissect -p run_name figures
+	$(PY) -m neuronym describe_and_dissect -p run_name figures
 	for name in strips_layer4 ablation_correlation ablation_named pruning; do \
 	  cp results/describe_and_dissect/figures-*/figures/$$name.png figures/describe_$$name.png || exit 1; \
 	done

@@ -9,14 +9,14 @@ import random
 
 import pandas as pd
 
-from utils.activations import activations_and_embeddings, top_images
-from utils.candidate_scores import SCORES
-from utils.choice import rank_candidates
-from utils.clips import load_clip
-from utils.generators import load_generator
-from utils.layers import resolve_layers
-from utils.models import load_target
-from utils.probe import load_probe
+from neuronym.activations import activations_and_embeddings, top_images
+from neuronym.describe.candidate_scores import SCORES
+from neuronym.describe.choice import rank_candidates
+from neuronym.models.clips import load_clip
+from neuronym.models.generators import load_generator
+from neuronym.layers import resolve_layers
+from neuronym.models.models import load_target
+from neuronym.datasets.probe import load_probe
 
 OTHERS = 4    # names beside the true one
 EXAMPLES = 10

@@ -31,25 +31,26 @@ from statistics import mean
 
 import torch
 
-from utils import hooks
-from utils.activations import top_images, unit_activations
-from utils.answer_rules import tidy
-from utils.blocks import whole
-from utils.captioners import load_captioner
-from utils.choice import APART, rank_candidates
-from utils.clips import load_clip
-from utils.cosy import SEED, SEED_STEP
-from utils.crops import attention_crops
-from utils.describe import look, ordinary_captions, spread
-from utils.examples import Example, picture, seen_of
-from utils.extractive import extract
-from utils.generators import load_generator
-from utils.inference import exact_float32
-from utils.microworld import read
-from utils.models import load_target
-from utils.probe import load_probe
-from utils.summaries import propose
-from utils.transcripts import open_transcript
+from neuronym import layers
+from neuronym import hooks
+from neuronym.activations import top_images, unit_activations
+from neuronym.describe.answer_rules import tidy
+from neuronym.common.blocks import whole
+from neuronym.models.captioners import load_captioner
+from neuronym.describe.choice import APART, rank_candidates
+from neuronym.models.clips import load_clip
+from neuronym.evaluation.cosy import SEED, SEED_STEP
+from neuronym.describe.crops import attention_crops
+from neuronym.describe.describe import look, ordinary_captions, spread
+from neuronym.describe.examples import Example, picture, seen_of
+from neuronym.describe.extractive import extract
+from neuronym.models.generators import load_generator
+from neuronym.inference import exact_float32
+from neuronym.microworld.microworld import read
+from neuronym.models.models import load_target
+from neuronym.datasets.probe import load_probe
+from neuronym.describe.summaries import propose
+from neuronym.models.transcripts import open_transcript
 
 STEPS = ("load", "crops", "captions", "summaries", "choice")
 CROPS, KEEP, TRIES, BETA, TOP = 4, 10, 5, 5, 10
@@ -202,7 +203,7 @@ def main():
 def measure(args, folder):
     os.environ["NEURONYM_CACHE"] = str(folder / "probe")
     target, probe = load_target(args.target, args.device, suggest=False), load_probe(args.probe)
-    [layer] = hooks.resolve_layers(target.model, args.layer, target.example)
+    [layer] = layers.resolve_layers(target.model, args.layer, target.example)
     units = spread([layer], str(args.units))[layer.name]
     few = units[::max(1, len(units) // args.literal_units)][:args.literal_units]
     say(f"{layer.name}: activations of {probe.N} images, captions of ordinary ones")

@@ -39,7 +39,7 @@ def main() -> None:
 def labelling(values: list[str], folder: Path) -> dict[str, float]:
     """Seconds of one run by phase, and of the whole."""
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "utils.runs", "labelling", *values], cwd=ROOT, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-m", "neuronym", "labelling", *values], cwd=ROOT, capture_output=True, text=True,
                           env=os.environ | {"NEURONYM_CACHE": str(folder / "cache"), "NEURONYM_RESULTS": str(folder / "results")})
     whole = time.perf_counter() - start
     if done.returncode:

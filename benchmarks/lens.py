@@ -29,10 +29,10 @@ import torch
 import torch.nn.functional as F
 from similarity import peak, seconds
 
-from utils import effects, lens
-from utils.inference import VIT_PIECE, ready
-from utils.openai_clip import openai_package
-from utils.towers import _openai
+from neuronym.second_order import effects, lens
+from neuronym.inference import VIT_PIECE, ready
+from neuronym.models.openai_clip import openai_package
+from neuronym.second_order.towers import _openai
 
 BATCH = 32
 TOP = 100

@@ -17,8 +17,8 @@ from pathlib import Path
 import matplotlib
 from similarity import inputs, peak, seconds
 
-from utils import show
-from utils.similarity import SIMILARITIES, score_embeddings
+from neuronym.figures import show
+from neuronym.similarity.similarity import SIMILARITIES, score_embeddings
 
 FACTORS = (.25, .5, 1, 2)
 FULL = {"N": 1_000_000, "M": 20_000, "K": 2_048}

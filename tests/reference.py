@@ -1,4 +1,4 @@
-"""Slow, literal references in float64, written from the formulas with loops; nothing here imports from utils.
+"""Slow, literal references in float64, written from the formulas with loops; nothing here imports from the package.
 
 cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi, correlation    P [N, M], A [N, K] -> scores [K, M], as lists
 best_images    images by activation, ties by lower index

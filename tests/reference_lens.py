@@ -1,4 +1,4 @@
-"""Slow, literal second-order lens in float64, written from the formulas with loops; nothing here imports from utils.
+"""Slow, literal second-order lens in float64, written from the formulas with loops; nothing here imports from the package.
 
 forward               one image through openai-clip's VisionTransformer, everything kept
 effects               phi [K, d] of the units of one MLP layer, by layer, head and token

@@ -1,4 +1,4 @@
-"""NeuronEval's metrics for one unit in plain Python, from their formulas with loops; nothing here imports from utils.
+"""NeuronEval's metrics for one unit in plain Python, from their formulas with loops; nothing here imports from the package.
 
 active          images of largest activation, by rank
 LITERAL         name -> function of activations q, predictions p and active images t (all lists) -> float

@@ -1,4 +1,4 @@
-"""Orthogonal matching pursuit and its pool written literally in float64, with loops; nothing here imports from utils.
+"""Orthogonal matching pursuit and its pool written literally in float64, with loops; nothing here imports from the package.
 
 text_pool           texts [M][d] -> atoms, as an array
 matching_pursuit    directions [K, d], atoms [M, d] -> for each direction a list of (atom, coefficient) in order of choice

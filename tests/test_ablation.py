@@ -1,4 +1,4 @@
-"""utils.ablation, utils.tasks: the paper's ablations literally, indirect effects by editing the network, tasks with truth."""
+"""neuronym.second_order.ablation, neuronym.datasets.tasks: the paper's ablations literally, indirect effects by editing the network, tasks with truth."""
 from __future__ import annotations
 
 import pytest
@@ -7,12 +7,13 @@ import torch
 from torch.testing import assert_close
 
 from tests.test_lens import clip_of, effects_of, images, made, same, small, visual  # fixtures too
-from utils import ablation, effects, hooks, lens
-from utils.concepts import zero_shot_head
-from utils.clips import load_clip
-from utils.probe import load_probe, of_scenes
-from utils.tasks import accuracy, load_prompts, load_task
-from utils.towers import read_tower
+from neuronym.second_order import ablation, effects, lens
+from neuronym import hooks
+from neuronym.datasets.concepts import zero_shot_head
+from neuronym.models.clips import load_clip
+from neuronym.datasets.probe import load_probe, of_scenes
+from neuronym.datasets.tasks import accuracy, load_prompts, load_task
+from neuronym.second_order.towers import read_tower
 
 NAMES = {"all": "all", "significant": "without_significant", "insignificant": "without_insignificant",
          "all but rank 1": "rank_1"}

@@ -1,4 +1,4 @@
-"""utils.adversarial: captions that keep the rules, an LLM that does not, and pictures that a CLIP sees right."""
+"""neuronym.second_order.adversarial: captions that keep the rules, an LLM that does not, and pictures that a CLIP sees right."""
 from __future__ import annotations
 
 import re
@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from utils import adversarial
-from utils.adversarial import captions, fooled, load_writer
-from utils.clips import load_clip
-from utils.generators import load_generator, pictures
-from utils.microworld import ATOMS, CONCEPTS, PLURALS, SHAPES, concepts, parse, read, tokenize
+from neuronym.second_order import adversarial
+from neuronym.second_order.adversarial import captions, fooled, load_writer
+from neuronym.models.clips import load_clip
+from neuronym.models.generators import load_generator, pictures
+from neuronym.microworld.microworld import ATOMS, CONCEPTS, PLURALS, SHAPES, concepts, parse, read, tokenize
 
 MICRO = load_writer("microworld")
 

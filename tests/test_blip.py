@@ -1,4 +1,4 @@
-"""utils.blip: the tower taken from a CLIP, decoding by loops, close-ups, and what the shipped captioner says."""
+"""neuronym.microworld.blip: the tower taken from a CLIP, decoding by loops, close-ups, and what the shipped captioner says."""
 from __future__ import annotations
 
 import dataclasses
@@ -9,14 +9,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils import blip, quality
-from utils.blip import build_blip, close_up, crop, decode, full_caption, new_blip, say, take_vision
-from utils.captioners import load_captioner
-from utils.fit import save_weights
-from utils.microworld import END, START, read, scene, tokenize
-from utils.render import render
-from utils.training import new_clip, vit_tokens
-from utils.weights import random_start, read_weights
+from neuronym.microworld import blip, quality
+from neuronym.microworld.blip import (
+    build_blip,
+    close_up,
+    crop,
+    decode,
+    full_caption,
+    new_blip,
+    say,
+    take_vision,
+)
+from neuronym.models.captioners import load_captioner
+from neuronym.microworld.fit import save_weights
+from neuronym.microworld.microworld import END, START, read, scene, tokenize
+from neuronym.microworld.render import render
+from neuronym.microworld.training import new_clip, vit_tokens
+from neuronym.models.weights import random_start, read_weights
 
 
 def noise(n, seed=0):
@@ -78,7 +87,7 @@ def test_the_norm_before_the_blocks_is_folded_into_the_embeddings(visual):
 
 
 def test_the_shipped_towers_tokens_survive_the_folding():
-    from utils.clips import load_clip
+    from neuronym.models.clips import load_clip
 
     clip = load_clip("microworld:vit")
     images = torch.stack([clip.preprocess(render(s)) for s in quality.held_out(23)])
@@ -201,7 +210,7 @@ def test_the_shipped_captioner_names_close_ups_of_examples(shipped):
 def test_the_shipped_captioner_does_not_depend_on_batches(shipped, monkeypatch):
     pictures = [render(s) for s in quality.held_out(5)]
     together = shipped.caption(pictures)
-    monkeypatch.setattr("utils.captioners.BATCH", 2)
+    monkeypatch.setattr("neuronym.models.captioners.BATCH", 2)
     assert shipped.caption(pictures) == together == [shipped.caption([p])[0] for p in pictures]
     assert all(5 <= len(text.split()) <= 32 for text in together)
 

@@ -1,4 +1,4 @@
-"""utils.bridge: hand values, numpy's correlation, and falls by editing the whole network."""
+"""neuronym.second_order.bridge: hand values, numpy's correlation, and falls by editing the whole network."""
 from __future__ import annotations
 
 import math
@@ -9,10 +9,11 @@ import torch
 from torch.testing import assert_close
 
 from tests.test_lens import clip_of, small  # fixture too
-from utils import ablation, hooks
-from utils.bridge import correlation, falls, percentile, simulated
-from utils.probe import only
-from utils.towers import read_tower
+from neuronym.second_order import ablation
+from neuronym import hooks
+from neuronym.second_order.bridge import correlation, falls, percentile, simulated
+from neuronym.datasets.probe import only
+from neuronym.second_order.towers import read_tower
 
 
 def random(*shape, seed=0):
@@ -114,7 +115,7 @@ def test_only_some_images(small):
     assert [some.image(i).tobytes() for i in range(3)] == [probe.image(i).tobytes() for i in (9, 2, 2)]
     prints = [only(probe, rows).fingerprint for rows in ([9, 2, 2], [2, 9, 2], [9, 2])]
     assert len({*prints, probe.fingerprint}) == 4 and only(probe, [9, 2]).fingerprint == prints[2]
-    from utils.probe import of_scenes
+    from neuronym.datasets.probe import of_scenes
     assert only(of_scenes("mine", [5, 6, 7], ["a", "b", "c"]), [2, 0]).labels == ["c", "a"]
 
 

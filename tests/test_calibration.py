@@ -10,8 +10,15 @@ import torch
 from scipy.stats import binomtest
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from utils.calibration import (auroc, auroc_intervals, brier, coverage_area, expected_calibration_error, reliability,
-                               risk_coverage)
+from neuronym.trust.calibration import (
+    auroc,
+    auroc_intervals,
+    brier,
+    coverage_area,
+    expected_calibration_error,
+    reliability,
+    risk_coverage,
+)
 
 K = 83
 

@@ -1,4 +1,4 @@
-"""utils.captioners: tiny random BLIPs saved to disk, CLIP words by loops, a server on loopback (test_blip: our own)."""
+"""neuronym.models.captioners: tiny random BLIPs saved to disk, CLIP words by loops, a server on loopback (test_blip: our own)."""
 from __future__ import annotations
 
 import base64
@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from tests.servers import read, send, serving
-from utils import captioners
-from utils.captioners import MOST_TOKENS, PROMPT, load_captioner, nearest, picture_key
-from utils.errors import UnknownName
-from utils.weights import random_start
+from neuronym.models import captioners
+from neuronym.models.captioners import MOST_TOKENS, PROMPT, load_captioner, nearest, picture_key
+from neuronym.common.errors import UnknownName
+from neuronym.models.weights import random_start
 
 KEY = "sk-test-0123/456789+secret"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]

@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from utils import activations, cards, show
-from utils.hooks import resolve_layers
-from utils.labels import labels_table
-from utils.models import Target
-from utils.preprocess import HALF, Preprocess, describe
-from utils.probe import load_probe
+from neuronym import activations
+from neuronym.figures import cards, show
+from neuronym.layers import resolve_layers
+from neuronym.similarity.labels import labels_table
+from neuronym.models.models import Target
+from neuronym.models.preprocess import HALF, Preprocess, describe
+from neuronym.datasets.probe import load_probe
 
 
 matplotlib.use("Agg")

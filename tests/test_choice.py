@@ -10,16 +10,23 @@ import pytest
 import torch
 from PIL import Image
 
-from utils import choice
-from utils.activations import activations_and_embeddings, top_images
-from utils.candidate_scores import SCORES, best, score_candidates
-from utils.choice import PROMPT, by_drawing, by_retrieval, candidate_pictures, rank_candidates, score_shown
-from utils.clips import load_clip
-from utils.cosy import pictures_of
-from utils.generators import Generator, load_generator
-from utils.layers import resolve_layers
-from utils.models import load_target
-from utils.probe import load_probe
+from neuronym.describe import choice
+from neuronym.activations import activations_and_embeddings, top_images
+from neuronym.describe.candidate_scores import SCORES, best, score_candidates
+from neuronym.describe.choice import (
+    PROMPT,
+    by_drawing,
+    by_retrieval,
+    candidate_pictures,
+    rank_candidates,
+    score_shown,
+)
+from neuronym.models.clips import load_clip
+from neuronym.evaluation.cosy import pictures_of
+from neuronym.models.generators import Generator, load_generator
+from neuronym.layers import resolve_layers
+from neuronym.models.models import load_target
+from neuronym.datasets.probe import load_probe
 
 TEXTS = {3: ["star", "sea", "a tree"], 40: ["a tree", "night"], 7: ["sea", "a red star", "striped", "sea"], 9: []}
 N, n = 37, 3

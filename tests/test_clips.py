@@ -1,4 +1,4 @@
-"""utils.clips, utils.openai_clip: each kind of name on small random weights; unit rows; keys that see what matters."""
+"""neuronym.models.clips, neuronym.models.openai_clip: each kind of name on small random weights; unit rows; keys that see what matters."""
 from __future__ import annotations
 
 import hashlib
@@ -13,13 +13,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.test_sentences import WORDS
-from utils import microworld
-from utils.clips import CLIPS, Clip, load_clip
-from utils.errors import UnknownName
-from utils.models import MICRO, load_target
-from utils.openai_clip import openai_module, openai_package, openai_weights, text_features
-from utils.preprocess import describe
-from utils.weights import random_start, weights_key
+from neuronym.microworld import microworld
+from neuronym.models.clips import CLIPS, Clip, load_clip
+from neuronym.common.errors import UnknownName
+from neuronym.models.models import MICRO, load_target
+from neuronym.models.openai_clip import openai_module, openai_package, openai_weights, text_features
+from neuronym.models.preprocess import describe
+from neuronym.models.weights import random_start, weights_key
 
 TEXTS = ["a dog", "a red dog", "grass and sea", "the sea", "red"]
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from utils import concepts as module
-from utils.concepts import CONCEPTS, embed_concepts, load_concepts, zero_shot_head
-from utils.english import LISTS, english_words, read_lists
+from neuronym.datasets import concepts as module
+from neuronym.datasets.concepts import CONCEPTS, embed_concepts, load_concepts, zero_shot_head
+from neuronym.datasets.english import LISTS, english_words, read_lists
 
 
 # --- lists
@@ -68,7 +68,7 @@ def test_imagenet_has_1000_names():
 
 
 def test_microworld():
-    from utils import microworld
+    from neuronym.microworld import microworld
     assert load_concepts("microworld") == microworld.CONCEPTS
 
 
@@ -254,7 +254,7 @@ def test_zero_shot_head_is_the_mean_of_templates():
 
 
 def test_kinds_come_from_the_set_that_tells_them(tmp_path, monkeypatch):
-    from utils.concepts import concept_kinds
+    from neuronym.datasets.concepts import concept_kinds
     words = tmp_path / "words.txt"
     words.write_text("\ufeffred \tcolour\ncat\n  tabby  cat\tanimal \nred\tother\n\n", encoding="utf-8")
     assert load_concepts(f"file:{words}") == ["red", "cat", "tabby cat"]

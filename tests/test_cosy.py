@@ -8,12 +8,21 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.activations import unit_activations
-from utils.cosy import PROMPT, TOGETHER, cosy, drawn, pictures_of, respond, retrieved, score_labels
-from utils.generators import Generator, load_generator
-from utils.layers import resolve_layers
-from utils.models import load_target
-from utils.probe import load_probe
+from neuronym.activations import unit_activations
+from neuronym.evaluation.cosy import (
+    PROMPT,
+    TOGETHER,
+    cosy,
+    drawn,
+    pictures_of,
+    respond,
+    retrieved,
+    score_labels,
+)
+from neuronym.models.generators import Generator, load_generator
+from neuronym.layers import resolve_layers
+from neuronym.models.models import load_target
+from neuronym.datasets.probe import load_probe
 
 n, N, K = 7, 23, 5
 
@@ -199,7 +208,7 @@ def test_shared_labels_share_pictures_and_each_unit_its_own_numbers(target, fc, 
 def test_how_many_labels_pass_together_does_not_matter(target, fc, monkeypatch):
     labels, source = target.classes[:5], load_generator("microworld")
     whole = drawn(target, [fc], labels, source, 2)
-    monkeypatch.setattr("utils.cosy.TOGETHER", 2)
+    monkeypatch.setattr("neuronym.evaluation.cosy.TOGETHER", 2)
     parts = drawn(target, [fc], labels, source, 2)
     assert list(parts) == list(whole) == labels and TOGETHER > 5
     for label in labels:

@@ -7,9 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from utils.crops import (OVERLAP, attention_crops, box_iou, crops_of, distinct, eight_bit, enlarged, otsu,
-                         outer_boxes)
-from utils.errors import UnknownName
+from neuronym.describe.crops import (
+    OVERLAP,
+    attention_crops,
+    box_iou,
+    crops_of,
+    distinct,
+    eight_bit,
+    enlarged,
+    otsu,
+    outer_boxes,
+)
+from neuronym.common.errors import UnknownName
 
 
 def literal_otsu(values: list[int]) -> int:

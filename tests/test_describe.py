@@ -1,4 +1,4 @@
-"""utils.describe on the microworld's network: every step against what it is made of, one picture and unit at a time."""
+"""neuronym.describe.describe on the microworld's network: every step against what it is made of, one picture and unit at a time."""
 from __future__ import annotations
 
 import hashlib
@@ -9,23 +9,36 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from utils import describe as module
-from utils.activations import activations_and_embeddings
-from utils.budgets import BudgetReached
-from utils.captioners import Captioner, load_captioner, picture_key
-from utils.choice import rank_candidates
-from utils.clips import load_clip
-from utils.concepts import embed_concepts
-from utils.describe import (Described, Looked, best_labels, candidates_table, choose, cropped, describe, labels_of,
-                            look, of_units, ordinary_captions, several_labels, spread)
-from utils.examples import Example, examples, picture
-from utils.generators import load_generator
-from utils.labels import COLUMNS
-from utils.layers import resolve_layers
-from utils.models import load_target
-from utils.probe import load_probe
-from utils.summaries import propose
-from utils.transcripts import open_transcript
+from neuronym.describe import describe as module
+from neuronym.activations import activations_and_embeddings
+from neuronym.models.budgets import BudgetReached
+from neuronym.models.captioners import Captioner, load_captioner, picture_key
+from neuronym.describe.choice import rank_candidates
+from neuronym.models.clips import load_clip
+from neuronym.datasets.concepts import embed_concepts
+from neuronym.describe.describe import (
+    Described,
+    Looked,
+    best_labels,
+    candidates_table,
+    choose,
+    cropped,
+    describe,
+    labels_of,
+    look,
+    of_units,
+    ordinary_captions,
+    several_labels,
+    spread,
+)
+from neuronym.describe.examples import Example, examples, picture
+from neuronym.models.generators import load_generator
+from neuronym.similarity.labels import COLUMNS
+from neuronym.layers import resolve_layers
+from neuronym.models.models import load_target
+from neuronym.datasets.probe import load_probe
+from neuronym.describe.summaries import propose
+from neuronym.models.transcripts import open_transcript
 
 UNITS = [150, 3, 41]
 FEW = {"images": 4, "crops": 2, "keep": 5}

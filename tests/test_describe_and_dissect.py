@@ -20,10 +20,10 @@ from tests.test_captioners import save_blip
 from tests.test_generators import diffusers  # noqa: F401
 from tests.test_labelling import run
 from tests.test_llms import save_llama
-from utils import captioners, openai_server
-from utils.budgets import BudgetReached
-from utils.labels import read_labels
-from utils.runs import notebook_path, results_dir
+from neuronym.models import captioners, openai_server
+from neuronym.models.budgets import BudgetReached
+from neuronym.similarity.labels import read_labels
+from neuronym.runs.runs import notebook_path, results_dir
 
 KEY = "sk-test-0123/456789+secret"
 WHOLE = {"probe": "microworld:150", "units": "4,6", "images": 4, "crops": 2, "pictures": 3, "tries": 3,
@@ -161,7 +161,7 @@ def test_a_replay_that_lacks_answers_says_so(tmp_path):
     ({"prune": "sea; *"}, ValueError, "a part has no word in it"),
     ({"images": 0}, ValueError, "'images' must be at least 1")])
 def test_bad_parameters_are_errors_before_work(given, error, message, monkeypatch):
-    monkeypatch.setattr("utils.probe.load_probe", lambda *a, **k: pytest.fail("work began"))
+    monkeypatch.setattr("neuronym.datasets.probe.load_probe", lambda *a, **k: pytest.fail("work began"))
     with pytest.raises(error, match=message):
         execute(**SMALL | given)
     assert not list(results_dir().rglob("labels.parquet")) and not (results_dir() / "answers.jsonl").exists()

@@ -10,9 +10,9 @@ import pytest
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from utils import describe_figures
-from utils.describe_figures import Strip, ablation, pruning_effect, strip, strip_of, strips
-from utils.probe import Probe
+from neuronym.figures import describe_figures
+from neuronym.figures.describe_figures import Strip, ablation, pruning_effect, strip, strip_of, strips
+from neuronym.datasets.probe import Probe
 
 LONG = "a very long caption of a large building with many windows and a clock, seen from far below on a rainy day " * 3
 CAPTIONS = ["a red star", LONG, "supercalifragilistic" * 5, "$x_2$ costs \\$5 & <b>", "two\nlines\tof text"]

@@ -1,4 +1,4 @@
-"""utils.describe_variants: each variant is the method with one thing changed by hand; its numbers by loops."""
+"""neuronym.describe.describe_variants: each variant is the method with one thing changed by hand; its numbers by loops."""
 from __future__ import annotations
 
 import re
@@ -11,12 +11,12 @@ import torch
 from scipy.stats import wilcoxon
 
 from tests.test_describe import last_words, looks, seen_by, sources, world  # noqa: F401
-from utils import describe_variants as module
-from utils import free_text
-from utils.candidate_scores import SCORES
-from utils.describe import best_labels, describe
-from utils.describe_variants import VARIANTS, ablation, labels_by_variant
-from utils.transcripts import open_transcript
+from neuronym.describe import describe_variants as module
+from neuronym.evaluation import free_text
+from neuronym.describe.candidate_scores import SCORES
+from neuronym.describe.describe import best_labels, describe
+from neuronym.describe.describe_variants import VARIANTS, ablation, labels_by_variant
+from neuronym.models.transcripts import open_transcript
 
 UNITS = [0, 26, 43]
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.evaluate import against_oracle, name_similarity, presence_oracle, rank_of_truth
+from neuronym.evaluation.evaluate import against_oracle, name_similarity, presence_oracle, rank_of_truth
 
 NAMES = [f"c{i}" for i in range(11)]
 

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from tests.test_labelling import run
-from utils.metrics import SOUND
-from utils.microworld import scene
-from utils.render import render
-from utils.runs import results_dir
+from neuronym.evaluation.metrics import SOUND
+from neuronym.microworld.microworld import scene
+from neuronym.microworld.render import render
+from neuronym.runs.runs import results_dir
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils import evaluation_figures, trust_figures
-from utils.sanity import PUBLISHED
+from neuronym.figures import evaluation_figures, trust_figures
+from neuronym.evaluation.sanity import PUBLISHED
 
 
 @pytest.fixture(autouse=True)

@@ -10,18 +10,18 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
-from utils import examples as module
-from utils import hooks
-from utils.activations import unit_activations
-from utils.crops import attention_crops
-from utils.errors import UnknownName
-from utils.examples import SIZE, Example, examples, picture, seen_of
-from utils.layers import resolve_layers
-from utils.microworld import ATOMS, concepts
-from utils.models import Target, load_target
-from utils.preprocess import Preprocess
-from utils.probe import Probe, load_probe
-from utils.render import masks
+from neuronym.describe import examples as module
+from neuronym import hooks
+from neuronym.activations import unit_activations
+from neuronym.describe.crops import attention_crops
+from neuronym.common.errors import UnknownName
+from neuronym.describe.examples import Example, SIZE, examples, picture, seen_of
+from neuronym.layers import resolve_layers, LayerInfo
+from neuronym.microworld.microworld import ATOMS, concepts
+from neuronym.models.models import Target, load_target
+from neuronym.models.preprocess import Preprocess
+from neuronym.datasets.probe import Probe, load_probe
+from neuronym.microworld.render import masks
 
 UNITS = [5, 0, 17]
 
@@ -31,7 +31,7 @@ def probe():
     return load_probe("microworld:23")
 
 
-def layer_of(target: Target, name: str) -> hooks.LayerInfo:
+def layer_of(target: Target, name: str) -> LayerInfo:
     [layer] = resolve_layers(target.model, name, target.example)
     return layer
 
@@ -46,7 +46,7 @@ def small_target(preprocess=Preprocess(20, 14), seed: int = 0) -> Target:
     return Target("small", model, preprocess, "", None, "small", (), example)
 
 
-def activations(target: Target, probe: Probe, layer: hooks.LayerInfo, pool: str = "avg") -> torch.Tensor:
+def activations(target: Target, probe: Probe, layer: LayerInfo, pool: str = "avg") -> torch.Tensor:
     """Q without the cache, one image at a time."""
     return torch.stack([literal_pass(target, layer, probe.image(i), pool)[0] for i in range(probe.N)])
 

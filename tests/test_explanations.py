@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from utils import explanations, formulas, linear
+from neuronym.evaluation import explanations, formulas, linear
 
 WORDS = ["red", "blue", "circle", "square"]
 

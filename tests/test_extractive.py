@@ -1,4 +1,4 @@
-"""utils.extractive: a literal count of phrases with loops, what must not matter, and captions of the microworld."""
+"""neuronym.describe.extractive: a literal count of phrases with loops, what must not matter, and captions of the microworld."""
 from __future__ import annotations
 
 import random
@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from utils import microworld
-from utils.extractive import STOP, extract, fold, phrases
+from neuronym.microworld import microworld
+from neuronym.describe.extractive import STOP, extract, fold, phrases
 
 TEAS = ["a cup of green tea on a table", "green tea in a glass", "two cups of hot tea", "a man with green teas"]
 

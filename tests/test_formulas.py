@@ -6,10 +6,10 @@ from itertools import product
 import pytest
 import torch
 
-from utils.formulas import Found, _formula, evaluate, leaves, search, text
-from utils.metrics import METRICS
-from utils.pairs import active_images
-from utils.microworld import CLASSES, presence, scene
+from neuronym.evaluation.formulas import Found, _formula, evaluate, leaves, search, text
+from neuronym.evaluation.metrics import METRICS
+from neuronym.evaluation.pairs import active_images
+from neuronym.microworld.microworld import CLASSES, presence, scene
 
 N, K, M = 157, 9, 7
 BY = ("iou", "f1", "correlation")

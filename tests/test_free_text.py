@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 import torch
 
-from utils import free_text
-from utils.method_tables import scored
-from utils.microworld import CONCEPTS, caption, concepts
-from utils.presence import true
-from utils.probe import load_probe
+from neuronym.evaluation import free_text
+from neuronym.evaluation.method_tables import scored
+from neuronym.microworld.microworld import CONCEPTS, caption, concepts
+from neuronym.evaluation.presence import true
+from neuronym.datasets.probe import load_probe
 
 
 @pytest.fixture(scope="module")

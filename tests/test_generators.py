@@ -1,4 +1,4 @@
-"""utils.generators: the microworld's pictures, and what a diffusers pipeline (here a stand-in) is asked for."""
+"""neuronym.models.generators: the microworld's pictures, and what a diffusers pipeline (here a stand-in) is asked for."""
 from __future__ import annotations
 
 import sys
@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from utils import cache, generators
-from utils.errors import UnknownName
-from utils.generators import BATCH, load_generator, pictures
-from utils.microworld import parse
-from utils.render import render
-from utils.weights import random_start
+from neuronym import cache_care
+from neuronym.models import generators
+from neuronym.common.errors import UnknownName
+from neuronym.models.generators import BATCH, load_generator, pictures
+from neuronym.microworld.microworld import parse
+from neuronym.microworld.render import render
+from neuronym.models.weights import random_start
 
 PROMPTS = ["a large red circle on the sea", "two blue stars", "striped", "a large red circle on the sea", "snow"]
 SEEDS = [3, 4, 5, 6, 3]
@@ -101,7 +102,7 @@ def test_microworld_draws_what_the_words_say():
 def test_microworld_is_not_cached():
     assert pixels(pictures(load_generator("microworld"), PROMPTS, SEEDS)) == pixels(
         load_generator("microworld").draw(PROMPTS, SEEDS))
-    assert cache.entries() == []
+    assert cache_care.entries() == []
 
 
 def test_what_no_word_of_is_known_is_an_error():
@@ -146,7 +147,7 @@ def test_the_cache_draws_the_rest(diffusers):
                                                                              ([SOME[0], "new"], [9, 2])]
     assert pixels(drawn)[:3:2] == pixels(first)[::-1] and pixels(drawn)[3] == pixels(drawn)[4]
     assert pixels(drawn) == pixels(generator.draw(prompts, seeds)) and drawn[0].mode == "RGB"
-    assert len(cache.entries()) == 4 and {entry["kind"] for entry in cache.entries()} == {"generated"}
+    assert len(cache_care.entries()) == 4 and {entry["kind"] for entry in cache_care.entries()} == {"generated"}
     drawn[0].putpixel((0, 0), (1, 2, 3))  # ours to draw on
     assert pixels(pictures(generator, prompts, seeds)[:1]) == pixels(first[1:])
 

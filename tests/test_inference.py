@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from utils import inference
-from utils.inference import kept_memory, ready
+from neuronym import inference
+from neuronym.inference import kept_memory, ready
 
 
 @pytest.mark.parametrize("threads, side, size", [(2, 224, 4), (2, 260, 3), (16, 224, 32), (2, 64, 49), (1, 1000, 1)])

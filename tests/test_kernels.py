@@ -1,4 +1,4 @@
-"""utils.kernels against loops in float64, at odd sizes."""
+"""neuronym.similarity.kernels against loops in float64, at odd sizes."""
 from __future__ import annotations
 
 import math
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-kernels = pytest.importorskip("utils.kernels", reason="numba is not installed")
+kernels = pytest.importorskip("neuronym.similarity.kernels", reason="numba is not installed")
 
 
 def drawn(*shape, seed=0):

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.labels import read_labels
-from utils.microworld import CLASSES, scene
-from utils.render import render
-from utils.runs import ROOT, results_dir
+from neuronym.similarity.labels import read_labels
+from neuronym.microworld.microworld import CLASSES, scene
+from neuronym.microworld.render import render
+from neuronym.runs.runs import ROOT, results_dir
 
 
-def run(*words, module="utils.runs", cwd=ROOT):
+def run(*words, module="neuronym.runs.runs", cwd=ROOT):
     return subprocess.run([sys.executable, "-m", module, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=600,
                           env=os.environ | {"OMP_NUM_THREADS": "2"})
 

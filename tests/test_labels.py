@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from utils.labels import COLUMNS, labels_table, read_labels, write_labels
+from neuronym.similarity.labels import COLUMNS, labels_table, read_labels, write_labels
 
 CONCEPTS = [f"concept {i}" for i in range(11)]
 

@@ -1,4 +1,4 @@
-"""utils.towers, utils.lens, utils.effects: against the literal lens and the released outputs; what must not matter."""
+"""neuronym.second_order.towers, neuronym.second_order.lens, neuronym.second_order.effects: against the literal lens and the released outputs; what must not matter."""
 from __future__ import annotations
 
 from dataclasses import replace
@@ -11,11 +11,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from tests.test_clips import small_clip
-from utils import cache, effects, lens
-from utils.clips import load_clip
-from utils.openai_clip import openai_package
-from utils.probe import load_probe
-from utils.towers import _openai, read_tower, representation
+from neuronym import cache_care
+from neuronym.second_order import effects, lens
+from neuronym.models.clips import load_clip
+from neuronym.models.openai_clip import openai_package
+from neuronym.datasets.probe import load_probe
+from neuronym.second_order.towers import _openai, read_tower, representation
 
 SIZES = {"input_resolution": 16, "patch_size": 8, "width": 12, "layers": 4, "heads": 3, "output_dim": 7}
 N = 23
@@ -284,7 +285,7 @@ def test_second_order_is_cached_and_batch_size_does_not_matter(small, monkeypatc
         assert_close(ours, fresh, rtol=1e-4, atol=1e-4)
     monkeypatch.setattr(lens, "coefficients", None)  # not called again
     assert torch.equal(lens.second_order(clip, probe, [0], batch_size=3)[0].s, first.s)
-    assert {entry["kind"] for entry in cache.entries()} == {"second_order", "image_embeddings"}
+    assert {entry["kind"] for entry in cache_care.entries()} == {"second_order", "image_embeddings"}
 
 
 def test_a_killed_pass_is_taken_up(small, monkeypatch):
@@ -305,7 +306,7 @@ def test_a_killed_pass_is_taken_up(small, monkeypatch):
         seen.clear()
         resumed = lens.second_order(clip, probe, [0], batch_size=4)[0]
     assert sum(seen) == 3
-    cache.prune(max_bytes=0)
+    cache_care.prune(max_bytes=0)
     assert torch.equal(lens.second_order(clip, probe, [0], batch_size=4)[0].s, resumed.s)
 
 

@@ -1,4 +1,4 @@
-"""utils.lens_figures: every figure is drawn from a small table, says what it shows, and leaves none open."""
+"""neuronym.figures.lens_figures: every figure is drawn from a small table, says what it shows, and leaves none open."""
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from utils import lens_figures
-from utils.clips import load_clip
-from utils.labels import COLUMNS
-from utils.neuron_heat import clip_target
-from utils.probe import load_probe
+from neuronym.figures import lens_figures
+from neuronym.models.clips import load_clip
+from neuronym.similarity.labels import COLUMNS
+from neuronym.second_order.neuron_heat import clip_target
+from neuronym.datasets.probe import load_probe
 
 
 @pytest.fixture(autouse=True)

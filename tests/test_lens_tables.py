@@ -1,4 +1,4 @@
-"""utils.lens_tables: each table against the parts it is made of, on effects small enough to be formed."""
+"""neuronym.second_order.lens_tables: each table against the parts it is made of, on effects small enough to be formed."""
 from __future__ import annotations
 
 import pandas as pd
@@ -9,10 +9,10 @@ import torch
 from torch.testing import assert_close
 
 from tests.test_lens import effects_of, images, visual  # fixtures
-from utils import effects, lens, lens_tables
-from utils.lens_tables import Exam, Layer
-from utils.omp import matching_pursuit
-from utils.text_code import coefficients, text_pool
+from neuronym.second_order import effects, lens, lens_tables
+from neuronym.second_order.lens_tables import Exam, Layer
+from neuronym.second_order.omp import matching_pursuit
+from neuronym.second_order.text_code import coefficients, text_pool
 
 TOP = 9
 

@@ -7,8 +7,8 @@ import torch
 from scipy.optimize import nnls as scipy_nnls
 from torch.testing import assert_close
 
-from utils.linear import Linear, explain, nnls, predict, text
-from utils.microworld import CLASSES, presence, scene
+from neuronym.evaluation.linear import Linear, explain, nnls, predict, text
+from neuronym.microworld.microworld import CLASSES, presence, scene
 
 N, K, M = 211, 7, 23
 

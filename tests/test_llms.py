@@ -1,4 +1,4 @@
-"""utils.llms: an OpenAI-compatible server on loopback that answers by script, and a tiny random Llama."""
+"""neuronym.models.llms: an OpenAI-compatible server on loopback that answers by script, and a tiny random Llama."""
 from __future__ import annotations
 
 import email.utils
@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from tests.servers import read, send, serving
-from utils import openai_server
-from utils.errors import UnknownName
-from utils.llms import load_llm
-from utils.weights import random_start
+from neuronym.models import openai_server
+from neuronym.common.errors import UnknownName
+from neuronym.models.llms import load_llm
+from neuronym.models.weights import random_start
 
 KEY = "sk-test-0123/456789+secret"
 HELLO = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "say hello"}]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy.stats import wilcoxon
 
-from utils import explanations
-from utils.evaluate import presence_oracle
-from utils.method_tables import against, choose_active, means, scored
-from utils.metrics import METRICS, SOUND
-from utils.pairs import active_images
+from neuronym.evaluation import explanations
+from neuronym.evaluation.evaluate import presence_oracle
+from neuronym.evaluation.method_tables import against, choose_active, means, scored
+from neuronym.evaluation.metrics import METRICS, SOUND
+from neuronym.evaluation.pairs import active_images
 
 WORDS = ["a", "b", "c"]
 

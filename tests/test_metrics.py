@@ -1,4 +1,4 @@
-"""utils.metrics: literal loops, scikit-learn and scipy, what must not matter, dead units, errors."""
+"""neuronym.evaluation.metrics: literal loops, scikit-learn and scipy, what must not matter, dead units, errors."""
 from __future__ import annotations
 
 import math
@@ -9,8 +9,8 @@ import torch
 from torch.testing import assert_close
 
 from tests.reference_metrics import LITERAL, active, drawn, mad, wpmi
-from utils.metrics import METRICS, SOUND, _top_and_random, measure
-from utils.pairs import Pairs, active_images
+from neuronym.evaluation.metrics import METRICS, SOUND, _top_and_random, measure
+from neuronym.evaluation.pairs import Pairs, active_images
 
 N, K = 47, 5
 DRAWN = ("correlation_top_and_random", "spearman_top_and_random")

@@ -4,9 +4,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from utils import microworld
-from utils.microworld import ATOMS, CLASSES, CONCEPTS, POSITIONS, caption, concepts, parse, presence, read, scene, tokenize
-from utils.render import masks, render
+from neuronym.microworld import microworld
+from neuronym.microworld.microworld import (
+    ATOMS,
+    CLASSES,
+    CONCEPTS,
+    POSITIONS,
+    caption,
+    concepts,
+    parse,
+    presence,
+    read,
+    scene,
+    tokenize,
+)
+from neuronym.microworld.render import masks, render
 
 SEEDS = range(400)
 

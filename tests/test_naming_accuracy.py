@@ -6,18 +6,25 @@ import math
 import pytest
 import torch
 
-from utils.activations import activations_and_embeddings
-from utils.blocks import Embedded
-from utils.clips import load_clip
-from utils.evaluate import rank_of_truth
-from utils.hooks import resolve_layers
-from utils.microworld import CLASSES
-from utils.models import load_target
-from utils.naming_accuracy import PUBLISHED, Setting, by_setting, image_sets, settings, with_published
-from utils.probe import load_probe
-from utils.render import render
-from utils.microworld import scene
-from utils.similarity import SIMILARITIES, score
+from neuronym.activations import activations_and_embeddings
+from neuronym.common.blocks import Embedded
+from neuronym.models.clips import load_clip
+from neuronym.evaluation.evaluate import rank_of_truth
+from neuronym.layers import resolve_layers
+from neuronym.microworld.microworld import CLASSES
+from neuronym.models.models import load_target
+from neuronym.evaluation.naming_accuracy import (
+    PUBLISHED,
+    Setting,
+    by_setting,
+    image_sets,
+    settings,
+    with_published,
+)
+from neuronym.datasets.probe import load_probe
+from neuronym.microworld.render import render
+from neuronym.microworld.microworld import scene
+from neuronym.similarity.similarity import SIMILARITIES, score
 
 
 def test_image_sets_are_the_whole_its_parts_and_smaller_ones(tmp_path):

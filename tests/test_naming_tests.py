@@ -7,13 +7,20 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from utils import naming_tests
-from utils.activations import top_images
-from utils.blocks import Embedded
-from utils.microworld import CLASSES, presence, scene
-from utils.naming_tests import (by_range, class_from_neuron, compositional, contributions, missing_concepts,
-                                range_images, without)
-from utils.similarity import score
+from neuronym.evaluation import naming_tests
+from neuronym.activations import top_images
+from neuronym.common.blocks import Embedded
+from neuronym.microworld.microworld import CLASSES, presence, scene
+from neuronym.evaluation.naming_tests import (
+    by_range,
+    class_from_neuron,
+    compositional,
+    contributions,
+    missing_concepts,
+    range_images,
+    without,
+)
+from neuronym.similarity.similarity import score
 
 N, K, M, d = 211, 7, 11, 16
 CONCEPTS = [f"word{m}" for m in range(M)]

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from utils.concept_masks import broden_masks, microworld_masks
-from utils.labels import labels_table
-from utils.layers import LayerInfo, list_layers
-from utils.microworld import CLASSES, concepts as true_concepts
-from utils.models import load_target
-from utils.netdissect import detectors, dissect, merged, thresholds
-from utils.preprocess import HALF, Preprocess
-from utils.probe import Probe, load_probe, only
-from utils.render import masks as shown
+from neuronym.datasets.concept_masks import broden_masks, microworld_masks
+from neuronym.similarity.labels import labels_table
+from neuronym.layers import LayerInfo, list_layers
+from neuronym.microworld.microworld import CLASSES, concepts as true_concepts
+from neuronym.models.models import load_target
+from neuronym.evaluation.netdissect import detectors, dissect, merged, thresholds
+from neuronym.models.preprocess import HALF, Preprocess
+from neuronym.datasets.probe import Probe, load_probe, only
+from neuronym.microworld.render import masks as shown
 
 N, K, H, W = 9, 5, 4, 6
 CONCEPTS = ["spot", "stripe", "nowhere", "all"]

@@ -1,4 +1,4 @@
-"""utils.neuron_heat: a CLIP's tower as a target, weights and heat against loops, attention against torch's own."""
+"""neuronym.second_order.neuron_heat: a CLIP's tower as a target, weights and heat against loops, attention against torch's own."""
 from __future__ import annotations
 
 import math
@@ -9,12 +9,14 @@ import torch
 from torch.testing import assert_close
 
 from tests.test_lens import clip_of, small  # fixture too
-from utils import ablation, hooks
-from utils.activations import activation_maps, unit_activations
-from utils.clips import load_clip
-from utils.neuron_heat import attention_heat, class_weights, clip_target, neuron_heat
-from utils.probe import load_probe
-from utils.towers import read_tower
+from neuronym.second_order import ablation
+from neuronym import hooks
+from neuronym.layers import list_layers
+from neuronym.activations import activation_maps, unit_activations
+from neuronym.models.clips import load_clip
+from neuronym.second_order.neuron_heat import attention_heat, class_weights, clip_target, neuron_heat
+from neuronym.datasets.probe import load_probe
+from neuronym.second_order.towers import read_tower
 
 N, T, K = 5, 65, 512  # microworld:vit sees 8 x 8 patches and a class token
 
@@ -36,7 +38,7 @@ def test_units_are_the_neurons_of_the_lens(small):
     target, layers = clip_target(clip)
     names = [block.activation for block in read_tower(clip).blocks]
     assert [layer.name for layer in layers] == list(target.layers) == names
-    listed = {layer.name: layer for layer in hooks.list_layers(target.model, target.example)}
+    listed = {layer.name: layer for layer in list_layers(target.model, target.example)}
     assert layers == [replace(listed[layer.name], kind="MLP") for layer in layers]
     assert (layers[0].units, layers[0].shape, layers[0].layout) == (256, (5, 256), "tokens_first")
     assert (target.name, target.weights_key, target.preprocess_spec) == (clip.name, clip.weights_key,

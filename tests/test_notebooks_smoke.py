@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.runs import ROOT
+from neuronym.runs.runs import ROOT
 
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
@@ -27,7 +27,7 @@ def check_run(folder: Path) -> dict:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_notebook_runs(notebook, tmp_path, request):
-    call = [sys.executable, "-m", "utils.runs", notebook, "-p", "smoke", "True", "-p", "device", "cpu"]
+    call = [sys.executable, "-m", "neuronym", notebook, "-p", "smoke", "True", "-p", "device", "cpu"]
     if notebook == "data_analysis":  # reads published files, which only this notebook needs
         call += ["-p", "folder", str(request.getfixturevalue("shared") / "published")]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)

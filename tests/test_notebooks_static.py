@@ -9,8 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from utils.parameters import read_parameters
-from utils.runs import ROOT
+from neuronym.runs.parameters import read_parameters
+from neuronym.runs.runs import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ALWAYS = {"smoke": False, "device": "auto", "seed": 0, "run_name": ""}
@@ -106,7 +106,7 @@ device = "auto"  # type: str  # where
 seed = 0  # type: int  # of all
 run_name = ""  # type: str  # folder
 top_k = 5  # type: int|None  # labels"""
-START = 'from utils.runs import finish_run, start_run\nrun = start_run("made", globals())'
+START = 'from neuronym.runs.runs import finish_run, start_run\nrun = start_run("made", globals())'
 USE = "finish_run(run, {'k': 1 if smoke else top_k})"
 
 

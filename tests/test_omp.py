@@ -1,4 +1,4 @@
-"""utils.omp against literal loops, released codes, scikit-learn, itself in other blocks and precisions, and bad input."""
+"""neuronym.second_order.omp against literal loops, released codes, scikit-learn, itself in other blocks and precisions, and bad input."""
 from __future__ import annotations
 
 import re
@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from test_similarity import Held
 from torch.testing import assert_close
 
-from utils import omp, screening, text_code
-from utils.labels import COLUMNS
-from utils.omp import matching_pursuit
-from utils.text_code import code_table, coefficients, reconstruct, text_pool
+from neuronym.second_order import omp, screening, text_code
+from neuronym.similarity.labels import COLUMNS
+from neuronym.second_order.omp import matching_pursuit
+from neuronym.second_order.text_code import code_table, coefficients, reconstruct, text_pool
 
 K, M, D = 7, 83, 19
 

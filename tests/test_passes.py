@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from tests.test_activations import SIDE, close, layers_of, make_clip, make_target, to_tensor
-from utils import cache, passes, probe as probes
-from utils.activations import activations_and_embeddings, unit_activations
-from utils.probe import Probe
+from neuronym import cache, passes
+from neuronym.datasets import probe as probes
+from neuronym.activations import activations_and_embeddings, unit_activations
+from neuronym.datasets.probe import Probe
 
 MANY = 200
 
@@ -68,7 +69,7 @@ KILLED = """
     sys.path.insert(0, {root!r})
     from tests.test_passes import many
     from tests.test_activations import layers_of, make_clip, make_target, to_tensor
-    from utils.activations import activations_and_embeddings
+    from neuronym.activations import activations_and_embeddings
 
     left = 130
 

@@ -9,13 +9,21 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from utils.activations import top_images
-from utils.blocks import Embedded
-from utils.bridge import correlation
-from utils.evaluate import presence_oracle
-from utils.microworld import CLASSES, presence, scene
-from utils.polysemy import _cut, at_lowest, clusters, held_out, labels_by_cluster, negative, superposed
-from utils.similarity import score
+from neuronym.activations import top_images
+from neuronym.common.blocks import Embedded
+from neuronym.second_order.bridge import correlation
+from neuronym.evaluation.evaluate import presence_oracle
+from neuronym.microworld.microworld import CLASSES, presence, scene
+from neuronym.trust.polysemy import (
+    _cut,
+    at_lowest,
+    clusters,
+    held_out,
+    labels_by_cluster,
+    negative,
+    superposed,
+)
+from neuronym.similarity.similarity import score
 
 N, K, M, d = 613, 7, 11, 32
 

@@ -1,4 +1,4 @@
-"""utils.preprocess: values equal to openai-clip's and torchvision's, and texts that identify code, not addresses."""
+"""neuronym.models.preprocess: values equal to openai-clip's and torchvision's, and texts that identify code, not addresses."""
 from __future__ import annotations
 
 import subprocess
@@ -12,8 +12,8 @@ from PIL import Image
 from torchvision import transforms as T
 from torchvision.models import ResNet18_Weights
 
-from utils.openai_clip import openai_package
-from utils.preprocess import CLIP_MEAN, CLIP_STD, HALF, Preprocess, describe
+from neuronym.models.openai_clip import openai_package
+from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, HALF, Preprocess, describe
 
 
 def picture(width=43, height=31, mode="RGB"):
@@ -67,7 +67,7 @@ def test_texts_tell_code_values_and_settings_apart(monkeypatch):
 
 
 def test_texts_are_the_same_in_another_process():
-    code = ("from utils.openai_clip import openai_package; from utils.preprocess import describe; "
+    code = ("from neuronym.models.openai_clip import openai_package; from neuronym.models.preprocess import describe; "
             "print(describe(openai_package().clip._transform(24)))")
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert other == describe(openai_package().clip._transform(24)) and "_convert_image_to_rgb#" in other
@@ -85,7 +85,7 @@ def test_an_object_without_text_is_refused():
 def test_seen_is_what_the_crop_leaves_in_its_own_colours():
     from PIL import Image, ImageDraw
 
-    from utils.preprocess import Preprocess, seen
+    from neuronym.models.preprocess import Preprocess, seen
     image = Image.new("RGB", (400, 400), (200, 30, 90))
     ImageDraw.Draw(image).rectangle((0, 0, 399, 20), fill=(0, 255, 0))
     shown = seen(Preprocess(256, 224), image)  # ImageNet's mean and std; 25 pixels of each side are cut off

@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
-from utils import presence
-from utils.clips import load_clip
-from utils.activations import image_embeddings
-from utils.concepts import embed_concepts, load_concepts
-from utils.microworld import scene
-from utils.probe import load_probe
-from utils.render import render
+from neuronym.evaluation import presence
+from neuronym.models.clips import load_clip
+from neuronym.activations import image_embeddings
+from neuronym.datasets.concepts import embed_concepts, load_concepts
+from neuronym.microworld.microworld import scene
+from neuronym.datasets.probe import load_probe
+from neuronym.microworld.render import render
 
 
 def test_split_parts_the_images_and_spreads_those_held_out():

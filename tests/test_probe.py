@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from utils import filecheck, images, probe_sets
-from utils.probe import PROBES, batches, load_probe, thumbnails
+from neuronym.datasets import filecheck, images, probe_sets
+from neuronym.datasets.probe_sets import PROBES
+from neuronym.datasets.probe import batches, load_probe, thumbnails
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
 
@@ -393,7 +394,7 @@ def test_microworld():
 
 
 def test_microworld_fingerprint_follows_version_and_pixels(monkeypatch):
-    from utils import microworld, render
+    from neuronym.microworld import microworld, render
     first = load_probe("microworld:7").fingerprint
     with monkeypatch.context() as patch:
         patch.setattr(microworld, "VERSION", "another")
@@ -540,7 +541,7 @@ def test_batches_do_not_depend_on_batching(folder, batch_size, start, workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_image_is_decoded_once_and_shared_safely(folder, workers, monkeypatch):
     probe, decoded, read = load_probe(f"folder:{folder}"), [], images.read_image
-    monkeypatch.setattr("utils.probe.read_image", lambda path: (decoded.append(path), read(path))[1])
+    monkeypatch.setattr("neuronym.datasets.probe.read_image", lambda path: (decoded.append(path), read(path))[1])
 
     def spoil(image):
         image.paste(RED, (0, 0, *image.size))

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from utils import microworld, pruning, quality
-from utils.errors import UnknownName
-from utils.hooks import record
-from utils.models import Target, load_target
-from utils.name_groups import matching
-from utils.probe import Probe, of_scenes
-from utils.pruning import effect_table, outputs, pruned, comparable
+from neuronym.microworld import microworld, quality
+from neuronym.evaluation import pruning
+from neuronym.common.errors import UnknownName
+from neuronym.hooks import record
+from neuronym.models.models import Target, load_target
+from neuronym.evaluation.name_groups import matching
+from neuronym.datasets.probe import Probe, of_scenes
+from neuronym.evaluation.pruning import comparable, effect_table, outputs, pruned
 
 
 class Tokens(nn.Module):

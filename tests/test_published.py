@@ -1,4 +1,4 @@
-"""utils.published: counts known from the files, units from 0, and nothing but the pinned bytes."""
+"""neuronym.published.published: counts known from the files, units from 0, and nothing but the pinned bytes."""
 from __future__ import annotations
 
 import shutil
@@ -8,9 +8,15 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from utils import published
-from utils.labels import COLUMNS
-from utils.published import FILES, fetch_published, load_published, load_ratings, published_folder
+from neuronym.published import published
+from neuronym.similarity.labels import COLUMNS
+from neuronym.published.published import (
+    FILES,
+    fetch_published,
+    load_published,
+    load_ratings,
+    published_folder,
+)
 
 SMALL = "dnd/DnD_results/BLIP2_data/BLIP2-Layer1.csv"
 

@@ -1,11 +1,11 @@
-"""utils.published_figures: what is in the table is in the figure."""
+"""neuronym.figures.published_figures: what is in the table is in the figure."""
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from utils import published_figures
+from neuronym.figures import published_figures
 
 
 @pytest.fixture(autouse=True)

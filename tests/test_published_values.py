@@ -1,14 +1,14 @@
-"""utils.published_values, utils.resampling: every printed value comes out, a wrong one is seen, statistics are right."""
+"""neuronym.published.published_values, neuronym.common.resampling: every printed value comes out, a wrong one is seen, statistics are right."""
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from utils import published_values
-from utils.published import load_published, load_ratings
-from utils.published_values import PUBLISHED, compared, pool_matches, recomputed
-from utils.resampling import holm, interval, paired
+from neuronym.published import published_values
+from neuronym.published.published import load_published, load_ratings
+from neuronym.published.published_values import PUBLISHED, compared, pool_matches, recomputed
+from neuronym.common.resampling import holm, interval, paired
 
 
 @pytest.fixture(scope="module")

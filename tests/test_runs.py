@@ -12,9 +12,9 @@ import nbformat
 import numpy as np
 import pytest
 
-from utils import runs
-from utils.parameters import Parameter, check, from_text, read_parameters
-from utils.runner import main, phases
+from neuronym.runs import runs
+from neuronym.runs.parameters import Parameter, check, from_text, read_parameters
+from neuronym.runs.runner import main, phases
 
 CELL = '''smoke = False        # type: bool  # small sizes
 device = "auto"      # type: str  # auto, cpu, cuda
@@ -26,7 +26,7 @@ lam = 1.0            # type: float  # weight of the prior
 limit = None         # type: int|None  # images
 layers = ["a", "b"]  # type: list[str]  # layers
 method = "wpmi"      # type: str  # similarity; choices: wpmi|soft_wpmi'''
-SET_UP = 'from utils.runs import finish_run, start_run\nrun = start_run("toy", globals())'
+SET_UP = 'from neuronym.runs.runs import finish_run, start_run\nrun = start_run("toy", globals())'
 
 
 def write_notebook(folder, name="toy", cells=(), parameters=CELL, set_up=SET_UP):
@@ -62,7 +62,7 @@ def values(**changes):
 
 def command(*arguments):
     """Run the command line in a process of its own."""
-    call = [sys.executable, "-m", "utils.runs", *arguments]
+    call = [sys.executable, "-m", "neuronym", *arguments]
     return subprocess.run(call, cwd=runs.ROOT, capture_output=True, text=True)
 
 
@@ -226,7 +226,7 @@ def test_wrong_commands_list_what_is_right(toy, tmp_path, capsys, arguments, mes
 
 
 def test_wrong_commands_fail_before_anything_heavy_is_imported(toy):
-    code = ("import sys\nfrom utils.runner import main\n"
+    code = ("import sys\nfrom neuronym.runs.runner import main\n"
             "assert main(['toy', '-p', 'top_k', 'five']) == 2 and main(['--list']) == 0\n"
             "print([m for m in ('torch', 'numpy', 'papermill', 'nbformat') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, capture_output=True, text=True)
@@ -292,7 +292,7 @@ def test_the_running_interpreter_is_the_kernel_and_output_is_live(folder, tmp_pa
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "home"))
     seen = "{'python': sys.executable, 'cwd': os.getcwd(), 'looked_at': run.interactive}"
     write_notebook(folder, cells=["import os, sys, time\nprint('first')\ntime.sleep(3)", f"finish_run(run, {seen})"])
-    process = subprocess.Popen([sys.executable, "-m", "utils.runs", "toy"], cwd=runs.ROOT, text=True,
+    process = subprocess.Popen([sys.executable, "-m", "neuronym", "toy"], cwd=runs.ROOT, text=True,
                                stdout=subprocess.PIPE)
     lines = [(line.strip(), time.perf_counter()) for line in process.stdout]
     assert process.wait() == 0
@@ -313,13 +313,13 @@ def test_plain_papermill_works_and_refuses_what_it_only_warns_of(toy, tmp_path, 
 
 
 def test_kinds_of_the_labelling_notebook_are_those_of_the_registries():
-    from utils.clips import CLIPS
-    from utils.concepts import CONCEPTS
-    from utils.models import TARGETS
-    from utils.parameters import read_parameters
-    from utils.probe_sets import PROBES
-    from utils.runs import ROOT
-    from utils.sentences import SENTENCE_ENCODERS
+    from neuronym.models.clips import CLIPS
+    from neuronym.datasets.concepts import CONCEPTS
+    from neuronym.models.models import TARGETS
+    from neuronym.runs.parameters import read_parameters
+    from neuronym.datasets.probe_sets import PROBES
+    from neuronym.runs.runs import ROOT
+    from neuronym.models.sentences import SENTENCE_ENCODERS
     known = read_parameters(ROOT / "notebooks" / "labelling.ipynb")
     kinds = {name: set(known[name].kinds) for name in ("target", "clip", "probe", "concepts", "sentences")}
     assert kinds == {"target": {*TARGETS, "package.module:function"}, "clip": set(CLIPS), "probe": set(PROBES),
@@ -332,7 +332,7 @@ def test_kinds_of_the_labelling_notebook_are_those_of_the_registries():
     ("probe", "photos+microworld", "no kind 'photos'"), ("concepts", "englsh:9", "nearest: english"), ("sentences", "bert", "known: minilm"),
 ])
 def test_unknown_kinds_are_refused_before_a_kernel_starts(key, value, said):
-    from utils.runner import resolve
+    from neuronym.runs.runner import resolve
     with pytest.raises(ValueError, match=said):
         resolve("labelling", [(key, value)])
 
@@ -340,5 +340,5 @@ def test_unknown_kinds_are_refused_before_a_kernel_starts(key, value, said):
 @pytest.mark.parametrize("key, value", [("target", "my.nets:build"), ("target", "torchvision:resnet50@random:0"), ("clip", "hf:org/name"),
                                         ("probe", "broden+folder:/a b+c"), ("probe", "cifar100_val"), ("sentences", ""), ("concepts", "file:a:b")])
 def test_known_kinds_pass(key, value):
-    from utils.runner import resolve
+    from neuronym.runs.runner import resolve
     assert resolve("labelling", [(key, value)])[1][key] == value

@@ -1,4 +1,4 @@
-"""utils.sanity: how labels are spoilt, the theory's closed forms and verdicts, the same tests on units, errors."""
+"""neuronym.evaluation.sanity: how labels are spoilt, the theory's closed forms and verdicts, the same tests on units, errors."""
 from __future__ import annotations
 
 import math
@@ -7,10 +7,20 @@ import pandas as pd
 import pytest
 import torch
 
-from utils.metrics import METRICS, SOUND, measure
-from utils.pairs import active_images
-from utils.sanity import (FREQUENCIES, LEAST, PUBLISHED, RELEASED, beside_published, extra_labels, in_practice, in_theory,
-                          missing_labels, verdict)
+from neuronym.evaluation.metrics import METRICS, SOUND, measure
+from neuronym.evaluation.pairs import active_images
+from neuronym.evaluation.sanity import (
+    FREQUENCIES,
+    LEAST,
+    PUBLISHED,
+    RELEASED,
+    beside_published,
+    extra_labels,
+    in_practice,
+    in_theory,
+    missing_labels,
+    verdict,
+)
 
 N = 100_000  # a fifth of NeuronEval's, for speed
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests.test_labelling import run
-from utils.labels import read_labels
-from utils.microworld import scene
-from utils.render import render
-from utils.runs import results_dir
+from neuronym.similarity.labels import read_labels
+from neuronym.microworld.microworld import scene
+from neuronym.microworld.render import render
+from neuronym.runs.runs import results_dir
 
 
 @pytest.fixture

@@ -14,13 +14,23 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, jaccard_score
 from torch.testing import assert_close
 
-from utils.microworld import scene
-from utils.preprocess import Preprocess
-from utils.probe import batches
-from utils.render import coverage, render
-from utils.masks import load_masks
-from utils.segmentation import (BASELINES, METRICS, bootstrap, fit_mask, heat_to_mask, mean_average_precision, mean_iou,
-                                pixel_accuracy, segment, segmentation_scores)
+from neuronym.microworld.microworld import scene
+from neuronym.models.preprocess import Preprocess
+from neuronym.datasets.probe import batches
+from neuronym.microworld.render import coverage, render
+from neuronym.datasets.masks import load_masks
+from neuronym.second_order.segmentation import (
+    BASELINES,
+    METRICS,
+    bootstrap,
+    fit_mask,
+    heat_to_mask,
+    mean_average_precision,
+    mean_iou,
+    pixel_accuracy,
+    segment,
+    segmentation_scores,
+)
 
 n, H, W = 5, 9, 7
 

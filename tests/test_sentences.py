@@ -1,4 +1,4 @@
-"""utils.sentences: parity with a literal mean over unmasked states, agnosticism, and errors that say the way out."""
+"""neuronym.models.sentences: parity with a literal mean over unmasked states, agnosticism, and errors that say the way out."""
 from __future__ import annotations
 
 import importlib.util
@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from utils import sentences
-from utils.errors import UnknownName
-from utils.sentences import load_sentence_encoder, quiet_transformers, tokenizer_key
-from utils.weights import random_start
+from neuronym.models import sentences
+from neuronym.common.errors import UnknownName
+from neuronym.models.sentences import load_sentence_encoder, quiet_transformers, tokenizer_key
+from neuronym.models.weights import random_start
 
 TEXTS = ["dog", "a big red dog on the grass", "a photo of the sea", "grass",
          "red sea of red grass and a photo of a dog"]

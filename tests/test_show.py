@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from utils import show
-from utils.labels import COLUMNS
+from neuronym.figures import show
+from neuronym.similarity.labels import COLUMNS
 
 matplotlib.use("Agg")
 

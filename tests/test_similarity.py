@@ -1,4 +1,4 @@
-"""utils.similarity against literal loops, released outputs, itself in other blocks, planted truths and bad input."""
+"""neuronym.similarity.similarity against literal loops, released outputs, itself in other blocks, planted truths and bad input."""
 from __future__ import annotations
 
 import math
@@ -14,9 +14,10 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from utils import blocks, similarity
-from utils.blocks import Embedded
-from utils.similarity import SIMILARITIES, score, score_embeddings, top_labels
+from neuronym.common import blocks
+from neuronym.similarity import similarity
+from neuronym.common.blocks import Embedded
+from neuronym.similarity.similarity import SIMILARITIES, score, score_embeddings, top_labels
 
 N, K, M, D = 23, 7, 11, 5
 METHODS = list(SIMILARITIES)
@@ -55,7 +56,7 @@ def loops(request, monkeypatch):
     """With the compiled loops, and with the torch operations that stand in for them."""
     if request.param == "torch":
         for module in ("pmi", "softmax", "rank_reorder"):
-            monkeypatch.setattr(f"utils.{module}.compiled_loops", lambda module, device: None)
+            monkeypatch.setattr(f"neuronym.similarity.{module}.compiled_loops", lambda module, device: None)
     else:
         pytest.importorskip("numba")
 
@@ -184,11 +185,11 @@ def test_numba_may_be_missing(monkeypatch):
     I, T, Q = inputs(torch.float32)
     compiled = {method: fast(method, I @ T.T, Q) for method in METHODS}
     monkeypatch.setitem(sys.modules, "numba", None)
-    for name in ("utils.kernels", "utils.rank_kernel"):
+    for name in ("neuronym.similarity.kernels", "neuronym.similarity.rank_kernel"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     for method in METHODS:
         assert_close(fast(method, I @ T.T, Q), compiled[method], rtol=1e-5, atol=1e-4)
-    assert "utils.kernels" not in sys.modules
+    assert "neuronym.similarity.kernels" not in sys.modules
 
 
 def test_disagreements_are_found():
@@ -220,7 +221,7 @@ def test_blocks_do_not_matter(method, step, monkeypatch):
     options = FRACTION.get(method, {})
     whole = score(I @ T.T, Q, method, **options)
     for module in ("similarity", "rank_reorder", "pmi"):
-        monkeypatch.setattr(f"utils.{module}.fit", lambda memory, *stages: [min(step, count) for *_, count in stages])
+        monkeypatch.setattr(f"neuronym.similarity.{module}.fit", lambda memory, *stages: [min(step, count) for *_, count in stages])
     exact(score(I @ T.T, Q, method, **options), whole)
     exact(score_embeddings(I, T, Q, method, **options), whole)
     exact(score_embeddings(I, T, Q, method, units=[4, 0], **options), whole[[4, 0]])
@@ -324,7 +325,7 @@ def test_layers_together_are_layers_one_by_one(method, memory, monkeypatch):
     I, T, Q = inputs()
     layers, options = {"a": Q, "b": Q[:, :3] ** 2, "c": Q[:, 2:]}, FRACTION.get(method, {})
     made = []
-    monkeypatch.setattr("utils.similarity.score", lambda *a, **k: made.append(len(a[1])) or score(*a, **{**k, "memory": 2**28}))
+    monkeypatch.setattr("neuronym.similarity.similarity.score", lambda *a, **k: made.append(len(a[1])) or score(*a, **{**k, "memory": 2**28}))
     together = dict(similarity.score_layers(Embedded(I, T), layers, method, memory=memory, **options))
     assert list(together) == ["a", "b", "c"] and made == {1: [1, 1, 1], 2**28: [3]}.get(memory, [2, 1])
     for name, layer in layers.items():

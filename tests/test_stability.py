@@ -8,15 +8,24 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.activations import unit_activations
-from utils.blocks import Embedded
-from utils.clips import Clip
-from utils.layers import list_layers
-from utils.models import Target
-from utils.preprocess import Preprocess, describe
-from utils.probe import load_probe
-from utils.similarity import score
-from utils.stability import agreement_matrix, consensus, halves, near, noisy, noisy_clip, noisy_target, same
+from neuronym.activations import unit_activations
+from neuronym.common.blocks import Embedded
+from neuronym.models.clips import Clip
+from neuronym.layers import list_layers
+from neuronym.models.models import Target
+from neuronym.models.preprocess import Preprocess, describe
+from neuronym.datasets.probe import load_probe
+from neuronym.similarity.similarity import score
+from neuronym.trust.stability import (
+    agreement_matrix,
+    consensus,
+    halves,
+    near,
+    noisy,
+    noisy_clip,
+    noisy_target,
+    same,
+)
 
 N, K, M = 61, 9, 7
 METHODS = {"cos_similarity": {}, "cos_similarity_cubed": {}, "rank_reorder": {"top_fraction": .4}, "wpmi": {"top_k": 9},

@@ -1,4 +1,4 @@
-"""utils.text_agreement: measures and controls against loops, labels against people, encoders that are not at hand."""
+"""neuronym.published.text_agreement: measures and controls against loops, labels against people, encoders that are not at hand."""
 from __future__ import annotations
 
 from itertools import combinations
@@ -9,11 +9,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils import text_agreement
-from utils.agreement import content_words
-from utils.evaluate import name_similarity
-from utils.text_agreement import (against_method, against_people, against_texts, among_people, by_characters, by_cosine,
-                                  by_words, load_encoders, reliable, word_counts)
+from neuronym.published import text_agreement
+from neuronym.published.agreement import content_words
+from neuronym.evaluation.evaluate import name_similarity
+from neuronym.published.text_agreement import (
+    against_method,
+    against_people,
+    against_texts,
+    among_people,
+    by_characters,
+    by_cosine,
+    by_words,
+    load_encoders,
+    reliable,
+    word_counts,
+)
 
 SAID = ["red dogs", "a cat", "the sea", "sky", "a red cat"]
 TRUTH = [["a dog", "red thing"], ["cats", "one cat"], ["sky", "water"], ["the sky", "blue"], ["dog", "grass"]]

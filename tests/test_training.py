@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from utils import blip, quality, training
-from utils.captioners import load_captioner
-from utils.fit import fit, save_weights
-from utils.microworld import CLASSES, CONCEPTS, caption, parse
-from utils.networks import MicroResNet, build_target, micro_vit
-from utils.render import render
+from neuronym.microworld import blip, quality, training
+from neuronym.models.captioners import load_captioner
+from neuronym.microworld.fit import fit, save_weights
+from neuronym.microworld.microworld import CLASSES, CONCEPTS, caption, parse
+from neuronym.microworld.networks import MicroResNet, build_target, micro_vit
+from neuronym.microworld.render import render
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_targets_are_rebuilt_from_their_weights(model, tmp_path):
 
 @pytest.mark.parametrize("tower, least", [("rn", .95), ("vit", .90)])
 def test_shipped_clips_know_the_world(tower, least):
-    from utils.clips import load_clip
+    from neuronym.models.clips import load_clip
     clip = load_clip(f"microworld:{tower}")
     found = quality.zero_shot(clip.encode_image, clip.encode_text, clip.preprocess, quality.held_out(256, single=True))
     assert found["shape_colour"] >= least
@@ -166,7 +166,7 @@ def test_shipped_clips_know_the_world(tower, least):
 
 @pytest.mark.parametrize("name", ["resnet", "vit"])
 def test_shipped_targets_know_their_concepts(name):
-    from utils.models import load_target
+    from neuronym.models.models import load_target
     target = load_target(f"microworld:{name}")
     assert quality.mean_ap(target.model, target.preprocess, quality.held_out(512))[0] >= .95
 

@@ -1,4 +1,4 @@
-"""utils.transcripts against a real HTTP server on loopback: no answer is lost, none is asked for twice."""
+"""neuronym.models.transcripts against a real HTTP server on loopback: no answer is lost, none is asked for twice."""
 from __future__ import annotations
 
 import hashlib
@@ -16,12 +16,12 @@ from types import SimpleNamespace
 import pytest
 
 from tests.servers import read, send, serving
-from utils import openai_server, transcript_files
-from utils.budgets import BudgetReached
-from utils.errors import UnknownName
-from utils.llms import Ledger, Llm, load_llm
-from utils.runs import ROOT
-from utils.transcripts import answers, ask_all, copy_used, open_transcript, recorded_llm, summary
+from neuronym.models import openai_server, transcript_files
+from neuronym.models.budgets import BudgetReached
+from neuronym.common.errors import UnknownName
+from neuronym.models.llms import Ledger, Llm, load_llm
+from neuronym.runs.runs import ROOT
+from neuronym.models.transcripts import answers, ask_all, copy_used, open_transcript, recorded_llm, summary
 
 KEY = "sk-test-0123/456789+secret"
 PRICES = (2., 10.)  # of a million tokens
@@ -407,8 +407,8 @@ def test_two_processes_add_to_one_file(tmp_path):
 
 KILLED = """
 import sys
-from utils.llms import load_llm
-from utils.transcripts import ask_all, open_transcript
+from neuronym.models.llms import load_llm
+from neuronym.models.transcripts import ask_all, open_transcript
 ask_all(open_transcript(sys.argv[1]), load_llm("openai:m"),
         [([{"role": "user", "content": f"word{i}"}], {}) for i in range(9)], workers=2)
 """

@@ -1,4 +1,4 @@
-"""utils.weights: reading files, hashing tensors, and an identity that sees what tensors do not tell."""
+"""neuronym.models.weights: reading files, hashing tensors, and an identity that sees what tensors do not tell."""
 from __future__ import annotations
 
 import hashlib
@@ -10,8 +10,19 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from utils.weights import (digest, identity, import_extra, is_torchscript, load_into, missing, random_seed,
-                           random_start, read_weights, source_of, weights_key)
+from neuronym.models.weights import (
+    digest,
+    identity,
+    import_extra,
+    is_torchscript,
+    load_into,
+    missing,
+    random_seed,
+    random_start,
+    read_weights,
+    source_of,
+    weights_key,
+)
 
 
 def net(**options):

@@ -1,1 +1,0 @@
-"""Thin helpers behind Neuronym's notebooks: one idea per module."""

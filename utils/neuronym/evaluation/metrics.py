@@ -1,0 +1,238 @@
+"""How well does an explanation fit a neuron? The 18 metrics of NeuronEval (ICML 2025), unit by unit.
+
+Each takes Q and predicted [N, K], active=.05 and generator=None (or a `Pairs` of them) and gives [K], unit k against
+its own column predicted[:, k], in Q's dtype, computed in float64. As in NeuronEval, the *neuron* made binary is the
+truth (A active images of N), and the explanation predicts it (C images where predicted >= .5); TP images are both.
+"Inverse" metrics turn this round. Ranks that tie are averaged; NeuronEval breaks ties by noise, as `spearman` can.
+
+measure          several metrics at once, what they share computed once
+METRICS          name -> function, all 18
+SOUND            the five that pass both sanity tests (neuronym.evaluation.sanity)
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+
+import torch
+from torch import Tensor
+
+from neuronym.common.blocks import or_one, whole
+from neuronym.common.errors import unknown
+from neuronym.evaluation.pairs import ACTIVE, active_images, Pairs
+from neuronym.second_order.bridge import correlation as pearson
+
+SOUND = ("correlation", "cosine", "auprc", "f1", "iou")
+FLOOR = 1e-8   # least probability in wpmi
+TOP, EACH = .002, 25  # images to draw from and to draw, of top_and_random
+
+
+def measure(Q: Tensor, predicted: Tensor, metrics: Sequence[str] | Mapping[str, Callable[[Pairs], Tensor]] = SOUND,
+            active: float | Tensor = ACTIVE, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    """Metrics by name, each [K], of units Q [N, K] and what an explanation says of each, predicted [N, K].
+
+    `metrics`: names of METRICS, or a mapping of names to functions of `Pairs`. `active`: a share, or bool [N, K].
+    Errors: KeyError for an unknown name, ValueError as in `Pairs`.
+    """
+    if not isinstance(metrics, Mapping):
+        names = [metrics] if isinstance(metrics, str) else list(metrics)
+        if strange := [name for name in names if name not in METRICS]:
+            raise unknown("metric", strange[0], METRICS, shown=len(METRICS))
+        metrics = {name: METRICS[name] for name in names}
+    pairs = Pairs(Q, predicted, active, generator)
+    return {name: metric(pairs) for name, metric in metrics.items()}
+
+
+def _metric(of: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function of Pairs, made to take Q and predicted as well; the result in Q's dtype."""
+    @wraps(of)
+    def metric(Q: Tensor | Pairs, predicted: Tensor | None = None, active: float | Tensor = ACTIVE,
+               generator: torch.Generator | None = None, **options) -> Tensor:
+        pairs = Q if isinstance(Q, Pairs) else Pairs(Q, predicted, active, generator)
+        return of(pairs, **options).to(pairs.Q.dtype if pairs.Q.is_floating_point() else torch.float64)
+    return metric
+
+
+@_metric
+def correlation(x: Pairs) -> Tensor:
+    """Pearson correlation of activation and prediction; 0 where either is constant."""
+    return pearson(x.predicted, x.Q)
+
+
+@_metric
+def cosine(x: Pairs) -> Tensor:
+    """<q, p> / (|q| |p|), nothing centred; 0 where either is all zeros."""
+    q, p = (v.double() / or_one(v.double().abs().amax(0)) for v in (x.Q, x.predicted))  # squares overflow and vanish
+    return (q * p).sum(0) / or_one(q.norm(dim=0) * p.norm(dim=0))
+
+
+@_metric
+def auprc(x: Pairs) -> Tensor:
+    """Average precision of the prediction as a detector of active images: the sum over its values t, descending, of
+    (recall(t) - recall before) precision(t), equal values one threshold; 0 without active images."""
+    return _average_precision(x.truth, x.order_predicted)
+
+
+@_metric
+def f1(x: Pairs) -> Tensor:
+    """2 TP / (A + C); 0 for a dead unit or a concept never present."""
+    tp, a, c = x.counts
+    return 2 * tp / or_one(a + c)
+
+
+@_metric
+def iou(x: Pairs) -> Tensor:
+    """TP / (A + C - TP); 0 for a dead unit or a concept never present."""
+    tp, a, c = x.counts
+    return tp / or_one(a + c - tp)
+
+
+@_metric
+def recall(x: Pairs) -> Tensor:
+    """TP / A: the active images that show the concept; 0 for a dead unit."""
+    tp, a, _ = x.counts
+    return tp / or_one(a)
+
+
+@_metric
+def precision(x: Pairs) -> Tensor:
+    """TP / C: the images of the concept that are active; 0 for a concept never present."""
+    tp, _, c = x.counts
+    return tp / or_one(c)
+
+
+@_metric
+def accuracy(x: Pairs) -> Tensor:
+    """(TP + TN) / N: images on which both say the same, also for dead units and concepts never present."""
+    tp, a, c = x.counts
+    return (len(x.Q) - a - c + 2 * tp) / len(x.Q)
+
+
+@_metric
+def balanced_accuracy(x: Pairs) -> Tensor:
+    """(TP / A + TN / (N - A)) / 2; .5 (chance) where no image or every image is active."""
+    tp, a, c = x.counts
+    return _balanced(tp, a, c, len(x.Q))
+
+
+@_metric
+def inverse_balanced_accuracy(x: Pairs) -> Tensor:
+    """(TP / C + TN / (N - C)) / 2; .5 (chance) where the concept is in no image or in every image."""
+    tp, a, c = x.counts
+    return _balanced(tp, c, a, len(x.Q))
+
+
+@_metric
+def auroc(x: Pairs) -> Tensor:
+    """Probability that the prediction is higher for an active image than for another, ties half; .5 for a dead unit."""
+    return _area(x.truth, x.order_predicted)
+
+
+@_metric
+def inverse_auroc(x: Pairs) -> Tensor:
+    """Probability that activation is higher where the concept is than where not, ties half; .5 for a dead unit."""
+    return _area(x.said, x.order_Q)
+
+
+@_metric
+def mad(x: Pairs, scale: bool = True) -> Tensor:
+    """Mean activation with the concept less that without, over the activation's standard deviation (of all N images).
+
+    NeuronEval does not divide (scale=False), and then units of large activations rule any mean over units; CoSy divides
+    by the deviation of images without the concept, which is 0 for a perfect detector. 0 where nothing can be compared.
+    """
+    q, (_, _, c), said = x.Q.double(), x.counts, x.said
+    q = q / or_one(q.abs().amax(0)) if scale else q  # squares overflow and vanish
+    rest = len(q) - c
+    gap = (q * said).sum(0) / or_one(c) - (q * ~said).sum(0) / or_one(rest)
+    alive = (c > 0) & (rest > 0) & (q.amax(0) > q.amin(0))
+    return torch.where(alive, gap / or_one(q.std(0, correction=0)) if scale else gap, 0)
+
+
+@_metric
+def wpmi(x: Pairs, lam: float = 1) -> Tensor:
+    """Mean over active images of log max(p, 1e-8), less lam log max(mean over all images of p, 1e-8); 0 if dead."""
+    logs, (_, a, _) = x.chance.clamp_min(FLOOR).log(), x.counts
+    prior = x.chance.mean(0).clamp_min(FLOOR).log()
+    return torch.where(a > 0, (logs * x.truth).sum(0) / or_one(a) - lam * prior, 0)
+
+
+@_metric
+def spearman(x: Pairs, ties: str = "average") -> Tensor:
+    """Pearson correlation of ranks; equal values share their mean rank, or are put in random order (ties="random")."""
+    return _rank_correlation(x, ties)
+
+
+@_metric
+def correlation_top_and_random(x: Pairs, top: float = TOP, each: int = EACH) -> Tensor:
+    """`correlation` on `each` images drawn from the share `top` of highest activation (see `active_images`) and as many
+    drawn from all; without replacement, in turn again where there are fewer."""
+    some = _top_and_random(x, top, each)
+    return pearson(some.predicted, some.Q)
+
+
+@_metric
+def spearman_top_and_random(x: Pairs, top: float = TOP, each: int = EACH, ties: str = "average") -> Tensor:
+    """`spearman` on images drawn as in `correlation_top_and_random`."""
+    return _rank_correlation(_top_and_random(x, top, each), ties)
+
+
+@_metric
+def inverse_auprc(x: Pairs) -> Tensor:
+    """Average precision of the activation as a detector of the concept; 0 for a concept never present."""
+    return _average_precision(x.said, x.order_Q)
+
+
+METRICS: dict[str, Callable[..., Tensor]] = {metric.__name__: metric for metric in (
+    correlation, cosine, auprc, f1, iou, recall, precision, accuracy, balanced_accuracy, inverse_balanced_accuracy,
+    auroc, inverse_auroc, mad, wpmi, spearman, correlation_top_and_random, spearman_top_and_random, inverse_auprc)}
+
+
+def _area(truth: Tensor, order: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Mann-Whitney from mid-ranks."""
+    index, below, most = order
+    n, N = truth.sum(0).double(), len(truth)
+    ranks = ((below + most + 1) * truth.gather(0, index)).sum(0).double() / 2
+    return torch.where((n > 0) & (n < N), (ranks - n * (n + 1) / 2) / or_one(n * (N - n)), .5)
+
+
+def _average_precision(truth: Tensor, order: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Mean over true images of the precision at their own value, which is the sum over thresholds."""
+    index, below, _ = order
+    true = truth.gather(0, index)
+    before = torch.cat([index.new_zeros(1, index.shape[1]), true.cumsum(0)])                # [N + 1, K]
+    reached = before[-1] - before.gather(0, below)
+    return (true * reached / (len(truth) - below).double()).sum(0) / or_one(before[-1].double())
+
+
+def _balanced(tp: Tensor, true: Tensor, said: Tensor, N: int) -> Tensor:
+    tn = N - true - said + tp
+    return torch.where((true > 0) & (true < N), (tp / or_one(true) + tn / or_one(N - true)) / 2, .5)
+
+
+def _rank_correlation(x: Pairs, ties: str) -> Tensor:
+    if ties not in ("average", "random"):
+        raise unknown("way with ties", ties, ("average", "random"))
+    ranks = []
+    for values, sorted_so in ((x.predicted, "order_predicted"), (x.Q, "order_Q")):
+        if ties == "random":  # all units meet the images in one random order, and stay in it where they tie
+            turn = x.random(len(values)).argsort()
+            index = turn[values[turn].sort(dim=0, stable=True).indices]
+            place = torch.arange(len(values), dtype=torch.float64, device=values.device)[:, None].expand_as(index)
+            place = place * (values.amax(0) > values.amin(0))  # what is constant stays so
+        else:
+            index, below, most = getattr(x, sorted_so)
+            place = (below + most).double() / 2
+        ranks.append(torch.empty_like(place).scatter_(0, index, place))
+    return pearson(*ranks)
+
+
+def _top_and_random(x: Pairs, top: float, each: int) -> Pairs:
+    whole("each", each)
+    best = active_images(x.Q, top)
+    N, turn = len(x.Q), torch.arange(each, device=x.Q.device)[:, None]
+    drawn = x.random(*best.shape).masked_fill(~best, -1).topk(min(each, N), dim=0).indices
+    chosen = drawn.gather(0, turn % best.sum(0).clamp(1, len(drawn)))                       # [each, K]
+    others = x.random(*best.shape).topk(min(each, N), dim=0).indices
+    rows = torch.cat([chosen, others[turn[:, 0] % len(others)]])                            # [2 each, K]
+    return Pairs(x.Q.gather(0, rows), x.predicted.gather(0, rows), generator=x.generator)

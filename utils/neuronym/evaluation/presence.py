@@ -1,0 +1,101 @@
+"""How much of each concept is in each image: known for the microworld, judged by an image-text model elsewhere.
+
+split        images for naming and others for testing
+true         presence [N, M] of the concepts in microworld scenes
+need_judge   refuse photos without a judge
+class_truth  presence of the classes that an image's folder is named after
+fit_judge    slope and offset that turn cosines into probabilities
+calibrated   both for a CLIP, from whatever is known of the images
+judged       probabilities [N, M] from embeddings
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from neuronym.common.blocks import MEMORY, slices
+from neuronym.datasets.concepts import embed_concepts
+from neuronym.datasets.probe import Probe
+from neuronym.models.clips import Clip
+
+JUDGE = (58., -7.54)  # slope and offset of Oikarinen & Weng 2024 for their SigLIP: 58 (cosine - .13)
+
+
+def split(N: int, share: float) -> tuple[Tensor, Tensor]:
+    """Indices of the images for naming and of the `share` held out, spread evenly so that every folder gives to both.
+
+    Errors: ValueError when either part would be empty.
+    """
+    if not 0 < share < 1 or not 1 <= (n := round(N * share)) < N:
+        raise ValueError(f"a share of the images, above 0 and below 1, is held out and leaves both parts some, got {share} "
+                         f"of {N} images")
+    held = torch.zeros(N, dtype=torch.bool)
+    held[torch.div(torch.arange(n) * N, n, rounding_mode="floor")] = True
+    return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
+
+
+def true(probe: Probe, concepts: Sequence[str]) -> Tensor:
+    """Which concepts are in which microworld images: bool [N, M]; ValueError for images of another kind."""
+    from neuronym.microworld.microworld import presence
+    return presence([probe.scene(i) for i in range(probe.N)], concepts)
+
+
+def need_judge(probe: Probe, judge: str) -> None:
+    """ValueError where nothing says what is in the images: photos without a judge."""
+    if not judge and not all(isinstance(item, int) for item in probe.items):
+        raise ValueError(f"what is in the images is known in the microworld alone, got '{probe.name}' without a judge; name "
+                         "another image-text model, as judge=conse:efficientnet_lite1 or openai:ViT-L/14")
+
+
+def class_truth(probe: Probe, least: int = 5) -> tuple[list[str], Tensor, Tensor]:
+    """Names of the folders that hold at least `least` images, their presence bool [n, C] and the images n it is known of.
+
+    Each image shows its own class only, as far as its folder tells. Names are read as words ("sea_horse": "sea horse").
+    """
+    labels = probe.labels or []
+    names = sorted({label for label in labels if label and labels.count(label) >= least})
+    rows = torch.tensor([i for i, label in enumerate(labels) if label in names], dtype=torch.long)
+    where = {name: c for c, name in enumerate(names)}
+    truth = torch.zeros(len(rows), len(names), dtype=torch.bool)
+    truth[torch.arange(len(rows)), [where[labels[i]] for i in rows.tolist()]] = True
+    return [re.sub(r"[_\W]+", " ", name).strip().lower() for name in names], truth, rows
+
+
+def fit_judge(cosines: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Slope and offset (a, b) of the logistic regression of truth on cosine, the same for all concepts; both [N, C].
+
+    Errors: ValueError where all or none are true, and where cosines do not rise with truth.
+    """
+    from sklearn.linear_model import LogisticRegression
+    if cosines.shape != truth.shape or truth.all() or not truth.any():
+        raise ValueError(f"a judge is fitted to cosines and truth of one shape, some true and some not, got "
+                         f"{list(cosines.shape)} and {list(truth.shape)} with {int(truth.sum())} true")
+    fitted = LogisticRegression(C=1e6).fit(cosines.reshape(-1, 1).double().cpu().numpy(), truth.flatten().cpu().numpy())
+    a, b = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    if a <= 0:
+        raise ValueError(f"a judge's cosines rise with truth, got slope {a:.3g}; use another image-text model")
+    return a, b
+
+
+def calibrated(clip: Clip, I: Tensor, probe: Probe, concepts: Sequence[str]) -> tuple[float, float]:
+    """Slope and offset of the CLIP's cosines: fitted to the truth about microworld scenes, or to the classes of folders
+    (all others count as absent), else those of JUDGE. I [N, d] are the probe's embeddings.
+    """
+    if all(isinstance(item, int) for item in probe.items):
+        return fit_judge(I @ embed_concepts(clip, concepts).to(I.device).T, true(probe, concepts))
+    names, truth, rows = class_truth(probe)
+    if len(names) < 2:
+        return JUDGE
+    return fit_judge(I[rows.to(I.device)] @ embed_concepts(clip, names).to(I.device).T, truth)
+
+
+def judged(I: Tensor, T: Tensor, judge: tuple[float, float] = JUDGE, memory: int = MEMORY) -> Tensor:
+    """Probability that concept m is in image n, sigmoid(a I T' + b): I [N, d], T [M, d] unit rows -> [N, M]."""
+    a, b = judge
+    out = I.new_empty(len(I), len(T))
+    for rows in slices(len(I), memory // (2 * out.itemsize * len(T))):
+        torch.sigmoid(torch.matmul(I[rows], T.to(I.dtype).T).mul_(a).add_(b), out=out[rows])
+    return out

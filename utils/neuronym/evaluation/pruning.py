@@ -1,0 +1,233 @@
+"""What names are good for: prune units whose names match a word, and see what the network loses.
+
+pruned        a network without some units, for a while
+outputs       what the network gives with each of several sets of units pruned, in one pass over the images
+effect_table  loss on the classes that match and on the others, for the units named so and for random ones
+comparable    whether there are images of both
+
+N images, C classes (columns of the network's output). As in the EuroSAT study of Describe-and-Dissect; which units have
+a word in their names: `neuronym.evaluation.name_groups`.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from neuronym.common.blocks import whole
+from neuronym.common.resampling import draw_neurons
+from neuronym.datasets.probe import batches, Probe
+from neuronym.evaluation.metrics import auprc
+from neuronym.hooks import edit
+from neuronym.layers import LayerInfo, LAYOUTS, resolve_layers
+from neuronym.inference import ready
+from neuronym.models.models import Target
+from neuronym.passes import Device, Progress
+
+Units = Mapping[str, Sequence[int]]  # layer -> units
+HOWS = ("zero", "mean")
+
+
+@contextmanager
+def pruned(target: Target, units: Units, how: str = "zero",
+           means: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+    """Within the block, the given units of each layer have the same value for every image and position.
+
+    "zero" is 0, which is no activation behind a ReLU; "mean" is means[layer] [K] (Q.mean(0) of pool "avg"), which is
+    no information, for layers whose values can be negative. Errors: KeyError for an unknown layer, ValueError for units
+    that the layer does not have and for absent means.
+    """
+    with edit(target.model, _edits(_layers(target, [units]), units, how, means)):
+        yield
+
+
+def outputs(target: Target, probe: Probe, conditions: Sequence[Units],
+            keep: Callable[[Tensor, slice], Tensor] = lambda logits, rows: logits, *, rows: Sequence[int] | None = None,
+            how: str = "zero", means: Mapping[str, Tensor] | None = None, batch_size: int = 64, device: Device = None,
+            progress: Progress | None = None) -> list[Tensor]:
+    """What the network gives when each of the conditions' units are pruned ({} for none): for each one [N, C].
+
+    Images (`rows` of the probe, in order; all by default) are decoded once for all conditions. What is stored of each
+    batch is keep(logits [b, C], which), by default [N, C] for each condition in all. Nothing is cached.
+    Errors: as in `pruned`; ValueError for rows that the probe does not have and outputs that are not finite.
+    """
+    layers = _layers(target, conditions)
+    edits = [_edits(layers, units, how, means) for units in conditions]
+    if rows is not None:
+        wrong = [row for row in rows if not 0 <= row < probe.N]
+        if wrong or not len(rows):
+            raise ValueError(f"rows of the probe lie within 0 .. {probe.N - 1}, got {wrong[0] if wrong else 'none'}")
+        probe = replace(probe, ids=[probe.ids[row] for row in rows], items=[probe.items[row] for row in rows])
+    stream = batches(probe, [target.preprocess], batch_size)
+    if progress is not None:
+        stream = progress(stream, -(-probe.N // batch_size), f"{target.name}, {len(edits)} prunings")
+    parts: list[list[Tensor]] = [[] for _ in edits]
+    with ready(target.model, device) as place:
+        for which, (images,) in stream:
+            pieces = list(place(images))
+            for units, changes, part in zip(conditions, edits, parts):
+                with edit(target.model, changes):
+                    logits = torch.cat([target.model(piece).float().cpu() for piece in pieces])
+                if not logits.isfinite().all():
+                    told = ", ".join(f"{len(some)} units of {layer}" for layer, some in units.items()) or "nothing"
+                    raise ValueError(f"a network must give finite outputs, got others among images {which.start} to "
+                                     f"{which.stop - 1} with {told} pruned; try another of how={HOWS}")
+                part.append(keep(logits, which))
+    return [torch.cat(part) for part in parts]
+
+
+def effect_table(target: Target, units: Units, probe: Probe, truth: Tensor, classes: Sequence[int], *,
+                 rows: Sequence[int] | None = None, draws: int = 50, resamples: int = 300, top: Sequence[int] = (1, 5),
+                 seed: int = 0, **options) -> pd.DataFrame:
+    """What pruning `units` costs on the classes that match their name and on the others, beside random units.
+
+    truth [N] class of each image: metric "top-k", the share of images whose class is among the k highest outputs, for
+    images of the `classes` and for the rest. truth [N, C] bool: metric "AP", average precision of each output for its
+    concept, mean over the concepts that any image shows. `rows` and `options` are those of `outputs`.
+
+    A row for each metric, condition (none, named, random) and `on` (matching, others, difference: matching - others):
+    draws, units, score, loss (score of "none" - score) with its 95 % interval low..high, p. Random units are as many
+    from each layer, of all its units; their score and loss are means over draws, the interval is over draws. That of
+    "named" resamples images, `resamples` times, the same for both scores (of classes: within the two groups). p of
+    "named" is the share of draws that lose as much or more, itself counted in.
+    Errors: ValueError without units, when no class or every class matches, for truth that does not fit.
+    """
+    whole("draws", draws), whole("resamples", resamples)
+    units = {layer: sorted({int(unit) for unit in some}) for layer, some in units.items() if len(some)}
+    if not units:
+        raise ValueError("pruning by name takes a unit or more, got none; choose a word that labels have")
+    N, size = probe.N if rows is None else len(rows), sum(map(len, units.values()))
+    measures, keep, on = _task(truth, classes, N, top)
+    kept = outputs(target, probe, [{}, units, *_random(target, units, draws, seed)], keep, rows=rows, **options)
+    resampled = [index for some in draw_neurons(N, seed, resamples, on[truth] if truth.ndim == 1 else None)
+                 for index in torch.from_numpy(some)]
+    parts = []
+    for metric, score in measures.items():
+        values = np.stack([score(x, truth, on) for x in kept])                                  # [2 + draws, 3]
+        losses = values[0] - values
+        spread = np.stack([score(kept[0][i], truth[i], on) - score(kept[1][i], truth[i], on) for i in resampled])
+        p = (1 + (losses[2:] >= losses[1] - 1e-12).sum(0)) / (1 + draws)
+        for condition, count, which, over in (("none", 0, slice(0, 1), losses[:1]), ("named", 1, slice(1, 2), spread),
+                                              ("random", draws, slice(2, None), losses[2:])):
+            low, high = np.nanquantile(over, [.025, .975], axis=0)
+            parts.append(pd.DataFrame({
+                "metric": metric, "condition": condition, "on": ["matching", "others", "difference"], "draws": count,
+                "units": size if count else 0, "score": values[which].mean(0), "loss": losses[which].mean(0),
+                "low": low, "high": high, "p": p if condition == "named" else np.nan}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def comparable(truth: Tensor, classes: Sequence[int]) -> bool:
+    """Whether `truth` has images of the classes and of others, which `effect_table` compares."""
+    if truth.ndim == 2:
+        shown = truth.any(0)
+        some = torch.zeros(len(shown), dtype=torch.bool)
+        some[list(classes)] = True
+        return bool((shown & some).any() and (shown & ~some).any())
+    here = torch.isin(truth, torch.tensor(list(classes), dtype=truth.dtype))
+    return bool(here.any() and not here.all())
+
+
+def _layers(target: Target, conditions: Sequence[Units]) -> dict[str, LayerInfo]:
+    names = list(dict.fromkeys(name for units in conditions for name in units))
+    return {layer.name: layer for layer in resolve_layers(target.model, names, target.example)} if names else {}
+
+
+def _edits(layers: Mapping[str, LayerInfo], units: Units, how: str,
+           means: Mapping[str, Tensor] | None) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Layer -> function that writes the constant over the units."""
+    if how not in HOWS:
+        raise ValueError(f"how is one of {', '.join(HOWS)}, got {how!r}")
+    made = {}
+    for name, some in units.items():
+        layer = layers[name]
+        index = _checked(layer, some)
+        values = torch.zeros(layer.units)
+        if how == "mean":
+            values = (means or {}).get(name)
+            if values is None or tuple(values.shape) != (layer.units,) or not bool(values.isfinite().all()):
+                got = None if values is None else list(values.shape)
+                raise ValueError(f"how='mean' needs finite means of the {layer.units} units of layer '{name}', got "
+                                 f"{got}; pass means={{'{name}': Q.mean(0)}}")
+        made[name] = partial(_written, axis=LAYOUTS[layer.layout][2], index=index, values=values[index])
+    return made
+
+
+def _written(output: Tensor, axis: int, index: Tensor, values: Tensor) -> Tensor:
+    changed = output.clone()
+    changed.movedim(axis, -1)[..., index.to(output.device)] = values.to(output)
+    return changed
+
+
+def _random(target: Target, units: Units, draws: int, seed: int) -> list[dict[str, list[int]]]:
+    """As many units of each layer, `draws` times."""
+    layers, dice = _layers(target, [units]), np.random.default_rng(seed)
+    for layer, some in units.items():
+        _checked(layers[layer], some)
+    return [{layer: sorted(dice.choice(layers[layer].units, len(some), replace=False).tolist())
+             for layer, some in units.items()} for _ in range(draws)]
+
+
+def _checked(layer: LayerInfo, units: Sequence[int]) -> Tensor:
+    wrong = [unit for unit in units if not 0 <= unit < layer.units]
+    if wrong:
+        raise ValueError(f"units of layer '{layer.name}' lie within 0 .. {layer.units - 1}, got {wrong[0]}")
+    return torch.as_tensor(list(units), dtype=torch.long)
+
+
+def _task(truth: Tensor, classes: Sequence[int], N: int, top: Sequence[int]) -> tuple[dict, Callable, Tensor]:
+    """Metric -> score(kept, truth, on) of matching, others, difference; what is kept of logits; classes that match."""
+    concepts = truth.dtype == torch.bool and truth.ndim == 2
+    numbers = truth.ndim == 1 and truth.dtype == torch.int64 and bool((truth >= 0).all())
+    if len(truth) != N or not (concepts or numbers):
+        raise ValueError(f"truth is a class number [N] (int64) or presence [N, C] (bool) for each of {N} images, got "
+                         f"{truth.dtype} {list(truth.shape)}")
+    on = torch.zeros(truth.shape[1] if concepts else max(0, int(truth.max()), *classes) + 1, dtype=torch.bool)
+    if any(not 0 <= c < len(on) for c in classes):
+        raise ValueError(f"classes lie within 0 .. {len(on) - 1}, got {list(classes)[:5]}")
+    on[list(classes)] = True
+    seen = on[truth.any(0)] if concepts else on[truth]
+    if not seen.any() or seen.all():
+        raise ValueError(f"both classes that match and others must be in the images, got {int(seen.sum())} and "
+                         f"{int((~seen).sum())} {'concepts' if concepts else 'images'}; choose another word or images")
+
+    def keep(logits: Tensor, which: slice) -> Tensor:
+        if len(logits.T) < len(on) or concepts and len(logits.T) > len(on):
+            raise ValueError(f"truth and classes are of {len(on)} classes, the network gives {len(logits.T)}")
+        return logits if concepts else _rank(logits, truth[which])
+
+    if concepts:
+        return {"AP": _precision}, keep, on
+    for k in top:
+        whole("k of top-k", k)
+    return {f"top-{k}": partial(_top, k=k) for k in top}, keep, on
+
+
+def _rank(logits: Tensor, truth: Tensor) -> Tensor:
+    """Place of the true class from 0, of equal logits the lower index first: [b, C], [b] -> [b]."""
+    own = logits.gather(1, truth.long()[:, None])
+    before = torch.arange(logits.shape[1]) < truth[:, None]
+    return (logits > own).sum(1) + ((logits == own) & before).sum(1)
+
+
+def _top(ranks: Tensor, truth: Tensor, on: Tensor, k: int) -> np.ndarray:
+    hit, own = (ranks < k).double(), on[truth]
+    return _three(hit[own], hit[~own])
+
+
+def _precision(logits: Tensor, truth: Tensor, on: Tensor) -> np.ndarray:
+    shown = truth.any(0)
+    ap = auprc(logits, logits, active=truth).double()
+    return _three(ap[shown & on], ap[shown & ~on])
+
+
+def _three(matching: Tensor, others: Tensor) -> np.ndarray:
+    """Means of matching and others, and their difference; nan without any."""
+    a, b = matching.mean().item(), others.mean().item()
+    return np.array([a, b, a - b])

