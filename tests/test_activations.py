@@ -557,7 +557,7 @@ def test_top_images_break_ties_by_the_lower_index(dtype, k):
 def test_top_images_does_not_depend_on_the_block(monkeypatch):
     Q = torch.randn(N, 7).round(decimals=1)
     whole = top_images(Q, 5)
-    monkeypatch.setattr("neuronym.activations.SORT_BYTES", 1)
+    monkeypatch.setattr("neuronym.activations.RANKING_BYTES", 1)
     assert torch.equal(top_images(Q, 5), whole)
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 IMAGES = "image embeddings"
-SORT_BYTES = 2 ** 27
+RANKING_BYTES = 2 ** 27
 
 
 def unit_activations(target: Target, probe: Probe, layers: list[LayerInfo], pool: str = "avg", batch_size: int = 64,
@@ -132,7 +132,7 @@ def top_images(Q: Tensor, k: int) -> Tensor:
     if not torch.isfinite(Q).all():
         raise ValueError("activations must be finite to be ranked; Q holds NaN or infinity")
     units = torch.arange(Q.shape[1], device=Q.device)
-    return strongest(Q, units, k, Q.dtype, max(1, SORT_BYTES // (16 * len(Q)))).T.contiguous()  # [k, K]
+    return strongest(Q, units, k, Q.dtype, max(1, RANKING_BYTES // (16 * len(Q)))).T.contiguous()  # [k, K]
 
 
 def _unit_job(target: Target, probe: Probe, layers: list[LayerInfo], how: str, dtype: str) -> Job:

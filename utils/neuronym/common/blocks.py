@@ -28,7 +28,7 @@ from torch import Tensor
 
 MEMORY = 2**28   # bytes, the budget of those who name none
 CACHED = 2**23   # bytes that a processor works on quickly: on a CPU, larger temporaries only cost time
-SORT_BYTES = 40  # at the most, for each value that `order` sorts
+SORTING_BYTES_PER_VALUE = 40  # at the most, for each value that `order` sorts
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 microworld_masks  of microworld images
 broden_masks      of Broden's images
-Masks             what both give: image -> {concept: mask}
+ConceptMasks             what both give: image -> {concept: mask}
 """
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from neuronym.datasets.concepts import clean, plain_name
 from neuronym.datasets.probe import Probe
 from neuronym.runs.runs import data_dir, ROOT
 
-Masks = Callable[[int], Mapping[str, np.ndarray]]  # image -> {concept: bool [h, w]}, of one size in an image
+ConceptMasks = Callable[[int], Mapping[str, np.ndarray]]  # image -> {concept: bool [h, w]}, of one size in an image
 
 
-def microworld_masks(probe: Probe) -> Masks:
+def microworld_masks(probe: Probe) -> ConceptMasks:
     """The true masks [64, 64] of all concepts in image i of a microworld probe; ValueError for other images."""
     from neuronym.microworld.microworld import CATEGORY, COUNTS, concepts, thing_concepts
     from neuronym.microworld.render import masks as shown
@@ -41,7 +41,7 @@ def microworld_masks(probe: Probe) -> Masks:
     return of
 
 
-def broden_masks(probe: Probe, folder: Path | str | None = None) -> Masks:
+def broden_masks(probe: Probe, folder: Path | str | None = None) -> ConceptMasks:
     """Masks of Broden's images by the ids of a probe, from index.csv, label.csv and the images of the folder.
 
     Names are those of `load_concepts("broden")`; things that share a name (a scene and an object) share a mask. By

@@ -2,7 +2,7 @@
 
 load_masks  pictures with true masks by name: one of SEGMENTED
 SEGMENTED   first word of a name -> function that loads the set
-Masks       a probe, its masks and the names of what they show
+MaskedPictures       a probe, its masks and the names of what they show
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GTSEGS_URL = "http://calvin-vision.net/bigstuff/proj-imagenet/data/gtsegs_ijcv.m
 
 
 @dataclass(frozen=True, eq=False)
-class Masks:
+class MaskedPictures:
     """Pictures with true masks; made by `load_masks`."""
 
     probe: Probe                        # of the microworld `probe.scene(i)` tells the scene
@@ -37,7 +37,7 @@ class Masks:
     names: list[str | None]             # class of the object: a shape of the microworld, a WordNet id of ImageNet
 
 
-def load_masks(name: str, limit: int | None = None, seed: int = 0) -> Masks:
+def load_masks(name: str, limit: int | None = None, seed: int = 0) -> MaskedPictures:
     """Load pictures with masks: "microworld[:n]" or "gtsegs[:PATH]"; `limit` spreads over the set as in `load_probe`.
 
     "microworld": scenes whose objects have one shape, which is their name; `seed` chooses others. "gtsegs": the 4,276
@@ -53,7 +53,7 @@ def load_masks(name: str, limit: int | None = None, seed: int = 0) -> Masks:
     return SEGMENTED[kind](rest, limit, seed)
 
 
-def _microworld(rest: str, limit: int | None, seed: int) -> Masks:
+def _microworld(rest: str, limit: int | None, seed: int) -> MaskedPictures:
     most = SEED_STEP // 2  # three in four scenes are taken, so the next value of `seed` begins far behind the last
     if rest and not (rest.isascii() and rest.isdigit() and 1 <= int(rest) <= most):
         raise ValueError(f"microworld:n takes a number of images from 1 to {most}, got '{rest}'")
@@ -66,10 +66,10 @@ def _microworld(rest: str, limit: int | None, seed: int) -> Masks:
         drawn += 1
     kept = _spread(wanted, limit)
     seeds, names = [seeds[i] for i in kept], [names[i] for i in kept]
-    return Masks(of_scenes("microworld", seeds, names), lambda i: shown(scene(seeds[i]), names[i]), names)
+    return MaskedPictures(of_scenes("microworld", seeds, names), lambda i: shown(scene(seeds[i]), names[i]), names)
 
 
-def _gtsegs(rest: str, limit: int | None, seed: int) -> Masks:
+def _gtsegs(rest: str, limit: int | None, seed: int) -> MaskedPictures:
     named = rest.strip() or os.environ.get("NEURONYM_GTSEGS") or data_dir() / "downloads" / "gtsegs_ijcv.mat"
     path = ROOT / Path(named).expanduser()
     if not path.is_file():
@@ -79,10 +79,10 @@ def _gtsegs(rest: str, limit: int | None, seed: int) -> Masks:
     ids = [f"{row:05d}" for row in rows]
     probe = Probe("gtsegs", ids, names if any(names) else None, digest("gtsegs", sha256(path), *ids), [],
                   _Pictures(path, rows))
-    return Masks(probe, lambda i: _read(path, "gt", rows[i]) != 0, names)
+    return MaskedPictures(probe, lambda i: _read(path, "gt", rows[i]) != 0, names)
 
 
-SEGMENTED: dict[str, Callable[[str, int | None, int], Masks]] = {"microworld": _microworld, "gtsegs": _gtsegs}
+SEGMENTED: dict[str, Callable[[str, int | None, int], MaskedPictures]] = {"microworld": _microworld, "gtsegs": _gtsegs}
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def crops_of(maps: Tensor, size: int = SIZE, most: int = 4, heatmap: str = "scal
     if not (left < min(right, size) and top < min(bottom, size) and right > 0 and bottom > 0):
         raise ValueError(f"field is left, top, right, bottom of a part of the {size} x {size} picture, got {field}")
     covered = (max(left, 0), max(top, 0), min(right, size), min(bottom, size))
-    small = eight_bit(_checked(maps, 3), heatmap)                                           # [n, H, W]
+    small = eight_bit(_checked_map(maps, 3), heatmap)                                           # [n, H, W]
     width, height, found = right - left, bottom - top, []
     pixels = 32 * width * height  # bytes for one map
     fit(memory, (0, pixels, len(maps)))
@@ -75,7 +75,7 @@ def eight_bit(maps: Tensor, heatmap: str = "scale") -> Tensor:
     """
     if heatmap not in HEATMAPS:
         raise unknown("heatmap", heatmap, HEATMAPS)
-    return HEATMAPS[heatmap](_checked(maps))
+    return HEATMAPS[heatmap](_checked_map(maps))
 
 
 def enlarged(maps: Tensor, height: int, width: int) -> Tensor:
@@ -165,7 +165,7 @@ HEATMAPS: dict[str, Callable[[Tensor], Tensor]] = {"scale": _scaled, "wrap": _wr
 """name -> function of maps [..., H, W]."""
 
 
-def _checked(maps: Tensor, axes: int | None = None) -> Tensor:
+def _checked_map(maps: Tensor, axes: int | None = None) -> Tensor:
     if (not isinstance(maps, Tensor) or (maps.ndim != axes if axes else maps.ndim < 2) or 0 in maps.shape[-2:]
             or maps.is_complex()):
         raise ValueError(f"expected real maps [{'n' if axes else '...'}, H, W], none empty, got {_what(maps)}")

@@ -4,7 +4,7 @@ shown      which microworld images show what texts say
 names_it   does a label contain a name?
 naming     share of labels that name their unit's true concept, beside the same labels dealt to other units
 judged_by  what a CLIP thinks of words and texts, where the truth is not known
-controls   labels that know nothing of the unit, and the best word of all
+phrase_controls   labels that know nothing of the unit, and the best word of all
 explained  labels of several methods over all their different texts, to be scored like any other explanation
 """
 from __future__ import annotations
@@ -80,7 +80,7 @@ def judged_by(clip: Clip, I: Tensor, fit: tuple[float, float], words: Sequence[s
     return judged(I, embed_concepts(clip, list(words)).to(I.device), fit), claims
 
 
-def controls(labels: Mapping[str, Sequence[str]], words: Sequence[str], present: Tensor, Q: Tensor,
+def phrase_controls(labels: Mapping[str, Sequence[str]], words: Sequence[str], present: Tensor, Q: Tensor,
              generator: torch.Generator) -> dict[str, list[str]]:
     """What labels are compared with: `oracle`, each unit's best word; `shuffled`, the first method's labels dealt to
     other units; `constant`, the one word that is best on average. present [N, M], Q [N, K] of the images for naming."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from neuronym import hooks
 from neuronym.common.blocks import fit, MEMORY, number, slices
-from neuronym.datasets.concept_masks import Masks
+from neuronym.datasets.concept_masks import ConceptMasks
 from neuronym.datasets.probe import batches, Probe
 from neuronym.inference import ready
 from neuronym.layers import LayerInfo, LAYOUTS
@@ -48,7 +48,7 @@ class Dissection:
         return self.both.double() / (self.active + self.shown - self.both).clamp_min(1)
 
 
-def dissect(target: Target, probe: Probe, layer: LayerInfo, masks: Masks, concepts: Sequence[str], share: float = SHARE,
+def dissect(target: Target, probe: Probe, layer: LayerInfo, masks: ConceptMasks, concepts: Sequence[str], share: float = SHARE,
             *, threshold: Tensor | None = None, kinds: Mapping[str, str] | None = None, read: str = "maps",
             grid: tuple[int, int] | None = None, batch_size: int = 64, device: Device = None,
             progress: Progress | None = None, memory: int = MEMORY) -> Dissection:

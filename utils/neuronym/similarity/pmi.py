@@ -27,7 +27,7 @@ from neuronym.common.blocks import (
     in_threads,
     MEMORY,
     number,
-    SORT_BYTES,
+    SORTING_BYTES_PER_VALUE,
     strongest,
     used,
     whole,
@@ -86,7 +86,7 @@ def _pmi(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], units: Sequence[int
     threads = torch.get_num_threads() if loops else 1
     U, work = min(N, K * top_k), at_hand(memory, layers[0].device, TILES)
     held, column = 24 * K * top_k + (24 + 6 * size) * N, (3 * U + 4 * K + 2 * d) * size
-    some, m = fit(memory, (held, N * SORT_BYTES, K), (held, column, min(M, max(WIDE, work // (U * size)))))
+    some, m = fit(memory, (held, N * SORTING_BYTES_PER_VALUE, K), (held, column, min(M, max(WIDE, work // (U * size)))))
     threads = min(threads, m)
     width = max(1, min(m // threads, max(32, work // threads // (U * size))))  # of a tile that a thread works on
 

@@ -20,7 +20,7 @@ from neuronym.common.blocks import (
     or_one,
     order,
     slices,
-    SORT_BYTES,
+    SORTING_BYTES_PER_VALUE,
     strongest,
     used,
     whole,
@@ -58,9 +58,9 @@ def rank_reorder(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], *, p: float
     U, draws, loops = min(N, n * count), n_permutations or 1, compiled_loops("rank_kernel", layers[0].device)
     held = count * n * (24 + 4 * size) + 16 * N
     # bytes of a concept, and of a concept for a unit: compiled loops sort all images once, torch those of a unit at a time
-    column = (3 * U + 2 * d + 4 * count) * size + (SORT_BYTES * U if loops else 0)
+    column = (3 * U + 2 * d + 4 * count) * size + (SORTING_BYTES_PER_VALUE * U if loops else 0)
     pair = 0 if loops else n * (4 * size + 24)
-    some, few, m = fit(memory, (held, N * SORT_BYTES, count),
+    some, few, m = fit(memory, (held, N * SORTING_BYTES_PER_VALUE, count),
                        (held, n * draws * (24 + 3 * size), max(layer.shape[1] for layer in layers)), (held, column + pair, M))
     work = at_hand(memory, layers[0].device)
     m = min(m, max(64, work // (U * size if loops else pair)))

@@ -30,7 +30,7 @@ from neuronym.common.blocks import (
     number,
     or_one,
     slices,
-    SORT_BYTES,
+    SORTING_BYTES_PER_VALUE,
     whole,
 )
 from neuronym.common.errors import unknown
@@ -90,7 +90,7 @@ def top_labels(scores: Tensor, concepts: Sequence[str], k: int = 5) -> tuple[Ten
         unit, concept = scores.isnan().nonzero()[0].tolist()
         raise ValueError(f"scores must not be nan, but are at unit {unit}, concept {concept}; score without as_shipped")
     scores = scores.float() if scores.dtype.itemsize < 4 else scores
-    parts = slices(len(scores), MEMORY // (SORT_BYTES * scores.shape[1]))
+    parts = slices(len(scores), MEMORY // (SORTING_BYTES_PER_VALUE * scores.shape[1]))
     indices = torch.cat([first_largest(scores[part], k) for part in parts])
     return scores.gather(1, indices), indices
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuronym.common.blocks import checked, Embedded, fit, MEMORY, number, order, slices, SORT_BYTES, whole
+from neuronym.common.blocks import checked, Embedded, fit, MEMORY, number, order, slices, SORTING_BYTES_PER_VALUE, whole
 from neuronym.common.errors import unknown
 from neuronym.common.resampling import as_p_values, benjamini_hochberg, holm
 from neuronym.similarity.similarity import score, SIMILARITIES
@@ -81,7 +81,7 @@ def null_best(P: Tensor | Embedded, Q: Tensor, method: str = "soft_wpmi", *, dra
     G = len(units)
     replaced = _members(null_of, G, draws, generator)                                       # [draws * G]
     best = []
-    [some] = fit(memory, (0, N * (SORT_BYTES + 16 + 3 * Q.itemsize) + 48 * M, draws * G))
+    [some] = fit(memory, (0, N * (SORTING_BYTES_PER_VALUE + 16 + 3 * Q.itemsize) + 48 * M, draws * G))
     for part in slices(draws * G, some):
         chosen = units[torch.arange(part.start, part.stop, device=Q.device) % G]
         dealt = order(torch.rand(len(chosen), N, generator=generator, device=generator.device)).to(Q.device)
@@ -191,7 +191,7 @@ def _different(Q: Tensor, method: str, top_k: int | None, memory: int) -> tuple[
         raise ValueError(f"wpmi sums over top_k images, in any order, so that of all N {N} images no shuffle changes it; "
                          f"pass top_k below {N}, or more images")
     patterns = []
-    for part in slices(K, memory // (SORT_BYTES * N)):
+    for part in slices(K, memory // (SORTING_BYTES_PER_VALUE * N)):
         q = Q[:, part]
         top = q.topk(min(k + 1, N), dim=0).values
         equal = top[1:] == top[:-1]  # which of the top images' activations equal the next one, and how many the last
