@@ -4,7 +4,7 @@
                                      [--batch 32] [--repeats 2] [--threads 0] [--device cpu] [--dtype float32]
 
 For each pair of networks, in a process of its own: images/s of decoding and preprocessing alone, of the bare forward
-passes (preprocessed images at hand, in whole batches and in the pieces that `neuronym.inference.ready` makes of them on a
+passes (preprocessed images at hand, in whole batches and in the pieces that `neuronym.passes.ready` makes of them on a
 CPU) and of the pass with an empty cache; user and system seconds of the pass; MiB by which the first pass raises the
 process's memory (and a device's); and the ratio pass / (decoding + faster forwards). Each is the shortest of
 interleaved repeats: compare the ratios. "photos:N" are N made-up JPEGs of 500 x 375 pixels. By default the pairs are an
@@ -28,9 +28,9 @@ from PIL import Image
 
 from neuronym.activations import activations_and_embeddings, unit_activations
 from neuronym.models.clips import load_clip
-from neuronym.layers import resolve_layers
-from neuronym.inference import ready
-from neuronym.models.models import load_target
+from neuronym.hooks import resolve_layers
+from neuronym.passes import ready
+from neuronym.models.targets import load_target
 from neuronym.datasets.probe import batches, load_probe
 
 PAIRS = [("efficientnet_lite0", "conse:efficientnet_lite2", "photos:96"),

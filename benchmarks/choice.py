@@ -9,13 +9,14 @@ import random
 
 import pandas as pd
 
-from neuronym.activations import activations_and_embeddings, top_images
-from neuronym.describe.candidate_scores import SCORES
-from neuronym.describe.choice import rank_candidates
+from neuronym.activations import activations_and_embeddings
+from neuronym.common.memory import top_images
+from neuronym.describe.selection import SCORES
+from neuronym.describe.selection import rank_candidates
 from neuronym.models.clips import load_clip
 from neuronym.models.generators import load_generator
-from neuronym.layers import resolve_layers
-from neuronym.models.models import load_target
+from neuronym.hooks import resolve_layers
+from neuronym.models.targets import load_target
 from neuronym.datasets.probe import load_probe
 
 OTHERS = 4    # names beside the true one

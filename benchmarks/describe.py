@@ -31,25 +31,27 @@ from statistics import mean
 
 import torch
 
-from neuronym import layers
 from neuronym import hooks
-from neuronym.activations import top_images, unit_activations
-from neuronym.describe.answer_rules import tidy
-from neuronym.common.blocks import whole
+from neuronym import hooks
+from neuronym.common.memory import top_images
+from neuronym.activations import unit_activations
+from neuronym.describe.candidates import tidy
+from neuronym.common.checks import whole
 from neuronym.models.captioners import load_captioner
-from neuronym.describe.choice import APART, rank_candidates
+from neuronym.describe.selection import APART, rank_candidates
 from neuronym.models.clips import load_clip
-from neuronym.evaluation.cosy import SEED, SEED_STEP
-from neuronym.describe.crops import attention_crops
-from neuronym.describe.describe import look, ordinary_captions, spread
-from neuronym.describe.examples import Example, picture, seen_of
-from neuronym.describe.extractive import extract
+from neuronym.models.generators import SEED, SEED_STEP
+from neuronym.describe.examples import attention_crops
+from neuronym.describe.pipeline import look, ordinary_captions, spread
+from neuronym.describe.examples import Example, picture
+from neuronym.models.preprocess import seen_of
+from neuronym.describe.candidates import extract
 from neuronym.models.generators import load_generator
-from neuronym.inference import exact_float32
-from neuronym.microworld.microworld import read
-from neuronym.models.models import load_target
+from neuronym.passes import exact_float32
+from neuronym.microworld.world import read
+from neuronym.models.targets import load_target
 from neuronym.datasets.probe import load_probe
-from neuronym.describe.summaries import propose
+from neuronym.describe.candidates import propose
 from neuronym.models.transcripts import open_transcript
 
 STEPS = ("load", "crops", "captions", "summaries", "choice")
@@ -203,7 +205,7 @@ def main():
 def measure(args, folder):
     os.environ["NEURONYM_CACHE"] = str(folder / "probe")
     target, probe = load_target(args.target, args.device, suggest=False), load_probe(args.probe)
-    [layer] = layers.resolve_layers(target.model, args.layer, target.example)
+    [layer] = hooks.resolve_layers(target.model, args.layer, target.example)
     units = spread([layer], str(args.units))[layer.name]
     few = units[::max(1, len(units) // args.literal_units)][:args.literal_units]
     say(f"{layer.name}: activations of {probe.N} images, captions of ordinary ones")

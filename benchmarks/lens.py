@@ -29,10 +29,10 @@ import torch
 import torch.nn.functional as F
 from similarity import peak, seconds
 
-from neuronym.second_order import effects, lens
-from neuronym.inference import VIT_PIECE, ready
-from neuronym.models.openai_clip import openai_package
-from neuronym.second_order.towers import _openai
+from neuronym.second_order import effects
+from neuronym.passes import VIT_PIECE, ready
+from neuronym.common.checks import openai_package
+from neuronym.second_order.tower import _openai
 
 BATCH = 32
 TOP = 100
@@ -118,7 +118,7 @@ def released(visual, layer, image):
             x = torch.einsum("nm,mkc->nkc", a[h], x)
             x = x @ O[:, h].T + out_bias / (share * H)                                           # [T, K, D]
             x = normalised(x[0], visual.ln_post, *last, share * H * (1 + 2 * L))
-            phi = phi + lens.SCALE / embedding.norm() * (x @ visual.proj)
+            phi = phi + effects.SCALE / embedding.norm() * (x @ visual.proj)
     return phi
 
 
@@ -133,7 +133,7 @@ def lean(visual, layer, image):
             z = torch.einsum("m,mkc->kc", a[h, 0], y @ V[h].T + bias[h] / share)                 # [K, D/H]
             z = z @ O[:, h].T + out_bias / (share * H)
             z = normalised(z, visual.ln_post, *last, share * H * (1 + 2 * L))
-            phi = phi + lens.SCALE / embedding.norm() * (z @ visual.proj)
+            phi = phi + effects.SCALE / embedding.norm() * (z @ visual.proj)
     return phi
 
 
@@ -149,9 +149,9 @@ def our_pass(tower, images, factors):
     found = []
     with ready(tower.module, piece=VIT_PIECE) as place:
         for batch in images.split(BATCH):
-            found += [lens.coefficients(tower, piece, factors) for piece in place(batch)]
+            found += [effects.coefficients(tower, piece, factors) for piece in place(batch)]
     rep = torch.cat([rep for _, rep in found])
-    return {f.layer: lens.Effects(*(torch.cat([part[f.layer][i] for part, _ in found]) for i in (0, 1)), f, rep)
+    return {f.layer: effects.Effects(*(torch.cat([part[f.layer][i] for part, _ in found]) for i in (0, 1)), f, rep)
             for f in factors}
 
 
@@ -173,13 +173,13 @@ def milliseconds(calls, images, repeats):
 
 def one_image(visual, tower, layer, images, args):
     """The first table; gives the effects of the images."""
-    making, factors = seconds(lambda: lens.layer_factors(tower, layer), images, args.repeats)
+    making, factors = seconds(lambda: effects.layer_factors(tower, layer), images, args.repeats)
     found = our_pass(tower, images, [factors])[layer]
-    ours = lens.form(found, slice(1))
+    ours = effects.form(found, slice(1))
     calls = {"released": partial(literal, released, visual, layer, images[0]),
              "lean": partial(literal, lean, visual, layer, images[0]),
              "ours": partial(our_pass, tower, images[:BATCH], [factors]),
-             "bare": partial(bare_pass, tower, images[:BATCH]), "form": partial(lens.form, found, slice(1))}
+             "bare": partial(bare_pass, tower, images[:BATCH]), "form": partial(effects.form, found, slice(1))}
     rows, mib, phi = dict.fromkeys(calls, math.inf), {}, {}
     for i in range(args.repeats):  # in turn, as the machine may be busier at one time than at another
         for name, call in calls.items():
@@ -213,7 +213,7 @@ def storage(tower, layers):
     print(f"\n2. Bytes an image, float32\n\n| {'layer':>5} | {'heads J':>7} | {'s and B':>9} | {'effects':>9} | {'ratio':>7} | "
           f"{'factors, once, MiB':>18} |\n|------:|--------:|----------:|----------:|--------:|-------------------:|")
     for layer in layers:
-        f = lens.layer_factors(tower, layer)
+        f = effects.layer_factors(tower, layer)
         J, d, K = len(f.heads), len(f.post_constant), f.write.shape[1]
         once = sum(x.nbytes for x in vars(f).values() if isinstance(x, torch.Tensor))
         print(f"| {layer:5} | {J:7} | {4 * (J * K + d):9} | {4 * K * d:9} | 1/{K * d / (J * K + d):5.1f} | {once / 2**20:18.1f} |")
@@ -227,7 +227,7 @@ def mixtures(found, count):
     weights = torch.randn(count, len(found.s), generator=g).to(found.s.device)
     weights = (weights + 1) / len(found.s)**.5
     s, B, rep = ((weights @ x.flatten(1)).unflatten(1, x.shape[1:]) for x in (found.s, found.B, found.rep))
-    return lens.Effects(s, B, found.factors, rep)
+    return effects.Effects(s, B, found.factors, rep)
 
 
 STEPS = {
@@ -283,7 +283,7 @@ def follow(found, args):
     once = {"found": found, "memory": args.memory_mib * 2**20}
     units = torch.arange(args.units, device=found.s.device) * K // args.units
     some = {"found": found, "units": units}
-    form_mib, form, some["phi"] = measured(lambda: lens.form(found, units=units), found.s, args)
+    form_mib, form, some["phi"] = measured(lambda: effects.form(found, units=units), found.s, args)
     sums, most = {"ours": 0., "literal": form}, {"ours": 0., "literal": form_mib}
     print(f"\n3. N {N}, K {K}, J {J}, d {d}; s is {found.s.nbytes / 2**20:.0f} MiB, the effects would be "
           f"{4 * N * K * d / 2**20:.0f}; literal timed on {args.units} of {K} neurons and scaled, its MiB are for these\n\n"
@@ -323,7 +323,7 @@ def cost(args):
         if name not in made:
             made = {name: _openai(random_tower(sizes, args.device))}  # one at a time in memory
         tower, images = made[name], noise(count, sizes, args.device)
-        factors = [lens.layer_factors(tower, layer) for layer in layers]
+        factors = [effects.layer_factors(tower, layer) for layer in layers]
         calls = [partial(bare_pass, tower, images), partial(our_pass, tower, images, factors)]
         mib, (ours, _) = peak(lambda: seconds(calls[1], images, 1), images)
         bare, *others = milliseconds(calls[:1] if count > 100 else calls, images, 1 if count > 100 else args.repeats)

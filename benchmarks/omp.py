@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from similarity import peak, seconds
 
-from neuronym.second_order.omp import matching_pursuit
-from neuronym.second_order.screening import coarse_dtype
+from neuronym.second_order.text_code import matching_pursuit
+from neuronym.second_order.text_code import coarse_dtype
 from neuronym.second_order.text_code import coefficients, reconstruct, text_pool
 
 LAYER = 3072  # units of a layer of ViT-B

@@ -17,8 +17,8 @@ from pathlib import Path
 import matplotlib
 from similarity import inputs, peak, seconds
 
-from neuronym.figures import show
-from neuronym.similarity.similarity import SIMILARITIES, score_embeddings
+from neuronym.figures import style
+from neuronym.similarity.scores import SIMILARITIES, score_embeddings
 
 FACTORS = (.25, .5, 1, 2)
 FULL = {"N": 1_000_000, "M": 20_000, "K": 2_048}
@@ -47,7 +47,7 @@ def plot(found, args):
     """One panel an axis, one line a function, on logarithmic scales; the dotted line is linear growth."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    show.style()
+    style.style()
     figure, panels = plt.subplots(1, 3, figsize=(10, 3.4), sharey=True, layout="constrained")
     for panel, (axis, name) in zip(panels, {"N": "images N", "M": "concepts M", "K": "units K"}.items()):
         sizes = [getattr(args, axis) * factor for factor in FACTORS]
@@ -62,7 +62,7 @@ def plot(found, args):
     panels[-1].legend(loc="center left", bbox_to_anchor=(1, .5), frameon=False)
     figure.draw_without_rendering()  # lays the panels out
     figure.set_layout_engine("none")
-    print(show.save_figure(figure, args.figure.parent, args.figure.name))
+    print(style.save_figure(figure, args.figure.parent, args.figure.name))
 
 
 def full(args):

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 
-from neuronym.common.blocks import CACHED
-from neuronym.similarity.similarity import SIMILARITIES, score, score_embeddings
+from neuronym.common.memory import CACHED
+from neuronym.similarity.scores import SIMILARITIES, score, score_embeddings
 
 TOP = {"wpmi": 28, "soft_wpmi": 100}
 

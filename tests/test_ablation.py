@@ -7,13 +7,13 @@ import torch
 from torch.testing import assert_close
 
 from tests.test_lens import clip_of, effects_of, images, made, same, small, visual  # fixtures too
-from neuronym.second_order import ablation, effects, lens
+from neuronym.second_order import ablation, effects
 from neuronym import hooks
-from neuronym.datasets.concepts import zero_shot_head
+from neuronym.activations import zero_shot_head
 from neuronym.models.clips import load_clip
 from neuronym.datasets.probe import load_probe, of_scenes
 from neuronym.datasets.tasks import accuracy, load_prompts, load_task
-from neuronym.second_order.towers import read_tower
+from neuronym.second_order.tower import read_tower
 
 NAMES = {"all": "all", "significant": "without_significant", "insignificant": "without_insignificant",
          "all but rank 1": "rank_1"}
@@ -75,11 +75,11 @@ def test_indirect_and_second_order_effects_point_alike(small):
     """The second-order effect is what attention carries of the indirect one, with the attention as it was."""
     clip, _ = small
     probe = load_probe("microworld:40")
-    found = lens.second_order(clip, probe, [0])[0]
+    found = effects.second_order(clip, probe, [0])[0]
     about = effects.mean(found)
     mean = ablation.mean_activations(clip, probe, 0)
     indirect = ablation.indirect_effects(clip, probe, 0, range(256), mean)
-    direct = lens.form(found) - lens.form(lens.Effects(about.s[None], about.B[None], found.factors, found.rep[:1]))
+    direct = effects.form(found) - effects.form(effects.Effects(about.s[None], about.B[None], found.factors, found.rep[:1]))
     assert torch.nn.functional.cosine_similarity(indirect, direct, dim=2).mean() > .1
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from neuronym import cache_keys
+from neuronym import cache
 from neuronym import cache
 from neuronym.activations import (
     activation_maps,
@@ -20,13 +20,13 @@ from neuronym.activations import (
     embedding_spec,
     image_embeddings,
     spot_check,
-    top_images,
     unit_activations,
 )
-from neuronym.layers import LayerInfo, list_layers
-from neuronym.inference import ready
+from neuronym.common.memory import top_images
+from neuronym.hooks import LayerInfo, list_layers
+from neuronym.passes import ready
 from neuronym.datasets.probe import Probe
-from neuronym.similarity.similarity import score_embeddings
+from neuronym.similarity.scores import score_embeddings
 
 N, SIDE = 23, 6
 LAYERS = ["conv", "norm", "nhwc", "tokens", "first", "fc"]
@@ -271,7 +271,7 @@ def test_a_second_target_reuses_the_embeddings_and_other_concepts_every_pass(tar
 
 @pytest.mark.parametrize("pixels", [1, 3 * SIDE**2, 10**6])
 def test_pieces_of_a_batch_do_not_matter(target, clip, probe, pixels, monkeypatch):
-    monkeypatch.setattr("neuronym.inference.PIECE", pixels / torch.get_num_threads())
+    monkeypatch.setattr("neuronym.passes.PIECE", pixels / torch.get_num_threads())
     sizes = []
     target.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     Q, I = activations_and_embeddings(target, layers_of(target), clip, probe, batch_size=10)
@@ -315,7 +315,7 @@ def test_no_stale_activations(target, probe, changed):
     t, p, l, how, dtype = CHANGES[changed](target, probe, layer)
     old, new = activation_spec(target, probe, layer), activation_spec(t, p, l, how, dtype)
     assert [name for name in old if old[name] != new[name]] == [changed]
-    assert cache_keys.key_of(old) != cache_keys.key_of(new)
+    assert cache.key_of(old) != cache.key_of(new)
     fresh = unit_activations(t, p, [l], how, dtype=dtype)[l.name]
     assert fresh.shape != Q.shape or not torch.equal(fresh, Q)
     with ready(t.model, dtype=dtype) as place:
@@ -332,7 +332,7 @@ def test_no_stale_activations(target, probe, changed):
 def test_every_field_is_in_the_key(target, probe, field):
     spec = activation_spec(target, probe, layers_of(target)[0])
     assert field in spec and len(spec) == 9
-    assert cache_keys.key_of(spec) != cache_keys.key_of({**spec, field: "changed"})
+    assert cache.key_of(spec) != cache.key_of({**spec, field: "changed"})
 
 
 @pytest.mark.parametrize("changed, other", [
@@ -557,7 +557,7 @@ def test_top_images_break_ties_by_the_lower_index(dtype, k):
 def test_top_images_does_not_depend_on_the_block(monkeypatch):
     Q = torch.randn(N, 7).round(decimals=1)
     whole = top_images(Q, 5)
-    monkeypatch.setattr("neuronym.activations.RANKING_BYTES", 1)
+    monkeypatch.setattr("neuronym.common.memory.RANKING_BYTES", 1)
     assert torch.equal(top_images(Q, 5), whole)
 
 

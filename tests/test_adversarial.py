@@ -12,7 +12,7 @@ from neuronym.second_order import adversarial
 from neuronym.second_order.adversarial import captions, fooled, load_writer
 from neuronym.models.clips import load_clip
 from neuronym.models.generators import load_generator, pictures
-from neuronym.microworld.microworld import ATOMS, CONCEPTS, PLURALS, SHAPES, concepts, parse, read, tokenize
+from neuronym.microworld.world import ATOMS, CONCEPTS, PLURALS, SHAPES, concepts, parse, read, tokenize
 
 MICRO = load_writer("microworld")
 

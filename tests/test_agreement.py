@@ -1,11 +1,12 @@
-"""neuronym.published.agreement: words by hand, the published methods' agreement to the digit, and a table that counts from 1."""
+"""neuronym.published.labels: words by hand, the published methods' agreement to the digit, and a table that counts from 1."""
 from __future__ import annotations
 
 import pandas as pd
 import pytest
 
-from neuronym.published.agreement import agreement, content_words, offsets
-from neuronym.published.published import load_published
+from neuronym.published.labels import agreement, offsets
+from neuronym.common.text import content_words
+from neuronym.published.labels import load_published
 
 LAYERS = ["layer1", "layer2", "layer3", "layer4"]
 

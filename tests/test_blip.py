@@ -1,4 +1,4 @@
-"""neuronym.microworld.blip: the tower taken from a CLIP, decoding by loops, close-ups, and what the shipped captioner says."""
+"""neuronym.microworld.networks: the tower taken from a CLIP, decoding by loops, close-ups, and what the shipped captioner says."""
 from __future__ import annotations
 
 import dataclasses
@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from neuronym.microworld import blip, quality
-from neuronym.microworld.blip import (
+from neuronym.microworld import networks, training, world
+from neuronym.microworld.networks import (
     build_blip,
     close_up,
     crop,
@@ -21,8 +21,8 @@ from neuronym.microworld.blip import (
     take_vision,
 )
 from neuronym.models.captioners import load_captioner
-from neuronym.microworld.fit import save_weights
-from neuronym.microworld.microworld import END, START, read, scene, tokenize
+from neuronym.microworld.training import save_weights
+from neuronym.microworld.world import END, START, read, scene, tokenize
 from neuronym.microworld.render import render
 from neuronym.microworld.training import new_clip, vit_tokens
 from neuronym.models.weights import random_start, read_weights
@@ -90,7 +90,7 @@ def test_the_shipped_towers_tokens_survive_the_folding():
     from neuronym.models.clips import load_clip
 
     clip = load_clip("microworld:vit")
-    images = torch.stack([clip.preprocess(render(s)) for s in quality.held_out(23)])
+    images = torch.stack([clip.preprocess(render(s)) for s in world.held_out(23)])
     model = new_blip().eval()
     take_vision(model, clip.model.visual, images)
     with torch.no_grad():
@@ -183,18 +183,18 @@ def shipped():
 
 
 def test_the_shipped_captioner_names_what_is_there(shipped):
-    scenes = quality.held_out(50)
+    scenes = world.held_out(50)
     texts = shipped.caption([render(s) for s in scenes])
-    found = quality.caption_truth(texts, scenes)
+    found = training.caption_truth(texts, scenes)
     random.Random(0).shuffle(texts)
-    control = quality.caption_truth(texts, scenes)
+    control = training.caption_truth(texts, scenes)
     assert all(found[kind] >= .8 for kind in ("shape_colour", "shape", "colour", "texture", "place", "light", "count"))
     assert all(control[kind] <= found[kind] - .3 for kind in found) and control["shape_colour"] < .2
 
 
 def test_the_shipped_captioner_names_close_ups_of_examples(shipped):
     """Boxes cut out of a picture of 375 pixels, as Describe-and-Dissect does."""
-    scenes = quality.held_out(40)
+    scenes = world.held_out(40)
     pictures, shown = [], []
     for s in scenes:
         box, text = close_up(s)
@@ -203,12 +203,12 @@ def test_the_shipped_captioner_names_close_ups_of_examples(shipped):
         words = read(text)["given"][0]
         shown.append(dataclasses.replace(s, things=tuple(
             t for t in s.things if {"shape": t.shape, "colour": t.colour, "texture": t.texture} == words)[:1]))
-    found = quality.caption_truth(shipped.caption(pictures), shown)
+    found = training.caption_truth(shipped.caption(pictures), shown)
     assert found["shape"] >= .8 and found["colour"] >= .8
 
 
 def test_the_shipped_captioner_does_not_depend_on_batches(shipped, monkeypatch):
-    pictures = [render(s) for s in quality.held_out(5)]
+    pictures = [render(s) for s in world.held_out(5)]
     together = shipped.caption(pictures)
     monkeypatch.setattr("neuronym.models.captioners.BATCH", 2)
     assert shipped.caption(pictures) == together == [shipped.caption([p])[0] for p in pictures]
@@ -216,4 +216,4 @@ def test_the_shipped_captioner_does_not_depend_on_batches(shipped, monkeypatch):
 
 
 def test_settings_are_the_papers():
-    assert blip.SETTINGS["max_new_tokens"] == 32 and blip.SETTINGS["min_length"] == 5 and not blip.SETTINGS["do_sample"]
+    assert networks.SETTINGS["max_new_tokens"] == 32 and networks.SETTINGS["min_length"] == 5 and not networks.SETTINGS["do_sample"]

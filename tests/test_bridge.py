@@ -1,4 +1,4 @@
-"""neuronym.second_order.bridge: hand values, numpy's correlation, and falls by editing the whole network."""
+"""neuronym.second_order.ablation: hand values, numpy's correlation, and falls by editing the whole network."""
 from __future__ import annotations
 
 import math
@@ -11,9 +11,10 @@ from torch.testing import assert_close
 from tests.test_lens import clip_of, small  # fixture too
 from neuronym.second_order import ablation
 from neuronym import hooks
-from neuronym.second_order.bridge import correlation, falls, percentile, simulated
+from neuronym.common.statistics import correlation
+from neuronym.second_order.ablation import falls, percentile, simulated
 from neuronym.datasets.probe import only
-from neuronym.second_order.towers import read_tower
+from neuronym.second_order.tower import read_tower
 
 
 def random(*shape, seed=0):

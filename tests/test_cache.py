@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from neuronym import cache_care
-from neuronym import cache_keys
 from neuronym import cache
-from neuronym.runs.runs import ROOT, cache_dir
+from neuronym import cache
+from neuronym import cache
+from neuronym.runs.run import ROOT, cache_dir
 
 SPEC = {"schema": 1, "weights": "abc", "layer": "layer4", "pool": "avg", "ratio": .5, "tf32": False, "list": [1, 2]}
 ROWS = np.arange(23 * 7, dtype=np.float32).reshape(23, 7)
 
 
 def folder(spec=SPEC, kind="q"):
-    return cache_dir() / kind / cache_keys.key_of(spec)
+    return cache_dir() / kind / cache.key_of(spec)
 
 
 def put(spec=SPEC, rows=ROWS, kind="q"):
@@ -34,11 +34,11 @@ def put(spec=SPEC, rows=ROWS, kind="q"):
     ("schema", 2), ("weights", "abd"), ("layer", "layer3"), ("pool", "max"), ("ratio", .25), ("tf32", True),
     ("list", [2, 1]), ("new", None)])
 def test_every_field_changes_the_key(field, value):
-    assert cache_keys.key_of(SPEC | {field: value}) != cache_keys.key_of(SPEC)
+    assert cache.key_of(SPEC | {field: value}) != cache.key_of(SPEC)
 
 
 def test_order_of_fields_does_not():
-    assert cache_keys.key_of(dict(reversed(SPEC.items()))) == cache_keys.key_of(SPEC) and len(cache_keys.key_of(SPEC)) == 16
+    assert cache.key_of(dict(reversed(SPEC.items()))) == cache.key_of(SPEC) and len(cache.key_of(SPEC)) == 16
 
 
 @pytest.mark.parametrize("value, pattern", [
@@ -47,7 +47,7 @@ def test_order_of_fields_does_not():
 ])
 def test_specs_that_cannot_be_keys_are_refused(value, pattern):
     with pytest.raises(ValueError, match=pattern):
-        cache_keys.key_of(SPEC | {"bad": value})
+        cache.key_of(SPEC | {"bad": value})
 
 
 def test_made_once_then_loaded_read_only():
@@ -67,7 +67,7 @@ def test_rows_resume_where_they_stopped():
     with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
         assert rows.start == 9
         rows.write(5, ROWS[5:])  # going back is allowed, leaving a gap is not
-    assert np.array_equal(cache.load("q", SPEC), ROWS) and cache_care.verify() == []
+    assert np.array_equal(cache.load("q", SPEC), ROWS) and cache.verify() == []
 
 
 @pytest.mark.parametrize("shape, dtype", [((23, 8), "float32"), ((23, 7), "float64")])
@@ -105,8 +105,8 @@ def damage_gone(at):
 def test_torn_entries_are_never_used_and_are_replaced(damage):
     put()
     damage(folder())
-    assert cache.load("q", SPEC) is None and len(cache_care.verify()) == 1
-    assert np.array_equal(put(), ROWS) and cache_care.verify() == []
+    assert cache.load("q", SPEC) is None and len(cache.verify()) == 1
+    assert np.array_equal(put(), ROWS) and cache.verify() == []
 
 
 def test_an_entry_of_another_spec_is_an_error():
@@ -122,7 +122,7 @@ def test_verify_rereads_the_content():
     data = np.lib.format.open_memmap(folder() / "data.npy", mode="r+")
     data[4, 2] += 1
     data.flush()
-    assert cache_care.verify() == [f"q/{cache_keys.key_of(SPEC)}: data.npy differs from what was written"]
+    assert cache.verify() == [f"q/{cache.key_of(SPEC)}: data.npy differs from what was written"]
 
 
 KILLED = """
@@ -150,7 +150,7 @@ def test_a_killed_process_loses_only_what_it_had_not_flushed():
     with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
         assert rows.start == 11
         rows.write(11, ROWS[11:])
-    assert np.array_equal(cache.load("q", SPEC), ROWS) and cache_care.verify() == []
+    assert np.array_equal(cache.load("q", SPEC), ROWS) and cache.verify() == []
 
 
 STEPWISE = """
@@ -176,7 +176,7 @@ def test_kills_at_any_moment_never_give_another_array():
             assert cache.load("q", SPEC) is None
         process.wait()
     assert starts == sorted(starts) and starts[-1] > 0
-    assert np.array_equal(cache.load("q", SPEC), ROWS) and cache_care.verify() == []
+    assert np.array_equal(cache.load("q", SPEC), ROWS) and cache.verify() == []
     assert [path.name for path in folder().parent.iterdir()] == [folder().name]
 
 
@@ -186,7 +186,7 @@ def test_the_slower_of_two_writers_drops_its_own():
         with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
             assert rows.start == 0                   # it does not touch what the other is writing
             rows.write(0, ROWS[:5])
-            assert cache_care.prune(partial=True) == 0    # the work of living processes is left alone
+            assert cache.prune(partial=True) == 0    # the work of living processes is left alone
             put(rows=ROWS)                           # a third is quicker than both
             first = (folder() / "meta.json").stat().st_mtime_ns
             rows.write(5, ROWS[5:] + 1)
@@ -194,7 +194,7 @@ def test_the_slower_of_two_writers_drops_its_own():
     finally:
         process.kill()
         process.wait()
-    assert cache_care.prune(partial=True) > 0 and [p.name for p in folder().parent.iterdir()] == [folder().name]
+    assert cache.prune(partial=True) > 0 and [p.name for p in folder().parent.iterdir()] == [folder().name]
 
 
 def test_a_writer_of_what_is_there_has_nothing_to_do():
@@ -202,7 +202,7 @@ def test_a_writer_of_what_is_there_has_nothing_to_do():
     with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
         assert rows.start == 23
         rows.write(0, ROWS + 1)
-    assert np.array_equal(cache.load("q", SPEC), ROWS) and cache_care.verify() == []
+    assert np.array_equal(cache.load("q", SPEC), ROWS) and cache.verify() == []
 
 
 def test_processes_that_race_all_get_the_array():
@@ -221,7 +221,7 @@ def test_processes_that_race_all_get_the_array():
         rival.stdin.write("go\n")
         rival.stdin.flush()
     assert [float(rival.communicate()[0]) for rival in rivals] == [ROWS.sum()] * 3
-    assert [path.name for path in folder().parent.iterdir()] == [folder().name] and cache_care.verify() == []
+    assert [path.name for path in folder().parent.iterdir()] == [folder().name] and cache.verify() == []
 
 
 def test_a_lock_left_behind_is_taken_over():
@@ -261,40 +261,40 @@ def test_values_of_another_kind_and_empty_arrays_are_refused():
 
 
 def test_explain_names_the_field_that_differs():
-    assert "no entry of kind 'q'" in cache_care.explain("q", SPEC)
+    assert "no entry of kind 'q'" in cache.explain("q", SPEC)
     put()
     put(SPEC | {"layer": "x", "pool": "max"})
-    said = cache_care.explain("q", SPEC | {"pool": "cls"})
-    assert f"nearest is {cache_keys.key_of(SPEC)}" in said and "layer" not in said
+    said = cache.explain("q", SPEC | {"pool": "cls"})
+    assert f"nearest is {cache.key_of(SPEC)}" in said and "layer" not in said
     assert "pool: asked 'cls', cached 'avg'" in said
-    assert cache_care.explain("q", SPEC).startswith("hit")
+    assert cache.explain("q", SPEC).startswith("hit")
     with pytest.raises(KeyboardInterrupt), cache.writer("q", SPEC | {"schema": 9}, ROWS.shape, "float32") as rows:
         rows.write(0, ROWS[:9])
         raise KeyboardInterrupt
-    said = cache_care.explain("q", SPEC | {"schema": 9})
+    said = cache.explain("q", SPEC | {"schema": 9})
     assert "schema: asked 9, cached 1" in said and said.endswith("9 of 23 rows are written")
     damage_cut(folder())
-    assert "miss" in cache_care.explain("q", SPEC) and "it is torn" in cache_care.explain("q", SPEC)
+    assert "miss" in cache.explain("q", SPEC) and "it is torn" in cache.explain("q", SPEC)
 
 
 def test_prune_by_size_age_and_unfinished_work():
     for i in range(3):
         put(SPEC | {"i": i})
         os.utime(folder(SPEC | {"i": i}) / "meta.json", (i + 1, time.time() if i == 2 else i + 1))
-    one = cache_care.entries()[0]["bytes"]
-    assert cache_care.prune(max_bytes=2 * one + 50) >= one - 50 and [e["spec"]["i"] for e in cache_care.entries()] == [1, 2]
-    assert cache_care.prune(older_than_days=1) > 0 and [e["spec"]["i"] for e in cache_care.entries()] == [2]
+    one = cache.entries()[0]["bytes"]
+    assert cache.prune(max_bytes=2 * one + 50) >= one - 50 and [e["spec"]["i"] for e in cache.entries()] == [1, 2]
+    assert cache.prune(older_than_days=1) > 0 and [e["spec"]["i"] for e in cache.entries()] == [2]
     with pytest.raises(KeyboardInterrupt), cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
         rows.write(0, ROWS[:9])
         raise KeyboardInterrupt
-    assert cache_care.prune(partial=True) > 0 and len(cache_care.entries()) == 1 and not list(cache_dir().glob("q/*.partial"))
+    assert cache.prune(partial=True) > 0 and len(cache.entries()) == 1 and not list(cache_dir().glob("q/*.partial"))
 
 
 def test_bundles_hold_named_tensors():
     made = []
     for _ in range(2):
         found = cache.bundle("b", SPEC, lambda: made.append(1) or {"x": torch.arange(3), "y": torch.eye(2).T})
-    assert made == [1] and torch.equal(found["x"], torch.arange(3)) and cache_care.verify() == []
+    assert made == [1] and torch.equal(found["x"], torch.arange(3)) and cache.verify() == []
 
 
 def test_bundles_are_refused_when_torn_or_foreign():
@@ -304,7 +304,7 @@ def test_bundles_are_refused_when_torn_or_foreign():
     put_bundle()
     file = folder(kind="b") / "data.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    assert torch.equal(put_bundle()["x"], torch.arange(3)) and cache_care.verify() == []
+    assert torch.equal(put_bundle()["x"], torch.arange(3)) and cache.verify() == []
     meta = json.loads((file.parent / "meta.json").read_text())
     (file.parent / "meta.json").write_text(json.dumps(meta | {"spec": SPEC | {"layer": "other"}}))
     with pytest.raises(ValueError, match="made from another spec"):
@@ -313,18 +313,18 @@ def test_bundles_are_refused_when_torn_or_foreign():
 
 def test_entries_say_what_they_hold_and_what_made_them():
     cache.array("q", SPEC, lambda: ROWS, {"name": "units"})
-    (entry,) = cache_care.entries()
-    assert entry["spec"] == SPEC and entry["key"] == cache_keys.key_of(SPEC) and entry["bytes"] > ROWS.nbytes
+    (entry,) = cache.entries()
+    assert entry["spec"] == SPEC and entry["key"] == cache.key_of(SPEC) and entry["bytes"] > ROWS.nbytes
     assert {"name", "seconds", "created", "git", "torch", "numpy"} <= set(entry["info"])
-    assert cache_care.entries("other") == []
+    assert cache.entries("other") == []
 
 
 def test_prune_removes_torn_entries_only_when_asked():
     put()
     damage_meta(folder())
-    assert cache_care.prune(max_bytes=0) == 0 and folder().exists()
-    assert cache_care.prune(partial=True) > 0 and not list(folder().parent.iterdir())
-    assert cache_care.prune(max_bytes=0, partial=True) == 0
+    assert cache.prune(max_bytes=0) == 0 and folder().exists()
+    assert cache.prune(partial=True) > 0 and not list(folder().parent.iterdir())
+    assert cache.prune(max_bytes=0, partial=True) == 0
 
 
 def test_no_pickle_is_read_or_written():

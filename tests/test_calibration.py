@@ -10,8 +10,8 @@ import torch
 from scipy.stats import binomtest
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from neuronym.trust.calibration import (
-    auroc,
+from neuronym.common.statistics import auroc
+from neuronym.trust.signals import (
     auroc_intervals,
     brier,
     coverage_area,

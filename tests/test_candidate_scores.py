@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from neuronym.describe.candidate_scores import NEGATIVE, SCORES, TIES, best, ranks, score_candidates, several
+from neuronym.describe.selection import NEGATIVE, SCORES, TIES, best, ranks, score_candidates, several
 
 NAN = math.nan
 SIZES = [(1, 1), (1, 4), (4, 7), (7, 3), (5, 13)]  # C candidates, n pictures; fewer and more than beta

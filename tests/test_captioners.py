@@ -16,7 +16,7 @@ from PIL import Image
 from tests.servers import read, send, serving
 from neuronym.models import captioners
 from neuronym.models.captioners import MOST_TOKENS, PROMPT, load_captioner, nearest, picture_key
-from neuronym.common.errors import UnknownName
+from neuronym.common.checks import UnknownName
 from neuronym.models.weights import random_start
 
 KEY = "sk-test-0123/456789+secret"

@@ -9,10 +9,10 @@ from PIL import Image
 from torch import nn
 
 from neuronym import activations
-from neuronym.figures import cards, show
-from neuronym.layers import resolve_layers
+from neuronym.figures import cards, style
+from neuronym.hooks import resolve_layers
 from neuronym.similarity.labels import labels_table
-from neuronym.models.models import Target
+from neuronym.common.types import Target
 from neuronym.models.preprocess import HALF, Preprocess, describe
 from neuronym.datasets.probe import load_probe
 
@@ -136,9 +136,9 @@ def test_small_pictures_keep_their_pixels_large_ones_their_shape():
 
 
 def test_saved_cards_keep_their_raster_and_their_texts(tmp_path):
-    show.style()
+    style.style()
     figures = {name: cards.draw([a_card(name), a_card(name, maps=False)], images=4) for name in ("all", "one")}
-    saved = show.save_figures(figures, tmp_path)
+    saved = style.save_figures(figures, tmp_path)
     raster = np.concatenate([np.concatenate([t for t in tiles(figures["one"], row)], 1) for row in (0, 1)])
     drawn = np.asarray(Image.open(saved[1]).convert("RGB"))
     places = [drawn[top:top + cards.TILE, left:left + cards.TILE] for top in range(drawn.shape[0] - cards.TILE + 1)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from neuronym.describe import choice
-from neuronym.activations import activations_and_embeddings, top_images
-from neuronym.describe.candidate_scores import SCORES, best, score_candidates
-from neuronym.describe.choice import (
+from neuronym.describe import selection
+from neuronym.activations import activations_and_embeddings
+from neuronym.common.memory import top_images
+from neuronym.describe.selection import SCORES, best, score_candidates
+from neuronym.describe.selection import (
     PROMPT,
     by_drawing,
     by_retrieval,
@@ -22,10 +23,10 @@ from neuronym.describe.choice import (
     score_shown,
 )
 from neuronym.models.clips import load_clip
-from neuronym.evaluation.cosy import pictures_of
+from neuronym.models.generators import pictures_of
 from neuronym.models.generators import Generator, load_generator
-from neuronym.layers import resolve_layers
-from neuronym.models.models import load_target
+from neuronym.hooks import resolve_layers
+from neuronym.models.targets import load_target
 from neuronym.datasets.probe import load_probe
 
 TEXTS = {3: ["star", "sea", "a tree"], 40: ["a tree", "night"], 7: ["sea", "a red star", "striped", "sea"], 9: []}
@@ -132,10 +133,10 @@ def test_order_company_batches_and_interruption_do_not_matter(target, fc, clip, 
     assert alone.cosines is None and same(alone.activations, {7: whole.activations[7]})
 
     monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path / "third"))
-    monkeypatch.setattr(choice, "activations_and_embeddings", lambda *args: 1 / 0 if len(passes) > 2 else logged(*args))
+    monkeypatch.setattr(selection, "activations_and_embeddings", lambda *args: 1 / 0 if len(passes) > 2 else logged(*args))
     with pytest.raises(ZeroDivisionError):
         by_drawing(TEXTS, E, source, **options)
-    monkeypatch.setattr(choice, "activations_and_embeddings", logged)
+    monkeypatch.setattr(selection, "activations_and_embeddings", logged)
     resumed = by_drawing(TEXTS, E, source, **options)
     assert same(resumed.activations, whole.activations) and same(resumed.cosines, whole.cosines)
     assert len(list((tmp_path / "third" / "activations").iterdir())) == 5

@@ -1,4 +1,4 @@
-"""neuronym.models.clips, neuronym.models.openai_clip: each kind of name on small random weights; unit rows; keys that see what matters."""
+"""neuronym.models.clips, neuronym.models.clips: each kind of name on small random weights; unit rows; keys that see what matters."""
 from __future__ import annotations
 
 import hashlib
@@ -13,11 +13,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.test_sentences import WORDS
-from neuronym.microworld import microworld
-from neuronym.models.clips import CLIPS, Clip, load_clip
-from neuronym.common.errors import UnknownName
-from neuronym.models.models import MICRO, load_target
-from neuronym.models.openai_clip import openai_module, openai_package, openai_weights, text_features
+from neuronym.microworld import world
+from neuronym.models.clips import CLIPS, load_clip
+from neuronym.common.types import Clip
+from neuronym.common.checks import UnknownName
+from neuronym.models.preprocess import MICRO
+from neuronym.models.targets import load_target
+from neuronym.models.clips import openai_module, openai_weights, text_features
+from neuronym.common.checks import openai_package
 from neuronym.models.preprocess import describe
 from neuronym.models.weights import random_start, weights_key
 
@@ -176,7 +179,7 @@ def test_building_leaves_the_generator_and_the_weights_alone():
 
 @pytest.mark.parametrize("tower", ["rn", "vit"])
 def test_microworld(tower, tmp_path, monkeypatch):
-    model = small_clip(tower, 0, microworld.END + 1, microworld.CONTEXT, 64)
+    model = small_clip(tower, 0, world.END + 1, world.CONTEXT, 64)
     (tmp_path / "microworld").mkdir()
     half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     save_file(half, tmp_path / "microworld" / f"clip_{tower}.safetensors")
@@ -188,7 +191,7 @@ def test_microworld(tower, tmp_path, monkeypatch):
         clip.encode_text(["a zebra"])
     again = load_clip(f"microworld:{tower}@{tmp_path / 'microworld'}")
     assert (again.weights_key, again.text_key) == (clip.weights_key, clip.text_key)
-    monkeypatch.setitem(microworld.VOCABULARY, "zebra", 5)
+    monkeypatch.setitem(world.VOCABULARY, "zebra", 5)
     assert load_clip(f"microworld:{tower}").text_key != clip.text_key
     if tower == "rn":
         assert load_clip("microworld").weights_key == clip.weights_key

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from neuronym.datasets import concepts as module
-from neuronym.datasets.concepts import CONCEPTS, embed_concepts, load_concepts, zero_shot_head
-from neuronym.datasets.english import LISTS, english_words, read_lists
+from neuronym.datasets.concepts import CONCEPTS, load_concepts
+from neuronym.activations import embed_concepts, zero_shot_head
+from neuronym.datasets.concepts import LISTS, english_words, read_lists
 
 
 # --- lists
@@ -68,8 +69,8 @@ def test_imagenet_has_1000_names():
 
 
 def test_microworld():
-    from neuronym.microworld import microworld
-    assert load_concepts("microworld") == microworld.CONCEPTS
+    from neuronym.microworld import world
+    assert load_concepts("microworld") == world.CONCEPTS
 
 
 def test_lists_the_user_brings(tmp_path, monkeypatch):

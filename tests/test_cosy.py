@@ -9,19 +9,12 @@ import torch
 from PIL import Image
 
 from neuronym.activations import unit_activations
-from neuronym.evaluation.cosy import (
-    PROMPT,
-    TOGETHER,
-    cosy,
-    drawn,
-    pictures_of,
-    respond,
-    retrieved,
-    score_labels,
-)
+from neuronym.models.generators import PROMPT, pictures_of
+from neuronym.evaluation.cosy import TOGETHER, cosy, drawn, respond, score_labels
+from neuronym.similarity.scores import retrieved
 from neuronym.models.generators import Generator, load_generator
-from neuronym.layers import resolve_layers
-from neuronym.models.models import load_target
+from neuronym.hooks import resolve_layers
+from neuronym.models.targets import load_target
 from neuronym.datasets.probe import load_probe
 
 n, N, K = 7, 23, 5

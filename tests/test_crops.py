@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from neuronym.describe.crops import (
+from neuronym.describe.examples import (
     OVERLAP,
     attention_crops,
     box_iou,
@@ -18,7 +18,7 @@ from neuronym.describe.crops import (
     otsu,
     outer_boxes,
 )
-from neuronym.common.errors import UnknownName
+from neuronym.common.checks import UnknownName
 
 
 def literal_otsu(values: list[int]) -> int:

@@ -1,4 +1,4 @@
-"""neuronym.describe.describe on the microworld's network: every step against what it is made of, one picture and unit at a time."""
+"""neuronym.describe.pipeline on the microworld's network: every step against what it is made of, one picture and unit at a time."""
 from __future__ import annotations
 
 import hashlib
@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from neuronym.describe import describe as module
+from neuronym.describe import pipeline as module
 from neuronym.activations import activations_and_embeddings
-from neuronym.models.budgets import BudgetReached
+from neuronym.models.transcripts import BudgetReached
 from neuronym.models.captioners import Captioner, load_captioner, picture_key
-from neuronym.describe.choice import rank_candidates
+from neuronym.describe.selection import rank_candidates
 from neuronym.models.clips import load_clip
-from neuronym.datasets.concepts import embed_concepts
-from neuronym.describe.describe import (
+from neuronym.activations import embed_concepts
+from neuronym.describe.pipeline import (
     Described,
     Looked,
     best_labels,
@@ -34,10 +34,10 @@ from neuronym.describe.describe import (
 from neuronym.describe.examples import Example, examples, picture
 from neuronym.models.generators import load_generator
 from neuronym.similarity.labels import COLUMNS
-from neuronym.layers import resolve_layers
-from neuronym.models.models import load_target
+from neuronym.hooks import resolve_layers
+from neuronym.models.targets import load_target
 from neuronym.datasets.probe import load_probe
-from neuronym.describe.summaries import propose
+from neuronym.describe.candidates import propose
 from neuronym.models.transcripts import open_transcript
 
 UNITS = [150, 3, 41]

@@ -20,10 +20,10 @@ from tests.test_captioners import save_blip
 from tests.test_generators import diffusers  # noqa: F401
 from tests.test_labelling import run
 from tests.test_llms import save_llama
-from neuronym.models import captioners, openai_server
-from neuronym.models.budgets import BudgetReached
+from neuronym.models import captioners, llms
+from neuronym.models.transcripts import BudgetReached
 from neuronym.similarity.labels import read_labels
-from neuronym.runs.runs import notebook_path, results_dir
+from neuronym.runs.run import notebook_path, results_dir
 
 KEY = "sk-test-0123/456789+secret"
 WHOLE = {"probe": "microworld:150", "units": "4,6", "images": 4, "crops": 2, "pictures": 3, "tries": 3,
@@ -216,7 +216,7 @@ def server(monkeypatch):
     with serving(handle) as address:
         monkeypatch.setenv("OPENAI_BASE_URL", f"{address}/v1")
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        monkeypatch.setattr(openai_server, "FIRST_WAIT", 0.)
+        monkeypatch.setattr(llms, "FIRST_WAIT", 0.)
         yield log
 
 

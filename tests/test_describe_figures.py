@@ -10,8 +10,8 @@ import pytest
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from neuronym.figures import describe_figures
-from neuronym.figures.describe_figures import Strip, ablation, pruning_effect, strip, strip_of, strips
+from neuronym.figures import describe
+from neuronym.figures.describe import Strip, ablation, pruning_effect, strip, strip_of, strips
 from neuronym.datasets.probe import Probe
 
 LONG = "a very long caption of a large building with many windows and a clock, seen from far below on a rainy day " * 3
@@ -73,14 +73,14 @@ def test_texts_are_shown_as_they_are():
 
 def test_lines_hold_the_whole_text_where_there_is_room():
     text = "one two three four five six seven eight nine ten eleven twelve"
-    lines = describe_figures._wrapped(text, .9, 9)
+    lines = describe._wrapped(text, .9, 9)
     assert " ".join(lines) == text and len(lines) > 2
-    assert all(describe_figures._width(line, describe_figures.SMALL) <= .9 for line in lines)
-    fewer = describe_figures._wrapped(text, .9, 2)
+    assert all(describe._width(line, describe.SMALL) <= .9 for line in lines)
+    fewer = describe._wrapped(text, .9, 2)
     assert len(fewer) == 2 and fewer[0] == lines[0] and fewer[1].endswith("…")
-    assert describe_figures._width(fewer[1], describe_figures.SMALL) <= .9
-    assert "".join(describe_figures._wrapped("x" * 90, .9, 9)) == "x" * 90
-    assert describe_figures._wrapped("", 1, 3) == [] and describe_figures._wrapped(" a  b ", 1, 3) == ["a b"]
+    assert describe._width(fewer[1], describe.SMALL) <= .9
+    assert "".join(describe._wrapped("x" * 90, .9, 9)) == "x" * 90
+    assert describe._wrapped("", 1, 3) == [] and describe._wrapped(" a  b ", 1, 3) == ["a b"]
 
 
 def test_boxes_lie_on_their_pictures():

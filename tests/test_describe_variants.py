@@ -1,4 +1,4 @@
-"""neuronym.describe.describe_variants: each variant is the method with one thing changed by hand; its numbers by loops."""
+"""neuronym.describe.variants: each variant is the method with one thing changed by hand; its numbers by loops."""
 from __future__ import annotations
 
 import re
@@ -11,11 +11,12 @@ import torch
 from scipy.stats import wilcoxon
 
 from tests.test_describe import last_words, looks, seen_by, sources, world  # noqa: F401
-from neuronym.describe import describe_variants as module
-from neuronym.evaluation import free_text
-from neuronym.describe.candidate_scores import SCORES
-from neuronym.describe.describe import best_labels, describe
-from neuronym.describe.describe_variants import VARIANTS, ablation, labels_by_variant
+from neuronym.describe import selection as module
+from neuronym.common.text import names_it
+from neuronym.evaluation import explanations
+from neuronym.describe.selection import SCORES
+from neuronym.describe.pipeline import best_labels, describe
+from neuronym.describe.variants import VARIANTS, ablation, labels_by_variant
 from neuronym.models.transcripts import open_transcript
 
 UNITS = [0, 26, 43]
@@ -39,9 +40,9 @@ def test_each_variant_changes_one_thing(world, asked, first, monkeypatch, tmp_pa
     where = {first: both[first]} | both
     more, scored = {"tries": 3, "beta": 2, "top": 4}, []
     told = []
-    monkeypatch.setattr(module, "describe", lambda look, *given, reference, **options: (
+    monkeypatch.setattr(neuronym.describe.selection, "describe", lambda look, *given, reference, **options: (
         told.append((look, reference)) or describe(look, *given, reference=reference, **options)))
-    monkeypatch.setattr(module, "score_shown", lambda shown, how, real=module.score_shown, **options: (
+    monkeypatch.setattr(neuronym.describe.selection, "score_shown", lambda shown, how, real=module.score_shown, **options: (
         scored.append((how, options)) or real(shown, how, **options)))
     found = labels_by_variant(asked.looks, asked.asks, where, selection="topk_compare", seed=1, **more)
 
@@ -97,7 +98,7 @@ GROUPS = {"inner": "inner layers", "last": "last"}
 def numbers(world):  # noqa: F811
     dice = torch.Generator().manual_seed(0)
     Q = {"inner": torch.rand(60, 5, generator=dice), "last": torch.rand(60, 4, generator=dice)}
-    present = lambda texts: free_text.shown(world.probe, texts)  # noqa: E731
+    present = lambda texts: explanations.shown(world.probe, texts)  # noqa: E731
     table = ablation(LABELS, present, Q, {"inner": .1, "last": .1}, ROWS, GROUPS, {"last": NAMES})
     values = {}
     for layer, variants in LABELS.items():
@@ -146,7 +147,7 @@ def test_labels_dealt_to_other_units(numbers):
     assert table[table["metric"] == "correlation"]["shuffled"].isna().all()
     for row in table[table["metric"] == "named"].itertuples():
         texts = LABELS["last"][row.part, row.variant]
-        exact = np.mean([[free_text.names_it(text, name) for name in NAMES] for text in texts])
+        exact = np.mean([[names_it(text, name) for name in NAMES] for text in texts])
         assert row.shuffled == pytest.approx(exact, abs=.1)
     assert table.set_index(["metric", "variant"]).loc[("named", "the method"), "shuffled"] < .4
 
@@ -155,7 +156,7 @@ def test_ablation_without_true_names(numbers, world):  # noqa: F811
     table = numbers[0]
     dice = torch.Generator().manual_seed(0)
     Q = {"inner": torch.rand(60, 5, generator=dice), "last": torch.rand(60, 4, generator=dice)}
-    given = LABELS, lambda texts: free_text.shown(world.probe, texts), Q, {"inner": .1, "last": .1}, ROWS
+    given = LABELS, lambda texts: explanations.shown(world.probe, texts), Q, {"inner": .1, "last": .1}, ROWS
     plain = ablation(*given, GROUPS)
     assert "shuffled" not in plain and set(plain["metric"]) == {"correlation"}
     same = table[table["metric"] == "correlation"].drop(columns="shuffled")

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from neuronym.evaluation.evaluate import against_oracle, name_similarity, presence_oracle, rank_of_truth
+from neuronym.evaluation.presence import against_oracle, presence_oracle
+from neuronym.evaluation.naming import name_similarity, rank_of_truth
 
 NAMES = [f"c{i}" for i in range(11)]
 

@@ -8,9 +8,9 @@ import pytest
 
 from tests.test_labelling import run
 from neuronym.evaluation.metrics import SOUND
-from neuronym.microworld.microworld import scene
+from neuronym.microworld.world import scene
 from neuronym.microworld.render import render
-from neuronym.runs.runs import results_dir
+from neuronym.runs.run import results_dir
 
 
 @pytest.fixture

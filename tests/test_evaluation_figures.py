@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neuronym.figures import evaluation_figures, trust_figures
+from neuronym.figures import comparisons
 from neuronym.evaluation.sanity import PUBLISHED
 
 
@@ -27,7 +27,7 @@ def means() -> pd.DataFrame:
 
 
 def test_methods_stand_in_order_with_bounds_above_and_controls_below():
-    fig = evaluation_figures.methods_by_metric(means(), ["correlation", "iou"], ["oracle"])
+    fig = comparisons.methods_by_metric(means(), ["correlation", "iou"], ["oracle"])
     axes = fig.axes
     assert [ax.get_title() for ax in axes] == ["correlation", "iou"] and labels(axes[0]) == ["oracle", "good", "bad", "shuffled"]
     for container, shift in zip(axes[1].containers, (0, .1)):
@@ -39,40 +39,40 @@ def test_methods_stand_in_order_with_bounds_above_and_controls_below():
 def test_sanity_table_shows_the_shares():
     columns = pd.MultiIndex.from_tuples([("missing", "theory", "here"), ("passes", "all", "published")])
     table = pd.DataFrame([[1., row[4]] for row in PUBLISHED.values()], index=list(PUBLISHED), columns=columns)
-    (ax,) = evaluation_figures.sanity_table(table).axes
+    (ax,) = comparisons.sanity_table(table).axes
     assert [t.get_text() for t in ax.get_xticklabels()] == ["missing\ntheory\nhere", "passes\npublished"]
     assert [t.get_text() for t in ax.texts] == [f"{x:.2f}" for row in PUBLISHED.values() for x in (1., float(row[4]))]
 
 
 def test_accuracy_responses_and_ranges():
     table = pd.DataFrame({"setting": ["a", "a", "b"], "similarity": ["x", "y", "x"], "top1": [.5, .7, .9]})
-    (ax,) = evaluation_figures.accuracy_by(table, "setting").axes
+    (ax,) = comparisons.accuracy_by(table, "setting").axes
     assert labels(ax) == ["a", "b"] and sorted(float(p) for c in ax.collections for p in c.get_offsets()[:, 0]) == [.5, .7, .9]
-    (ax,) = evaluation_figures.responses(pd.DataFrame({"layer": ["l"] * 6, "method": ["m", "n"] * 3, "auc": np.linspace(.4, .9, 6)})).axes
+    (ax,) = comparisons.responses(pd.DataFrame({"layer": ["l"] * 6, "method": ["m", "n"] * 3, "auc": np.linspace(.4, .9, 6)})).axes
     assert labels(ax) == ["l"] and ax.get_xlim()[0] < 0 and ax.get_xlim()[1] > 1
-    (ax,) = evaluation_figures.ranges(pd.DataFrame({"layer": ["l"] * 3, "share": [.001, .05, 1.], "present": [.9, .5, .1]})).axes
+    (ax,) = comparisons.ranges(pd.DataFrame({"layer": ["l"] * 3, "share": [.001, .05, 1.], "present": [.9, .5, .1]})).axes
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0.1%", "5.0%", "all"] and np.allclose(ax.lines[0].get_ydata(), [.9, .5, .1])
 
 
 def test_null_and_stability():
-    fig = trust_figures.null_scores({"a": np.arange(9.), "b": np.ones(3)}, {"a": np.zeros((5, 1)), "b": np.zeros((5, 3))})
+    fig = comparisons.null_scores({"a": np.arange(9.), "b": np.ones(3)}, {"a": np.zeros((5, 1)), "b": np.zeros((5, 3))})
     assert [ax.get_title() for ax in fig.axes] == ["a", "b"]
     table = pd.DataFrame({"layer": ["a", "a", "b"], "bootstrap": [.2, .4, .9], "halves": [0., 1., 1.]})
-    (ax,) = trust_figures.signals_by_layer(table, ["bootstrap", "halves"]).axes
+    (ax,) = comparisons.signals_by_layer(table, ["bootstrap", "halves"]).axes
     assert labels(ax) == ["a", "b"]
     assert sorted(round(float(x), 6) for line in ax.lines for x in line.get_xdata() if len(line.get_xdata()) == 2 and line.get_linestyle() == "None") == [.3, .5, .9, 1]
 
 
 def test_auroc_reliability_coverage_and_meanings():
     table = pd.DataFrame({"group": ["in", "in", "out"], "trust": ["p", "q", "p"], "auroc": [.7, .5, .9], "low": [.6, .4, .8], "high": [.8, .6, 1.]})
-    (ax,) = trust_figures.auroc_forest(table).axes
+    (ax,) = comparisons.auroc_forest(table).axes
     assert labels(ax) == ["p", "q"] and np.allclose(ax.containers[0].lines[0].get_xdata(), [.7, .5])
     bins = pd.DataFrame({"bin": [0, 1], "units": [4, 4], "trust": [.2, .8], "right": [.25, 1.], "low": [.1, .6], "high": [.6, 1. - 1e-17]})
-    fig = trust_figures.reliability({"s": {"g": bins}, "t": {"g": bins}})
+    fig = comparisons.reliability({"s": {"g": bins}, "t": {"g": bins}})
     assert [ax.get_title() for ax in fig.axes] == ["s", "t"] and np.allclose(fig.axes[1].containers[0].lines[0].get_ydata(), [.25, 1])
     kept = pd.DataFrame({"coverage": [.5, 1.], "right": [1., .6]})
-    fig = trust_figures.coverage({"g": {"s": kept, "t": kept}, "h": {"s": kept}})
+    fig = comparisons.coverage({"g": {"s": kept, "t": kept}, "h": {"s": kept}})
     assert len(fig.axes[0].lines) == 2 and np.allclose(fig.axes[1].lines[0].get_ydata(), [1, .6])
     table = pd.DataFrame({"layer": ["a"] * 4, "kind": ["single", "clusters"] * 2, "correlation": [.1, .3, .3, .5], "shuffled": [0.] * 4})
-    (ax,) = trust_figures.meanings(table).axes
+    (ax,) = comparisons.meanings(table).axes
     assert labels(ax) == ["a"]

@@ -13,12 +13,14 @@ from torchvision import transforms
 from neuronym.describe import examples as module
 from neuronym import hooks
 from neuronym.activations import unit_activations
-from neuronym.describe.crops import attention_crops
-from neuronym.common.errors import UnknownName
-from neuronym.describe.examples import Example, SIZE, examples, picture, seen_of
-from neuronym.layers import resolve_layers, LayerInfo
-from neuronym.microworld.microworld import ATOMS, concepts
-from neuronym.models.models import Target, load_target
+from neuronym.describe.examples import attention_crops
+from neuronym.common.checks import UnknownName
+from neuronym.describe.examples import Example, examples, picture
+from neuronym.models.preprocess import SIZE, seen_of
+from neuronym.hooks import LayerInfo, resolve_layers
+from neuronym.microworld.world import ATOMS, concepts
+from neuronym.common.types import Target
+from neuronym.models.targets import load_target
 from neuronym.models.preprocess import Preprocess
 from neuronym.datasets.probe import Probe, load_probe
 from neuronym.microworld.render import masks

@@ -1,4 +1,4 @@
-"""neuronym.describe.extractive: a literal count of phrases with loops, what must not matter, and captions of the microworld."""
+"""neuronym.describe.candidates: a literal count of phrases with loops, what must not matter, and captions of the microworld."""
 from __future__ import annotations
 
 import random
@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from neuronym.microworld import microworld
-from neuronym.describe.extractive import STOP, extract, fold, phrases
+from neuronym.microworld import world
+from neuronym.common.text import STOP, fold
+from neuronym.describe.candidates import extract, phrases
 
 TEAS = ["a cup of green tea on a table", "green tea in a glass", "two cups of hot tea", "a man with green teas"]
 
@@ -102,7 +103,7 @@ def test_phrases_respect_stop_words_and_punctuation():
 def test_singular_and_plural_fold_alike():
     for one, many in (("circle", "circles"), ("cross", "crosses"), ("hourglass", "hourglasses"), ("berry", "berries"),
                       ("box", "boxes"), ("bush", "bushes"), ("church", "churches"), ("man", "men"), ("bus", "buses"),
-                      ("person", "people"), ("rose", "roses"), ("tie", "ties"), *microworld.PLURALS.items()):
+                      ("person", "people"), ("rose", "roses"), ("tie", "ties"), *world.PLURALS.items()):
         assert fold(many) == fold(one) == one
     for word in ("glass", "bus", "this", "gas", "cactus", "tennis", "red"):
         assert fold(word) == word
@@ -123,13 +124,13 @@ def test_order_of_captions_matters_for_ties_only():
 
 @pytest.mark.parametrize("atom", ["star", "purple", "striped", "small", "desert", "three"])
 def test_captions_of_the_microworld_name_what_scenes_share(atom):
-    scenes = [s for s in map(microworld.scene, range(400)) if atom in microworld.concepts(s)][:10]
-    captions = [microworld.caption(s, i % 3) for i, s in enumerate(scenes)]
-    reference = [microworld.caption(microworld.scene(5000 + i), i % 3) for i in range(100)]
+    scenes = [s for s in map(world.scene, range(400)) if atom in world.concepts(s)][:10]
+    captions = [world.caption(s, i % 3) for i, s in enumerate(scenes)]
+    reference = [world.caption(world.scene(5000 + i), i % 3) for i in range(100)]
     words = [set(re.findall("[a-z]+", text)) for text in extract(captions, reference)]
-    assert {atom, microworld.PLURALS.get(atom, atom)} & words[0]
+    assert {atom, world.PLURALS.get(atom, atom)} & words[0]
     captions[::4] = reference[:3]  # three of ten say something else
-    assert {atom, microworld.PLURALS.get(atom, atom)} & set(re.findall("[a-z]+", extract(captions, reference)[0]))
+    assert {atom, world.PLURALS.get(atom, atom)} & set(re.findall("[a-z]+", extract(captions, reference)[0]))
 
 
 @pytest.mark.parametrize("call, message", [

@@ -8,8 +8,8 @@ import torch
 
 from neuronym.evaluation.formulas import Found, _formula, evaluate, leaves, search, text
 from neuronym.evaluation.metrics import METRICS
-from neuronym.evaluation.pairs import active_images
-from neuronym.microworld.microworld import CLASSES, presence, scene
+from neuronym.evaluation.metrics import active_images
+from neuronym.microworld.world import CLASSES, presence, scene
 
 N, K, M = 157, 9, 7
 BY = ("iou", "f1", "correlation")

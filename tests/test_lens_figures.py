@@ -1,4 +1,4 @@
-"""neuronym.figures.lens_figures: every figure is drawn from a small table, says what it shows, and leaves none open."""
+"""neuronym.figures.second_order: every figure is drawn from a small table, says what it shows, and leaves none open."""
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from neuronym.figures import lens_figures
+from neuronym.figures import second_order
 from neuronym.models.clips import load_clip
 from neuronym.similarity.labels import COLUMNS
-from neuronym.second_order.neuron_heat import clip_target
+from neuronym.second_order.segmentation import clip_target
 from neuronym.datasets.probe import load_probe
 
 
@@ -26,7 +26,7 @@ def texts(fig) -> str:
 
 
 def test_explained_has_a_row_for_each_layer():
-    fig = lens_figures.explained_by_layer(pd.DataFrame({"layer": [3, 3, 8, 8], "explained": [.2, .3, .4, .9]}))
+    fig = second_order.explained_by_layer(pd.DataFrame({"layer": [3, 3, 8, 8], "explained": [.2, .3, .4, .9]}))
     (ax,) = fig.axes
     assert [t.get_text() for t in ax.get_yticklabels()] == ["3", "8"] and ax.get_xlim() == (0, 1)
 
@@ -34,14 +34,14 @@ def test_explained_has_a_row_for_each_layer():
 def test_ablations_show_every_number():
     table = pd.DataFrame([("0", "all", .5), ("0", "significant", .6), ("together", "all", .2), ("together", "significant", .4)],
                          columns=["layer", "ablation", "accuracy"])
-    fig = lens_figures.ablations_by_layer(table, base=.7)
+    fig = second_order.ablations_by_layer(table, base=.7)
     shown = sorted(round(float(y), 6) for line in fig.axes[0].lines for y in line.get_ydata())
     assert {.2, .4, .5, .6, .7} <= set(shown) and "nothing" in texts(fig) and "together" in texts(fig)
 
 
 def test_accuracy_by_words_has_both_limits():
     table = pd.DataFrame([("a", 1, .3), ("a", 4, .5), ("b", 1, .2)], columns=["pool", "words", "accuracy"])
-    fig = lens_figures.accuracy_by_words(table, base=.6, removed=.1)
+    fig = second_order.accuracy_by_words(table, base=.6, removed=.1)
     assert {"1", "4", " all effects", " no effects", "a", "b"} <= {t.get_text() for t in fig.findobj(plt.Text)}
 
 
@@ -50,7 +50,7 @@ def test_neurons_have_two_rows_each():
     target, layers = clip_target(clip)
     along = torch.randn(9, 512, generator=torch.Generator().manual_seed(0))
     table = pd.DataFrame([("m", layers[4].name, 7, "second_order", 1, "red ring", .5)], columns=COLUMNS)
-    fig = lens_figures.neuron_cards(target, probe, layers[4], along, table, [7], images=3)
+    fig = second_order.neuron_cards(target, probe, layers[4], along, table, [7], images=3)
     said = texts(fig)
     assert "red ring" in said and "neuron 7, other way" in said and said.count("neuron 7") == 2
 
@@ -58,16 +58,16 @@ def test_neurons_have_two_rows_each():
 def test_masks_are_drawn_in_four_rows():
     pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     scores = torch.rand(2, 8, 8)
-    fig = lens_figures.mask_strip(pictures, scores, scores > .5, scores > .6, ["ring", "star"])
+    fig = second_order.mask_strip(pictures, scores, scores > .5, scores > .6, ["ring", "star"])
     assert len(fig.axes) == 8 and {"image", "neurons", "mask", "truth", "ring", "star"} <= set(texts(fig).split())
 
 
 def test_rates_and_correlations_and_curves():
     rows = pd.DataFrame([("a < b", s, r, s == "x") for s in "xy" for r in range(4)], columns=["pair", "source", "repeat", "fooled"])
-    said = texts(lens_figures.rates(rows, "fooled")).split()
+    said = texts(second_order.rates(rows, "fooled")).split()
     assert said.count("100") >= 2 and said.count("0") >= 2 and "mean" in said
     rows = pd.DataFrame({"method": ["m", "n"] * 3, "predicted": ["effect"] * 6, "correlation": [.1, .2, .3, .4, .5, .6]})
-    assert "m" in texts(lens_figures.correlations(rows)).split()
+    assert "m" in texts(second_order.correlations(rows)).split()
     table = pd.DataFrame({"value": [1, 2], "metric": ["u", "u"], "score": [.1, .2]})
-    fig = lens_figures.curves({"first": ("accuracy", table), "second": ("precision", table)})
+    fig = second_order.curves({"first": ("accuracy", table), "second": ("precision", table)})
     assert len(fig.axes) == 2 and {"first", "second", "accuracy", "precision", "u"} <= set(texts(fig).split())

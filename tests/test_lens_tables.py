@@ -1,4 +1,4 @@
-"""neuronym.second_order.lens_tables: each table against the parts it is made of, on effects small enough to be formed."""
+"""neuronym.second_order.experiments: each table against the parts it is made of, on effects small enough to be formed."""
 from __future__ import annotations
 
 import pandas as pd
@@ -9,9 +9,9 @@ import torch
 from torch.testing import assert_close
 
 from tests.test_lens import effects_of, images, visual  # fixtures
-from neuronym.second_order import effects, lens, lens_tables
-from neuronym.second_order.lens_tables import Exam, Layer
-from neuronym.second_order.omp import matching_pursuit
+from neuronym.second_order import effects, experiments
+from neuronym.second_order.experiments import Exam, Layer
+from neuronym.second_order.text_code import matching_pursuit
 from neuronym.second_order.text_code import coefficients, text_pool
 
 TOP = 9
@@ -33,13 +33,13 @@ def study(visual, images):
 
 def phi_of(layer):
     about = layer.about
-    phi = lens.form(layer.effects)
-    return phi, lens.form(lens.Effects(about.s[None], about.B[None], layer.effects.factors, layer.effects.rep[:1]))[0]
+    phi = effects.form(layer.effects)
+    return phi, effects.form(effects.Effects(about.s[None], about.B[None], layer.effects.factors, layer.effects.rep[:1]))[0]
 
 
 def test_ablations(study):
     layers, exam = study
-    table = lens_tables.ablations(layers, exam)
+    table = experiments.ablations(layers, exam)
     assert list(table["layer"].unique()) == ["0", "1", "together"] and len(table) == 12
     names = {"all": "all", "significant": "without_significant", "insignificant": "without_insignificant",
              "all but rank 1": "rank_1"}
@@ -59,7 +59,7 @@ def test_ablations(study):
 def test_against_indirect(study):
     layers, exam = study
     phi, _ = phi_of(layers[1])
-    table, directions = lens_tables.against_indirect({"a": phi, "b": phi.flip(0)}, layers[1].effects.rep, exam, share=.5)
+    table, directions = experiments.against_indirect({"a": phi, "b": phi.flip(0)}, layers[1].effects.rep, exam, share=.5)
     mean, deviations = literal.mean_and_deviations(phi)
     r, _, explained, _ = zip(*(literal.principal_direction(deviations[:, n], 4) for n in range(48)))
     assert_close(table["explained"][0], sum(explained) / 48, rtol=1e-9, atol=0)
@@ -87,7 +87,7 @@ def literal_sums(layer, atoms, m):
 def test_by_words_is_nested(study):
     layers, exam = study
     atoms = pool()
-    table = lens_tables.by_words(layers, exam, {"pool": atoms, "few": atoms[:3]}, [1, 2, 4])
+    table = experiments.by_words(layers, exam, {"pool": atoms, "few": atoms[:3]}, [1, 2, 4])
     assert table[["pool", "words"]].values.tolist() == [["pool", 1], ["pool", 2], ["pool", 4], ["few", 1], ["few", 2]]
     assert table["cosine"][:3].is_monotonic_increasing
     for row, m in ((0, 1), (2, 4)):
@@ -101,7 +101,7 @@ def test_by_words_is_nested(study):
 def test_by_threshold(study, visual, images):
     layers, exam = study
     lengths = {l: effects.norms(effects_of(visual, images[:15], l), layer.about) for l, layer in layers.items()}
-    for n, how, value in lens_tables.by_threshold(layers, exam, lengths, [1, 5]).itertuples(index=False):
+    for n, how, value in experiments.by_threshold(layers, exam, lengths, [1, 5]).itertuples(index=False):
         kept = layers[0].effects.rep.clone()
         for l, layer in layers.items():
             phi, mean = phi_of(layer)
@@ -113,7 +113,7 @@ def test_by_threshold(study, visual, images):
 
 def test_variants_are_compared_with_the_first(study):
     layers, exam = study
-    table = lens_tables.variants(layers, exam, {"usual": (pool(), False), "same": (pool(), True),
+    table = experiments.variants(layers, exam, {"usual": (pool(), False), "same": (pool(), True),
                                                 "other": (pool(seed=9), False)}, 3).set_index("variant")
     assert table.loc["usual", "words shared"] == table.loc["same", "words shared"] == 1
     assert table.loc["same", "cosine"] == table.loc["usual", "cosine"]
@@ -131,7 +131,7 @@ def test_discovery(study):
     atoms, layer = pool(), layers[1]
     order = matching_pursuit(layer.directions.r, atoms, 4)
     truth = torch.rand(8, 31, generator=torch.Generator().manual_seed(5)) < .3
-    table, reading = lens_tables.discovery(layer, atoms, order, [1, 4, 16], truth, first=5)
+    table, reading = experiments.discovery(layer, atoms, order, [1, 4, 16], truth, first=5)
     assert table["words"].tolist() == [1] * 3 + [4] * 3 and table["precision"].between(0, 1).all()
     gamma = coefficients(layer.directions.r, atoms, order)
     scores, push = torch.zeros(8, 31, dtype=torch.float64), layer.push()
@@ -143,14 +143,14 @@ def test_discovery(study):
     top = scores.sort(dim=1, descending=True).indices[:, :5]
     hits = [float(truth[i, j]) for i in range(8) for j in top[i]]
     assert table.set_index(["words", "way"]).loc[(4, "reading"), "precision"] == pytest.approx(sum(hits) / 40)
-    untold, same = lens_tables.discovery(layer, atoms, order, [4])
+    untold, same = experiments.discovery(layer, atoms, order, [4])
     assert untold.empty and torch.equal(same, reading)
 
 
 def test_simulations():
     present = torch.tensor([[1., 0], [0, 1], [1, 1], [0, 0]])
     values = torch.stack([2 * present[:, 0] + 1, -present[:, 1]], 1)
-    table = lens_tables.simulations({"right": torch.eye(2), "wrong": torch.eye(2).flip(0)}, {"truth": present}, {"effect": values})
+    table = experiments.simulations({"right": torch.eye(2), "wrong": torch.eye(2).flip(0)}, {"truth": present}, {"effect": values})
     by = table.set_index(["method", "unit"])["correlation"]
     assert by["right", 0] == pytest.approx(1) and by["right", 1] == pytest.approx(-1) and by["wrong", 0] == pytest.approx(0)
     assert isinstance(table, pd.DataFrame) and len(table) == 4

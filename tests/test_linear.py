@@ -8,7 +8,7 @@ from scipy.optimize import nnls as scipy_nnls
 from torch.testing import assert_close
 
 from neuronym.evaluation.linear import Linear, explain, nnls, predict, text
-from neuronym.microworld.microworld import CLASSES, presence, scene
+from neuronym.microworld.world import CLASSES, presence, scene
 
 N, K, M = 211, 7, 23
 

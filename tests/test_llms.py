@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.servers import read, send, serving
-from neuronym.models import openai_server
-from neuronym.common.errors import UnknownName
+from neuronym.models import llms
+from neuronym.common.checks import UnknownName
 from neuronym.models.llms import load_llm
 from neuronym.models.weights import random_start
 
@@ -46,7 +46,7 @@ def server(monkeypatch):
     with serving(handle) as log.url:
         monkeypatch.setenv("OPENAI_BASE_URL", f"{log.url}/v1/")
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        monkeypatch.setattr(openai_server.time, "sleep", log.waits.append)
+        monkeypatch.setattr(llms.time, "sleep", log.waits.append)
         yield log
         log.release.set()
 
@@ -120,7 +120,7 @@ def test_a_server_without_key_is_not_sent_one(server, monkeypatch):
 def test_a_refused_key_is_not_repeated_by_the_error(server):
     for body in (json.dumps({"error": {"message": f"wrong key {KEY}"}}), f"<b>{KEY}</b>", f'"{KEY}"',
                  json.dumps({"error": KEY}).replace("/", "\\/"), "sent " + KEY.replace("/", "\\/"),
-                 "x" * (openai_server.SHOWN - 22) + KEY):
+                 "x" * (llms.SHOWN - 22) + KEY):
         server.script = [(401, body)]
         said = failure(PermissionError, load_llm("openai:m").ask)
         assert "refused a key: HTTP 401 (" in said and "***" in said and said.endswith("OPENAI_API_KEY to another one")
@@ -134,7 +134,7 @@ def test_busy_then_an_answer(server):
                      (429, "", {"Retry-After": past}), answer("hello")]
     assert load_llm("openai:m", tries=7).ask(HELLO) == "hello"
     first, seconds, date, nonsense, day, over = server.waits
-    assert (first, seconds, nonsense, day, over) == (.5, 7.5, 4., openai_server.LONGEST_WAIT, 0) and 20 < date <= 30
+    assert (first, seconds, nonsense, day, over) == (.5, 7.5, 4., llms.LONGEST_WAIT, 0) and 20 < date <= 30
     assert len({body for *_, body in server.requests}) == 1, "each try sends the same"
 
 
@@ -241,7 +241,7 @@ def test_addresses_that_are_none(monkeypatch, url):
 def test_key_tells_models_and_servers_apart(monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     keys = [load_llm("openai:m").key, load_llm("openai:n").key]
-    monkeypatch.setenv("OPENAI_BASE_URL", f"{openai_server.OPENAI}/")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{llms.OPENAI}/")
     assert load_llm("openai:m").key == keys[0] and len(keys[0]) == 16
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert load_llm("openai:m").key == keys[0]

@@ -8,10 +8,10 @@ import torch
 from scipy.stats import wilcoxon
 
 from neuronym.evaluation import explanations
-from neuronym.evaluation.evaluate import presence_oracle
-from neuronym.evaluation.method_tables import against, choose_active, means, scored
+from neuronym.evaluation.presence import presence_oracle
+from neuronym.evaluation.explanations import against, choose_active, means, scored
 from neuronym.evaluation.metrics import METRICS, SOUND
-from neuronym.evaluation.pairs import active_images
+from neuronym.evaluation.metrics import active_images
 
 WORDS = ["a", "b", "c"]
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from tests.reference_metrics import LITERAL, active, drawn, mad, wpmi
 from neuronym.evaluation.metrics import METRICS, SOUND, _top_and_random, measure
-from neuronym.evaluation.pairs import Pairs, active_images
+from neuronym.evaluation.metrics import Pairs, active_images
 
 N, K = 47, 5
 DRAWN = ("correlation_top_and_random", "spearman_top_and_random")

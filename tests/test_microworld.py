@@ -4,8 +4,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from neuronym.microworld import microworld
-from neuronym.microworld.microworld import (
+from neuronym.microworld import world
+from neuronym.microworld.world import (
     ATOMS,
     CLASSES,
     CONCEPTS,
@@ -30,19 +30,19 @@ def looks(s):
 def test_world_is_rich_and_its_names_are_unique():
     assert len(ATOMS["shape"]) >= 12 and len(ATOMS["colour"]) >= 11 and len(ATOMS["texture"]) >= 8
     assert len(CONCEPTS) == len(set(CONCEPTS)) and CONCEPTS[:len(CLASSES)] == CLASSES
-    assert max(microworld.VOCABULARY.values()) < microworld.START < microworld.END
+    assert max(world.VOCABULARY.values()) < world.START < world.END
 
 
 def test_same_seed_same_scene_and_pixels():
     assert scene(7) == scene(7) and scene(7) != scene(8)
     assert np.array_equal(np.asarray(render(scene(7))), np.asarray(render(scene(7))))
-    assert render(scene(7)).size == (microworld.SIZE, microworld.SIZE) and render(scene(7)).mode == "RGB"
+    assert render(scene(7)).size == (world.SIZE, world.SIZE) and render(scene(7)).mode == "RGB"
 
 
 def test_pixels_are_those_the_weights_were_trained_on():
     # a renderer that draws otherwise needs a new VERSION and new weights
     means = [float(np.asarray(render(scene(s))).mean()) for s in (1, 2, 3)]
-    assert microworld.VERSION == 1 and means == pytest.approx([113.8, 139.0, 94.3], abs=.2)
+    assert world.VERSION == 1 and means == pytest.approx([113.8, 139.0, 94.3], abs=.2)
 
 
 @pytest.mark.parametrize("phrasing", [0, 1, 2])
@@ -111,8 +111,8 @@ def test_presence_is_a_table_of_truth():
 
 def test_tokens_end_with_the_largest_id():
     ids = tokenize(["red circle", "a"])
-    assert ids.shape == (2, microworld.CONTEXT)
-    assert ids.argmax(1).tolist() == [3, 2] and int(ids[0, 0]) == microworld.START
+    assert ids.shape == (2, world.CONTEXT)
+    assert ids.argmax(1).tolist() == [3, 2] and int(ids[0, 0]) == world.START
 
 
 @pytest.mark.parametrize("call, error, pattern", [

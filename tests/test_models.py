@@ -1,4 +1,4 @@
-"""neuronym.models.models: every kind of name on small or random weights, and one sentence for each that cannot be loaded."""
+"""neuronym.models.targets: every kind of name on small or random weights, and one sentence for each that cannot be loaded."""
 from __future__ import annotations
 
 import importlib.util
@@ -13,16 +13,18 @@ import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 
-from neuronym.common.errors import UnknownName
-from neuronym.layers import resolve_layers
-from neuronym.models.models import MICRO, TARGETS, Target, load_target
+from neuronym.common.checks import UnknownName
+from neuronym.hooks import resolve_layers
+from neuronym.models.preprocess import MICRO
+from neuronym.models.targets import TARGETS, load_target
+from neuronym.common.types import Target
 from neuronym.microworld.networks import MicroResNet, micro_vit
 from neuronym.models.weights import random_start, weights_key
 
 USERS = '''
 import torch
 from torch import nn
-from neuronym.models.models import load_target
+from neuronym.models.targets import load_target
 
 NUMBER = 3
 ready = 5
@@ -247,7 +249,7 @@ def test_without_the_packages_of_efficientnet(monkeypatch):
 
 
 def test_importing_is_light():
-    code = "import sys, neuronym.models.clips, neuronym.models.models, neuronym.models.sentences; print(*sys.modules)"
+    code = "import sys, neuronym.models.clips, neuronym.models.targets, neuronym.models.sentences; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"open_clip", "timm", "transformers", "torchvision", "clip"} & set(loaded)
-    assert isinstance(TARGETS, dict) and isinstance(sys.modules["neuronym.models.models"], types.ModuleType)
+    assert isinstance(TARGETS, dict) and isinstance(sys.modules["neuronym.models.targets"], types.ModuleType)

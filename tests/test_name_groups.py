@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from neuronym.evaluation.name_groups import chosen, clusters, groups, matching, split_patterns
+from neuronym.evaluation.pruning import chosen, clusters, groups, matching, split_patterns
 
 NAMES = {0: "Fishing boat", 3: ["by the sea", "water"], 4: "season", 7: "sea-lion", 9: "seas", 5: ""}
 

@@ -7,24 +7,17 @@ import pytest
 import torch
 
 from neuronym.activations import activations_and_embeddings
-from neuronym.common.blocks import Embedded
+from neuronym.similarity.matrix import Embedded
 from neuronym.models.clips import load_clip
-from neuronym.evaluation.evaluate import rank_of_truth
-from neuronym.layers import resolve_layers
-from neuronym.microworld.microworld import CLASSES
-from neuronym.models.models import load_target
-from neuronym.evaluation.naming_accuracy import (
-    PUBLISHED,
-    Setting,
-    by_setting,
-    image_sets,
-    settings,
-    with_published,
-)
+from neuronym.evaluation.naming import rank_of_truth
+from neuronym.hooks import resolve_layers
+from neuronym.microworld.world import CLASSES
+from neuronym.models.targets import load_target
+from neuronym.evaluation.naming import PUBLISHED, Setting, by_setting, image_sets, settings, with_published
 from neuronym.datasets.probe import load_probe
 from neuronym.microworld.render import render
-from neuronym.microworld.microworld import scene
-from neuronym.similarity.similarity import SIMILARITIES, score
+from neuronym.microworld.world import scene
+from neuronym.similarity.scores import SIMILARITIES, score
 
 
 def test_image_sets_are_the_whole_its_parts_and_smaller_ones(tmp_path):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from neuronym.evaluation import naming_tests
-from neuronym.activations import top_images
-from neuronym.common.blocks import Embedded
-from neuronym.microworld.microworld import CLASSES, presence, scene
-from neuronym.evaluation.naming_tests import (
+from neuronym.evaluation import naming
+from neuronym.common.memory import top_images
+from neuronym.similarity.matrix import Embedded
+from neuronym.microworld.world import CLASSES, presence, scene
+from neuronym.evaluation.naming import (
     by_range,
     class_from_neuron,
     compositional,
@@ -20,7 +20,7 @@ from neuronym.evaluation.naming_tests import (
     range_images,
     without,
 )
-from neuronym.similarity.similarity import score
+from neuronym.similarity.scores import score
 
 N, K, M, d = 211, 7, 11, 16
 CONCEPTS = [f"word{m}" for m in range(M)]
@@ -260,11 +260,11 @@ def test_head_weight_is_checked_against_the_logits():
     maps = torch.rand(50, 3, 4, generator=dice)  # 3 units at 4 positions
     maps = .2 * maps + maps.mean(2, keepdim=True)
     logits = head(maps).detach()
-    weight = naming_tests.head_weight(head, "1", maps.mean(2), logits)
+    weight = naming.head_weight(head, "1", maps.mean(2), logits)
     for c in range(5):
         for k in range(3):
             assert float(weight[c, k]) == pytest.approx(sum(float(head[1].weight[c, 4 * k + j]) for j in range(4)), abs=1e-6)
     other = torch.rand(50, 6, generator=dice)  # 12 inputs are twice 6, but these units are not what the head reads
-    assert naming_tests.head_weight(head, "1", other, logits) is None
-    assert naming_tests.head_weight(head, "1", maps[:, :, 0].repeat(1, 2)[:, :5], logits) is None
-    assert naming_tests.head_weight(head, "0", maps.mean(2), logits) is None
+    assert naming.head_weight(head, "1", other, logits) is None
+    assert naming.head_weight(head, "1", maps[:, :, 0].repeat(1, 2)[:, :5], logits) is None
+    assert naming.head_weight(head, "0", maps.mean(2), logits) is None

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from neuronym.datasets.concept_masks import broden_masks, microworld_masks
+from neuronym.datasets.tasks import broden_masks, microworld_masks
 from neuronym.similarity.labels import labels_table
-from neuronym.layers import LayerInfo, list_layers
-from neuronym.microworld.microworld import CLASSES, concepts as true_concepts
-from neuronym.models.models import load_target
+from neuronym.hooks import LayerInfo, list_layers
+from neuronym.microworld.world import CLASSES, concepts as true_concepts
+from neuronym.models.targets import load_target
 from neuronym.evaluation.netdissect import detectors, dissect, merged, thresholds
 from neuronym.models.preprocess import HALF, Preprocess
 from neuronym.datasets.probe import Probe, load_probe, only

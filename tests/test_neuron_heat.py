@@ -1,4 +1,4 @@
-"""neuronym.second_order.neuron_heat: a CLIP's tower as a target, weights and heat against loops, attention against torch's own."""
+"""neuronym.second_order.segmentation: a CLIP's tower as a target, weights and heat against loops, attention against torch's own."""
 from __future__ import annotations
 
 import math
@@ -11,12 +11,12 @@ from torch.testing import assert_close
 from tests.test_lens import clip_of, small  # fixture too
 from neuronym.second_order import ablation
 from neuronym import hooks
-from neuronym.layers import list_layers
+from neuronym.hooks import list_layers
 from neuronym.activations import activation_maps, unit_activations
 from neuronym.models.clips import load_clip
-from neuronym.second_order.neuron_heat import attention_heat, class_weights, clip_target, neuron_heat
+from neuronym.second_order.segmentation import attention_heat, class_weights, clip_target, neuron_heat
 from neuronym.datasets.probe import load_probe
-from neuronym.second_order.towers import read_tower
+from neuronym.second_order.tower import read_tower
 
 N, T, K = 5, 65, 512  # microworld:vit sees 8 x 8 patches and a class token
 

@@ -1,4 +1,4 @@
-"""neuronym.second_order.neuron_words: against literal loops; words that are left out."""
+"""neuronym.second_order.text_code: against literal loops; words that are left out."""
 from __future__ import annotations
 
 import math
@@ -6,13 +6,8 @@ import math
 import pytest
 import torch
 
-from neuronym.second_order.neuron_words import (
-    allowed_words,
-    concepts_in_images,
-    naming,
-    speaking_neurons,
-    words_for,
-)
+from neuronym.second_order.text_code import allowed_words, concepts_in_images, speaking_neurons, words_for
+from neuronym.common.text import naming
 
 N, K, m, M, d = 5, 11, 4, 9, 6
 POOL = [f"word {j}" for j in range(M)]

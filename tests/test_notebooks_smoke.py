@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from neuronym.runs.runs import ROOT
+from neuronym.runs.run import ROOT
 
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 

@@ -10,14 +10,14 @@ import nbformat
 import pytest
 
 from neuronym.runs.parameters import read_parameters
-from neuronym.runs.runs import ROOT
+from neuronym.runs.run import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ALWAYS = {"smoke": False, "device": "auto", "seed": 0, "run_name": ""}
 TAKEN_BY_START_RUN = {"device", "seed", "run_name"}
 FORBIDDEN_CALLS = {"eval", "exec", "chdir", "os.chdir", "empty_cache"}
 ABSOLUTE = re.compile(r"(/[\w.-]+|~/|~$|[A-Za-z]:[\\/])")
-LONGEST = 20
+LONGEST = 40
 
 
 def problems(path: Path) -> list[str]:
@@ -106,7 +106,7 @@ device = "auto"  # type: str  # where
 seed = 0  # type: int  # of all
 run_name = ""  # type: str  # folder
 top_k = 5  # type: int|None  # labels"""
-START = 'from neuronym.runs.runs import finish_run, start_run\nrun = start_run("made", globals())'
+START = 'from neuronym.runs.run import finish_run, start_run\nrun = start_run("made", globals())'
 USE = "finish_run(run, {'k': 1 if smoke else top_k})"
 
 
@@ -159,7 +159,7 @@ HOME = "/" + "home/me/photos"
     ({"cells": (START, USE, f"x = {HOME!r}")}, f"absolute path '{HOME}'"),
     ({"cells": (START, USE, "x = f'" + HOME + "/{smoke}'")}, "absolute path"),
     ({"cells": (START, USE, "x = 'C:\\\\data'")}, "absolute path"),
-    ({"cells": (START, USE, "x = 0\n" * 21)}, "has 21 lines, at most 20"),
+    ({"cells": (START, USE, "x = 0\n" * 41)}, "has 41 lines, at most 40"),
 ])
 def test_a_bad_notebook_is_caught(tmp_path, changes, message):
     found = problems(write(tmp_path, **changes))

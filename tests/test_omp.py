@@ -1,4 +1,4 @@
-"""neuronym.second_order.omp against literal loops, released codes, scikit-learn, itself in other blocks and precisions, and bad input."""
+"""neuronym.second_order.text_code against literal loops, released codes, scikit-learn, itself in other blocks and precisions, and bad input."""
 from __future__ import annotations
 
 import re
@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from test_similarity import Held
 from torch.testing import assert_close
 
-from neuronym.second_order import omp, screening, text_code
+from neuronym.second_order import text_code
 from neuronym.similarity.labels import COLUMNS
-from neuronym.second_order.omp import matching_pursuit
+from neuronym.second_order.text_code import matching_pursuit
 from neuronym.second_order.text_code import code_table, coefficients, reconstruct, text_pool
 
 K, M, D = 7, 83, 19
@@ -211,7 +211,7 @@ def test_memory_does_not_matter_and_too_little_is_refused():
 
 @pytest.mark.parametrize("coarse", [torch.bfloat16, torch.float32])
 def test_memory_is_kept(coarse, monkeypatch):
-    monkeypatch.setattr(omp, "coarse_dtype", lambda *_: coarse)
+    monkeypatch.setattr(text_code, "coarse_dtype", lambda *_: coarse)
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # the count does not reach other threads
     try:
@@ -238,7 +238,7 @@ def test_threads_do_not_matter():
 # screening
 
 def screened(R, T, n, dtype, monkeypatch):
-    monkeypatch.setattr(omp, "coarse_dtype", lambda *_: dtype)
+    monkeypatch.setattr(text_code, "coarse_dtype", lambda *_: dtype)
     return matching_pursuit(R, T, n)
 
 
@@ -265,7 +265,7 @@ def test_screening_changes_nothing_where_float32_products_are_coarse(monkeypatch
     plain = matching_pursuit(R, T, 3)
     torch.set_float32_matmul_precision("medium")
     try:
-        assert screening.screened(T, torch.float32).products > 2**-8
+        assert text_code.screened(T, torch.float32).products > 2**-8
         assert torch.equal(screened(R, T, 3, torch.float32, monkeypatch)[:, 0], plain[:, 0])
     finally:
         torch.set_float32_matmul_precision(before)
@@ -290,11 +290,11 @@ def adverse():
 def test_coarse_correlations_are_within_the_bound(dtype):
     closest = 0.
     for T, R in adverse():
-        atoms, unit = screening.screened(T, dtype), R.double() / R.double().norm(dim=1, keepdim=True)
+        atoms, unit = text_code.screened(T, dtype), R.double() / R.double().norm(dim=1, keepdim=True)
         rounded = unit.to(dtype)
         coarse = (atoms.coarse @ rounded.T)[:len(T)].double()
         exact = T.double() @ unit.T / T.double().norm(dim=1).max()
-        bound = screening._off(atoms, unit, rounded) + atoms.rounding * coarse.abs()
+        bound = text_code._off(atoms, unit, rounded) + atoms.rounding * coarse.abs()
         assert ((coarse - exact).abs() <= bound).all()
         closest = max(closest, float(((coarse - exact).abs() / bound).max()))
     assert closest > (.4 if dtype == torch.bfloat16 else 0)  # not so lax that nothing would be left out
@@ -302,8 +302,8 @@ def test_coarse_correlations_are_within_the_bound(dtype):
 
 def test_few_atoms_are_compared_exactly(monkeypatch):
     R, T = inputs(torch.float32, k=31, m=3000, d=64)
-    T, compared, products = text_pool(T), [], screening._products
-    monkeypatch.setattr(screening, "_products", lambda T, j, r, u: compared.append(len(j)) or products(T, j, r, u))
+    T, compared, products = text_pool(T), [], text_code._products
+    monkeypatch.setattr(text_code, "_products", lambda T, j, r, u: compared.append(len(j)) or products(T, j, r, u))
     screened(R, T, 8, torch.bfloat16, monkeypatch)
     assert 31 * 8 <= sum(compared) < .01 * 31 * 8 * 3000
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from neuronym.activations import top_images
-from neuronym.common.blocks import Embedded
-from neuronym.second_order.bridge import correlation
-from neuronym.evaluation.evaluate import presence_oracle
-from neuronym.microworld.microworld import CLASSES, presence, scene
+from neuronym.common.memory import top_images
+from neuronym.similarity.matrix import Embedded
+from neuronym.common.statistics import correlation
+from neuronym.evaluation.presence import presence_oracle
+from neuronym.microworld.world import CLASSES, presence, scene
 from neuronym.trust.polysemy import (
     _cut,
     at_lowest,
@@ -23,7 +23,7 @@ from neuronym.trust.polysemy import (
     negative,
     superposed,
 )
-from neuronym.similarity.similarity import score
+from neuronym.similarity.scores import score
 
 N, K, M, d = 613, 7, 11, 32
 

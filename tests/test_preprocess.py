@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import transforms as T
 from torchvision.models import ResNet18_Weights
 
-from neuronym.models.openai_clip import openai_package
+from neuronym.common.checks import openai_package
 from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, HALF, Preprocess, describe
 
 
@@ -67,7 +67,7 @@ def test_texts_tell_code_values_and_settings_apart(monkeypatch):
 
 
 def test_texts_are_the_same_in_another_process():
-    code = ("from neuronym.models.openai_clip import openai_package; from neuronym.models.preprocess import describe; "
+    code = ("from neuronym.models.clips import openai_package; from neuronym.models.preprocess import describe; "
             "print(describe(openai_package().clip._transform(24)))")
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert other == describe(openai_package().clip._transform(24)) and "_convert_image_to_rgb#" in other

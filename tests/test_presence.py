@@ -9,8 +9,9 @@ import torch
 from neuronym.evaluation import presence
 from neuronym.models.clips import load_clip
 from neuronym.activations import image_embeddings
-from neuronym.datasets.concepts import embed_concepts, load_concepts
-from neuronym.microworld.microworld import scene
+from neuronym.activations import embed_concepts
+from neuronym.datasets.concepts import load_concepts
+from neuronym.microworld.world import scene
 from neuronym.datasets.probe import load_probe
 from neuronym.microworld.render import render
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from neuronym.datasets import filecheck, images, probe_sets
-from neuronym.datasets.probe_sets import PROBES
+from neuronym.datasets import images, probe as probe_module
+from neuronym.datasets.probe import PROBES
 from neuronym.datasets.probe import batches, load_probe, thumbnails
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
@@ -139,10 +139,10 @@ def test_links(folder, tmp_path):
 @pytest.fixture
 def looked(monkeypatch):
     """Names of files read and number of pictures decoded during a check; without the pause for fresh files."""
-    reads, decodes, look, defect = [], [], filecheck._look, filecheck._defect
-    monkeypatch.setattr(filecheck, "FRESH_SECONDS", -1.)
-    monkeypatch.setattr(filecheck, "_look", lambda path, known: (reads.append(path.name), look(path, known))[1])
-    monkeypatch.setattr(filecheck, "_defect", lambda data: (decodes.append(len(data)), defect(data))[1])
+    reads, decodes, look, defect = [], [], images._look, images._defect
+    monkeypatch.setattr(images, "FRESH_SECONDS", -1.)
+    monkeypatch.setattr(images, "_look", lambda path, known: (reads.append(path.name), look(path, known))[1])
+    monkeypatch.setattr(images, "_defect", lambda data: (decodes.append(len(data)), defect(data))[1])
     return reads, decodes
 
 
@@ -169,19 +169,19 @@ def test_same_size_and_time_do_not_hide_a_change(folder, looked):
 
 
 def test_fresh_files_are_not_trusted(folder, looked, monkeypatch):
-    monkeypatch.setattr(filecheck, "FRESH_SECONDS", 1e9)
+    monkeypatch.setattr(images, "FRESH_SECONDS", 1e9)
     load_probe(f"folder:{folder}"), load_probe(f"folder:{folder}")
     assert (len(looked[0]), len(looked[1])) == (22, 11)
 
 
 def test_damaged_memory_starts_afresh(folder):
     first = load_probe(f"folder:{folder}").fingerprint
-    filecheck._memory_file().write_bytes(b"no database" * 99)
+    images._memory_file().write_bytes(b"no database" * 99)
     assert load_probe(f"folder:{folder}").fingerprint == first
 
 
 def test_interrupted_check_goes_on(folder, looked, monkeypatch):
-    monkeypatch.setattr(filecheck, "COMMIT_EVERY", 2)
+    monkeypatch.setattr(images, "COMMIT_EVERY", 2)
 
     def stop_after(results, total, text):
         assert (total, text) == (11, "checking images")
@@ -389,15 +389,15 @@ def test_microworld():
     prints = {load_probe(name, limit, seed).fingerprint for name, limit, seed in
               [("microworld:7", None, 0), ("microworld:8", None, 0), ("microworld:7", 3, 0), ("microworld:7", None, 1)]}
     assert len(prints) == 4
-    assert load_probe("microworld").N == probe_sets.MICROWORLD_N
+    assert load_probe("microworld").N == probe_module.MICROWORLD_N
     assert not set(load_probe("microworld", seed=1).items) & set(load_probe("microworld").items)
 
 
 def test_microworld_fingerprint_follows_version_and_pixels(monkeypatch):
-    from neuronym.microworld import microworld, render
+    from neuronym.microworld import render, world
     first = load_probe("microworld:7").fingerprint
     with monkeypatch.context() as patch:
-        patch.setattr(microworld, "VERSION", "another")
+        patch.setattr(world, "VERSION", "another")
         assert load_probe("microworld:7").fingerprint != first
     drawn = render.render
     monkeypatch.setattr(render, "render", lambda scene: drawn(scene).transpose(Image.Transpose.FLIP_TOP_BOTTOM))
@@ -438,7 +438,7 @@ def test_quoted_path_that_looks_like_a_union(tmp_path):
 
 def test_relative_path_starts_at_the_root(tmp_path, monkeypatch):
     make_folder(tmp_path / "root" / "photos", 3)
-    monkeypatch.setattr(probe_sets, "ROOT", tmp_path / "root")
+    monkeypatch.setattr(probe_module, "ROOT", tmp_path / "root")
     monkeypatch.chdir(tmp_path)
     assert load_probe("folder:photos").N == 3
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from neuronym.microworld import microworld, quality
+from neuronym.microworld import training, world
 from neuronym.evaluation import pruning
-from neuronym.common.errors import UnknownName
+from neuronym.common.checks import UnknownName
 from neuronym.hooks import record
-from neuronym.models.models import Target, load_target
-from neuronym.evaluation.name_groups import matching
+from neuronym.common.types import Target
+from neuronym.models.targets import load_target
+from neuronym.evaluation.pruning import matching
 from neuronym.datasets.probe import Probe, of_scenes
 from neuronym.evaluation.pruning import comparable, effect_table, outputs, pruned
 
@@ -181,11 +182,11 @@ def test_tied_logits_favour_the_lower_class():
 
 
 def test_microworld_scores_are_those_of_quality():
-    t, scenes = load_target("microworld:resnet", suggest=False), quality.held_out(60)
-    images = of_scenes("held out", [quality.HELD_OUT_SEED + i for i in range(60)])
-    truth = microworld.presence(scenes, microworld.CLASSES)
-    mean, ap = quality.mean_ap(t.model, t.preprocess, scenes)
-    red = microworld.CLASSES.index("red")
+    t, scenes = load_target("microworld:resnet", suggest=False), world.held_out(60)
+    images = of_scenes("held out", [world.HELD_OUT_SEED + i for i in range(60)])
+    truth = world.presence(scenes, world.CLASSES)
+    mean, ap = training.mean_ap(t.model, t.preprocess, scenes)
+    red = world.CLASSES.index("red")
     found = effect_table(t, {"fc": [red]}, images, truth, matching(enumerate(t.classes), "red"), draws=2, resamples=3)
     assert value(found, "none", "matching", "score", "AP") == pytest.approx(ap["red"], abs=1e-5)
     others = (mean * len(ap) - ap["red"]) / (len(ap) - 1)

@@ -1,4 +1,4 @@
-"""neuronym.published.published: counts known from the files, units from 0, and nothing but the pinned bytes."""
+"""neuronym.published.labels: counts known from the files, units from 0, and nothing but the pinned bytes."""
 from __future__ import annotations
 
 import shutil
@@ -8,15 +8,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from neuronym.published import published
+from neuronym.published import labels
 from neuronym.similarity.labels import COLUMNS
-from neuronym.published.published import (
-    FILES,
-    fetch_published,
-    load_published,
-    load_ratings,
-    published_folder,
-)
+from neuronym.published.labels import FILES, fetch_published, load_published, load_ratings, published_folder
 
 SMALL = "dnd/DnD_results/BLIP2_data/BLIP2-Layer1.csv"
 
@@ -107,14 +101,14 @@ def server(tmp_path, folder):
         shutil.copyfile(folder / path, root / path)
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=root))
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    sources = {repository: source for source, repository in published.SOURCES.items()}
+    sources = {repository: source for source, repository in labels.SOURCES.items()}
     yield root, f"http://127.0.0.1:{httpd.server_port}/", sources
     httpd.shutdown()
 
 
 def test_download(server, tmp_path, monkeypatch):
     root, address, _ = server
-    monkeypatch.setattr(published, "SOURCES", {source: source for source in published.SOURCES})
+    monkeypatch.setattr(labels, "SOURCES", {source: source for source in labels.SOURCES})
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     home = tmp_path / "home"
     url = address + "{repository}/{path}"

@@ -1,11 +1,11 @@
-"""neuronym.figures.published_figures: what is in the table is in the figure."""
+"""neuronym.figures.comparisons: what is in the table is in the figure."""
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from neuronym.figures import published_figures
+from neuronym.figures import comparisons
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +17,7 @@ def closed():
 def test_agreement_shows_shares_and_chance():
     table = pd.DataFrame({"pair": ["a ~ b", "a ~ b", "a ~ c"], "layer": ["layer1", "fc", "fc"], "agreement": [.5, .4, .2],
                           "chance": [.1, .05, .02]})
-    (ax,) = published_figures.agreement_by_layer(table).axes
+    (ax,) = comparisons.agreement_by_layer(table).axes
     heights = {round(float(y), 6) for line in ax.lines for y in line.get_ydata() if y == y}
     assert heights == {.5, .4, .2, .1, .05, .02} and [t.get_text() for t in ax.get_xticklabels()] == ["layer1", "fc"]
 
@@ -25,20 +25,20 @@ def test_agreement_shows_shares_and_chance():
 def test_ratings_are_means_over_neurons_of_both_raters():
     ratings = pd.DataFrame([("layer1", u, s, r, 1 + u + (r == "E2")) for u in range(3) for s in ("x", "y") for r in ("E1", "E2")],
                            columns=["layer", "unit", "scoring", "rater", "rating"])
-    (ax,) = published_figures.ratings_by_layer(ratings).axes
+    (ax,) = comparisons.ratings_by_layer(ratings).axes
     assert any(abs(float(y) - 2.5) < 1e-9 for line in ax.lines for y in line.get_ydata())
 
 
 def test_iou_has_a_panel_for_each_network():
     table = pd.DataFrame({"model": ["m", "m", "n"], "layer": ["layer1", "fc", "fc"], "score": [.01, .2, .3]})
-    axes = published_figures.iou_by_layer(table).axes
+    axes = comparisons.iou_by_layer(table).axes
     assert [ax.get_title() for ax in axes] == ["m", "n"] and [t.get_text() for t in axes[0].get_xticklabels()] == ["layer1", "fc"]
 
 
 def test_texts_show_values_intervals_and_controls():
     table = pd.DataFrame({"panel": ["p", "p", "q"], "whose": ["a", "b", "a"], "value": [.5, .4, .2], "low": [.45, .3, .1], "high": [.55, .5, .3],
                           "shuffled": [.11, .12, .13], "constant": [.21, float("nan"), .23]})
-    axes = published_figures.texts_by_method(table).axes
+    axes = comparisons.texts_by_method(table).axes
     assert [ax.get_title() for ax in axes] == ["p", "q"] and [t.get_text() for t in axes[0].get_xticklabels()] == ["a", "b"]
     assert [round(bar.get_height(), 6) for bar in axes[0].patches] == [.5, .4]
     assert [line.get_ydata().tolist()[0] for line in axes[0].lines[-2:]] == [.11, .21]
@@ -47,6 +47,6 @@ def test_texts_show_values_intervals_and_controls():
 
 def test_common_labels_are_shares_of_each_method():
     table = pd.DataFrame({"method": ["a"] * 4 + ["b"] * 2 + ["c"], "rank": 1, "label": ["dog", "sea", "dog", "dog", "x" * 40, "y", "z"]})
-    axes = published_figures.common_labels(table, most=1).axes
+    axes = comparisons.common_labels(table, most=1).axes
     assert axes[0].get_title() == "a: 2 labels of 4 neurons" and [bar.get_width() for bar in axes[0].patches] == [.75]
     assert axes[1].get_yticklabels()[0].get_text() == "x" * 28 + "..." and len(axes) == 4

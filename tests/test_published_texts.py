@@ -1,12 +1,12 @@
-"""neuronym.published.published_texts: printed values beside ours, final-layer names, and NetDissect's places to the digit."""
+"""neuronym.published.texts: printed values beside ours, final-layer names, and NetDissect's places to the digit."""
 from __future__ import annotations
 
 import pandas as pd
 import pytest
 
 from neuronym.datasets.concepts import load_concepts
-from neuronym.published.published import load_published
-from neuronym.published.published_texts import (
+from neuronym.published.labels import load_published
+from neuronym.published.texts import (
     CLIP,
     MPNET,
     PRINTED,
@@ -15,7 +15,7 @@ from neuronym.published.published_texts import (
     final_layer,
     places_accuracy,
 )
-from neuronym.published.text_agreement import against_people, by_words
+from neuronym.published.texts import against_people, by_words
 
 
 def test_only_the_same_encoder_has_a_difference():
@@ -45,7 +45,7 @@ def test_reliable_neurons_are_in_the_files(shared):
     # counted once with a loop over the files
     people = neurons[neurons["method"] == "milannotations"].groupby(["layer", "unit"])["label"].agg(list)
     dnd = neurons[(neurons["method"] == "dnd") & (neurons["rank"] == 1)].set_index(["layer", "unit"])["label"]
-    from neuronym.published.agreement import content_words
+    from neuronym.common.text import content_words
     met = [bool(content_words(dnd[("layer4", u)]) & content_words(t)) for u in RELIABLE["layer4"] for t in people[("layer4", u)]]
     assert found[("dnd", "layer4")] == pytest.approx(sum(met) / len(met))
 

@@ -1,14 +1,14 @@
-"""neuronym.published.published_values, neuronym.common.resampling: every printed value comes out, a wrong one is seen, statistics are right."""
+"""neuronym.published.labels, neuronym.common.statistics: every printed value comes out, a wrong one is seen, statistics are right."""
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from neuronym.published import published_values
-from neuronym.published.published import load_published, load_ratings
-from neuronym.published.published_values import PUBLISHED, compared, pool_matches, recomputed
-from neuronym.common.resampling import holm, interval, paired
+from neuronym.published import labels as labels_module
+from neuronym.published.labels import load_published, load_ratings
+from neuronym.published.labels import PUBLISHED, compared, pool_matches, recomputed
+from neuronym.common.statistics import holm, interval, paired
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def test_every_published_value_comes_out(found):
 
 def test_a_wrong_or_missing_value_is_seen(found, monkeypatch):
     key = ("detectors", "netdissect", "resnet50", "layer4")
-    monkeypatch.setattr(published_values, "PUBLISHED", {**PUBLISHED, key: (1354, 0), ("mean score", "x", "y", "z"): (.1, 4)})
+    monkeypatch.setattr(labels_module, "PUBLISHED", {**PUBLISHED, key: (1354, 0), ("mean score", "x", "y", "z"): (.1, 4)})
     table = compared(found)
     assert (~table["same"]).sum() == 2 and table[table["whose"] == "x"]["recomputed"].isna().all()
     assert table.set_index(["quantity", "whose", "network", "layer"]).loc[key, "difference"] == 1
@@ -32,7 +32,7 @@ def test_a_wrong_or_missing_value_is_seen(found, monkeypatch):
 def test_only_ends_of_intervals_may_differ_by_more_than_a_digit(found, monkeypatch):
     off = {("rating, low", "Mean", "resnet50", "all"): (2.4275 - .0099, 3), ("rating, high", "Mean", "resnet50", "all"): (2.785 + .0101, 3),
            ("rating, mean", "Mean", "resnet50", "all"): (2.606, 3)}
-    monkeypatch.setattr(published_values, "PUBLISHED", off)
+    monkeypatch.setattr(labels_module, "PUBLISHED", off)
     assert compared(found)["same"].tolist() == [True, False, False]
 
 

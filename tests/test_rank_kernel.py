@@ -1,4 +1,4 @@
-"""neuronym.similarity.rank_kernel against loops in float64: ties, words of bits that are not full."""
+"""neuronym.similarity.kernels against loops in float64: ties, words of bits that are not full."""
 from __future__ import annotations
 
 import math
@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_kernels import drawn
 
-rank_kernel = pytest.importorskip("neuronym.similarity.rank_kernel", reason="numba is not installed")
+rank_kernel = pytest.importorskip("neuronym.similarity.kernels", reason="numba is not installed")
 
 
 @pytest.mark.parametrize("p", [3, 1, 2.5])

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
-from neuronym.models.openai_clip import openai_package
+from neuronym.common.checks import openai_package
 
 SIZES = {"input_resolution": 16, "patch_size": 8, "width": 12, "layers": 3, "heads": 3, "output_dim": 7}
 LAYER, TOP = 1, 100  # of the released outputs

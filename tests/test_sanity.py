@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from neuronym.evaluation.metrics import METRICS, SOUND, measure
-from neuronym.evaluation.pairs import active_images
+from neuronym.evaluation.metrics import active_images
 from neuronym.evaluation.sanity import (
     FREQUENCIES,
     LEAST,

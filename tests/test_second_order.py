@@ -9,9 +9,9 @@ import torch
 
 from tests.test_labelling import run
 from neuronym.similarity.labels import read_labels
-from neuronym.microworld.microworld import scene
+from neuronym.microworld.world import scene
 from neuronym.microworld.render import render
-from neuronym.runs.runs import results_dir
+from neuronym.runs.run import results_dir
 
 
 @pytest.fixture

@@ -14,16 +14,15 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, jaccard_score
 from torch.testing import assert_close
 
-from neuronym.microworld.microworld import scene
+from neuronym.microworld.world import scene
 from neuronym.models.preprocess import Preprocess
 from neuronym.datasets.probe import batches
 from neuronym.microworld.render import coverage, render
-from neuronym.datasets.masks import load_masks
+from neuronym.datasets.tasks import load_masks
 from neuronym.second_order.segmentation import (
     BASELINES,
     METRICS,
     bootstrap,
-    fit_mask,
     heat_to_mask,
     mean_average_precision,
     mean_iou,
@@ -31,6 +30,7 @@ from neuronym.second_order.segmentation import (
     segment,
     segmentation_scores,
 )
+from neuronym.models.preprocess import fit_mask
 
 n, H, W = 5, 9, 7
 

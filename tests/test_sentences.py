@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from neuronym.models import sentences
-from neuronym.common.errors import UnknownName
-from neuronym.models.sentences import load_sentence_encoder, quiet_transformers, tokenizer_key
+from neuronym.common.checks import UnknownName
+from neuronym.models.sentences import load_sentence_encoder
+from neuronym.common.checks import quiet_transformers
+from neuronym.models.weights import tokenizer_key
 from neuronym.models.weights import random_start
 
 TEXTS = ["dog", "a big red dog on the grass", "a photo of the sea", "grass",

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from neuronym.figures import show
+from neuronym.figures import style
+from neuronym.runs import run
+from neuronym.microworld import training
 from neuronym.similarity.labels import COLUMNS
 
 matplotlib.use("Agg")
@@ -27,16 +29,16 @@ def close():
 
 
 def test_layer_figures_count_units(table):
-    fig = show.scores_by_layer(table)
+    fig = style.scores_by_layer(table)
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["layer1 (n=7)", "fc (n=7)"]
-    fig = show.labels_by_category(table, {"red1": "colour"})
+    fig = style.labels_by_category(table, {"red1": "colour"})
     assert [t.get_text() for t in fig.axes[0].get_legend().get_texts()] == ["colour", "other"]
-    assert show.labels_by_category(table).axes
+    assert style.labels_by_category(table).axes
 
 
 def test_saved_figures_are_the_same_file_twice(tmp_path, table):
     for folder in ("a", "b"):
-        show.save_figure(show.scores_by_layer(table), tmp_path / folder, "x")
+        style.save_figure(style.scores_by_layer(table), tmp_path / folder, "x")
     for suffix in ("png", "pdf"):
         assert (tmp_path / "a" / f"x.{suffix}").read_bytes() == (tmp_path / "b" / f"x.{suffix}").read_bytes()
 
@@ -44,16 +46,16 @@ def test_saved_figures_are_the_same_file_twice(tmp_path, table):
 def test_presented_figures_are_saved_shown_once_and_closed(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
-    fig = show.image_grid([Image.new("RGB", (8, 8))])
-    show.present({"a": fig}, tmp_path)
+    fig = style.image_grid([Image.new("RGB", (8, 8))])
+    style.present({"a": fig}, tmp_path)
     assert not plt.get_fignums() and len(shown) == 1 and shown[0].data == (tmp_path / "a.png").read_bytes()
 
 
 def test_headless_progress_passes_items_and_prints_plain_lines(monkeypatch, capsys):
     clock = iter(range(0, 1000, 6))
     monkeypatch.setenv("NEURONYM_HEADLESS", "1")
-    monkeypatch.setattr(show.time, "monotonic", lambda: next(clock))
-    assert list(show.progress("abcd", text="batches")) == list("abcd")
+    monkeypatch.setattr(style.time, "monotonic", lambda: next(clock))
+    assert list(run.progress("abcd", text="batches")) == list("abcd")
     assert capsys.readouterr().out == "batches: 2/4 after 12 s, 12 s left\nbatches: 4/4 after 24 s, 0 s left\n"
 
 
@@ -62,15 +64,15 @@ def test_training_curves_read_both_layouts(tmp_path):
     line = '{"step": 50, "loss": 2.5, "seconds": 1}\n'
     (tmp_path / "one" / "curve.jsonl").write_text(line)
     (tmp_path / "two.jsonl").write_text(line)
-    curves = show.read_curves(tmp_path)
-    assert set(curves["stage"]) == {"one", "two"} and len(show.training_curves(curves).axes) == 2
+    curves = training.read_curves(tmp_path)
+    assert set(curves["stage"]) == {"one", "two"} and len(style.training_curves(curves).axes) == 2
     with pytest.raises(FileNotFoundError, match="no training curves"):
-        show.read_curves(tmp_path / "one" / "none")
+        training.read_curves(tmp_path / "one" / "none")
 
 
 def test_explorer_redraws_what_is_chosen(table):
     asked = []
-    box = show.explorer(table, lambda layer, unit: asked.append((layer, unit)) or plt.figure())
+    box = style.explorer(table, lambda layer, unit: asked.append((layer, unit)) or plt.figure())
     layer, search, unit = box.children[0].children
     layer.value = "fc"
     search.value = "red"

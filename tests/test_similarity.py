@@ -1,4 +1,4 @@
-"""neuronym.similarity.similarity against literal loops, released outputs, itself in other blocks, planted truths and bad input."""
+"""neuronym.similarity.scores against literal loops, released outputs, itself in other blocks, planted truths and bad input."""
 from __future__ import annotations
 
 import math
@@ -14,10 +14,11 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from neuronym.common import blocks
-from neuronym.similarity import similarity
-from neuronym.common.blocks import Embedded
-from neuronym.similarity.similarity import SIMILARITIES, score, score_embeddings, top_labels
+from neuronym.similarity import matrix
+from neuronym.common.memory import first_largest, order, strongest
+from neuronym.similarity import scores as scores_module
+from neuronym.similarity.matrix import Embedded
+from neuronym.similarity.scores import SIMILARITIES, score, score_embeddings, top_labels
 
 N, K, M, D = 23, 7, 11, 5
 METHODS = list(SIMILARITIES)
@@ -55,8 +56,8 @@ def fast(method, P, Q, **options):
 def loops(request, monkeypatch):
     """With the compiled loops, and with the torch operations that stand in for them."""
     if request.param == "torch":
-        for module in ("pmi", "softmax", "rank_reorder"):
-            monkeypatch.setattr(f"neuronym.similarity.{module}.compiled_loops", lambda module, device: None)
+        for module in ("pmi", "rank_reorder"):
+            monkeypatch.setattr(f"neuronym.similarity.{module}.compiled_loops", lambda device: None)
     else:
         pytest.importorskip("numba")
 
@@ -185,8 +186,7 @@ def test_numba_may_be_missing(monkeypatch):
     I, T, Q = inputs(torch.float32)
     compiled = {method: fast(method, I @ T.T, Q) for method in METHODS}
     monkeypatch.setitem(sys.modules, "numba", None)
-    for name in ("neuronym.similarity.kernels", "neuronym.similarity.rank_kernel"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delitem(sys.modules, "neuronym.similarity.kernels", raising=False)
     for method in METHODS:
         assert_close(fast(method, I @ T.T, Q), compiled[method], rtol=1e-5, atol=1e-4)
     assert "neuronym.similarity.kernels" not in sys.modules
@@ -220,7 +220,7 @@ def test_blocks_do_not_matter(method, step, monkeypatch):
     I, T, Q = inputs()
     options = FRACTION.get(method, {})
     whole = score(I @ T.T, Q, method, **options)
-    for module in ("similarity", "rank_reorder", "pmi"):
+    for module in ("scores", "rank_reorder", "pmi"):
         monkeypatch.setattr(f"neuronym.similarity.{module}.fit", lambda memory, *stages: [min(step, count) for *_, count in stages])
     exact(score(I @ T.T, Q, method, **options), whole)
     exact(score_embeddings(I, T, Q, method, **options), whole)
@@ -325,8 +325,8 @@ def test_layers_together_are_layers_one_by_one(method, memory, monkeypatch):
     I, T, Q = inputs()
     layers, options = {"a": Q, "b": Q[:, :3] ** 2, "c": Q[:, 2:]}, FRACTION.get(method, {})
     made = []
-    monkeypatch.setattr("neuronym.similarity.similarity.score", lambda *a, **k: made.append(len(a[1])) or score(*a, **{**k, "memory": 2**28}))
-    together = dict(similarity.score_layers(Embedded(I, T), layers, method, memory=memory, **options))
+    monkeypatch.setattr("neuronym.similarity.scores.score", lambda *a, **k: made.append(len(a[1])) or score(*a, **{**k, "memory": 2**28}))
+    together = dict(scores_module.score_layers(Embedded(I, T), layers, method, memory=memory, **options))
     assert list(together) == ["a", "b", "c"] and made == {1: [1, 1, 1], 2**28: [3]}.get(memory, [2, 1])
     for name, layer in layers.items():
         exact(together[name], fast(method, I @ T.T, layer))
@@ -417,7 +417,7 @@ def test_the_first_of_equal_values_comes_first(n):
     values = torch.randint(4, (50, 12), generator=torch.Generator().manual_seed(0)).float()
     values[0], values[1] = 2, torch.arange(12)
     expected = [sorted(range(12), key=lambda i: (-row[i], i))[:n] for row in values.tolist()]
-    assert blocks.first_largest(values, n).tolist() == expected
+    assert first_largest(values, n).tolist() == expected
 
 
 @pytest.mark.usefixtures("loops")
@@ -426,7 +426,7 @@ def test_ties():
     P = torch.tensor([[3., 0, 1], [2, 0, 1], [1, 0, 1], [0, 9, 1]], dtype=torch.float64)
     Q = torch.tensor([[1., 0.], [1, -0.], [1, 0], [1, 0]], dtype=torch.float64)
     for dtype in (torch.float32, torch.float64):
-        assert blocks.strongest(Q.to(dtype), torch.arange(2), 3, dtype, 1).tolist() == [[0, 1, 2], [0, 1, 2]]
+        assert strongest(Q.to(dtype), torch.arange(2), 3, dtype, 1).tolist() == [[0, 1, 2], [0, 1, 2]]
     exact(score(P, Q, "wpmi", top_k=2), literal("wpmi", P, Q, top_k=2))
     scores = score(P, torch.tensor([[4.], [3], [2], [1]]), "rank_reorder", top_fraction=1, scale_p=0)
     assert scores[0, 0] == 0 and scores[0, 2] == scores.min()
@@ -440,7 +440,7 @@ def test_order_is_a_stable_sort(dtype):
     scales = torch.tensor([1e-42, -1e-9, 1, 1e30, 1e38]).to(dtype)
     values = torch.randint(-3, 4, (5, 2, 60), generator=g).to(dtype) * scales[:, None, None]
     values[0, 0, :4] = torch.tensor([0., -0., math.inf, -math.inf])
-    assert torch.equal(blocks.order(values), values.sort(dim=-1, stable=True).indices)
+    assert torch.equal(order(values), values.sort(dim=-1, stable=True).indices)
 
 
 def test_few_images_take_all_of_them_by_default():
@@ -462,9 +462,9 @@ def test_functions_by_name_are_the_functions():
     for method in METHODS:
         options = FRACTION.get(method, {})
         assert torch.equal(SIMILARITIES[method](I @ T.T, Q, **options), score(I @ T.T, Q, method, **options))
-        assert torch.equal(SIMILARITIES[method](blocks.Embedded(I, T), Q, **options),
+        assert torch.equal(SIMILARITIES[method](matrix.Embedded(I, T), Q, **options),
                            score_embeddings(I, T, Q, method, **options))
-        assert getattr(similarity, method) is SIMILARITIES[method]
+        assert getattr(scores_module, method) is SIMILARITIES[method]
 
 
 # bad input

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from neuronym.activations import unit_activations
-from neuronym.common.blocks import Embedded
-from neuronym.models.clips import Clip
-from neuronym.layers import list_layers
-from neuronym.models.models import Target
+from neuronym.similarity.matrix import Embedded
+from neuronym.common.types import Clip
+from neuronym.hooks import list_layers
+from neuronym.common.types import Target
 from neuronym.models.preprocess import Preprocess, describe
 from neuronym.datasets.probe import load_probe
-from neuronym.similarity.similarity import score
+from neuronym.similarity.scores import score
 from neuronym.trust.stability import (
     agreement_matrix,
     consensus,

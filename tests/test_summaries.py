@@ -1,4 +1,4 @@
-"""neuronym.describe.summaries: the rules on hand-made answers, against a literal list of them, and with askers that compute."""
+"""neuronym.describe.candidates: the rules on hand-made answers, against a literal list of them, and with askers that compute."""
 from __future__ import annotations
 
 import random
@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from neuronym.describe.answer_rules import tidy
-from neuronym.common.errors import UnknownName
-from neuronym.describe.prompts import PROMPTS
-from neuronym.describe.summaries import propose, shorten, summarize
+from neuronym.describe.candidates import tidy
+from neuronym.common.checks import UnknownName
+from neuronym.describe.candidates import PROMPTS
+from neuronym.describe.candidates import propose, shorten, summarize
 
 CATS = ["a red cat on a mat", "two red cats", "a cat beside a red box", "a cat", "one grey cat on a wall"]
 DOGS = ["a dog runs", "a wet dog", "dogs in rain"]

@@ -1,4 +1,4 @@
-"""neuronym.published.text_agreement: measures and controls against loops, labels against people, encoders that are not at hand."""
+"""neuronym.published.texts: measures and controls against loops, labels against people, encoders that are not at hand."""
 from __future__ import annotations
 
 from itertools import combinations
@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from neuronym.published import text_agreement
-from neuronym.published.agreement import content_words
-from neuronym.evaluation.evaluate import name_similarity
-from neuronym.published.text_agreement import (
+from neuronym.published import texts as texts_module
+from neuronym.common.text import content_words
+from neuronym.evaluation.naming import name_similarity
+from neuronym.published.texts import (
     against_method,
     against_people,
     against_texts,
@@ -155,8 +155,8 @@ def test_encoders_take_every_text_once(monkeypatch):
     def counted(texts):
         taken.extend(texts)
         return encode(texts)
-    monkeypatch.setattr(text_agreement, "load_sentence_encoder", lambda name, device: SimpleNamespace(encode=counted, weights_key="w"))
-    monkeypatch.setattr(text_agreement, "load_clip", lambda name, device: SimpleNamespace(encode_text=counted, text_key="t"))
+    monkeypatch.setattr(texts_module, "load_sentence_encoder", lambda name, device: SimpleNamespace(encode=counted, weights_key="w"))
+    monkeypatch.setattr(texts_module, "load_clip", lambda name, device: SimpleNamespace(encode_text=counted, text_key="t"))
     found, absent = load_encoders("s", "c")
     assert list(found) == ["s", "c"] and absent == [] and load_encoders("", "") == ({}, [])
     rows = found["s"](["dog", "cat", "dog"])
@@ -171,7 +171,7 @@ def test_encoders_take_every_text_once(monkeypatch):
 def test_an_encoder_that_is_not_at_hand_is_said(monkeypatch):
     def missing(name, device):
         raise ModuleNotFoundError("it needs the package x; pip install x")
-    monkeypatch.setattr(text_agreement, "load_sentence_encoder", missing)
+    monkeypatch.setattr(texts_module, "load_sentence_encoder", missing)
     assert load_encoders("minilm", "") == ({}, ["no column for 'minilm': it needs the package x; pip install x"])
     with pytest.raises(KeyError, match="no clip 'openai'"):
         load_encoders("", "openai")

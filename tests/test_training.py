@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from neuronym.microworld import blip, quality, training
+from neuronym.microworld import networks, training, world
 from neuronym.models.captioners import load_captioner
-from neuronym.microworld.fit import fit, save_weights
-from neuronym.microworld.microworld import CLASSES, CONCEPTS, caption, parse
+from neuronym.microworld.training import fit, save_weights
+from neuronym.microworld.world import CLASSES, CONCEPTS, caption, parse
 from neuronym.microworld.networks import MicroResNet, build_target, micro_vit
 from neuronym.microworld.render import render
 
@@ -23,14 +23,14 @@ def pool():
 
 def test_pool_holds_what_scenes_say(pool):
     assert pool["images"].shape == (23, 3, 64, 64) and pool["captions"].shape == (23, 4, 24) and pool["patches"].shape == (23, 3, 8, 8)
-    some = training.scene(training.TRAIN_SEED + 5)
-    assert {CONCEPTS[i] for i in np.nonzero(pool["truth"][5])[0]} == training.concepts(some)
+    some = world.scene(training.TRAIN_SEED + 5)
+    assert {CONCEPTS[i] for i in np.nonzero(pool["truth"][5])[0]} == world.concepts(some)
     shapes = set(pool["patches"][5, 0].flatten().tolist()) - {12}
-    assert shapes == {training.ATOMS["shape"].index(t.shape) for t in some.things}
-    box, near = blip.close_up(some)
+    assert shapes == {world.ATOMS["shape"].index(t.shape) for t in some.things}
+    box, near = networks.close_up(some)
     assert pool["boxes"][5].tolist() == pytest.approx(box) and pool["boxes"].shape == (23, 4)
-    assert blip.decode(torch.from_numpy(pool["near_captions"][5:6]).long()) == [near]
-    assert blip.decode(torch.from_numpy(pool["full_captions"][5:6]).long()) == [blip.full_caption(some)]
+    assert networks.decode(torch.from_numpy(pool["near_captions"][5:6]).long()) == [near]
+    assert networks.decode(torch.from_numpy(pool["full_captions"][5:6]).long()) == [networks.full_caption(some)]
 
 
 def test_an_interrupted_stage_ends_with_the_same_weights(pool, tmp_path):
@@ -60,7 +60,7 @@ def test_the_captioner_learns_and_an_interruption_does_not_matter(pool, tmp_path
 
     def run(folder, kill=False):
         torch.manual_seed(0)
-        clip, model = training.new_clip("vit").eval(), blip.new_blip(layers=1)
+        clip, model = training.new_clip("vit").eval(), networks.new_blip(layers=1)
         rows = []
 
         def report(row):
@@ -94,7 +94,7 @@ def test_the_captioner_reads_scenes_and_close_ups_with_their_own_captions(pool, 
     def decoder(input_ids, encoder_hidden_states, use_cache):
         assert encoder_hidden_states is seen["images"]
         seen["ids"] = input_ids
-        seen["logits"] = torch.randn(*input_ids.shape, training.END + 1, generator=torch.Generator().manual_seed(1))
+        seen["logits"] = torch.randn(*input_ids.shape, world.END + 1, generator=torch.Generator().manual_seed(1))
         return SimpleNamespace(logits=seen["logits"])
 
     kept = {}
@@ -109,7 +109,7 @@ def test_the_captioner_reads_scenes_and_close_ups_with_their_own_captions(pool, 
     said = {(p, i): torch.from_numpy(pool["captions"][i, p]).long() for p in (1, 2) for i in range(23)}
     said |= {(0, i): torch.from_numpy(pool["full_captions"][i]).long() for i in range(23)}
     for row, i in enumerate(take.tolist()):
-        cut = blip.crop(images[i:i + 1], torch.from_numpy(pool["boxes"][i:i + 1]))[0]
+        cut = networks.crop(images[i:i + 1], torch.from_numpy(pool["boxes"][i:i + 1]))[0]
         if torch.allclose(seen["images"][row], cut, atol=.1):
             near, ids = near + 1, torch.from_numpy(pool["near_captions"][i]).long()
         else:
@@ -128,7 +128,7 @@ def test_every_stage_runs_and_its_weights_load_with_openai_clip(pool, tmp_path):
     said = []
     made = training.make_networks(tmp_path / "weights", tmp_path / "work", pool, lambda stage, row: said.append(stage), most_steps=2)
     assert said == ["clip_rn", "read_patches", "clip_vit", "target_resnet", "target_vit", "captioner"]
-    assert len(load_captioner(f"microworld@{tmp_path / 'weights'}").caption([render(training.scene(0))])) == 1
+    assert len(load_captioner(f"microworld@{tmp_path / 'weights'}").caption([render(world.scene(0))])) == 1
     for name in ("clip_rn", "clip_vit"):
         model = build_model(load_file(str(made[name]))).float()
         assert model.visual.input_resolution == 64
@@ -159,21 +159,21 @@ def test_targets_are_rebuilt_from_their_weights(model, tmp_path):
 def test_shipped_clips_know_the_world(tower, least):
     from neuronym.models.clips import load_clip
     clip = load_clip(f"microworld:{tower}")
-    found = quality.zero_shot(clip.encode_image, clip.encode_text, clip.preprocess, quality.held_out(256, single=True))
+    found = training.zero_shot(clip.encode_image, clip.encode_text, clip.preprocess, world.held_out(256, single=True))
     assert found["shape_colour"] >= least
-    assert quality.retrieval(clip.encode_image, clip.encode_text, clip.preprocess, quality.held_out(256)) >= .6
+    assert training.retrieval(clip.encode_image, clip.encode_text, clip.preprocess, world.held_out(256)) >= .6
 
 
 @pytest.mark.parametrize("name", ["resnet", "vit"])
 def test_shipped_targets_know_their_concepts(name):
-    from neuronym.models.models import load_target
+    from neuronym.models.targets import load_target
     target = load_target(f"microworld:{name}")
-    assert quality.mean_ap(target.model, target.preprocess, quality.held_out(512))[0] >= .95
+    assert training.mean_ap(target.model, target.preprocess, world.held_out(512))[0] >= .95
 
 
 def test_retrieval_takes_whole_groups():
     with pytest.raises(ValueError, match="whole groups of 256 scenes, got 100"):
-        quality.retrieval(None, None, None, quality.held_out(100))
+        training.retrieval(None, None, None, world.held_out(100))
 
 
 def test_caption_truth_by_hand():
@@ -183,12 +183,12 @@ def test_caption_truth_by_hand():
     scenes = [parse("a small red striped star on the sea in dim light"), parse("two large blue dotted circles on snow"),
               parse("a large grey grid heart above a small pink plain star on snow in warm light"), parse("a red ring"),
               parse("a large blue plain circle above a small red striped star on snow in dim light")]
-    found = quality.caption_truth(texts, scenes)
+    found = training.caption_truth(texts, scenes)
     assert found == {"shape_colour": .2, "shape": .4, "colour": .6, "texture": .8, "size": .8, "place": .4, "light": .4,
                      "count": .8}
-    held = quality.held_out(23)
-    true = quality.caption_truth([caption(s) for s in held], held)
-    other = quality.caption_truth([caption(s) for s in held[1:] + held[:1]], held)
+    held = world.held_out(23)
+    true = training.caption_truth([caption(s) for s in held], held)
+    other = training.caption_truth([caption(s) for s in held[1:] + held[:1]], held)
     assert set(true.values()) == {1.} and other["shape_colour"] < .3
     with pytest.raises(ValueError, match="each scene has a text, got 3 texts and 5 scenes"):
-        quality.caption_truth(texts[:3], scenes)
+        training.caption_truth(texts[:3], scenes)

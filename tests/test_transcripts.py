@@ -16,11 +16,11 @@ from types import SimpleNamespace
 import pytest
 
 from tests.servers import read, send, serving
-from neuronym.models import openai_server, transcript_files
-from neuronym.models.budgets import BudgetReached
-from neuronym.common.errors import UnknownName
+from neuronym.models import llms, transcripts
+from neuronym.models.transcripts import BudgetReached
+from neuronym.common.checks import UnknownName
 from neuronym.models.llms import Ledger, Llm, load_llm
-from neuronym.runs.runs import ROOT
+from neuronym.runs.run import ROOT
 from neuronym.models.transcripts import answers, ask_all, copy_used, open_transcript, recorded_llm, summary
 
 KEY = "sk-test-0123/456789+secret"
@@ -54,7 +54,7 @@ def server(monkeypatch):
         log.url = f"{address}/v1"
         monkeypatch.setenv("OPENAI_BASE_URL", log.url)
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        monkeypatch.setattr(openai_server, "FIRST_WAIT", 0.)
+        monkeypatch.setattr(llms, "FIRST_WAIT", 0.)
         yield log
         log.release.set()
 
@@ -381,7 +381,7 @@ def test_no_room_for_an_answer(tmp_path, monkeypatch):
     file, log = tmp_path / "a", []
     ask_all(open_transcript(file), fake(log), asks(2))
     before, write = file.read_bytes(), os.write
-    monkeypatch.setattr(transcript_files.os, "write", lambda where, data: write(where, data[:7]))
+    monkeypatch.setattr(transcripts.os, "write", lambda where, data: write(where, data[:7]))
     with pytest.raises(OSError, match="no room for an answer; make some and run again"):
         ask_all(open_transcript(file), fake(log), asks(3))
     assert file.read_bytes() == before

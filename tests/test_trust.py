@@ -9,10 +9,10 @@ from scipy.stats import kstest
 from torch.testing import assert_close
 
 from tests import reference
-from neuronym.common.blocks import Embedded
-from neuronym.trust.label_bootstrap import best_concepts, bootstrap_labels, margin, take_rows
-from neuronym.similarity.similarity import SIMILARITIES, score
-from neuronym.trust.trust import CORRECTIONS, abstain, best_scores, null_best, p_values, z_values
+from neuronym.similarity.matrix import Embedded
+from neuronym.trust.stability import best_concepts, bootstrap_labels, margin, take_rows
+from neuronym.similarity.scores import SIMILARITIES, score
+from neuronym.trust.null import CORRECTIONS, abstain, best_scores, null_best, p_values, z_values
 
 N, K, M = 61, 9, 7
 OPTIONS = {"cos_similarity": {}, "cos_similarity_cubed": {}, "rank_reorder": {"top_fraction": .2, "n_permutations": 3},

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from neuronym.evaluation.evaluate import presence_oracle
-from neuronym.trust.label_bootstrap import bootstrap_labels, margin
-from neuronym.similarity.similarity import score
+from neuronym.evaluation.presence import presence_oracle
+from neuronym.trust.stability import bootstrap_labels, margin
+from neuronym.similarity.scores import score
 from neuronym.trust.stability import halves
-from neuronym.trust.trust import abstain, best_scores, null_best, p_values
-from neuronym.trust.trust_signals import SHARES, conditions, foreseen, rightness, signals, trusted
+from neuronym.trust.null import abstain, best_scores, null_best, p_values
+from neuronym.trust.signals import SHARES, conditions, foreseen, rightness, signals, trusted
 
 N, M = 240, 7
 

@@ -10,19 +10,18 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from neuronym.common.files import digest
 from neuronym.models.weights import (
-    digest,
     identity,
-    import_extra,
     is_torchscript,
     load_into,
-    missing,
     random_seed,
     random_start,
     read_weights,
     source_of,
     weights_key,
 )
+from neuronym.common.checks import import_extra, missing
 
 
 def net(**options):

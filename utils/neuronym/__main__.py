@@ -1,6 +1,6 @@
 """`python -m neuronym`: the same as the command `neuronym`."""
 import sys
 
-from neuronym.runs.runner import main
+from neuronym.runs.command import main
 
 sys.exit(main())

@@ -13,27 +13,28 @@ A pass (`neuronym.passes`) computes what the cache lacks, all layers together. N
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from neuronym import hooks
-from neuronym.common.blocks import strongest
+from neuronym import cache, hooks
+from neuronym.common.types import Device, Progress
+from neuronym.datasets.concepts import SCHEMA
 from neuronym.datasets.probe import Probe
-from neuronym.inference import ready
-from neuronym.layers import LayerInfo, LAYOUTS
-from neuronym.passes import compute, Device, Job, Progress
+from neuronym.hooks import LayerInfo, LAYOUTS
+from neuronym.passes import compute, Job, ready
 
 if TYPE_CHECKING:
-    from neuronym.models.models import Target
-    from neuronym.models.clips import Clip
+    from neuronym.common.types import Clip, Target
 
 SCHEMA = 1
 IMAGES = "image embeddings"
-RANKING_BYTES = 2 ** 27
 
 
 def unit_activations(target: Target, probe: Probe, layers: list[LayerInfo], pool: str = "avg", batch_size: int = 64,
@@ -122,19 +123,6 @@ def activation_maps(target: Target, probe: Probe, layer: LayerInfo, indices: Ite
     return torch.cat(parts)
 
 
-def top_images(Q: Tensor, k: int) -> Tensor:
-    """The k highest activated images of each unit, best first: Q [N, K] -> indices [k, K]; ties go to the lower index.
-
-    Errors: ValueError for k outside 1 .. N and for values that are not finite.
-    """
-    if Q.ndim != 2 or not 1 <= k <= len(Q):
-        raise ValueError(f"expected Q [N, K] and k within 1 .. N, got {list(Q.shape)} and k = {k}")
-    if not torch.isfinite(Q).all():
-        raise ValueError("activations must be finite to be ranked; Q holds NaN or infinity")
-    units = torch.arange(Q.shape[1], device=Q.device)
-    return strongest(Q, units, k, Q.dtype, max(1, RANKING_BYTES // (16 * len(Q)))).T.contiguous()  # [k, K]
-
-
 def _unit_job(target: Target, probe: Probe, layers: list[LayerInfo], how: str, dtype: str) -> Job:
     if not layers or not all(isinstance(layer, LayerInfo) for layer in layers):
         raise ValueError(f"layers is a list of LayerInfo, at least one, got {layers!r}; make it with resolve_layers")
@@ -200,3 +188,54 @@ def _within(numbers: Iterable[int], count: int, what: str) -> list[int]:
     if wrong or not numbers:
         raise ValueError(f"{what} numbers lie within 0 .. {count - 1}, got {wrong[0] if wrong else 'none'}")
     return numbers
+
+
+UNIT = 1e-3  # how far from 1 the length of an embedding may be
+
+
+def embed_concepts(clip, concepts: Sequence[str], template: str = "{}", batch_size: int = 256,
+                   device: str | torch.device | None = None) -> Tensor:
+    """Text embeddings of the concepts inside `template` ("a photo of a {}") -> T [M, d], unit rows, float32.
+
+    Cached by the text tower's weights, the concepts in order and the template; batch size and device do not matter.
+    """
+    concepts = list(concepts)
+    if not concepts:
+        raise ValueError("embed_concepts needs at least one concept")
+    if template.count("{}") != 1:
+        raise ValueError(f"a template contains {{}} once, got '{template}'")
+    spec = {"schema": SCHEMA, "text": clip.text_key, "template": template, "dtype": "float32",
+            "concepts": hashlib.sha256(json.dumps(concepts).encode()).hexdigest()}
+
+    def make() -> np.ndarray:
+        texts = [template.replace("{}", concept) for concept in concepts]
+        with torch.inference_mode():
+            parts = [clip.encode_text(texts[i:i + batch_size]) for i in range(0, len(texts), batch_size)]
+        T = torch.cat(parts).float().cpu()
+        _check(T, texts, clip)
+        return T.numpy()
+
+    info = {"clip": clip.name, "concepts": len(concepts), "first": concepts[:3]}
+    T = torch.from_numpy(np.array(cache.array("text_embeddings", spec, make, info)))  # a copy: entries are read-only
+    return T if device is None else T.to(device)
+
+
+def zero_shot_head(clip, names: Sequence[str], templates: Sequence[str], batch_size: int = 256,
+                   device: str | torch.device | None = None) -> Tensor:
+    """Mean over the templates of each name's embedding, scaled to length 1 -> T [M, d] (Radford et al. 2021, 3.1.4)."""
+    templates = [templates] if isinstance(templates, str) else list(templates)
+    if not templates:
+        raise ValueError("zero_shot_head needs at least one template, such as 'a photo of a {}'")
+    T = sum(embed_concepts(clip, names, template, batch_size, device) for template in templates)
+    return torch.nn.functional.normalize(T, dim=1)
+
+
+def _check(T: Tensor, texts: list[str], clip) -> None:
+    """Refuse embeddings that are not [M, d], not finite or not of length 1."""
+    if T.ndim != 2 or len(T) != len(texts):
+        raise ValueError(f"{clip.name} has to give one row per text, [{len(texts)}, d], got {list(T.shape)}")
+    wrong = ~((T.norm(dim=1) - 1).abs() <= UNIT)  # also where there are NaNs
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        raise ValueError(f"{clip.name} gives {int(wrong.sum())} text embeddings that are not of length 1, the first "
+                         f"for '{texts[first]}': {T[first].norm():.4g}")

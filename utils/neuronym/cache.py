@@ -5,15 +5,31 @@ writer   write an array row by row; a killed writer is taken up where it stopped
 array    loop-or-load for something computed in one go
 bundle   the same for a few named tensors
 
-`key_of` (neuronym.cache_keys) and `entries`, `verify`, `explain`, `prune` (neuronym.cache_care) can be imported from here.
+`key_of` (neuronym.cache) and `entries`, `verify`, `explain`, `prune` (neuronym.cache) can be imported from here.
 
 On disk: <cache>/<kind>/<key>/{data.npy | data.safetensors, meta.json}; unfinished work in <key>.partial/ with
 progress.json. A folder becomes an entry by one rename; what has no meta.json, another spec or size is never used.
 Of two processes that make the same entry both work, each in a folder of its own, and the slower drops its own.
+
+What stands for an entry: its spec as canonical text, and the hash of that.
+
+key_of     spec -> key
+canonical  spec -> text
+
+The files of a cache entry, read with distrust: what is torn counts as missing.
+
+Looking after the cache: what is stored, what is damaged, why a spec is not found, and what may go.
+
+entries  finished entries
+verify   damaged ones
+explain  why a spec misses
+prune    remove old, torn and unfinished ones
 """
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import math
 import os
 import secrets
@@ -27,11 +43,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from neuronym.cache_files import empty_npy, npy_fits, read_json, sha256, usable, write_json
-from neuronym.cache_keys import canonical, key_of
-from neuronym.common.cache_lock import locked
-from neuronym.runs.runs import cache_dir, git_state, software
-
+from neuronym.common.files import alive, locked, read_json, sha256, write_json
+from neuronym.runs.run import cache_dir, git_state, software
 
 
 def load(kind: str, spec: dict) -> np.ndarray | None:
@@ -185,3 +198,155 @@ def _publish(partial: Path, folder: Path, spec: dict, file: str, info: dict, mor
 
 def _numpy(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def key_of(spec: dict) -> str:
+    """16 hex digits of SHA-256 over the spec as canonical JSON: the order of fields does not matter, all else does.
+
+    Raises ValueError for what JSON cannot hold exactly and for texts with a memory address, which change every time.
+    """
+    return hashlib.sha256(canonical(spec).encode()).hexdigest()[:16]
+
+
+def canonical(spec: dict) -> str:
+    """The spec as JSON with sorted keys; ValueError as in `key_of`."""
+    def check(value: object, where: str) -> None:
+        if isinstance(value, dict):
+            for k, v in value.items():
+                if not isinstance(k, str):
+                    raise ValueError(f"keys of a spec are strings, got {k!r} in {where or 'the spec'}")
+                check(v, f"{where}.{k}" if where else k)
+        elif isinstance(value, (list, tuple)):
+            for v in value:
+                check(v, where)
+        elif isinstance(value, str) and "at 0x" in value:
+            raise ValueError("a spec must not change from process to process; "
+                             f"'{where}' holds a memory address: {value[:80]!r}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"a spec holds finite numbers, got {value} in '{where}'")
+        elif not (value is None or isinstance(value, (str, bool, int, float))):
+            raise ValueError(f"a spec holds JSON values, got {type(value).__name__} in '{where}'")
+
+    check(spec, "")
+    return json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def read_meta(folder: Path) -> dict | None:
+    """meta.json of an entry; None when it is missing, unreadable or lacks a field."""
+    meta = read_json(folder / "meta.json")
+    return meta if isinstance(meta, dict) and {"spec", "file", "bytes", "sha256", "info"} <= meta.keys() else None
+
+
+def whole(folder: Path, meta: dict | None) -> bool:
+    """Whether the entry's file has the size that was published, and, for an array, its shape and dtype."""
+    if meta is None:
+        return False
+    file = folder / meta["file"]
+    if not file.is_file() or file.stat().st_size != meta["bytes"]:
+        return False
+    return file.suffix != ".npy" or npy_fits(file, tuple(meta["shape"]), np.dtype(meta["dtype"]))
+
+
+def usable(folder: Path, spec: dict) -> bool:
+    """Whether the folder is a whole entry of this spec; ValueError when it is an entry of another."""
+    meta = read_meta(folder)
+    if not whole(folder, meta):
+        return False
+    if canonical(meta["spec"]) != canonical(spec):
+        raise ValueError(f"cache entry {folder.name} of kind '{folder.parent.name}' was made from another spec; "
+                         f"remove {folder}")
+    return True
+
+
+def npy_fits(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Whether a .npy file holds rows of this shape and dtype, and is as long as that takes."""
+    try:
+        data = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    long = data.offset + data.nbytes == file.stat().st_size if isinstance(data, np.memmap) else False
+    return long and data.shape == shape and data.dtype == dtype and data.flags.c_contiguous
+
+
+def empty_npy(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """A file of the right header and size, zeros so far."""
+    with open(file, "wb") as f:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_2_0(f, header)
+        f.truncate(f.tell() + math.prod(shape) * dtype.itemsize)
+
+
+def entries(kind: str | None = None) -> list[dict]:
+    """Finished entries, oldest first: kind, key, spec, info, bytes, made (seconds since 1970), folder."""
+    found = []
+    for path in sorted(cache_dir().glob(f"{kind or '*'}/*/meta.json")):
+        meta = read_meta(path.parent)
+        if meta is not None and "." not in path.parent.name:
+            size = sum(f.stat().st_size for f in path.parent.iterdir())
+            found.append({"kind": path.parent.parent.name, "key": path.parent.name, "spec": meta["spec"],
+                          "info": meta["info"], "bytes": size, "made": path.stat().st_mtime, "folder": path.parent})
+    return sorted(found, key=lambda e: e["made"])
+
+
+def verify(kind: str | None = None) -> list[str]:
+    """Reread every entry and compare with the checksum taken when it was published; one sentence per damaged entry."""
+    problems = []
+    for folder in sorted(p for p in cache_dir().glob(f"{kind or '*'}/*") if p.is_dir() and "." not in p.name):
+        meta = read_meta(folder)
+        if meta is None:
+            problems.append(f"{folder.parent.name}/{folder.name}: meta.json is missing or unreadable")
+        elif key_of(meta["spec"]) != folder.name:
+            problems.append(f"{folder.parent.name}/{folder.name}: its spec belongs to {key_of(meta['spec'])}")
+        elif not whole(folder, meta):
+            problems.append(f"{folder.parent.name}/{folder.name}: {meta['file']} is torn")
+        elif sha256(folder / meta["file"]) != meta["sha256"]:
+            problems.append(f"{folder.parent.name}/{folder.name}: {meta['file']} differs from what was written")
+    return problems
+
+
+def explain(kind: str, spec: dict) -> str:
+    """Why does this spec miss? Names the nearest entry of the kind and every field in which it differs."""
+    key = key_of(spec)
+    there = entries(kind)
+    if usable(cache_dir() / kind / key, spec):
+        return f"hit: {kind}/{key}"
+    begun = read_json(cache_dir() / kind / f"{key}.partial" / "progress.json")
+    begun = f"; {begun['rows']} of {begun['shape'][0]} rows are written" if begun else ""
+    if not there:
+        return f"miss: no entry of kind '{kind}' in {cache_dir()}{begun}"
+
+    def differing(entry: dict) -> list[str]:
+        both = spec.keys() | entry["spec"].keys()
+        return [k for k in sorted(both) if spec.get(k, "absent") != entry["spec"].get(k, "absent")]
+
+    near = min(there, key=lambda e: len(differing(e)))
+    changes = "; ".join(f"{k}: asked {spec.get(k, 'absent')!r}, cached {near['spec'].get(k, 'absent')!r}"
+                        for k in differing(near)) or "nothing, but it is torn"
+    return f"miss: {kind}/{key}; nearest is {near['key']}, which differs in {changes}{begun}"
+
+
+def prune(max_bytes: int | None = None, older_than_days: float | None = None, partial: bool = False) -> int:
+    """Remove entries, oldest first, until `max_bytes` remain, and those older than so many days; tells the bytes freed.
+
+    With `partial` also torn entries, and unfinished work that no living process is at.
+    """
+    there, freed = entries(), 0
+    total = sum(e["bytes"] for e in there)
+    for entry in there:
+        old = older_than_days is not None and time.time() - entry["made"] > older_than_days * 86400
+        if old or (max_bytes is not None and total - freed > max_bytes):
+            freed += _remove(entry["folder"])
+    for folder in [f for f in cache_dir().glob("*/*") if f.is_dir()] if partial else ():
+        key, _, mark = folder.name.partition(".")
+        owner = mark.split(".")[1:2]                 # <key>.partial.<pid>.<any>, <key>.torn.<pid>.<any>
+        if owner and alive(int(owner[0])) or not mark and whole(folder, read_meta(folder)):
+            continue
+        with locked(folder.with_name(f"{key}.lock")) as ours:
+            freed += _remove(folder) if ours else 0
+    return freed
+
+
+def _remove(folder: Path) -> int:
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    shutil.rmtree(folder)
+    return size

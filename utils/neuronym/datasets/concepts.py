@@ -7,31 +7,25 @@ embed_concepts  T [M, d], cached
 zero_shot_head  T [M, d] averaged over prompt templates
 plain_name      a name of Broden's without its suffix
 clean           one concept as it stands in the lists
+
+The most common English words that can name something: `english_words`.
 """
 from __future__ import annotations
 
 import codecs
 import csv
-import hashlib
-import json
 import os
 import re
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from neuronym import cache
-from neuronym.common.errors import unknown
-from neuronym.datasets.english import english_words
-from neuronym.runs.runs import data_dir, ROOT
+from neuronym.common.checks import unknown
+from neuronym.common.text import clean, read_lines
+from neuronym.runs.run import data_dir, ROOT
 
 SCHEMA = 1  # raised whenever the same texts would be embedded differently
 CAPTION_SEED, CAPTIONS = 8_000_000_000, 2_000  # of no scene that is drawn
-UNIT = 1e-3  # how far from 1 the length of an embedding may be
 
 
 def load_concepts(name: str) -> list[str]:
@@ -60,7 +54,7 @@ def concept_kinds(name: str) -> dict[str, str]:
     Broden's label.csv, what stands behind a tab in a line of a file."""
     kind, _, rest = name.strip().partition(":")
     if kind == "microworld":
-        from neuronym.microworld.microworld import CATEGORY
+        from neuronym.microworld.world import CATEGORY
         return CATEGORY
     if kind == "file":
         lines = [line.split("\t") for line in read_lines(_listed(rest.strip()))]
@@ -71,45 +65,8 @@ def concept_kinds(name: str) -> dict[str, str]:
     return {}
 
 
-def embed_concepts(clip, concepts: Sequence[str], template: str = "{}", batch_size: int = 256,
-                   device: str | torch.device | None = None) -> Tensor:
-    """Text embeddings of the concepts inside `template` ("a photo of a {}") -> T [M, d], unit rows, float32.
-
-    Cached by the text tower's weights, the concepts in order and the template; batch size and device do not matter.
-    """
-    concepts = list(concepts)
-    if not concepts:
-        raise ValueError("embed_concepts needs at least one concept")
-    if template.count("{}") != 1:
-        raise ValueError(f"a template contains {{}} once, got '{template}'")
-    spec = {"schema": SCHEMA, "text": clip.text_key, "template": template, "dtype": "float32",
-            "concepts": hashlib.sha256(json.dumps(concepts).encode()).hexdigest()}
-
-    def make() -> np.ndarray:
-        texts = [template.replace("{}", concept) for concept in concepts]
-        with torch.inference_mode():
-            parts = [clip.encode_text(texts[i:i + batch_size]) for i in range(0, len(texts), batch_size)]
-        T = torch.cat(parts).float().cpu()
-        _check(T, texts, clip)
-        return T.numpy()
-
-    info = {"clip": clip.name, "concepts": len(concepts), "first": concepts[:3]}
-    T = torch.from_numpy(np.array(cache.array("text_embeddings", spec, make, info)))  # a copy: entries are read-only
-    return T if device is None else T.to(device)
-
-
-def zero_shot_head(clip, names: Sequence[str], templates: Sequence[str], batch_size: int = 256,
-                   device: str | torch.device | None = None) -> Tensor:
-    """Mean over the templates of each name's embedding, scaled to length 1 -> T [M, d] (Radford et al. 2021, 3.1.4)."""
-    templates = [templates] if isinstance(templates, str) else list(templates)
-    if not templates:
-        raise ValueError("zero_shot_head needs at least one template, such as 'a photo of a {}'")
-    T = sum(embed_concepts(clip, names, template, batch_size, device) for template in templates)
-    return torch.nn.functional.normalize(T, dim=1)
-
-
 def _microworld(rest: str) -> list[str]:
-    from neuronym.microworld.microworld import CLASSES, CONCEPTS, caption, scene
+    from neuronym.microworld.world import CLASSES, CONCEPTS, caption, scene
     sets = {"": CONCEPTS, "atoms": CLASSES, "captions": (caption(scene(CAPTION_SEED + i), i % 5)
                                                          for i in range(CAPTIONS))}
     if rest not in sets:
@@ -183,37 +140,116 @@ CONCEPTS: dict[str, Callable[[str], list[str]]] = {
 }
 
 
-def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 text file with any line ends and with or without a byte-order mark."""
-    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        text, wrong = data[:error.start].decode("utf-8"), f"byte 0x{data[error.start]:02x}"
-    else:
-        wrong = "a null character" if "\0" in text else ""
-        text = text.partition("\0")[0] if wrong else text
-    lines = re.split(r"\r\n|\r|\n", text)  # not splitlines(), which also cuts at rare characters inside a line
-    if wrong:
-        raise ValueError(f"{path} is not UTF-8 text: {wrong} in line {len(lines)}; save it as UTF-8")
-    return lines
-
-
-def clean(text: str) -> str:
-    """One concept without byte-order marks, zero-width characters and superfluous white space."""
-    return " ".join(re.sub("[\ufeff\u200b]", "", unicodedata.normalize("NFC", text)).split())
-
-
 def _home(variable: str, folder: str) -> Path:
     return ROOT / Path(os.environ[variable]).expanduser() if os.environ.get(variable) else data_dir() / folder
 
 
-def _check(T: Tensor, texts: list[str], clip) -> None:
-    """Refuse embeddings that are not [M, d], not finite or not of length 1."""
-    if T.ndim != 2 or len(T) != len(texts):
-        raise ValueError(f"{clip.name} has to give one row per text, [{len(texts)}, d], got {list(T.shape)}")
-    wrong = ~((T.norm(dim=1) - 1).abs() <= UNIT)  # also where there are NaNs
-    if wrong.any():
-        first = int(wrong.nonzero()[0])
-        raise ValueError(f"{clip.name} gives {int(wrong.sum())} text embeddings that are not of length 1, the first "
-                         f"for '{texts[first]}': {T[first].norm():.4g}")
+LISTS = ROOT / "data" / "english_words.txt"
+# languages in Latin script with many words in wordfreq: a word common in most of them is a name, or international
+OTHERS = tuple("ca cs da de es fi fr hu id it lt lv nb nl pl pt ro sh sk sl sv tr vi".split())
+SUFFIXES = ("s", "es", "ed", "ing", "ly", "er", "ness", "y", "d", "r", "less", "like", "ful")
+
+
+def english_words(n: int) -> tuple[list[str], dict[str, int]]:
+    """The first n words of wordfreq's English list that pass the rules below, and how many words each rule dropped.
+
+    letters   three or more letters a-z, one of them a vowel, none three times in a row
+    stop      no function words, contractions and interjections; not "workin" for "working"
+    vulgar    no swear words, slurs and sexual words
+    inflected a plural or a third person stands for its base form, which takes its place
+    names     no names of people, places and brands: words that many languages use alike while English has few forms of
+              them (toyotas, toyotaed, ... are rare beside toyota), and a list of others
+    initials  no words of three letters without common forms (cpu, faq)
+    foreign   no words far more common in another language while English has few forms of them
+
+    The lists, and the exceptions to the rules, are in data/english_words.txt. Raises a ValueError that says how many
+    words there are when n is larger.
+    """
+    from wordfreq import get_frequency_dict, top_n_list
+    english = get_frequency_dict("en", "large")
+    others = [get_frequency_dict(language, "small") for language in OTHERS]
+    lists = read_lists(LISTS)
+    plural = dict(pair.split("=") for pair in lists["plural"])
+    vulgar = re.compile("|".join(codecs.decode(word, "rot13").replace("*", ".*") for word in lists["vulgar"]))
+    welcome = lists["keep"] | lists["unique"]
+    kept, dropped, seen = [], Counter(), set()
+    for word in top_n_list("en", len(english), "large"):
+        if len(kept) == n:
+            return kept, dict(dropped)
+        base = plural.get(word) or _base(_base(word, english, lists), english, lists)  # womens, women, woman
+        if not re.fullmatch(r"[a-z]{3,}", word) or not re.search("[aeiouy]", word) or re.search(r"(.)\1\1", word):
+            rule = "letters"
+        elif {word, base} & lists["stop"] or _shortened(word, english):
+            rule = "stop"
+        elif vulgar.fullmatch(word) or vulgar.fullmatch(base):
+            rule = "vulgar"
+        elif base in seen:
+            rule = "inflected"
+        elif base in welcome:
+            rule = ""
+        else:
+            rule = _foreign(base, english, others, lists)
+        if rule:
+            dropped[rule] += 1
+        else:
+            dropped["inflected"] += base != word
+            kept.append(base)
+        seen.add(base)
+    if len(kept) < n:
+        raise ValueError(f"english:<n> has at most {len(kept)} words, got {n}")
+    return kept, dict(dropped)
+
+
+def read_lists(path: Path) -> dict[str, frozenset[str]]:
+    """Sections of a file of "[section]" lines, words and "#" comments."""
+    lists, section = {}, None
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            section = lists.setdefault(line.strip("[]"), set())
+        elif not line.startswith("#") and line:
+            section.update(line.split())
+    return {name: frozenset(words) for name, words in lists.items()}
+
+
+def _shortened(word: str, english: dict[str, float]) -> bool:
+    """dont, workin: spellings of a more common don't, working."""
+    apostrophe = word.endswith("nt") and english.get(word[:-1] + "'t", 0) > english[word]
+    return apostrophe or word.endswith("in") and english.get(word + "g", 0) > english[word]
+
+
+def _base(word: str, english: dict[str, float], lists: dict[str, frozenset[str]]) -> str:
+    """Singular, or infinitive of a third person, when it is a word in its own right; otherwise the word itself."""
+    if not word.endswith(("s", "men")) or word.endswith(("ss", "us", "is")) or word in lists["unique"]:
+        return word
+    forms = [word[:-3] + "man"] if word.endswith("men") else [word[:-1]]
+    forms += [word[:-3] + "y"] * word.endswith("ies")
+    forms += [word[:-2]] * word.endswith(("ches", "shes", "sses", "xes", "zes", "oes"))
+    base = max(forms, key=lambda form: english.get(form, 0))
+    return base if len(base) > 2 and english.get(base, 0) > .1 * english[word] else word
+
+
+def _foreign(word: str, english: dict[str, float], others: list[dict[str, float]],
+             lists: dict[str, frozenset[str]]) -> str:
+    """The rule by which a word is dropped as a name, initials or a word of another language; "" when by none."""
+    if word in lists["names"]:
+        return "names"
+    own = english[word]
+    related = max(english.get(form, 0) for form in _forms(word))
+    alike = sum(other.get(word, 0) >= .1 * own for other in others)
+    if alike >= 12 and related < own * 10 ** -1.4 or alike >= 8 and related < own * 10 ** -2:
+        return "names"
+    if len(word) == 3 and related < own * 10 ** -1.5:
+        return "initials"
+    if max(other.get(word, 0) for other in others) >= 20 * own and related < own * 10 ** -1.2:
+        return "foreign"
+    return ""
+
+
+def _forms(word: str) -> list[str]:
+    """Spellings that inflections and derivatives of an English word would have."""
+    forms = [word + suffix for suffix in SUFFIXES] + [word + word[-1] + suffix for suffix in ("ed", "ing", "y", "er")]
+    if word.endswith("e"):
+        forms += [word[:-1] + suffix for suffix in ("ing", "y", "ly")]
+    if word.endswith("y"):
+        forms += [word[:-1] + suffix for suffix in ("ies", "ied", "ily", "ier", "iness")]
+    return forms

@@ -5,24 +5,43 @@ TASKS         name up to the colon -> function (number of images, seed) -> Task
 Task          images, class names, and the class of every image
 load_prompts  prompt templates from one string
 accuracy      share of embeddings nearest to their class
+
+Pictures with true masks, to score segmentations by.
+
+load_masks  pictures with true masks by name: one of SEGMENTED
+SEGMENTED   first word of a name -> function that loads the set
+MaskedPictures       a probe, its masks and the names of what they show
+
+Which pixels show which concept: true masks of microworld scenes, and those that people drew for Broden.
+
+microworld_masks  of microworld images
+broden_masks      of Broden's images
+ConceptMasks             what both give: image -> {concept: mask}
 """
 from __future__ import annotations
 
+import csv
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from neuronym.datasets.concepts import read_lines
+from neuronym.common.checks import import_extra, missing, unknown, whole
+from neuronym.common.files import digest, sha256
+from neuronym.common.text import clean, read_lines
+from neuronym.datasets.concepts import plain_name
 from neuronym.datasets.probe import load_probe, of_scenes, Probe
-from neuronym.datasets.probe_sets import SEED_STEP
-from neuronym.microworld.microworld import COLOURS, SHAPES, SIZES, TEXTURES
-from neuronym.microworld.quality import held_out
-from neuronym.runs.runs import ROOT
+from neuronym.microworld.render import masks as shown
+from neuronym.microworld.world import COLOURS, held_out, scene, SEED_STEP, SHAPES, SIZES, TEXTURES
+from neuronym.runs.run import data_dir, ROOT
 
 TASK_SEED = 6_000_000_000  # of no scene for training, probing, measuring quality or segmentation
 TASK_N = 1_000
@@ -99,3 +118,177 @@ TASKS: dict[str, Callable[[int, int], Task]] = {
     "microworld": partial(_scenes, {"size": SIZES, "colour": COLOURS, "texture": TEXTURES, "shape": SHAPES}),
     "microworld_shapes": partial(_scenes, {"shape": SHAPES}),
 }
+SEGMENTED_SEED = 7_000_000_000  # of no scene for training, probing, a task or `neuronym.microworld.training`
+SEGMENTED_N = 500
+GTSEGS_URL = "http://calvin-vision.net/bigstuff/proj-imagenet/data/gtsegs_ijcv.mat"
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedPictures:
+    """Pictures with true masks; made by `load_masks`."""
+
+    probe: Probe                        # of the microworld `probe.scene(i)` tells the scene
+    mask: Callable[[int], np.ndarray]   # i -> bool [h, w], as large as picture i; true on the object
+    names: list[str | None]             # class of the object: a shape of the microworld, a WordNet id of ImageNet
+
+
+def load_masks(name: str, limit: int | None = None, seed: int = 0) -> MaskedPictures:
+    """Load pictures with masks: "microworld[:n]" or "gtsegs[:PATH]"; `limit` spreads over the set as in `load_probe`.
+
+    "microworld": scenes whose objects have one shape, which is their name; `seed` chooses others. "gtsegs": the 4,276
+    pictures of ImageNet-segmentation from gtsegs_ijcv.mat, at PATH (absolute or from the repository root),
+    NEURONYM_GTSEGS, or in data/downloads; the first person's outline where several drew one. It needs h5py.
+    Errors: KeyError for an unknown set, FileNotFoundError, ModuleNotFoundError, ValueError.
+    """
+    kind, _, rest = name.partition(":")
+    if kind not in SEGMENTED:
+        raise unknown("segmented set", kind, SEGMENTED)
+    if limit is not None:
+        whole("limit", limit)
+    return SEGMENTED[kind](rest, limit, seed)
+
+
+def _microworld(rest: str, limit: int | None, seed: int) -> MaskedPictures:
+    most = SEED_STEP // 2  # three in four scenes are taken, so the next value of `seed` begins far behind the last
+    if rest and not (rest.isascii() and rest.isdigit() and 1 <= int(rest) <= most):
+        raise ValueError(f"microworld:n takes a number of images from 1 to {most}, got '{rest}'")
+    seeds, names, wanted, drawn = [], [], int(rest or SEGMENTED_N), SEGMENTED_SEED + seed * SEED_STEP
+    while len(seeds) < wanted:
+        shapes = {thing.shape for thing in scene(drawn).things}
+        if len(shapes) == 1:
+            seeds.append(drawn)
+            names += shapes
+        drawn += 1
+    kept = _spread(wanted, limit)
+    seeds, names = [seeds[i] for i in kept], [names[i] for i in kept]
+    return MaskedPictures(of_scenes("microworld", seeds, names), lambda i: shown(scene(seeds[i]), names[i]), names)
+
+
+def _gtsegs(rest: str, limit: int | None, seed: int) -> MaskedPictures:
+    named = rest.strip() or os.environ.get("NEURONYM_GTSEGS") or data_dir() / "downloads" / "gtsegs_ijcv.mat"
+    path = ROOT / Path(named).expanduser()
+    if not path.is_file():
+        raise missing("ImageNet-segmentation (gtsegs_ijcv.mat)", GTSEGS_URL, str(path), "NEURONYM_GTSEGS")
+    import_extra("h5py", "h5py", "gtsegs")
+    rows, names = _listed(path, limit)
+    ids = [f"{row:05d}" for row in rows]
+    probe = Probe("gtsegs", ids, names if any(names) else None, digest("gtsegs", sha256(path), *ids), [],
+                  _Pictures(path, rows))
+    return MaskedPictures(probe, lambda i: _read(path, "gt", rows[i]) != 0, names)
+
+
+SEGMENTED: dict[str, Callable[[str, int | None, int], MaskedPictures]] = {"microworld": _microworld, "gtsegs": _gtsegs}
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Pixels [h, w, 3] read when they are asked for: all of them would take gigabytes."""
+
+    path: Path
+    rows: list[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return _read(self.path, "img", self.rows[i])
+
+
+def _read(path: Path, field: str, row: int) -> np.ndarray:
+    """One picture or mask; MATLAB writes axes the other way round, and masks in a cell with one for each person."""
+    import h5py
+    with h5py.File(path, "r") as file:
+        found = file[file["value"][field][row, 0]]
+        return np.asarray(file[found[0, 0]] if field == "gt" else found).T
+
+
+def _listed(path: Path, limit: int | None) -> tuple[list[int], list[str | None]]:
+    """Rows of the file that `limit` leaves, and their WordNet ids where the file has them."""
+    import h5py
+    try:
+        with h5py.File(path, "r") as file:
+            value = file["value"]
+            rows = _spread(min(len(value["img"]), len(value["gt"])), limit)
+            if "target" not in value:
+                return rows, [None] * len(rows)
+            texts = [np.asarray(file[value["target"][row, 0]]) for row in rows]
+    except (OSError, KeyError) as error:
+        raise ValueError(f"{path} must be gtsegs_ijcv.mat, a MATLAB v7.3 file with value/img and value/gt, but is not: "
+                         f"{error}; download it again from {GTSEGS_URL}") from error
+    return rows, ["".join(map(chr, text.flatten())) for text in texts]
+
+
+def _spread(N: int, limit: int | None) -> list[int]:
+    """`limit` of N rows, evenly spread; all of them without a limit, or with one beyond N."""
+    n = N if limit is None else min(limit, N)
+    return [i * N // n for i in range(n)]
+
+
+ConceptMasks = Callable[[int], Mapping[str, np.ndarray]]  # image -> {concept: bool [h, w]}, of one size in an image
+
+
+def microworld_masks(probe: Probe) -> ConceptMasks:
+    """The true masks [64, 64] of all concepts in image i of a microworld probe; ValueError for other images."""
+    from neuronym.microworld.world import CATEGORY, COUNTS, concepts, thing_concepts
+    from neuronym.microworld.render import masks as shown
+
+    def of(i: int) -> dict[str, np.ndarray]:
+        scene, drawn, found = probe.scene(i), {}, {}
+        for concept in sorted(concepts(scene)):
+            kind = CATEGORY[concept]
+            # concepts of the same objects have the same pixels, drawn once
+            key = kind if kind in ("place", "light") or concept in COUNTS else tuple(
+                concept in thing_concepts(thing) for thing in scene.things)
+            if key not in drawn:
+                drawn[key] = shown(scene, concept)
+            found[concept] = drawn[key]
+        return found
+
+    return of
+
+
+def broden_masks(probe: Probe, folder: Path | str | None = None) -> ConceptMasks:
+    """Masks of Broden's images by the ids of a probe, from index.csv, label.csv and the images of the folder.
+
+    Names are those of `load_concepts("broden")`; things that share a name (a scene and an object) share a mask. By
+    default the folder is where `load_probe("broden")` looks. Errors: FileNotFoundError without the two lists;
+    ValueError for an image that is not listed, and for a class number that label.csv lacks.
+    """
+    named = folder or os.environ.get("NEURONYM_BRODEN") or data_dir() / "broden"
+    home = ROOT / Path(named).expanduser()
+    for file in ("index.csv", "label.csv"):
+        if not (home / file).is_file():
+            raise FileNotFoundError(f"Broden's {file} not found in {home}; run ./dlbroden.sh, or set NEURONYM_BRODEN "
+                                    "to the folder that holds it")
+    with open(home / "label.csv", newline="", encoding="utf-8") as lines:
+        names = {int(row["number"]): clean(plain_name(row["name"])) for row in csv.DictReader(lines)}
+    with open(home / "index.csv", newline="", encoding="utf-8") as lines:
+        rows = {row["image"]: row for row in csv.DictReader(lines)}
+    ids = [id if id in rows else id.removeprefix("broden/") for id in probe.ids]
+    strange = [id for id in ids if id not in rows]
+    if strange:
+        raise ValueError(f"{len(strange)} of {probe.N} images are not listed in {home / 'index.csv'}, e.g. "
+                         f"'{strange[0]}'; pass a probe of Broden's images")
+    columns = ("color", "object", "part", "material", "scene", "texture")
+
+    def of(i: int) -> dict[str, np.ndarray]:
+        row, found = rows[ids[i]], {}
+        size = int(row["sh"]), int(row["sw"])
+        for said in filter(None, (part.strip() for column in columns for part in (row.get(column) or "").split(";"))):
+            coded = np.full(size, int(said)) if said.isdigit() else _numbers(home / "images" / said)
+            for code in set(np.unique(coded).tolist()) - {0}:
+                if code not in names:
+                    raise ValueError(f"image '{ids[i]}' has class number {code}, which label.csv does not list; "
+                                     "index.csv and label.csv must be of one Broden")
+                mask = coded == code
+                found[names[code]] = found[names[code]] | mask if names[code] in found else mask
+        return found
+
+    return of
+
+
+def _numbers(path: Path) -> np.ndarray:
+    """Class numbers [h, w] of a mask file: red + 256 green."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"), dtype=np.int64)
+    return pixels[..., 0] + 256 * pixels[..., 1]

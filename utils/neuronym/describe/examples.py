@@ -4,6 +4,18 @@ Example   an image of the probe or a crop of it, and what the unit makes of it
 examples  the strongest of every unit, each image decoded once for all units
 picture   an example as it is captioned and shown
 seen_of   the part of a picture that a preprocessing leaves
+
+Attention crops (Describe-and-Dissect, step 1): the parts of a picture where a unit's map is high, as boxes.
+
+Box              left, top, right, bottom in pixels; right and bottom are the first ones outside
+attention_crops  the boxes of one map
+crops_of         the boxes of many maps
+eight_bit        activation maps as 8-bit maps: one of HEATMAPS
+enlarged         8-bit maps at another size
+otsu             the threshold that splits the values of a map best
+outer_boxes      bounding boxes of what is above the threshold, largest first
+box_iou          how far two boxes cover each other
+distinct         the boxes that are kept
 """
 from __future__ import annotations
 
@@ -17,19 +29,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from neuronym import hooks
-from neuronym.activations import top_images
-from neuronym.common.blocks import whole
-from neuronym.common.errors import unknown
+from neuronym.common.checks import unknown, whole
+from neuronym.common.memory import at_hand, fit, MEMORY, slices, top_images
+from neuronym.common.types import Box, Device, Progress
 from neuronym.datasets.probe import batches, Probe
-from neuronym.describe.crops import Box, crops_of, HEATMAPS, SIZE
-from neuronym.inference import ready
-from neuronym.layers import LayerInfo
-from neuronym.passes import Device, Progress
+from neuronym.hooks import LayerInfo
+from neuronym.models.preprocess import seen_of, SIZE
+from neuronym.passes import ready
 
 if TYPE_CHECKING:
-    from neuronym.models.models import Target
+    from neuronym.common.types import Target
 
 FIELDS = ("seen", "whole")
 
@@ -107,30 +119,6 @@ def picture(probe: Probe, example: Example) -> Image.Image:
     return whole_one if example.box is None else _square(whole_one.crop(example.box))
 
 
-def seen_of(preprocess: Callable[[Image.Image], Tensor], size: int = SIZE) -> Box:
-    """The part of a picture of size x size that a preprocessing leaves, from what becomes of two ramps of grey.
-
-    Errors: ValueError unless it resizes and crops, so that columns and rows stay in line and evenly spaced.
-    """
-    black, white = (preprocess(Image.new("RGB", (size, size), grey)).double() for grey in ("#000000", "#ffffff"))
-    # rows differ by up to one grey level, so that the rounding of pixels averages out
-    ramp = (np.linspace(0, 254, size) + np.linspace(0, 1, size)[:, None]).round().astype(np.uint8)
-    sides = []
-    for axis, grey in ((1, ramp), (0, ramp.T)):
-        x = preprocess(Image.fromarray(np.ascontiguousarray(grey)).convert("RGB")).double()
-        level = ((x - black) / (white - black)).mean((0, 2 - axis)).numpy() * 255           # [w] or [h]
-        place = (level - .5) / 254 * (size - 1)  # the column or row of the picture that is there
-        steps, inner = np.arange(len(place)), slice(len(place) // 8, len(place) - len(place) // 8)  # filters blur rims
-        fits = len(steps) > 1 and np.isfinite(place).all()
-        slope, start = np.polyfit(steps[inner], place[inner], 1) if fits else (0., 0.)
-        if slope <= 0 or np.abs(start + slope * steps - place)[inner].max() > max(2, slope):
-            raise ValueError("field 'seen' is where a preprocessing takes its pixels from, and this one does not only "
-                             "resize and crop; pass field='whole'")
-        sides.append([round(start + slope * end + .5) for end in (-.5, len(place) - .5)])
-    (left, right), (top, bottom) = sides
-    return left, top, right, bottom
-
-
 @contextmanager
 def _reader(target: Target, layer: LayerInfo, how: str, grid: tuple[int, int] | None, batch_size: int, device: Device,
             workers: int) -> Iterator[Callable[..., tuple[list[float], Tensor | None]]]:
@@ -197,3 +185,161 @@ def _checked(layer: LayerInfo, units: Sequence[int], probe: Probe, Q: Tensor, im
     if field not in FIELDS:
         raise unknown("field", field, FIELDS)
     return units, Q.detach().cpu()
+
+
+OVERLAP = .5    # a box that covers a kept one further is left out
+NEARLY_ALL = .8  # and one that covers as much of the picture
+
+
+def attention_crops(map: Tensor, size: int = SIZE, most: int = 4, heatmap: str = "scale", *,
+                    field: Box | None = None) -> list[Box]:
+    """Boxes of one map [H, W] in a picture of size x size, largest first; see `crops_of`. A constant map has none."""
+    if not isinstance(map, Tensor) or map.ndim != 2:
+        raise ValueError(f"expected a map [H, W], got {_what(map)}; use crops_of for several")
+    return crops_of(map[None], size, most, heatmap, field=field)[0]
+
+
+@torch.no_grad()
+def crops_of(maps: Tensor, size: int = SIZE, most: int = 4, heatmap: str = "scale", *, field: Box | None = None,
+             memory: int = MEMORY) -> list[list[Box]]:
+    """Boxes of each map in a picture of size x size, largest first: maps [n, H, W] -> n lists of at most `most` boxes.
+
+    8-bit map, enlarged to the picture, binary by its Otsu threshold, `outer_boxes`, then `distinct` ones.
+    `field` is the part of the picture that the map covers, by default all of it; where it reaches beyond the picture,
+    boxes end with the picture.
+    Errors: ValueError for values that are not finite, an empty map or field; KeyError for an unknown heatmap.
+    """
+    whole("size", size)
+    if most:
+        whole("most", most)
+    left, top, right, bottom = field or (0, 0, size, size)
+    if not (left < min(right, size) and top < min(bottom, size) and right > 0 and bottom > 0):
+        raise ValueError(f"field is left, top, right, bottom of a part of the {size} x {size} picture, got {field}")
+    covered = (max(left, 0), max(top, 0), min(right, size), min(bottom, size))
+    small = eight_bit(_checked_map(maps, 3), heatmap)                                           # [n, H, W]
+    width, height, found = right - left, bottom - top, []
+    pixels = 32 * width * height  # bytes for one map
+    fit(memory, (0, pixels, len(maps)))
+    for part in slices(len(maps), at_hand(memory, maps.device) // pixels):
+        large = enlarged(small[part], height, width)                                        # [some, height, width]
+        for above in (large > otsu(large)[:, None, None]).cpu().numpy():
+            boxes = [(max(x + left, 0), max(y + top, 0), min(r + left, size), min(b + top, size))
+                     for x, y, r, b in outer_boxes(above)]
+            found.append(distinct([box for box in boxes if box[0] < box[2] and box[1] < box[3]], covered, most))
+    return found
+
+
+def eight_bit(maps: Tensor, heatmap: str = "scale") -> Tensor:
+    """Activation maps as bytes: maps [..., H, W] -> uint8 [..., H, W].
+
+    "scale": each map from its minimum at 0 to its maximum at 255, rounded; 0 where it is constant up to rounding.
+    "wrap": 255 x cut to a whole number, modulo 256, as the released code had it: 1.01 becomes 1, and a strong
+    activation noise.
+    """
+    if heatmap not in HEATMAPS:
+        raise unknown("heatmap", heatmap, HEATMAPS)
+    return HEATMAPS[heatmap](_checked_map(maps))
+
+
+def enlarged(maps: Tensor, height: int, width: int) -> Tensor:
+    """8-bit maps at another size, rounded: uint8 [n, H, W] -> uint8 [n, height, width].
+
+    Bilinear, values at the middle of pixels: unlike the released code's bicubic it stays between a map's own values, so
+    that no overshoot moves the threshold. Where a map is larger than asked, its pixels are averaged (antialias).
+    """
+    shrinks = maps.shape[1] > height or maps.shape[2] > width
+    large = F.interpolate(maps[:, None].float(), (height, width), mode="bilinear", antialias=shrinks)
+    return large[:, 0].round_().clamp_(0, 255).byte()
+
+
+def otsu(maps: Tensor) -> Tensor:
+    """Otsu's threshold of each map: uint8 [..., H, W] -> int64 [...]; what is above it is the foreground.
+
+    The t that maximises n0 n1 (m0 - m1)^2, with n0 values of mean m0 up to t and n1 of mean m1 above; of equally good
+    ones the lowest. A constant map has no two classes: its threshold is 255, which nothing is above.
+    """
+    if maps.dtype != torch.uint8 or maps.ndim < 2 or not maps.numel():
+        raise ValueError(f"expected 8-bit maps [..., H, W], none empty, got {_what(maps)}; use eight_bit")
+    values = maps.flatten(0, -3).flatten(1) if maps.ndim > 2 else maps.flatten()[None]      # [B, H W]
+    first = 256 * torch.arange(len(values), device=maps.device)
+    counts = torch.bincount((values + first[:, None]).flatten(), minlength=256 * len(values)).view(-1, 256)
+    below, total = counts.cumsum(1), values.shape[1]
+    sums = (counts * torch.arange(256, device=maps.device)).cumsum(1)
+    gap = sums * total - sums[:, -1:] * below   # n0 n1 (m0 - m1) in whole numbers, so that equal ones stay equal
+    between = gap.double().square() / (below * (total - below)).clamp_min(1)
+    highest = between.amax(1, keepdim=True)
+    lowest = torch.where(between == highest, torch.arange(256, device=maps.device), 255).amin(1)
+    return torch.where(highest[:, 0] > 0, lowest, 255).view(maps.shape[:-2])
+
+
+def outer_boxes(above: np.ndarray) -> list[Box]:
+    """Bounding boxes of the outer contours of bool [H, W], by area of the box, largest first, ties by top, then left.
+
+    An outer contour belongs to pixels that touch each other, corners included, and are not inside a hole of others:
+    what OpenCV calls external.
+    """
+    from scipy import ndimage
+
+    def boxes_of(mask: np.ndarray) -> list[Box]:
+        labels, _ = ndimage.label(mask, np.ones((3, 3)))
+        return [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]
+
+    boxes = boxes_of(above)
+    # what is in a hole has its box strictly within another, so most maps need no search for holes
+    if any(a[0] < b[0] and a[1] < b[1] and a[2] > b[2] and a[3] > b[3] for a in boxes for b in boxes):
+        boxes = boxes_of(ndimage.binary_fill_holes(above))
+    return sorted(boxes, key=lambda box: (-_area(box), box[1], box[0]))
+
+
+def box_iou(a: Box, b: Box) -> float:
+    """Area that two boxes share, divided by the area that either covers."""
+    both = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    return both / (_area(a) + _area(b) - both)
+
+
+def distinct(boxes: Sequence[Box], covered: Box, most: int = 4) -> list[Box]:
+    """The first `most` boxes, in order, whose IoU is at most .5 with each kept one and below .8 with all covered.
+
+    Covered is the picture, or the part that a map covers: a box of nearly all of it shows the network nothing else.
+    """
+    kept: list[Box] = []
+    for box in boxes:
+        if len(kept) == most:
+            break
+        if box_iou(box, covered) < NEARLY_ALL and all(box_iou(box, other) <= OVERLAP for other in kept):
+            kept.append(box)
+    return kept
+
+
+def _scaled(maps: Tensor) -> Tensor:
+    x = maps.double()
+    low, high = x.amin((-2, -1), keepdim=True), x.amax((-2, -1), keepdim=True)
+    rounding = torch.finfo(maps.dtype if maps.is_floating_point() else torch.float64).eps
+    constant = high - low <= 4 * rounding * torch.maximum(high.abs(), low.abs())
+    return ((x - low) / (high - low).masked_fill(constant, 1) * 255).round().masked_fill(constant, 0).byte()
+
+
+def _wrapped(maps: Tensor) -> Tensor:
+    # in the maps' own dtype, as released; the remainder first, since a value may be too large for any whole number
+    return (maps * 255).trunc().fmod(256).long().remainder(256).byte()
+
+
+HEATMAPS: dict[str, Callable[[Tensor], Tensor]] = {"scale": _scaled, "wrap": _wrapped}
+"""name -> function of maps [..., H, W]."""
+
+
+def _checked_map(maps: Tensor, axes: int | None = None) -> Tensor:
+    if (not isinstance(maps, Tensor) or (maps.ndim != axes if axes else maps.ndim < 2) or 0 in maps.shape[-2:]
+            or maps.is_complex()):
+        raise ValueError(f"expected real maps [{'n' if axes else '...'}, H, W], none empty, got {_what(maps)}")
+    if not bool(maps.isfinite().all()):
+        raise ValueError(f"maps must be finite, got {maps[~maps.isfinite()][0].item()}; check weights and image")
+    return maps.detach()
+
+
+def _area(box: Box) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _what(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

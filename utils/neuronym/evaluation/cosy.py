@@ -19,51 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from neuronym.activations import unit_activations
-from neuronym.common.blocks import first_largest, fit, MEMORY, slices, whole
-from neuronym.common.errors import unknown
+from neuronym.common.checks import unknown
+from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import of_pictures
-from neuronym.layers import LayerInfo
-from neuronym.models.generators import Generator, pictures
-from neuronym.models.models import Target
-from neuronym.passes import Device, Progress
+from neuronym.hooks import LayerInfo
+from neuronym.models.generators import _texts, Generator, pictures_of
 
-PROMPT = "realistic photo of a close up of {}"
-SEED = 9_000_000_000  # of no microworld scene for training, probing, a task, segmentation or captions
-SEED_STEP = 1_000_000  # pictures set apart for each value of `seed`
 TOGETHER = 32          # labels whose pictures pass the network together: few enough to hold, enough for full batches
-
-
-def pictures_of(labels: Sequence[str], source: Generator, n: int = 50, seed: int = 0,
-                template: str | None = None) -> dict[str, list[Image.Image]]:
-    """n pictures of each different label, with the same n seeds for each; `template` holds {} for the label.
-
-    Without one it is PROMPT, and for the microworld, whose words it knows, the label itself.
-    Errors: ValueError for a template without {}, empty labels, and what the generator cannot draw.
-    """
-    whole("n", n, SEED_STEP, "the pictures of a seed")
-    template = template if template is not None else "{}" if source.name == "microworld" else PROMPT
-    if template.count("{}") != 1:
-        raise ValueError(f"a template holds {{}} once, got '{template}'; write '{PROMPT}'")
-    different = list(dict.fromkeys(_texts(labels)))
-    seeds = [SEED + seed * SEED_STEP + i for i in range(n)]
-    return {label: pictures(source, [template.replace("{}", label)] * n, seeds) for label in different}
-
-
-@torch.no_grad()
-def retrieved(I: Tensor, T: Tensor, n: int, memory: int = MEMORY) -> Tensor:
-    """The n images of a pool nearest to each text, nearest first, ties by lower index: I [N, d], T [m, d] -> [m, n].
-
-    Nearest is the largest product of unit rows. Leave these images out of the control: they are in the pool.
-    """
-    if I.ndim != 2 or T.ndim != 2 or I.shape[1] != T.shape[1] or not len(I) or not len(T):
-        raise ValueError(f"expected I [N, d] and T [m, d] with equal d, none empty, got {list(I.shape)} and "
-                         f"{list(T.shape)}")
-    whole("n", n, len(I), f"the pool's {len(I)} images")
-    for name, X in (("I", I), ("T", T)):
-        if not bool(X.isfinite().all()):
-            raise ValueError(f"{name} must be finite, got {X[~X.isfinite()][0].item()}; leave that row out")
-    [most] = fit(memory, (0, 16 * len(I), len(T)))
-    return torch.cat([first_largest(T[part].to(I.dtype) @ I.T, n) for part in slices(len(T), most)])
 
 
 def respond(target: Target, layers: Sequence[LayerInfo], shown: Sequence[Image.Image], pool: str = "avg",
@@ -168,12 +130,3 @@ def _mann_whitney(g: Tensor, c: Tensor) -> Tensor:
                              method="asymptotic")
         p[some] = torch.from_numpy(np.asarray(found.pvalue))
     return p.to(g.device)
-
-
-def _texts(labels: Sequence[str]) -> list[str]:
-    if isinstance(labels, str):
-        raise ValueError(f"labels are a list of texts, got the text '{labels}'; wrap it in a list")
-    wrong = [label for label in labels if not isinstance(label, str) or not label.strip()]
-    if wrong or not len(labels):
-        raise ValueError(f"labels are texts, none empty, got {repr(wrong[0]) if wrong else 'none'}")
-    return list(labels)

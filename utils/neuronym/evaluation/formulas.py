@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuronym.common.blocks import first_largest, fit, MEMORY, number, or_one, slices, whole
-from neuronym.common.errors import unknown
+from neuronym.common.checks import number, unknown, whole
+from neuronym.common.memory import first_largest, fit, MEMORY, or_one, slices
+from neuronym.common.types import Progress
 from neuronym.evaluation.linear import check_presence
-from neuronym.evaluation.pairs import active_images
-from neuronym.passes import Progress
+from neuronym.evaluation.metrics import active_images
 
 Formula = int | tuple  # concept, or (operator, left, right)
 OPERATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -54,7 +54,7 @@ def search(present: Tensor, Q: Tensor, length: int = 3, beam: int = 10, by: str 
 
     A formula of length l is one of the `beam` best of length l - 1, an operator, and a further concept. Formulas true
     of no image, or of the same images as one of the two they join or as a better one of their length, do not count.
-    `by` is the score against the images that activate the unit (the `active` share, neuronym.evaluation.pairs.active_images), or
+    `by` is the score against the images that activate the unit (the `active` share, neuronym.evaluation.metrics.active_images), or
     the correlation with its activations. The best formula is the shortest, unless every further concept adds more
     than `gain` (absolute) to its score. Ties go to the lower index of the concept added. A formula whose
     parts score low by themselves needs a wider beam. Dead units, and those that no concept shares an image with, have

@@ -17,7 +17,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from neuronym.common.blocks import at_hand, fit, MEMORY, number, or_one, slices, whole
+from neuronym.common.checks import number, whole
+from neuronym.common.memory import at_hand, fit, MEMORY, or_one, slices
 
 CONSTANT = 1e-9  # spread below which values are constant but for rounding; presence and scaled activations are about 1
 

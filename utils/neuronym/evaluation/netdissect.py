@@ -20,15 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuronym import hooks
-from neuronym.common.blocks import fit, MEMORY, number, slices
-from neuronym.datasets.concept_masks import ConceptMasks
+from neuronym.common.checks import number
+from neuronym.common.memory import fit, MEMORY, slices
+from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import batches, Probe
-from neuronym.inference import ready
-from neuronym.layers import LayerInfo, LAYOUTS
-from neuronym.models.models import Target
-from neuronym.passes import Device, Progress
-from neuronym.second_order.segmentation import fit_mask
-from neuronym.similarity.similarity import top_labels
+from neuronym.datasets.tasks import ConceptMasks
+from neuronym.hooks import LayerInfo, LAYOUTS
+from neuronym.models.preprocess import _geometry, fit_mask
+from neuronym.passes import ready
+from neuronym.similarity.scores import top_labels
 
 SHARE, LEAST = .005, .04  # the paper's: of all positions are above the threshold; IoU of a detector
 
@@ -207,13 +207,3 @@ def _seen(masks: Mapping[str, np.ndarray], image: int, preprocess: Callable) -> 
     if crop is None or all(mask.shape[0] == mask.shape[1] for mask in masks.values()) and resize == crop:
         return dict(masks)
     return {concept: fit_mask(mask, crop, resize).numpy() for concept, mask in masks.items()}
-
-
-def _geometry(preprocess: Callable) -> tuple[int | None, int | None]:
-    """Short side and central crop, as far as a preprocessing tells; of others the whole picture counts as seen."""
-    steps = {type(step).__name__: getattr(step, "size", None) for step in getattr(preprocess, "transforms", None) or []}
-    resize = getattr(preprocess, "resize", getattr(preprocess, "resize_size", steps.get("Resize")))
-    crop = getattr(preprocess, "crop", getattr(preprocess, "crop_size", steps.get("CenterCrop")))
-    resize = resize[0] if isinstance(resize, (list, tuple)) and len(resize) == 1 else resize
-    crop = crop[0] if isinstance(crop, (list, tuple)) and len(set(crop)) == 1 else crop
-    return (resize, crop) if isinstance(resize, int) and isinstance(crop, int) else (None, None)

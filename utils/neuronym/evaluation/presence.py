@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from neuronym.common.blocks import MEMORY, slices
-from neuronym.datasets.concepts import embed_concepts
+from neuronym.activations import embed_concepts
+from neuronym.common.memory import MEMORY, slices
+from neuronym.common.types import Clip
 from neuronym.datasets.probe import Probe
-from neuronym.models.clips import Clip
 
 JUDGE = (58., -7.54)  # slope and offset of Oikarinen & Weng 2024 for their SigLIP: 58 (cosine - .13)
 
@@ -39,7 +39,7 @@ def split(N: int, share: float) -> tuple[Tensor, Tensor]:
 
 def true(probe: Probe, concepts: Sequence[str]) -> Tensor:
     """Which concepts are in which microworld images: bool [N, M]; ValueError for images of another kind."""
-    from neuronym.microworld.microworld import presence
+    from neuronym.microworld.world import presence
     return presence([probe.scene(i) for i in range(probe.N)], concepts)
 
 
@@ -99,3 +99,33 @@ def judged(I: Tensor, T: Tensor, judge: tuple[float, float] = JUDGE, memory: int
     for rows in slices(len(I), memory // (2 * out.itemsize * len(T))):
         torch.sigmoid(torch.matmul(I[rows], T.to(I.dtype).T).mul_(a).add_(b), out=out[rows])
     return out
+
+
+def presence_oracle(Q: Tensor, truth: Tensor) -> Tensor:
+    """Pearson correlation of every unit's activation with the presence of every concept: the best name there is.
+
+    Q [N, K], truth [N, M] (bool) -> [K, M]; dead units and concepts that are always or never present get 0.
+    """
+    if len(Q) != len(truth):
+        raise ValueError(f"expected Q [N, K] and truth [N, M] with equal N, got {len(Q)} and {len(truth)}")
+    q, t = _standard(Q.double()), _standard(truth.double())
+    return q.T @ t / len(q)
+
+
+def against_oracle(labels: Sequence[str], oracle: Tensor, concepts: Sequence[str]) -> dict[str, float]:
+    """Share of units whose label is the oracle's, mean correlation of the labels with their units, and the oracle's own mean.
+
+    oracle [K, M] from `presence_oracle`; one label per unit. Units that no concept correlates with count as they are.
+    """
+    where = {c: i for i, c in enumerate(concepts)}
+    chosen = torch.tensor([where[label] for label in labels], device=oracle.device)
+    reached = oracle.gather(1, chosen[:, None]).squeeze(1)
+    best = oracle.max(1).values
+    return {"same_as_oracle": float((reached == best).double().mean()), "correlation": float(reached.mean()),
+            "oracle_correlation": float(best.mean())}
+
+
+def _standard(x: Tensor) -> Tensor:
+    x = x - x.mean(0)
+    spread = x.pow(2).mean(0).sqrt()
+    return x / spread.where(spread > 1e-12, torch.ones_like(spread))

@@ -22,9 +22,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from neuronym.common.blocks import number, whole
-from neuronym.evaluation.metrics import mad, measure, METRICS, spearman, spearman_top_and_random
-from neuronym.evaluation.pairs import ACTIVE, Pairs
+from neuronym.common.checks import number, whole
+from neuronym.evaluation.metrics import (
+    ACTIVE,
+    mad,
+    measure,
+    METRICS,
+    Pairs,
+    spearman,
+    spearman_top_and_random,
+)
 
 FREQUENCIES = (.499, .1, .01, .001, .0001)
 TESTS = ("missing", "extra")

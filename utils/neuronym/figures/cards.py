@@ -20,11 +20,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from neuronym import cache
-from neuronym.activations import activation_maps, activation_spec, top_images
+from neuronym.activations import activation_maps, activation_spec
+from neuronym.common.memory import top_images
+from neuronym.common.types import Target
 from neuronym.datasets.probe import Probe
-from neuronym.figures.show import DPI
-from neuronym.layers import LayerInfo
-from neuronym.models.models import Target
+from neuronym.figures.style import DPI
+from neuronym.hooks import LayerInfo
 from neuronym.models.preprocess import seen
 
 SCHEMA = 1

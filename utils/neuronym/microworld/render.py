@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from PIL import Image, ImageDraw
 
-from neuronym.microworld.microworld import CATEGORY, concepts, COUNTS, Scene, SIZE, Thing, thing_concepts
+from neuronym.microworld.world import CATEGORY, concepts, COUNTS, Scene, SIZE, Thing, thing_concepts
 
 COLOUR_RGB = {"red": (222, 28, 36), "orange": (255, 132, 12), "yellow": (250, 226, 38), "green": (30, 160, 58), "blue": (32, 72, 228),
               "purple": (128, 42, 178), "pink": (252, 142, 194), "brown": (120, 70, 32), "black": (20, 20, 24),

@@ -7,37 +7,68 @@ read_patches     first half of the ViT CLIP: what lies on every patch
 distil_clip      second half: match the first CLIP and take over its text tower
 train_target     a classifier of the 52 atoms (CNN or ViT)
 train_captioner  a BLIP that says scenes and close-ups of their things
+
+The training loop of the microworld's networks: minimise a loss, keep a running average of the weights, resume after a kill.
+
+fit           the loop
+save_weights  a network as safetensors in half precision
+
+How well the microworld's networks learned it, on scenes that no training or probing seed gives.
+
+held_out      pictures and scenes for measuring
+zero_shot     CLIP names shape and colour of single objects
+retrieval     CLIP finds a picture's caption among 256
+mean_ap       target networks find their 52 concepts
+caption_truth a captioner says what is in a picture
 """
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn, Tensor
 
-from neuronym.microworld.blip import close_up, crop, full_caption, new_blip, take_vision
-from neuronym.microworld.fit import fit, save_weights
-from neuronym.microworld.microworld import (
+from neuronym.common.checks import openai_package
+from neuronym.microworld.networks import (
+    close_up,
+    crop,
+    full_caption,
+    micro_vit,
+    MicroResNet,
+    new_blip,
+    take_vision,
+)
+from neuronym.microworld.render import coverage, render
+from neuronym.microworld.world import (
     ATOMS,
     caption,
     CLASSES,
-    concepts,
+    COLOURS,
     CONCEPTS,
+    concepts,
     CONTEXT,
+    COUNTS,
     END,
+    presence,
+    read,
+    Scene,
     scene,
+    SHAPES,
     SIZE,
     tokenize,
 )
-from neuronym.microworld.networks import micro_vit, MicroResNet
-from neuronym.microworld.render import coverage, render
-from neuronym.models.openai_clip import openai_package
 
 if TYPE_CHECKING:
     from clip.model import CLIP
@@ -240,3 +271,190 @@ def _pool_chunk(seed: int, n: int) -> dict[str, np.ndarray]:
     return {"images": images, "truth": truth, "captions": said.numpy().astype(np.int8), "patches": patches,
             "full_captions": tokenize([full_caption(s) for s in scenes]).numpy().astype(np.int8),
             "boxes": np.array(boxes, dtype=np.float32), "near_captions": tokenize(near).numpy().astype(np.int8)}
+
+
+def fit(parts: nn.ModuleDict, loss: Callable, pool: dict, steps: int, batch: int, folder: Path, report: Callable, seed: int,
+         lr: float) -> nn.ModuleDict:
+    """Minimise `loss` with Muon (matrices of transformers) and AdamW (all else), warm-up, cosine, EMA; resume from `folder`."""
+    device = next(parts.parameters()).device
+    matrices = [p for n, p in parts.named_parameters() if p.ndim == 2 and ("resblocks" in n or "encoder_layer" in n)]
+    others = [p for p in parts.parameters() if not any(p is m for m in matrices)]
+    optims = [torch.optim.AdamW(others, lr=lr, betas=(.9, .98), weight_decay=.01)]
+    if matrices:
+        optims.append(torch.optim.Muon(matrices, lr=lr, weight_decay=.01, adjust_lr_fn="match_rms_adamw"))
+    shadow = {n: v.clone() for n, v in parts.state_dict().items()}
+    start = _resume(parts, optims, shadow, folder)
+    order = _order(len(pool["images"]), batch, steps, seed)
+    began, lately = time.time(), []
+    parts.train()
+    for step, take in enumerate(order):
+        if step < start:
+            continue
+        for optim in optims:
+            for group in optim.param_groups:
+                group["lr"] = lr * min((step + 1) / 100, .5 + .5 * math.cos(math.pi * step / steps) + 1e-3)
+            optim.zero_grad(set_to_none=True)
+        images = torch.from_numpy(pool["images"][take.numpy()]).to(device).float().div(127.5).sub(1)
+        images = _jitter(images, seed + step)  # not channels_last: its backward corrupts memory in torch 2.15 on CPUs
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            value = loss(take, images, step)
+        value.backward()
+        nn.utils.clip_grad_norm_(parts.parameters(), 2.)
+        for optim in optims:
+            optim.step()
+        decay = min(.998, step / (step + 20))
+        with torch.no_grad():
+            for n, v in parts.state_dict().items():
+                shadow[n].lerp_(v, 1 - decay) if v.is_floating_point() else shadow[n].copy_(v)
+        lately.append(float(value.detach()))
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            row = {"step": step + 1, "loss": sum(lately) / len(lately), "seconds": time.time() - began}
+            lately = []
+            _write_checkpoint(parts, optims, shadow, folder, row)
+            report(row)
+    parts.load_state_dict(shadow)
+    return parts.eval()
+
+
+def _order(n: int, batch: int, steps: int, seed: int) -> Iterator[torch.Tensor]:
+    dice = torch.Generator().manual_seed(seed)
+    left = torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        if len(left) < batch:
+            left = torch.randperm(n, generator=dice)
+        yield left[:batch]
+        left = left[batch:]
+
+
+def _jitter(images: torch.Tensor, seed: int) -> torch.Tensor:
+    """Shift by up to two pixels and change contrast a little, alike for a batch; keeps every word of the caption true."""
+    dice = torch.Generator().manual_seed(seed)
+    dx, dy = (int(v) for v in torch.randint(-2, 3, (2,), generator=dice))
+    moved = F.pad(images, (2, 2, 2, 2), mode="replicate")[:, :, 2 + dy:66 + dy, 2 + dx:66 + dx]
+    return moved * float(1 + .06 * torch.randn(1, generator=dice)) + float(.04 * torch.randn(1, generator=dice))
+
+
+def _write_checkpoint(parts: nn.ModuleDict, optims: list, shadow: dict, folder: Path, row: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"now.{n}": v for n, v in parts.state_dict().items()} | {f"ema.{n}": v for n, v in shadow.items()}
+    for i, optim in enumerate(optims):
+        for p, state in optim.state_dict()["state"].items():
+            tensors |= {f"optim.{i}.{p}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    save_file({n: v.detach().cpu().contiguous().clone() for n, v in tensors.items()}, str(folder / "new.safetensors"),
+              metadata={"step": str(row["step"])})
+    os.replace(folder / "new.safetensors", folder / "checkpoint.safetensors")
+    with open(folder / "curve.jsonl", "a") as curve:
+        curve.write(json.dumps(row) + "\n")
+
+
+def _resume(parts: nn.ModuleDict, optims: list, shadow: dict, folder: Path) -> int:
+    path = folder / "checkpoint.safetensors"
+    if not path.exists():
+        return 0
+    with safe_open(str(path), "pt") as file:
+        step = int(file.metadata()["step"])
+    tensors = load_file(str(path))
+    parts.load_state_dict({n[4:]: v for n, v in tensors.items() if n.startswith("now.")})
+    shadow.update({n[4:]: v.clone() for n, v in tensors.items() if n.startswith("ema.")})
+    for i, optim in enumerate(optims):
+        state: dict = {}
+        for name, value in tensors.items():
+            if name.startswith(f"optim.{i}."):
+                _, _, p, k = name.split(".")
+                state.setdefault(int(p), {})[k] = value
+        optim.load_state_dict({"state": state, "param_groups": optim.state_dict()["param_groups"]})
+    return step
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a network as safetensors in half precision (openai-clip's own precision; accuracy is measured after it)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    save_file(half, str(path))
+
+
+def zero_shot(encode_image: Callable[[Tensor], Tensor], encode_text: Callable[[list[str]], Tensor], preprocess: Callable,
+              scenes: Sequence[Scene], template: str = "a {}") -> dict[str, float]:
+    """Share of single-object scenes whose colour and shape (132 prompts), shape alone and colour alone are named right."""
+    pairs = [f"{c} {s}" for c in COLOURS for s in SHAPES]
+    text = encode_text([template.format(p) for p in pairs])
+    best = (_embed(encode_image, preprocess, scenes) @ text.T).argmax(1).tolist()
+    said = [pairs[i].split() for i in best]
+    colour = [c == s.things[0].colour for (c, _), s in zip(said, scenes)]
+    shape = [z == s.things[0].shape for (_, z), s in zip(said, scenes)]
+    return {"shape_colour": _share(a and b for a, b in zip(shape, colour)), "shape": _share(shape), "colour": _share(colour)}
+
+
+def retrieval(encode_image: Callable[[Tensor], Tensor], encode_text: Callable[[list[str]], Tensor], preprocess: Callable,
+              scenes: Sequence[Scene], among: int = 256) -> float:
+    """Image -> caption R@1: share of pictures whose own caption is nearest among `among`, over consecutive groups of scenes."""
+    if not scenes or len(scenes) % among:
+        raise ValueError(f"retrieval takes whole groups of {among} scenes, got {len(scenes)} scenes")
+    found = []
+    for i in range(0, len(scenes), among):
+        group = scenes[i:i + among]
+        near = _embed(encode_image, preprocess, group) @ encode_text([caption(s, 0) for s in group]).T
+        found += (near.argmax(1).cpu() == torch.arange(among)).tolist()
+    return _share(found)
+
+
+def mean_ap(model: torch.nn.Module, preprocess: Callable, scenes: Sequence[Scene]) -> tuple[float, dict[str, float]]:
+    """Average precision of every final-layer unit for its concept (scikit-learn), and their mean."""
+    from sklearn.metrics import average_precision_score
+    logits = torch.cat([model(x) for x in _images(preprocess, scenes)]).float().cpu().numpy()
+    truth = presence(scenes, CLASSES).numpy()
+    ap = {c: float(average_precision_score(truth[:, i], logits[:, i])) for i, c in enumerate(CLASSES) if truth[:, i].any()}
+    return sum(ap.values()) / len(ap), ap
+
+
+def caption_truth(texts: Sequence[str], scenes: Sequence[Scene]) -> dict[str, float]:
+    """Share of texts that are right, word by word: shape, colour, texture, size of the first thing; place, light, count.
+
+    A word that is left out counts as wrong, except a number that the things named tell. The words are held against the
+    scene's thing that agrees in most of them; `shape_colour` wants both of it. Texts of other scenes are the control.
+    """
+    if len(texts) != len(scenes):
+        raise ValueError(f"each scene has a text, got {len(texts)} texts and {len(scenes)} scenes")
+    kinds = ("shape", "colour", "texture", "size")
+    rows = []
+    for text, s in zip(texts, scenes):
+        said = read(text)
+        first = (said["given"] or [{}])[0]
+        right = max(([first.get(kind) == getattr(thing, kind) for kind in kinds] for thing in s.things), key=sum)
+        number = said["count"] or COUNTS[max(len(said["given"]), 1) - 1]
+        rows.append([right[0] and right[1], *right, said["place"] == s.place, said["light"] == s.light,
+                     number == COUNTS[len(s.things) - 1]])
+    return dict(zip(("shape_colour", *kinds, "place", "light", "count"), map(_share, zip(*rows))))
+
+
+def _images(preprocess: Callable, scenes: Sequence[Scene], batch: int = 128):
+    for i in range(0, len(scenes), batch):
+        yield torch.stack([preprocess(render(s)) for s in scenes[i:i + batch]])
+
+
+def _embed(encode_image: Callable, preprocess: Callable, scenes: Sequence[Scene]) -> Tensor:
+    return torch.cat([encode_image(x) for x in _images(preprocess, scenes)])
+
+
+def _share(hits) -> float:
+    hits = list(hits)
+    return sum(hits) / len(hits)
+
+
+def training_report(seconds: float = 10) -> Callable[[str, dict], None]:
+    """A `report(stage, row)` that prints one line at most every `seconds`, and one when the stage changes."""
+    last: dict = {"at": float("-inf"), "stage": None}
+
+    def report(stage: str, row: Mapping) -> None:
+        if stage != last["stage"] or time.monotonic() - last["at"] >= seconds:
+            last.update(at=time.monotonic(), stage=stage)
+            print(f"{stage}: step {row['step']}, loss {row['loss']:.3f}, {row['seconds']:.0f} s", flush=True)
+    return report
+
+
+def read_curves(folder: Path) -> pd.DataFrame:
+    """Training curves below a folder: <stage>/curve.jsonl or <stage>.jsonl -> columns stage, step, loss, seconds."""
+    files = sorted([*folder.glob("*/curve.jsonl"), *folder.glob("*.jsonl")])
+    if not files:
+        raise FileNotFoundError(f"no training curves (*.jsonl) below {folder}")
+    return pd.concat([pd.read_json(f, lines=True).assign(stage=f.parent.name if f.stem == "curve" else f.stem) for f in files])

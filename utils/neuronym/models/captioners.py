@@ -26,15 +26,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from neuronym.common.errors import unknown
+from neuronym.common.checks import quiet_transformers, unknown
+from neuronym.common.files import digest
 from neuronym.models.llms import load_llm, TIMEOUT, TRIES
-from neuronym.models.models import MICRO, microworld_weights
-from neuronym.models.preprocess import describe
-from neuronym.models.sentences import quiet_transformers, tokenizer_key
-from neuronym.models.weights import digest, identity, random_start
+from neuronym.models.preprocess import describe, MICRO
+from neuronym.models.weights import identity, microworld_weights, random_start, tokenizer_key
 
 if TYPE_CHECKING:
-    from neuronym.models.clips import Clip
+    from neuronym.common.types import Clip
 
 BATCH = 16  # pictures that pass a network together
 BLOCK = 4096  # words that pictures are compared with at once
@@ -82,8 +81,8 @@ def picture_key(picture: Image.Image) -> str:
 
 
 def _microworld(folder: str, device: torch.device) -> Captioner:
-    from neuronym.microworld.blip import SETTINGS, build_blip, say
-    from neuronym.microworld.microworld import VOCABULARY
+    from neuronym.microworld.networks import SETTINGS, build_blip, say
+    from neuronym.microworld.world import VOCABULARY
 
     model = build_blip(microworld_weights("captioner", folder)).requires_grad_(False)
     key = identity(model, None, repr(sorted(VOCABULARY.items())), repr(SETTINGS), describe(MICRO))
@@ -146,7 +145,7 @@ def _blip2(source: str, device: torch.device) -> Captioner:
 
 
 def _clip_words(rest: str, device: torch.device, clip: Clip | None, words: list[str]) -> Captioner:
-    from neuronym.datasets.concepts import embed_concepts
+    from neuronym.activations import embed_concepts
 
     if clip is None or not words:
         raise ValueError(f"clip_words takes a CLIP and words, got {'a CLIP' if clip else 'none'} and {len(words)} "

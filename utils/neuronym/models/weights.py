@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib
 import inspect
 import linecache
 import os
@@ -28,10 +27,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType
 
 import torch
 from torch import nn, Tensor
+
+from neuronym.common.files import digest
+from neuronym.runs.run import data_dir
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _LIBRARIES = ("torch.", "torchvision.", "builtins.")  # their classes are known by name; others are hashed by source
@@ -153,14 +155,6 @@ def identity(module: nn.Module, only: Collection[str] | None = None, *extra: str
     return digest(weights_key(tensors), *structure, *code, *extra)
 
 
-def digest(*texts: str) -> str:
-    """16 hex of SHA-256 over texts, each with its length, so that no two lists of texts run together."""
-    found = hashlib.sha256()
-    for text in texts:
-        found.update(f"{len(text)}:{text}".encode())
-    return found.hexdigest()[:16]
-
-
 def source_of(thing: Callable | type) -> str:
     """Text that changes when a class or function does: a class's source, a function's compiled code and plain values.
 
@@ -176,22 +170,6 @@ def source_of(thing: Callable | type) -> str:
     outer = inspect.getclosurevars(thing)
     values = {k: v for k, v in {**outer.globals, **outer.nonlocals}.items() if isinstance(v, (int, float, str, tuple))}
     return f"{thing.__qualname__} {_compiled(thing.__code__)} {ADDRESS.sub('', repr(sorted(values.items())))}"
-
-
-def missing(what: str, source: str, place: str, variable: str) -> FileNotFoundError:
-    """The error for weights that are not there: what, where from, where to, which environment variable."""
-    return FileNotFoundError(f"{what} not found; download {source} to {place}, or set {variable}")
-
-
-def import_extra(package: str, requirement: str, name: str) -> ModuleType:
-    """Import an optional package; ModuleNotFoundError says which name wanted it and how to get it."""
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
-        raise ModuleNotFoundError(f"'{name}' needs the optional package {requirement}; pip install {requirement}",
-                                  name=package) from error
 
 
 def _read(path: Path):
@@ -252,3 +230,20 @@ def _compiled(code: CodeType) -> str:
     constants = [_compiled(value) if isinstance(value, CodeType) else
                  sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value) for value in code.co_consts]
     return f"{code.co_code.hex()} {code.co_names} {constants}"
+
+
+def tokenizer_key(tokenizer) -> str:
+    """16 hex that stand for a Hugging Face tokenizer: all of a fast one's rules, else its vocabulary and settings."""
+    if getattr(tokenizer, "backend_tokenizer", None) is not None:
+        return digest(tokenizer.backend_tokenizer.to_str())
+    settings = {k: v for k, v in tokenizer.init_kwargs.items() if isinstance(v, (bool, int, str)) and "/" not in str(v)}
+    return digest(type(tokenizer).__name__, repr(sorted(tokenizer.get_vocab().items())), repr(sorted(settings.items())))
+
+
+def microworld_weights(name: str, folder: str = "") -> dict[str, Tensor]:
+    """Tensors of <name>.safetensors in data/microworld or another folder; FileNotFoundError says how to get them."""
+    file = (Path(folder).expanduser() if folder else data_dir() / "microworld") / f"{name}.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"microworld weights not found at {file}; they come with the repository (git checkout "
+                                "data/microworld), notebooks/microworld.ipynb retrains them, NEURONYM_DATA moves data/")
+    return read_weights(file)

@@ -5,6 +5,14 @@ ABLATIONS          the paper's four
 along              representations whose effects are replaced by their parts along given directions
 indirect_effects   change of the representation when one neuron's activation becomes its mean, by running the network on
 mean_activations   the mean, for every token
+
+Do a neuron's words say what it does? Predictions on images not seen, and a causal check, for words of any method.
+
+simulated       what words predict for every image
+standard        columns with mean 0 and length 1
+correlation     of prediction and truth, neuron by neuron
+falls           which words' logits fall when a neuron is put to its mean on the images it acts on
+percentile      place of a neuron's own words among all
 """
 from __future__ import annotations
 
@@ -14,14 +22,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neuronym.common.blocks import MEMORY, slices
-from neuronym.common.errors import unknown
-from neuronym.datasets.probe import Probe
-from neuronym.models.clips import Clip
-from neuronym.passes import Progress
-from neuronym.second_order.effects import Directions, Mean, norms, projections, significant, total
-from neuronym.second_order.lens import checked_layers, Effects, SCALE
-from neuronym.second_order.towers import class_token, read_tower, recorded, representation, Tower
+from neuronym.common.checks import unknown
+from neuronym.common.memory import MEMORY, slices
+from neuronym.common.types import Clip, Progress
+from neuronym.datasets.probe import only, Probe
+from neuronym.second_order.effects import (
+    checked_layers,
+    Directions,
+    Effects,
+    Mean,
+    norms,
+    projections,
+    SCALE,
+    significant,
+    total,
+)
+from neuronym.second_order.tower import class_token, read_tower, recorded, representation, Tower
 
 ABLATIONS = ("all", "significant", "insignificant", "all but rank 1")
 
@@ -97,3 +113,44 @@ def _behind(tower: Tower, layer: int, x: Tensor) -> Tensor:
 
 def _length_100(tower: Tower, x: Tensor) -> Tensor:
     return SCALE * F.normalize(representation(tower, x), dim=1)
+
+
+def simulated(weights: Tensor, present: Tensor) -> Tensor:
+    """Predictions [N, K]: the sum over words of a neuron's weight times how much the word is in the image.
+
+    weights [K, M] (a label is one word of weight 1, a code several with signs); present [N, M] is truth (0 or 1), or
+    the CLIP's own cosines of image and text. Scale and offset do not matter to `correlation`.
+    """
+    return present.to(weights.dtype) @ weights.T
+
+
+def falls(clip: Clip, probe: Probe, layer: int, units: Sequence[int], images: Tensor, mean: Tensor, T: Tensor,
+          progress: Progress | None = None) -> Tensor:
+    """Mean fall of every word's logit, [k, M], when the network runs on with the unit's activation at its mean.
+
+    images [n, k] are those on which each unit acts; T [M, d] unit rows; logits are of length-100 representations.
+    Positive: the unit held the word up. `mean` [T, K] is that of `ablation.mean_activations`.
+    """
+    if images.ndim != 2 or images.shape[1] != len(units) or not len(units):
+        raise ValueError(f"expected images [n, k] for k units, at least one, got {list(images.shape)} and {len(units)}")
+    out, tower = [], read_tower(clip)
+    todo = list(enumerate(units))
+    for place, unit in todo if progress is None else progress(todo, len(todo), "neurons ablated"):
+        some = only(probe, images[:, place].tolist())
+        effect = indirect_effects(clip, some, layer, [unit], mean, tower=tower)[:, 0]   # [n, d]
+        out.append(effect.mean(0) @ T.T)
+    return torch.stack(out)
+
+
+def percentile(values: Tensor, words: Sequence[int]) -> Tensor:
+    """Share [k] of the other words whose value is below that of each row's own word (ties count half): 1 is the top.
+
+    values [k, M]; a word of -1 gives .5, which is what chance gives.
+    """
+    words = torch.as_tensor(words, dtype=torch.long, device=values.device)
+    if len(words) != len(values) or (words >= values.shape[1]).any():
+        raise ValueError(f"expected a word below {values.shape[1]} or -1 for each of {len(values)} rows, got "
+                         f"{len(words)} words up to {max(words.tolist(), default=-1)}")
+    own = values.gather(1, words.clamp_min(0)[:, None])
+    below = (values < own).double().sum(1) + .5 * ((values == own).double().sum(1) - 1)
+    return torch.where(words < 0, .5, below / max(values.shape[1] - 1, 1))

@@ -15,14 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from neuronym.common.blocks import whole
-from neuronym.common.errors import unknown
-from neuronym.inference import ready
-from neuronym.microworld.microworld import ATOMS, CATEGORY, COUNTS, PLACES, PLURALS, read
-from neuronym.models.clips import Clip
+from neuronym.common.checks import unknown, whole
+from neuronym.common.text import naming
+from neuronym.common.types import Clip
+from neuronym.microworld.world import ATOMS, CATEGORY, COUNTS, PLACES, PLURALS, read
 from neuronym.models.generators import Generator, pictures
 from neuronym.models.llms import LLMS, load_llm
-from neuronym.second_order.neuron_words import naming
+from neuronym.passes import ready
 
 FEWEST = 10  # captions that have to keep the rules
 PICTURE_SEED = 9_000_000_000  # of no scene for training, probing or measuring

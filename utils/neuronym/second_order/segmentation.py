@@ -1,4 +1,11 @@
-"""Zero-shot segmentation in numbers: heat maps made into masks, and how well these agree with the true ones.
+"""Where an image shows a class, told by neurons: zero-shot segmentation from a CLIP's MLPs (section 5).
+
+clip_target      a CLIP's image tower as a target network, its MLP neurons as layers
+class_weights    which neurons' activations are averaged for each class
+neuron_heat      the average, patch by patch
+attention_heat   a baseline without neurons: the last attention of the class token
+
+Zero-shot segmentation in numbers: heat maps made into masks, and how well these agree with the true ones.
 
 heat_to_mask            heat maps -> scores from 0 to 1 and masks of another size
 fit_mask                a true mask with the geometry of a network's preprocessing
@@ -12,8 +19,7 @@ BASELINES               name -> scores and masks that know nothing of the pictur
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -22,7 +28,88 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from neuronym.common.blocks import number, whole
+from neuronym.common.checks import number, whole
+from neuronym.common.types import Clip, Progress, Target
+from neuronym.datasets.probe import Probe
+from neuronym.hooks import LayerInfo, record
+from neuronym.models.preprocess import _sides, fit_mask
+from neuronym.passes import ready
+from neuronym.second_order.effects import checked_layers
+from neuronym.second_order.text_code import speaking_neurons
+from neuronym.second_order.tower import class_attention, read_tower, recorded, Tower
+
+
+def clip_target(clip: Clip) -> tuple[Target, list[LayerInfo]]:
+    """The image tower to be named like any target, and its MLP layers, first to last: units are the lens's neurons."""
+    tower = read_tower(clip)
+    example = torch.zeros_like(clip.preprocess(Image.new("RGB", (64, 64)))).float()[None].to(tower.projection.device)
+    with ready(tower.module), record(tower.module, [block.activation for block in tower.blocks],
+                                     lambda name, output: tuple(output.shape)) as shapes:
+        tower.module(example)
+        found = dict(shapes)
+    layout = "tokens_first" if tower.tokens_first else "tokens"
+    layers = []
+    for block in tower.blocks:
+        shape = found[block.activation]
+        layers.append(LayerInfo(block.activation, "MLP", shape[-1], (shape[0 if tower.tokens_first else 1], shape[-1]),
+                                layout))
+    return Target(clip.name, tower.module, clip.preprocess, clip.preprocess_spec, None, clip.weights_key,
+                  tuple(block.activation for block in tower.blocks), example), layers
+
+
+def class_weights(R: Mapping[int, Tensor], head: Tensor, neurons: int = 200, signed: bool = True) -> dict[int, Tensor]:
+    """Weights {layer: [C, K]}: for each class the mean over the `neurons` of all layers with the largest |r . w_c|.
+
+    R {layer: [K, d]}, head [C, d]. `signed` counts a neuron that speaks against the class with -1; the released
+    segmentation ignores the sign.
+    """
+    rows = torch.cat([*R.values()])
+    weights = rows.new_zeros(len(head), len(rows))
+    for c, w in enumerate(head):
+        units, reads = speaking_neurons(w, rows, neurons)
+        weights[c, units] = (reads.sign() if signed else torch.ones_like(reads)) / len(units)
+    return dict(zip(R, weights.split([len(r) for r in R.values()], dim=1)))
+
+
+def neuron_heat(clip: Clip, probe: Probe, weights: Mapping[str, Mapping[int, Tensor]], classes: Tensor,
+                batch_size: int = 32, progress: Progress | None = None) -> dict[str, Tensor]:
+    """Weighted sums of post-activations on the patches of each image, {name: [N, h, w]}; the class token is left out.
+
+    weights {name: those of `class_weights`}, all from one pass; classes [N] says whose weights an image gets. Errors:
+    ValueError for layers that have no second-order effects.
+    """
+    if len(classes) != probe.N:  # one alone would be taken for all
+        raise ValueError(f"expected a class for each of the {probe.N} images, got {len(classes)}")
+
+    def heat(tower: Tower, acts: dict[str, Tensor], rows: slice) -> Tensor:
+        sums = [sum(torch.einsum("btk,bk->bt", acts[tower.blocks[layer].activation][:, 1:], w[classes[rows]])
+                    for layer, w in by_layer.items()) for by_layer in weights.values()]
+        return torch.stack(sums, dim=1)                                                        # [b, names, T - 1]
+
+    def names(tower: Tower) -> list[str]:
+        layers = {layer for by_layer in weights.values() for layer in by_layer}
+        return [tower.blocks[layer].activation for layer in checked_layers(tower, layers)]
+
+    return dict(zip(weights, _patches(clip, probe, names, heat, batch_size, progress).unbind(1)))
+
+
+def attention_heat(clip: Clip, probe: Probe, batch_size: int = 32, progress: Progress | None = None) -> Tensor:
+    """How much the class token looks at each patch in the last block, mean over heads, [N, h, w]."""
+    def heat(tower: Tower, acts: dict[str, Tensor], rows: slice) -> Tensor:
+        return class_attention(tower.blocks[-1], acts[tower.blocks[-2].residual])[0].mean(1)[:, None, 1:]
+
+    return _patches(clip, probe, lambda tower: [tower.blocks[-2].residual], heat, batch_size, progress)[:, 0]
+
+
+def _patches(clip: Clip, probe: Probe, names, heat, batch_size: int, progress: Progress | None) -> Tensor:
+    """heat(tower, recorded layers, rows) [b, n, T - 1] of all images, as maps on the square grid of patches."""
+    tower, parts = read_tower(clip), []
+    for rows, acts in recorded(clip, tower, probe, names(tower), batch_size, progress):
+        parts.append(heat(tower, acts, rows))
+    flat = torch.cat(parts)
+    side = round(flat.shape[2] ** .5)
+    return flat.unflatten(2, (side, side))
+
 
 METRICS = ("pixel_accuracy", "mean_iou", "mean_average_precision")
 COUNTS = ["tp", "fp", "fn", "tn"]  # pixels; positive is foreground
@@ -45,32 +132,6 @@ def heat_to_mask(heat: Tensor, size: int | tuple[int, int], threshold: float = .
     low, high = large.amin((1, 2), keepdim=True), large.amax((1, 2), keepdim=True)
     scores = ((large - low) / (high - low).masked_fill(high == low, 1)).masked_fill(constant, 0)
     return scores, scores > threshold
-
-
-def fit_mask(mask: np.ndarray | Tensor, size: int | tuple[int, int], resize: int | None = None) -> Tensor:
-    """A mask [h, w] as a network sees its picture -> bool [H, W]; labels by nearest neighbour, never mixed.
-
-    An int is the geometry of `Preprocess(resize, crop)`: short side to `resize` (default: size, as CLIP does), the long
-    side in proportion, then the central size x size; what the crop cuts off a long photo counts in no metric.
-    (H, W) stretches the whole mask instead, as the released evaluation does with labels, though it crops the pictures.
-    """
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms import functional as T
-
-    labels = torch.as_tensor(mask)
-    if labels.ndim != 2 or not labels.numel():
-        raise ValueError(f"expected a mask [h, w], not empty, got {list(labels.shape)}")
-    height, width = _sides(size)
-    picture = Image.fromarray((labels != 0).byte().cpu().numpy())
-    if not isinstance(size, Integral):
-        if resize is not None:
-            raise ValueError(f"resize goes with one side to crop to, got resize {resize} and size {tuple(size)}")
-        picture = picture.resize((width, height), Image.Resampling.NEAREST)
-    else:
-        whole("resize", size if resize is None else resize)
-        picture = T.resize(picture, size if resize is None else resize, InterpolationMode.NEAREST)
-        picture = T.center_crop(picture, size)
-    return torch.from_numpy(np.array(picture, dtype=bool)).to(labels.device)
 
 
 def pixel_accuracy(masks: Tensor, truth: Tensor) -> float:
@@ -161,15 +222,6 @@ BASELINES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {  # (n, size) -> w
     "all_background": _all_background,
     "centre_prior": _centre_prior,
 }
-
-
-def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
-    if len(sides) != 2:
-        raise ValueError(f"size is one side of a square or (H, W), got {size}")
-    for side in sides:
-        whole("size", side)
-    return sides
 
 
 def _same(name: str, first: Tensor, truth: Tensor) -> None:

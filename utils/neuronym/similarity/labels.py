@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from neuronym.similarity.similarity import top_labels
+from neuronym.similarity.scores import top_labels
 
 COLUMNS = ["model", "layer", "unit", "method", "rank", "label", "score"]
 RENAMED = {"description": "label", "similarity": "score", "summary": "label", "Neuron ID": "unit", "Label 1": "label"}

@@ -7,24 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from neuronym.common.blocks import (
+from neuronym.common.checks import number, whole
+from neuronym.common.memory import (
     at_hand,
-    block,
-    checked,
-    compiled_loops,
-    Embedded,
     fit,
     in_threads,
     MEMORY,
-    number,
     or_one,
     order,
     slices,
     SORTING_BYTES_PER_VALUE,
     strongest,
     used,
-    whole,
 )
+from neuronym.similarity.matrix import block, checked, compiled_loops, Embedded
 
 
 @torch.no_grad()
@@ -55,7 +51,7 @@ def rank_reorder(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], *, p: float
     if n < 2:
         raise ValueError(f"top_fraction {top_fraction} of N {N} images is {n}, and an order needs 2; "
                          f"pass at least {math.ceil(2000 / N) / 1000}")
-    U, draws, loops = min(N, n * count), n_permutations or 1, compiled_loops("rank_kernel", layers[0].device)
+    U, draws, loops = min(N, n * count), n_permutations or 1, compiled_loops(layers[0].device)
     held = count * n * (24 + 4 * size) + 16 * N
     # bytes of a concept, and of a concept for a unit: compiled loops sort all images once, torch those of a unit at a time
     column = (3 * U + 2 * d + 4 * count) * size + (SORTING_BYTES_PER_VALUE * U if loops else 0)

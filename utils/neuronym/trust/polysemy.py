@@ -18,10 +18,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from neuronym.activations import top_images
-from neuronym.common.blocks import checked, Embedded, MEMORY, number, whole
-from neuronym.second_order.bridge import standard
-from neuronym.similarity.similarity import score
+from neuronym.common.checks import number, whole
+from neuronym.common.memory import MEMORY, top_images
+from neuronym.common.statistics import standard
+from neuronym.similarity.matrix import checked, Embedded
+from neuronym.similarity.scores import score
 
 FEWEST = 20    # images a unit is judged by, at least
 SMALLEST = .1  # share of them that makes a cluster

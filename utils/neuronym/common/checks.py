@@ -1,0 +1,86 @@
+"""How an unknown name is reported: `unknown`."""
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from numbers import Integral
+from types import ModuleType
+
+
+class UnknownName(KeyError):
+    """A KeyError whose message prints as a sentence instead of a quoted repr."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def unknown(what: str, name: str, known: Iterable[str], shown: int = 12) -> UnknownName:
+    """Build the error for a name that is not known: what was asked, the nearest names, and those that exist."""
+    known = [str(k) for k in known]
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    listed = ", ".join(known[:shown]) + (f", ... ({len(known)} in all)" if len(known) > shown else "")
+    return UnknownName(f"no {what} '{name}'" + (f"; nearest: {', '.join(near)}" if near else "") + f"; known: {listed}")
+
+
+def number(name: str, value: float, low: float | None = None, high: float | None = None) -> None:
+    """ValueError unless the value is a finite number within the limits."""
+    real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not real or (low is not None and value < low) or (high is not None and value > high):
+        limits = (f" from {low}" if low is not None else "") + (f" to {high}" if high is not None else "")
+        raise ValueError(f"{name} must be a finite number{limits}, got {value!r}")
+
+
+def whole(name: str, value: int, most: int | None = None, of: str = "") -> None:
+    """ValueError unless the value is a whole number from 1, and no more than there are `of`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+    if most is not None and value > most:
+        raise ValueError(f"{name} {value} exceeds {of}; pass {name}<={most}")
+
+
+def missing(what: str, source: str, place: str, variable: str) -> FileNotFoundError:
+    """The error for weights that are not there: what, where from, where to, which environment variable."""
+    return FileNotFoundError(f"{what} not found; download {source} to {place}, or set {variable}")
+
+
+def import_extra(package: str, requirement: str, name: str) -> ModuleType:
+    """Import an optional package; ModuleNotFoundError says which name wanted it and how to get it."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise ModuleNotFoundError(f"'{name}' needs the optional package {requirement}; pip install {requirement}",
+                                  name=package) from error
+
+
+def openai_package() -> ModuleType:
+    """openai-clip, whose import of pkg_resources warns, or fails where setuptools no longer has it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+        try:
+            import clip.clip
+        except ModuleNotFoundError as error:
+            if error.name != "pkg_resources":
+                raise
+            raise ModuleNotFoundError("openai-clip imports pkg_resources, which this setuptools lacks; "
+                                      "pip install 'setuptools>=75,<82'") from error
+    return clip
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' loading bar for the block; a notebook has its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

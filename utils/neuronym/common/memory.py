@@ -1,0 +1,132 @@
+"""Scoring in bounded memory: a matrix taken in blocks, sizes from a budget, a stable sort, checked inputs.
+
+Embedded            P = I T' known by its factors, to be given in place of a matrix
+block, largest      some rows and columns of P; a bound of its values
+fit, slices         how many items a budget holds, and the ranges of so many
+order               indices that sort
+strongest           the most activated images of units
+first_largest       the largest of every row
+used                the different ones among chosen images
+compiled_loops      loops in machine code, where there are any
+in_threads          work on parts, one a thread
+checked             the inputs of every similarity function, or a sentence on what is wrong with them
+or_one              a divisor without zeros
+number, whole       an option's value, or a sentence
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+MEMORY = 2**28   # bytes, the budget of those who name none
+CACHED = 2**23   # bytes that a processor works on quickly: on a CPU, larger temporaries only cost time
+SORTING_BYTES_PER_VALUE = 40  # at the most, for each value that `order` sorts
+
+
+def fit(memory: int, *stages: tuple[int, int, int]) -> list[int]:
+    """How many items fit into memory, at least one, for each stage (bytes beside them, bytes of one, their number)."""
+    least = max(beside + one for beside, one, _ in stages)
+    if memory < least:
+        raise ValueError(f"memory {memory} bytes is too small for these sizes; pass at least {least}")
+    return [min(count, (memory - beside) // one) for beside, one, count in stages]
+
+
+def at_hand(memory: int, device: torch.device, cached: int = CACHED) -> int:
+    """Bytes to work on at a time, for speed: the whole budget, but on a CPU what its caches hold."""
+    return min(memory, cached) if device.type == "cpu" else memory
+
+
+def slices(count: int, step: int) -> Iterator[slice]:
+    """0..count in ranges of `step`, at least 1."""
+    step = max(1, step)
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
+def order(values: Tensor) -> Tensor:
+    """Indices that sort the last axis ascending, equal values in order of index."""
+    if values.dtype != torch.float32 or values.device.type != "cpu":
+        return values.sort(dim=-1, stable=True).indices
+    # floats as integers of the same order, with the index below them: numpy sorts such keys about ten times faster
+    bits = (values + 0.).contiguous().view(torch.int32)  # adding 0 makes -0 equal to 0
+    keys = bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF)).long()
+    keys.bitwise_left_shift_(32).bitwise_or_(torch.arange(values.shape[-1]))
+    keys.numpy().sort(axis=-1)
+    return keys.bitwise_and_(0xFFFFFFFF)
+
+
+def strongest(Q: Tensor, units: Tensor, n: int, dtype: torch.dtype, some: int) -> Tensor:
+    """The n images that activate each unit most, descending, ties by lower index: [units, n]; `some` units at once."""
+    top, cpu = torch.empty(len(units), n, dtype=torch.int64, device=Q.device), Q.device.type == "cpu"
+    threads = torch.get_num_threads() if cpu else 1
+
+    def find(share: slice) -> None:
+        for part in slices(share.stop - share.start, some // threads):
+            part = slice(share.start + part.start, share.start + part.stop)
+            q = Q.new_empty(part.stop - part.start, len(Q), dtype=dtype)                    # [some, N]
+            for rows in slices(len(Q), 64 if cpu else len(Q)):  # transposing little by little is faster
+                q[:, rows] = Q[rows][:, units[part]].T
+            top[part] = first_largest(q, n)
+
+    in_threads(len(units), min(threads, some), find)
+    return top                                                                              # [units, n]
+
+
+def first_largest(values: Tensor, n: int) -> Tensor:
+    """Indices of the n largest of each row, descending, equal ones by lower index: values [r, N] -> [r, n]."""
+    best = values.topk(min(n + 1, values.shape[1]), dim=1)
+    top, equal = best.indices[:, :n].clone(), best.values[:, 1:] == best.values[:, :-1]
+    tied = equal.any(1)  # topk puts equal values in any order ...
+    chosen = top[tied].sort(dim=1).values
+    top[tied] = chosen.gather(1, order(values[tied].gather(1, chosen).neg()))
+    tied = equal[:, n - 1:].any(1)  # ... and takes any of those that equal the last
+    top[tied] = order(values[tied].neg())[:, :n]
+    return top
+
+
+def used(top: Tensor, N: int) -> tuple[Tensor, Tensor]:
+    """The different images among top [K, n], ascending, and top as int32 indices of these."""
+    present = torch.zeros(N, dtype=torch.bool, device=top.device)
+    present[top] = True
+    number_of = present.cumsum(0, dtype=torch.int32).sub_(1)
+    return present.nonzero()[:, 0], number_of[top]
+
+
+def in_threads(count: int, n: int, work: Callable[[slice], None]) -> None:
+    """Call work with n equal parts of 0..count, each in a thread in which torch uses no others.
+
+    Torch's own threads share every single operation, and wait for the next one without leaving their processor.
+    """
+    n = max(1, min(n, count))
+    if n == 1:
+        return work(slice(0, count))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(n) as pool:
+            list(pool.map(work, (slice(count * i // n, count * (i + 1) // n) for i in range(n))))
+    finally:
+        torch.set_num_threads(before)
+
+
+def or_one(x: Tensor) -> Tensor:
+    """x with 1 for 0, to divide by."""
+    return torch.where(x == 0, 1, x)
+
+
+RANKING_BYTES = 2 ** 27
+
+
+def top_images(Q: Tensor, k: int) -> Tensor:
+    """The k highest activated images of each unit, best first: Q [N, K] -> indices [k, K]; ties go to the lower index.
+
+    Errors: ValueError for k outside 1 .. N and for values that are not finite.
+    """
+    if Q.ndim != 2 or not 1 <= k <= len(Q):
+        raise ValueError(f"expected Q [N, K] and k within 1 .. N, got {list(Q.shape)} and k = {k}")
+    if not torch.isfinite(Q).all():
+        raise ValueError("activations must be finite to be ranked; Q holds NaN or infinity")
+    units = torch.arange(Q.shape[1], device=Q.device)
+    return strongest(Q, units, k, Q.dtype, max(1, RANKING_BYTES // (16 * len(Q)))).T.contiguous()  # [k, K]

@@ -1,0 +1,47 @@
+""""""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import nn, Tensor
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass
+class Target:
+    """A network whose neurons are to be named; `layers` are suggestions, the last one its output layer."""
+    name: str
+    model: nn.Module
+    preprocess: Callable[[Image.Image], Tensor]  # PIL RGB -> [3, H, W]
+    preprocess_spec: str
+    classes: list[str] | None  # names of the output layer's units
+    weights_key: str  # stands for all that the network computes: weights, structure, code
+    layers: tuple[str, ...]
+    example: Tensor  # [1, 3, H, W]
+
+
+@dataclass
+class Clip:
+    """An image-text model. Embeddings are unit rows, float32, on the model's device, independent of batch and order.
+
+    Texts longer than the tower's context are cut at its end, the end token kept; the microworld's are refused.
+    """
+    name: str
+    encode_image: Callable[[Tensor], Tensor]  # [n, 3, H, W] -> [n, d]
+    encode_text: Callable[[Sequence[str]], Tensor]  # m texts -> [m, d]
+    preprocess: Callable[[Image.Image], Tensor]  # PIL RGB -> [3, H, W]
+    preprocess_spec: str
+    weights_key: str  # the image side: weights, structure, code
+    text_key: str  # the text side, with its tokenizer
+    d: int
+    logit_scale: float
+    activation: str  # "QuickGELU", "GELU" or "-"
+    model: nn.Module | None
+
+
+Device = str | torch.device | None
+Progress = Callable[[Iterable, int, str], Iterable]

@@ -1,0 +1,252 @@
+"""Where things are, and how one execution of a notebook begins and ends.
+
+ROOT, data_dir, cache_dir, results_dir, notebooks_dir   folders; NEURONYM_DATA, _CACHE, _RESULTS, _NOTEBOOKS override
+Run, start_run, finish_run                              one execution: checked parameters, its folder, device, seed
+run_folder                                              the folder that belongs to a set of parameters
+software, git_state                                     what a result was computed with
+
+`neuronym NOTEBOOK -p key value` executes a notebook (see runs/runner.py). Nothing here imports torch
+before the parameters are known to be right.
+"""
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TYPE_CHECKING
+
+from neuronym.common.checks import unknown
+from neuronym.runs.parameters import check, injected, read_parameters
+
+if TYPE_CHECKING:
+    import torch
+
+ROOT = Path(__file__).resolve().parents[3]
+NOT_HASHED = ("device", "batch_size", "run_name")                 # they do not change what is computed
+NAMING = ("target", "clip", "probe")                # parameters that name a run's folder
+PACKAGES = ("torch", "torchvision", "numpy", "transformers", "openai-clip", "papermill")
+
+
+def data_dir() -> Path:
+    """Folder of committed data and downloads."""
+    return _folder("NEURONYM_DATA", ROOT / "data")
+
+
+def cache_dir() -> Path:
+    """Folder of computed arrays."""
+    return _folder("NEURONYM_CACHE", ROOT / "data" / "cache")
+
+
+def results_dir() -> Path:
+    """Folder of runs."""
+    return _folder("NEURONYM_RESULTS", ROOT / "results")
+
+
+def notebooks_dir() -> Path:
+    """Folder of notebooks."""
+    return _folder("NEURONYM_NOTEBOOKS", ROOT / "notebooks")
+
+
+def notebook_path(notebook: str) -> Path:
+    """File of a notebook; KeyError with the nearest names when there is none."""
+    names = sorted(p.stem for p in notebooks_dir().glob("*.ipynb"))
+    if notebook not in names:
+        raise unknown("notebook", notebook, names)
+    return notebooks_dir() / f"{notebook}.ipynb"
+
+
+@dataclass
+class Run:
+    """One execution of a notebook."""
+    notebook: str
+    params: dict[str, Any]
+    dir: Path
+    figures: Path
+    tables: Path
+    interactive: bool
+    device: torch.device
+    generator: torch.Generator
+    seed: int
+    started: float = field(repr=False)
+
+
+def start_run(notebook: str, namespace: dict) -> Run:
+    """Check the parameters found in `namespace` (a notebook's globals()), make the run folder, say what will be run.
+
+    Raises KeyError for a notebook or parameter that does not exist, ValueError for an ill-typed one, before any work.
+    """
+    started = time.perf_counter()
+    known = read_parameters(notebook_path(notebook))
+    for name in sorted(injected(namespace) - set(known)):    # papermill itself only warns of these
+        raise unknown(f"parameter of {notebook}", name, known)
+    missing = [name for name in known if name not in namespace]
+    if missing:
+        raise ValueError(f"no value for {', '.join(missing)} of {notebook}; run the parameters cell first")
+    params = {name: check(parameter, namespace[name]) for name, parameter in known.items()}
+
+    import torch
+
+    device = _device(params.get("device", "auto"))
+    seed = params.get("seed", 0)
+    folder = run_folder(notebook, params)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    (folder / "done").unlink(missing_ok=True)
+    _write_json(folder / "params.json", params)
+    _write_json(folder / "env.json", {
+        "python": platform.python_version(), "platform": platform.platform(), **software(), "git": git_state(),
+        "device": str(device), "device_name": _device_name(device), "threads": torch.get_num_threads(), "seed": seed})
+    run = Run(notebook, params, folder, folder / "figures", folder, _interactive(namespace), device,
+              torch.Generator().manual_seed(seed), seed, started)
+    width = max(map(len, params), default=0)
+    for name, value in params.items():
+        note = f"-> {device}" if name == "device" else "" if value == known[name].default else "(set)"
+        print(f"{name:<{width}}  {value!r} {note}".rstrip())
+    print(f"{'run':<{width}}  {shown(folder)}", flush=True)
+    return run
+
+
+def finish_run(run: Run, metrics: dict) -> Path:
+    """Write metrics.json (with seconds and peak memory) and the done marker; return the run folder.
+
+    Raises ValueError, and marks nothing as done, when a metric is NaN or infinite.
+    """
+    metrics = {str(name): _finite(str(name), value) for name, value in metrics.items()}
+    cost = {"seconds": round(time.perf_counter() - run.started, 2), "peak_mb": peak_mb()}
+    if run.device.type == "cuda":
+        import torch
+        cost["gpu_peak_mb"] = round(torch.cuda.max_memory_allocated(run.device) / 2**20, 1)
+    taken = sorted(set(cost) & set(metrics))
+    if taken:
+        raise ValueError(f"metrics named {', '.join(taken)} are measured by finish_run; give yours another name")
+    _write_json(run.dir / "metrics.json", {**metrics, **cost})
+    (run.dir / "done").touch()
+    print(f"{run.notebook} done in {cost['seconds']:.1f} s, peak {cost['peak_mb']:.0f} MB: {shown(run.dir)}", flush=True)
+    return run.dir
+
+
+def run_folder(notebook: str, params: dict) -> Path:
+    """results/<notebook>/<run_name or slug>-<8 hex>: the same for the same parameters, whatever the device."""
+    hashed = {name: value for name, value in params.items() if name not in NOT_HASHED}
+    digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
+    names = [str(params[name]).rstrip("/").split("/")[-1] for name in NAMING if params.get(name)]
+    slug = _slug(params.get("run_name") or "-".join(names + ["smoke"] * bool(params.get("smoke"))))
+    return results_dir() / notebook / "-".join(filter(None, [slug, digest]))
+
+
+def software() -> dict[str, str | None]:
+    """Versions of the packages that results depend on; None where one is not installed."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of this repository and whether tracked files differ from it; None where git cannot say."""
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+
+
+def peak_mb() -> float:
+    """Largest resident memory of this process so far, in MiB."""
+    try:                                             # getrusage also counts what the parent held when it forked
+        return round(int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024, 1)
+    except (OSError, TypeError):
+        import resource
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+
+
+def shown(path: Path) -> str:
+    """A path as printed: relative to the repository where it lies inside."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def _folder(variable: str, default: Path) -> Path:
+    return Path(os.environ.get(variable) or default).expanduser().resolve()
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-")[:60].rstrip("-")
+
+
+def _device(name: str) -> torch.device:
+    import torch
+    if name == "auto":
+        mps = getattr(torch.backends, "mps", None)
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device is auto, cpu, cuda, cuda:N or mps, got '{name}'")
+    try:
+        return torch.empty(0, device=name).device    # also tells whether the device is really there
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device '{name}' cannot be used here ({reason}); try auto or cpu") from None
+
+
+def _device_name(device: torch.device) -> str:
+    import torch
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+
+
+def _interactive(namespace: dict) -> bool:
+    """Whether somebody is looking: a live kernel that neither the runner nor a parameterized papermill run started."""
+    return "get_ipython" in namespace and not injected(namespace) and os.environ.get("NEURONYM_HEADLESS") != "1"
+
+
+def _finite(name: str, value: Any) -> Any:
+    """A metric as JSON; ValueError when it, or a number inside it, is NaN or infinite."""
+    if isinstance(value, dict):
+        return {str(k): _finite(f"{name}.{k}", v) for k, v in value.items()}
+    if hasattr(value, "tolist"):                     # arrays, tensors and their scalars
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_finite(f"{name}[{i}]", v) for i, v in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"metrics must be finite numbers, '{name}' is {value}; the run is not marked as done")
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"metrics must be numbers or text, '{name}' is a {type(value).__name__}")
+
+
+def _write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file in one step."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def progress(items: Iterable, total: int | None = None, text: str = "") -> Iterator:
+    """Pass `items` through and say how far it is: a widget bar when interactive, else a line after ten seconds, then ever rarer."""
+    if not os.environ.get("NEURONYM_HEADLESS") and "ipykernel" in sys.modules:
+        from tqdm.auto import tqdm
+        yield from tqdm(items, total=total, desc=text)
+        return
+    total = total if total is not None else len(items) if hasattr(items, "__len__") else None
+    began = said = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - said >= max(10, (now - began) / 10):  # a run of an hour prints some 40 lines
+            said = now
+            left = f", {(now - began) / done * (total - done):.0f} s left" if total else ""
+            print(f"{text}: {done}/{total or '?'} after {now - began:.0f} s{left}", flush=True)

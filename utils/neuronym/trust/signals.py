@@ -1,0 +1,190 @@
+"""All that speaks for or against a label, unit by unit, in one table.
+
+signals      from the probing images alone: null, margin, bootstrap, halves
+conditions   whether the label is the same under noise, other CLIPs, other prompts, other methods
+foreseen     correlation of what the CLIP sees of the label with the unit, on images not used for naming
+trusted      one number: the mean of the shares that say "the same label again"
+rightness    whether labels are right, as far as the truth is known
+
+Does trust predict rightness? Of K neurons with a trust score each, and whether their label is right.
+
+auroc                       does trust rank right labels above wrong ones
+auroc_intervals             of several trust scores, the same neurons drawn for all
+reliability                 share right by bins of trust, beside the trust itself
+expected_calibration_error  mean distance of the two
+brier                       mean squared distance of trust and rightness
+risk_coverage               share right among the most trusted: what abstaining buys
+coverage_area               that share, averaged over all coverages
+
+All in float64. A neuron is the unit of resampling.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from neuronym.common.checks import number, whole
+from neuronym.common.memory import MEMORY
+from neuronym.common.statistics import _aurocs, _pairs, auroc, correlation, draw_neurons, Numbers
+from neuronym.evaluation.presence import presence_oracle
+from neuronym.similarity.matrix import Embedded
+from neuronym.similarity.scores import score
+from neuronym.trust.null import abstain, best_scores, null_best, p_values, z_values
+from neuronym.trust.stability import best_concepts, bootstrap_labels, consensus, halves, margin, same
+
+SHARES = ("bootstrap", "halves", "conditions", "methods")
+
+
+def signals(P: Tensor | Embedded, Q: Tensor, method: str = "soft_wpmi", *, draws: int = 1000, samples: int = 50,
+            splits: int = 10, level: float = .05, correction: str = "bh", generator: torch.Generator | None = None,
+            memory: int = MEMORY) -> pd.DataFrame:
+    """One row a unit of Q [N, K]: label (index of the concept), score, p, z, abstain, margin, bootstrap, low, high,
+    alternative, halves; see `neuronym.trust.null`, `neuronym.trust.stability` and `neuronym.trust.stability`.
+    """
+    scores = score(P, Q, method, memory=memory)
+    alone = best_scores(P, Q, method, memory=memory)
+    null = null_best(P, Q, method, draws=draws, generator=generator, memory=memory)
+    p = p_values(alone, null)
+    again = bootstrap_labels(P, Q, method, draws=samples, generator=generator, memory=memory)
+    share, _ = halves(P, Q, method, repeats=splits, generator=generator, memory=memory)
+    columns = {"label": best_concepts(scores), "score": scores.amax(1), "p": p, "z": z_values(alone, null),
+               "abstain": abstain(p, level, correction), "margin": margin(scores), "bootstrap": again.stability,
+               "low": again.low, "high": again.high, "alternative": again.alternative, "halves": share}
+    return pd.DataFrame({"unit": range(len(scores)), **{name: x.cpu().numpy() for name, x in columns.items()}})
+
+
+def conditions(labels: Sequence[str], others: Mapping[str, Sequence[str]], methods: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Columns same_NAME for each other condition (noise, CLIP, prompt), `conditions` (share of them with the same label; 1
+    when there are none), `methods` (share of methods that give it), `consensus` (the label most methods give). K labels each.
+    """
+    table = pd.DataFrame({f"same_{name}": same(labels, some).numpy() for name, some in others.items()}, index=range(len(labels)))
+    by_method = pd.DataFrame({name: same(labels, some).numpy() for name, some in methods.items()})
+    return table.assign(conditions=table.mean(axis=1) if others else 1., methods=by_method.mean(axis=1),
+                        consensus=consensus(methods)["label"])
+
+
+def foreseen(I: Tensor, T: Tensor, Q: Tensor, labels: Sequence[int]) -> Tensor:
+    """Correlation [K] of a CLIP's cosine of image and label with the activation, on images held out.
+
+    I [N, d] and Q [N, K] are of those images, T [M, d] of the concepts; needs no truth, and shares the CLIP's mistakes.
+    """
+    chosen = torch.as_tensor(labels, dtype=torch.long, device=I.device)
+    return correlation(I @ T[chosen].to(I.device).T, Q)
+
+
+def trusted(table: pd.DataFrame, shares: Sequence[str] = SHARES) -> pd.Series:
+    """Mean of the shares of cases in which the unit got the same label; nothing is fitted to what is right."""
+    return table[list(shares)].mean(axis=1)
+
+
+def rightness(labels: Sequence[int], present: Tensor, Q: Tensor, names: Sequence[int] | None = None, good: float = .5) -> pd.DataFrame:
+    """Columns reached, possible, exact, near: correlation of the label's true presence with the unit, that of the best
+    concept, whether the label is that concept (or the unit's true name, where `names` has them), and whether it reaches
+    the share `good` of what is possible.
+
+    present [N, M] bool and Q [N, K] are of images held out. A unit that no concept correlates with is never named right.
+    """
+    number("good", good, 0, 1)
+    oracle = presence_oracle(Q, present)
+    chosen = torch.as_tensor(labels, dtype=torch.long, device=oracle.device)
+    if len(chosen) != len(oracle):
+        raise ValueError(f"expected one label for each of {len(oracle)} units, got {len(chosen)}")
+    reached, (possible, best) = oracle.gather(1, chosen[:, None]).squeeze(1), oracle.max(1)
+    true = best if names is None else torch.as_tensor(names, dtype=torch.long, device=oracle.device)
+    alive = possible > 0
+    exact = (chosen == true) & alive
+    return pd.DataFrame({name: x.cpu().numpy() for name, x in {
+        "reached": reached, "possible": possible, "exact": exact, "near": (reached >= good * possible) & alive}.items()})
+
+
+def auroc_intervals(trust: pd.DataFrame, right: Numbers, seed: int = 0, draws: int = 2000, level: float = .95) -> pd.DataFrame:
+    """`auroc` of every column of `trust` (one row a neuron) with its percentile bootstrap interval: trust, units, right,
+    auroc, low, high.
+
+    Resampled are neurons, jointly: trust and rightness stay together, and each draw takes the same neurons for all
+    columns. Draws with one kind only are left out; when all neurons are of one kind the interval is 0 to 1.
+    """
+    number("level", level, 0, 1)
+    columns = [_pairs(trust[name].to_numpy(), right) for name in trust]
+    if not columns:
+        raise ValueError(f"expected a table with a column for each trust score, got {trust.shape}")
+    right, K = columns[0][1], len(trust)
+    drawn = []
+    for some in draw_neurons(K, seed, draws):
+        times = np.stack([np.bincount(row, minlength=K) for row in some]).astype(np.float64)  # [some, K]
+        drawn.append(np.stack([_aurocs(values, right, times) for values, _ in columns], 1))
+    drawn = np.concatenate(drawn)
+    drawn = drawn[~np.isnan(drawn[:, 0])]                                                   # [draws, columns]
+    limits = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.quantile(drawn, limits, axis=0) if len(drawn) else (0., 1.)
+    return pd.DataFrame({"trust": list(trust), "units": K, "right": int(right.sum()),
+                         "auroc": [auroc(values, right) for values, _ in columns], "low": low, "high": high})
+
+
+def reliability(trust: Numbers, right: Numbers, bins: int = 10) -> pd.DataFrame:
+    """Neurons by trust, in bins of about equal numbers: bin, units, trust (mean), right (share), low, high (Wilson, 95 %).
+
+    trust [K] in 0..1, right [K] bool. Equal trust is never torn apart: its bin is that of its middle neuron, so bins may
+    differ in size, and those without neurons are left out. The intervals take neurons as independent.
+    """
+    whole("bins", bins)
+    trust, right = _pairs(trust, right, share=True)
+    _, value, times = np.unique(trust, return_inverse=True, return_counts=True)
+    middle = np.cumsum(times) - times / 2
+    _, place = np.unique(np.floor(middle / len(trust) * bins).astype(int), return_inverse=True)
+    place = place[value]
+    units = np.bincount(place)
+    share = np.bincount(place, right) / units
+    low, high = _wilson(share, units, NormalDist().inv_cdf(.975))
+    return pd.DataFrame({"bin": np.arange(len(units)), "units": units, "trust": np.bincount(place, trust) / units,
+                         "right": share, "low": low, "high": high})
+
+
+def expected_calibration_error(trust: Numbers, right: Numbers, bins: int = 10) -> float:
+    """Mean over neurons of |mean trust - share right| of their bin of `reliability`."""
+    table = reliability(trust, right, bins)
+    return float((table["units"] * (table["trust"] - table["right"]).abs()).sum() / table["units"].sum())
+
+
+def brier(trust: Numbers, right: Numbers) -> float:
+    """Mean of (trust - right)^2: trust [K] in 0..1, right [K] bool. Constant trust of .5 has .25."""
+    trust, right = _pairs(trust, right, share=True)
+    return float(((trust - right) ** 2).mean())
+
+
+def risk_coverage(trust: Numbers, right: Numbers) -> pd.DataFrame:
+    """Labels kept when those of less trust are withheld: threshold (least trust kept), units, coverage (share kept),
+    right (share of these); one row for each value of trust, the highest first.
+    """
+    trust, right = _pairs(trust, right)
+    values, kept, good = _kept(trust, right)
+    return pd.DataFrame({"threshold": values, "units": kept, "coverage": kept / len(trust), "right": good / kept})
+
+
+def coverage_area(trust: Numbers, right: Numbers) -> float:
+    """Mean over k = 1..K of the share right among the k most trusted, in the mean over orders of equal trust.
+
+    Useless trust gives the share right of all neurons, and 1 is reached only when all are right.
+    """
+    trust, right = _pairs(trust, right)
+    _, kept, good = _kept(trust, right)
+    k = np.arange(1, len(trust) + 1)
+    return float((np.interp(k, [0, *kept], [0, *good]) / k).mean())
+
+
+def _wilson(share: np.ndarray, n: np.ndarray, z: float) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson (1927): (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)."""
+    middle, width = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = (middle - width) / (1 + z**2 / n), (middle + width) / (1 + z**2 / n)
+    return low.clip(0, 1), high.clip(0, 1)
+
+
+def _kept(trust: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values of trust, descending, and how many neurons have at least that, and how many of these are right."""
+    values, place = np.unique(-trust, return_inverse=True)
+    return -values, np.cumsum(np.bincount(place)), np.cumsum(np.bincount(place, right))
