@@ -1,16 +1,18 @@
 """How close does a pass over images come to the forward passes alone plus decoding each image once?
 
-    python benchmarks/activations.py [--target efficientnet_lite0 --clip conse:efficientnet_lite2 --probe photos:96]
+    python benchmarks/activations.py [--target efficientnet_lite0 --clip conse:efficientnet_lite2 --probe
+    photos:96]
                                      [--batch 32] [--repeats 2] [--threads 0] [--device cpu] [--dtype float32]
 
-For each pair of networks, in a process of its own: images/s of decoding and preprocessing alone, of the bare forward
-passes (preprocessed images at hand, in whole batches and in the pieces that `neuronym.passes.ready` makes of them on a
-CPU) and of the pass with an empty cache; user and system seconds of the pass; MiB by which the first pass raises the
-process's memory (and a device's); and the ratio pass / (decoding + faster forwards). Each is the shortest of
-interleaved repeats: compare the ratios. "photos:N" are N made-up JPEGs of 500 x 375 pixels. By default the pairs are an
-ImageNet network with a ConSE of another and the microworld's, on a GPU also torchvision's RN50 and ViT-B/16 with random
-weights.
+For each pair of networks, in a process of its own: images/s of decoding and preprocessing alone, of the bare
+forward passes (preprocessed images at hand, in whole batches and in the pieces that `neuronym.passes.ready`
+makes of them on a CPU) and of the pass with an empty cache; user and system seconds of the pass; MiB by which
+the first pass raises the process's memory (and a device's); and the ratio pass / (decoding + faster
+forwards). Each is the shortest of interleaved repeats: compare the ratios. "photos:N" are N made-up JPEGs of
+500 x 375 pixels. By default the pairs are an ImageNet network with a ConSE of another and the microworld's,
+on a GPU also torchvision's RN50 and ViT-B/16 with random weights.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -27,14 +29,16 @@ import torch
 from PIL import Image
 
 from neuronym.activations import activations_and_embeddings, unit_activations
-from neuronym.models.clips import load_clip
-from neuronym.hooks import resolve_layers
-from neuronym.passes import ready
-from neuronym.models.targets import load_target
 from neuronym.datasets.probe import batches, load_probe
+from neuronym.hooks import resolve_layers
+from neuronym.models.clips import load_clip
+from neuronym.models.targets import load_target
+from neuronym.passes import ready
 
-PAIRS = [("efficientnet_lite0", "conse:efficientnet_lite2", "photos:96"),
-         ("microworld:resnet", "microworld", "microworld:500")]
+PAIRS = [
+    ("efficientnet_lite0", "conse:efficientnet_lite2", "photos:96"),
+    ("microworld:resnet", "microworld", "microworld:500"),
+]
 ON_GPU = [("torchvision:resnet50@none", "", "photos:2048"), ("torchvision:vit_b_16@none", "", "photos:2048")]
 
 
@@ -42,8 +46,10 @@ def make_photos(folder, count):
     """JPEGs with structure at all scales, about as many bytes as photos have."""
     rng = np.random.default_rng(0)
     for i in range(count):
-        layers = [Image.fromarray(rng.integers(0, 256, (side * 3 // 4, side, 3), np.uint8)).resize((500, 375), 3)
-                  for side in (4, 16, 64, 250)]
+        layers = [
+            Image.fromarray(rng.integers(0, 256, (side * 3 // 4, side, 3), np.uint8)).resize((500, 375), 3)
+            for side in (4, 16, 64, 250)
+        ]
         pixels = np.average([np.asarray(layer) for layer in layers], axis=0, weights=(8, 4, 2, 1))
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:05}.jpg", quality=90)
 
@@ -71,7 +77,12 @@ def fresh_pass(args, target, clip, probe):
     layers = resolve_layers(target.model, list(target.layers), target.example)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NEURONYM_CACHE"] = folder
-        options = {"batch_size": args.batch, "device": args.device, "dtype": args.dtype, "workers": args.workers}
+        options = {
+            "batch_size": args.batch,
+            "device": args.device,
+            "dtype": args.dtype,
+            "workers": args.workers,
+        }
         if clip is None:
             unit_activations(target, probe, layers, **options)
         else:
@@ -79,11 +90,15 @@ def fresh_pass(args, target, clip, probe):
 
 
 def forward(args, network, images, whole):
-    """Seconds of the bare forward passes over preprocessed images, which are brought to the device beforehand."""
+    """Seconds of the bare forward passes over preprocessed images, which are brought to the device
+    beforehand.
+    """
     model, function = network
     with ready(model, args.device, args.dtype) as place:
         pieces = [list(place(batch)) for batch in images]
-        inputs = [torch.cat(some) for some in pieces] if whole else [piece for some in pieces for piece in some]
+        inputs = (
+            [torch.cat(some) for some in pieces] if whole else [piece for some in pieces for piece in some]
+        )
         return timed(lambda: [function(x) for x in inputs] and None, args.device)
 
 
@@ -118,23 +133,35 @@ def measure(args, target_name, clip_name, probe_name):
             for i, network in enumerate(networks):
                 for whole in (True, False):
                     best[i, whole] = min(best[i, whole], forward(args, network, columns[i], whole))
-            best["pass"] = min(best["pass"], timed(lambda: fresh_pass(args, target, clip, probe), args.device))
+            best["pass"] = min(
+                best["pass"], timed(lambda: fresh_pass(args, target, clip, probe), args.device)
+            )
     report(args, (target_name, clip_name), probe.N, best, peak)
 
 
 def report(args, names, count, best, peak):
     seconds = {key: times[0] for key, times in best.items()}
-    print(f"{' + '.join(name for name in names if name)}: {count} images, batches of {args.batch}, {args.dtype}, "
-          f"{args.device}, {torch.get_num_threads()} threads")
+    print(
+        f"{' + '.join(name for name in names if name)}: {count} images, batches of {args.batch}, {args.dtype}, "
+        f"{args.device}, {torch.get_num_threads()} threads"
+    )
     print(f"  decoding and preprocessing {count / seconds['decode']:8.1f} images/s")
     floor = seconds["decode"]
     for i, name in enumerate(name for name in names if name):
         floor += min(seconds[i, True], seconds[i, False])
-        print(f"  forward, whole | in pieces {count / seconds[i, True]:8.1f} | {count / seconds[i, False]:.1f}  {name}")
-    device = f", {torch.cuda.max_memory_allocated() / 2**20:.0f} on the device" if args.device != "cpu" else ""
-    print(f"  pass                       {count / seconds['pass']:8.1f} images/s; {best['pass'][1]:.1f} s user, "
-          f"{best['pass'][2]:.1f} s system; {peak:.0f} MiB{device}")
-    print(f"  pass / sum                 {seconds['pass'] / floor:8.2f}   ({seconds['pass']:.2f} s / {floor:.2f} s)")
+        print(
+            f"  forward, whole | in pieces {count / seconds[i, True]:8.1f} | {count / seconds[i, False]:.1f}  {name}"
+        )
+    device = (
+        f", {torch.cuda.max_memory_allocated() / 2**20:.0f} on the device" if args.device != "cpu" else ""
+    )
+    print(
+        f"  pass                       {count / seconds['pass']:8.1f} images/s; {best['pass'][1]:.1f} s user, "
+        f"{best['pass'][2]:.1f} s system; {peak:.0f} MiB{device}"
+    )
+    print(
+        f"  pass / sum                 {seconds['pass'] / floor:8.2f}   ({seconds['pass']:.2f} s / {floor:.2f} s)"
+    )
 
 
 def main():

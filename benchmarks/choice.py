@@ -1,7 +1,9 @@
-"""Which scoring function of Describe-and-Dissect finds a planted name? Final-layer units, the true class among random others.
+"""Which scoring function of Describe-and-Dissect finds a planted name? Final-layer units, the true class
+among random others.
 
 python benchmarks/choice.py [--target microworld:resnet] [--clip microworld] [--probe microworld:600] [--draw]
 """
+
 from __future__ import annotations
 
 import argparse
@@ -11,15 +13,14 @@ import pandas as pd
 
 from neuronym.activations import activations_and_embeddings
 from neuronym.common.memory import top_images
-from neuronym.describe.selection import SCORES
-from neuronym.describe.selection import rank_candidates
+from neuronym.datasets.probe import load_probe
+from neuronym.describe.selection import rank_candidates, SCORES
+from neuronym.hooks import resolve_layers
 from neuronym.models.clips import load_clip
 from neuronym.models.generators import load_generator
-from neuronym.hooks import resolve_layers
 from neuronym.models.targets import load_target
-from neuronym.datasets.probe import load_probe
 
-OTHERS = 4    # names beside the true one
+OTHERS = 4  # names beside the true one
 EXAMPLES = 10
 
 
@@ -41,11 +42,20 @@ def main() -> None:
         scores, _ = rank_candidates(candidates, E, how=list(SCORES), Q=Q, I=I, clip=clip, exclude=exclude)
         found[text] = right(scores, candidates, names)
     if given.draw:
-        scores, _ = rank_candidates(candidates, E, load_generator("microworld"), how=list(SCORES), target=target,
-                                    layer=layer, clip=clip)
+        scores, _ = rank_candidates(
+            candidates,
+            E,
+            load_generator("microworld"),
+            how=list(SCORES),
+            target=target,
+            layer=layer,
+            clip=clip,
+        )
         found["drawn"] = right(scores, candidates, names)
-    print(f"{target.name}, '{layer.name}', {len(names)} units, {len(probe)} images of {probe.name}, {clip.name}; "
-          f"share of units whose true name wins against {OTHERS} others (chance {1 / (OTHERS + 1):.2f})")
+    print(
+        f"{target.name}, '{layer.name}', {len(names)} units, {len(probe)} images of {probe.name}, {clip.name}; "
+        f"share of units whose true name wins against {OTHERS} others (chance {1 / (OTHERS + 1):.2f})"
+    )
     print(pd.DataFrame(found).T.round(3).to_string())
 
 
@@ -56,8 +66,11 @@ def planted(name: str, names: list[str], dice: random.Random) -> list[str]:
 
 
 def right(scores: dict, candidates: dict[int, list[str]], names: list[str]) -> dict[str, float]:
-    return {how: sum(candidates[unit][int(some[unit].argmax())] == names[unit] for unit in candidates) / len(names)
-            for how, some in scores.items()}
+    return {
+        how: sum(candidates[unit][int(some[unit].argmax())] == names[unit] for unit in candidates)
+        / len(names)
+        for how, some in scores.items()
+    }
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
     python benchmarks/labelling.py [-p key value ...]
 
-Runs notebooks/labelling.ipynb headless twice with an empty cache and results folder of its own, and prints the seconds
-of each phase of both runs, their sums, and the work of each: what it took from `start_run` to `finish_run`, that is
-without the kernel's start and the imports of the first cell, and less what loading the networks imports (torchvision
-and clip, timed in an interpreter of their own). Parameters are passed on, such as -p limit 1000.
+Runs notebooks/labelling.ipynb headless twice with an empty cache and results folder of its own, and prints
+the seconds of each phase of both runs, their sums, and the work of each: what it took from `start_run` to
+`finish_run`, that is without the kernel's start and the imports of the first cell, and less what loading the
+networks imports (torchvision and clip, timed in an interpreter of their own). Parameters are passed on, such
+as -p limit 1000.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -24,12 +26,23 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), dest="values",
-                        help="a parameter of the notebook; may be repeated")
+    parser.add_argument(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("KEY", "VALUE"),
+        dest="values",
+        help="a parameter of the notebook; may be repeated",
+    )
     values = [word for pair in parser.parse_args().values for word in ("-p", *pair)]
     with tempfile.TemporaryDirectory() as folder:
         runs = [labelling(values, Path(folder)) for _ in range(2)]
-    imports = float(subprocess.run([sys.executable, "-W", "ignore", "-c", IMPORTS], capture_output=True, text=True, check=True).stdout)
+    imports = float(
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", IMPORTS], capture_output=True, text=True, check=True
+        ).stdout
+    )
     print(f"{'seconds':24}{'first':>9}{'second':>9}")
     for phase in runs[0]:
         print(f"{phase:24}" + "".join(f"{run[phase]:9.2f}" for run in runs))
@@ -39,16 +52,25 @@ def main() -> None:
 def labelling(values: list[str], folder: Path) -> dict[str, float]:
     """Seconds of one run by phase, and of the whole."""
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "neuronym", "labelling", *values], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"NEURONYM_CACHE": str(folder / "cache"), "NEURONYM_RESULTS": str(folder / "results")})
+    done = subprocess.run(
+        [sys.executable, "-m", "neuronym", "labelling", *values],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {"NEURONYM_CACHE": str(folder / "cache"), "NEURONYM_RESULTS": str(folder / "results")},
+    )
     whole = time.perf_counter() - start
     if done.returncode:
         sys.exit(done.stderr)
     (result,) = (folder / "results" / "labelling").iterdir()
     rows = [line.split(",") for line in (result / "phases.csv").read_text(encoding="utf-8").splitlines()[1:]]
     took = {phase: float(seconds) for phase, seconds in rows}
-    return took | {"all phases": sum(took.values()), "with start and end": whole,
-                   "work": json.loads((result / "metrics.json").read_text())["seconds"]}
+    return took | {
+        "all phases": sum(took.values()),
+        "with start and end": whole,
+        "work": json.loads((result / "metrics.json").read_text())["seconds"],
+    }
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """How much faster, and in how much memory, are the similarity functions than literal loops over units?
 
-    python benchmarks/similarity.py [--N 5000] [--M 20000] [--K 512] [--d 512] [--memory-mib 512] [--device cpu] [--profile]
+    python benchmarks/similarity.py [--N 5000] [--M 20000] [--K 512] [--d 512] [--memory-mib 512] [--device
+    cpu] [--profile]
 
-For each function, in one run: seconds of the literal loop over units, of `score` with the same matrix P, and of
-`score_embeddings`, which makes P in blocks (the loop is charged for making P once); the ratios; the largest difference
-of scores, and units whose label differs; the peak of memory beside inputs; and the roofline: the least time that memory,
-cache or matrix products need at the rates measured in this run, and the share of it that `score` reaches. A loop over
-many units is timed on some of them, evenly spread, and scaled up; which is stated. Compare ratios, not seconds.
+For each function, in one run: seconds of the literal loop over units, of `score` with the same matrix P, and
+of `score_embeddings`, which makes P in blocks (the loop is charged for making P once); the ratios; the
+largest difference of scores, and units whose label differs; the peak of memory beside inputs; and the
+roofline: the least time that memory, cache or matrix products need at the rates measured in this run, and the
+share of it that `score` reaches. A loop over many units is timed on some of them, evenly spread, and scaled
+up; which is stated. Compare ratios, not seconds.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -23,7 +26,7 @@ from pathlib import Path
 import torch
 
 from neuronym.common.memory import CACHED
-from neuronym.similarity.scores import SIMILARITIES, score, score_embeddings
+from neuronym.similarity.scores import score, score_embeddings, SIMILARITIES
 
 TOP = {"wpmi": 28, "soft_wpmi": 100}
 
@@ -43,14 +46,15 @@ def centred_columns(x):
 
 # Literal loops: prepare(P) once, unit(prepared, q, generator) for each unit, finish(rows) once.
 
+
 def reordered(P, q, generator):
-    n = int(.05 * len(q))
+    n = int(0.05 * len(q))
     a, images = q.topk(n)
     b, seen = a.flip(0), P[images]
     rank = seen.argsort(dim=0, stable=True).argsort(0)  # equal values upwards from the most activated image
     draws = [torch.randperm(n, generator=generator).to(b.device) for _ in range(5)]
     baseline = torch.stack([(b - b[draw]).abs() ** 3 for draw in draws]).mean()
-    return -((a[:, None] - b[rank]).abs() ** 3).mean(0) / baseline / seen.mean(0) ** .5
+    return -((a[:, None] - b[rank]).abs() ** 3).mean(0) / baseline / seen.mean(0) ** 0.5
 
 
 def images_of(p, q, n):
@@ -58,7 +62,7 @@ def images_of(p, q, n):
 
 
 def softly(p, q, generator):
-    trust = (.998 - torch.arange(100, device=p.device) / 100 * (.998 - .97))[:, None]
+    trust = (0.998 - torch.arange(100, device=p.device) / 100 * (0.998 - 0.97))[:, None]
     return (1 + trust * (images_of(p, q, 100) - 1) + 1e-7).log().sum(0)
 
 
@@ -68,11 +72,22 @@ def less_prior(rows, lam):
 
 LOOPS = {
     "cos_similarity": (unit_columns, lambda P, q, g: unit_columns(q[:, None])[:, 0] @ P, lambda rows: rows),
-    "cos_similarity_cubed": (cubed_columns, lambda P, q, g: cubed_columns(q[:, None])[:, 0] @ P, lambda rows: rows),
-    "correlation": (centred_columns, lambda P, q, g: centred_columns(q[:, None])[:, 0] @ P, lambda rows: rows),
+    "cos_similarity_cubed": (
+        cubed_columns,
+        lambda P, q, g: cubed_columns(q[:, None])[:, 0] @ P,
+        lambda rows: rows,
+    ),
+    "correlation": (
+        centred_columns,
+        lambda P, q, g: centred_columns(q[:, None])[:, 0] @ P,
+        lambda rows: rows,
+    ),
     "rank_reorder": (lambda P: P, reordered, lambda rows: rows),
-    "wpmi": (lambda P: (2 * P).softmax(1), lambda p, q, g: (images_of(p, q, 28) + 1e-7).log().sum(0),
-             partial(less_prior, lam=.6)),
+    "wpmi": (
+        lambda P: (2 * P).softmax(1),
+        lambda p, q, g: (images_of(p, q, 28) + 1e-7).log().sum(0),
+        partial(less_prior, lam=0.6),
+    ),
     "soft_wpmi": (lambda P: (10 * P).softmax(1), softly, partial(less_prior, lam=1)),
 }
 
@@ -114,7 +129,7 @@ def peak(call, X):
         result = call()
         return (torch.cuda.max_memory_allocated() - before) / 2**20, result
     try:
-        ctypes.CDLL(None).malloc_trim(0)             # what earlier calls freed goes back to the system ...
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed goes back to the system ...
         Path("/proc/self/clear_refs").write_text("5")  # ... and the peak so far is forgotten
     except (AttributeError, OSError):
         return math.nan, call()
@@ -129,8 +144,10 @@ def resident():
 
 
 def rates(I, T, P):
-    """Bytes a second read from memory and from cache, and floating-point operations a second of a matrix product."""
-    hand = P.flatten()[:CACHED // 4]
+    """Bytes a second read from memory and from cache, and floating-point operations a second of a matrix
+    product.
+    """
+    hand = P.flatten()[: CACHED // 4]
     from_memory = P.nbytes / seconds(P.sum, P, 3)[0]
     from_cache = hand.nbytes / seconds(hand.sum, P, 20)[0]
     taken, _ = seconds(lambda: torch.mm(I, T.T, out=P), P, 3)
@@ -141,9 +158,15 @@ def bound(method, N, M, K, from_memory, from_cache, products):
     """Least seconds for `score`, and what sets them."""
     P, scores, Q = 4 * N * M, 4 * K * M, 4 * N * K
     moved = {"wpmi": 2 * P, "soft_wpmi": 2 * P}.get(method, P) + scores + Q
-    cached = {**{m: 4 * K * top * M for m, top in TOP.items()}, "rank_reorder": 16 * K * int(.05 * N) * M}.get(method, 0)
-    terms = {"memory": moved / from_memory, "cache": cached / from_cache,
-             "products": 2 * N * M * K / products if method.startswith("cos") else 0}
+    cached = {
+        **{m: 4 * K * top * M for m, top in TOP.items()},
+        "rank_reorder": 16 * K * int(0.05 * N) * M,
+    }.get(method, 0)
+    terms = {
+        "memory": moved / from_memory,
+        "cache": cached / from_cache,
+        "products": 2 * N * M * K / products if method.startswith("cos") else 0,
+    }
     return max(terms.values()), max(terms, key=terms.get)
 
 
@@ -158,8 +181,16 @@ def inputs(N, M, K, d, device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    sizes = {"N": 5000, "M": 20000, "K": 512, "d": 512, "repeats": 3, "threads": torch.get_num_threads(), "memory-mib": 512,
-             "loop-units": 32}
+    sizes = {
+        "N": 5000,
+        "M": 20000,
+        "K": 512,
+        "d": 512,
+        "repeats": 3,
+        "threads": torch.get_num_threads(),
+        "memory-mib": 512,
+        "loop-units": 32,
+    }
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--methods", nargs="+", choices=list(SIMILARITIES), default=list(SIMILARITIES))
@@ -172,14 +203,20 @@ def main():
     P = I @ T.T
     from_memory, from_cache, products, making = rates(I, T, P)
     units = sorted({i * K // args.loop_units for i in range(args.loop_units)})
-    print(f"N {N}, M {M}, K {K}, d {args.d}, float32, {args.device}, {args.threads} threads, memory {args.memory_mib} MiB; "
-          f"loops timed on {len(units)} of {K} units\nP is {P.nbytes / 2**20:.0f} MiB and takes {making:.2f} s; memory "
-          f"{from_memory / 1e9:.1f} GB/s, cache {from_cache / 1e9:.1f} GB/s, matrix products {products / 1e9:.0f} GFLOP/s")
-    print(f"{'seconds:':21}{'loop':>9}{'score':>8}{'embed':>8}{'ratios:':>10}{'score':>8}{'embed':>8}{'diff':>9}{'labels':>8}"
-          f"{'MiB: loop':>11}{'score':>7}{'embed':>7}{'Gscores/s':>11}{'roofline':>10}{'by':>10}{'reached':>9}")
+    print(
+        f"N {N}, M {M}, K {K}, d {args.d}, float32, {args.device}, {args.threads} threads, memory {args.memory_mib} MiB; "
+        f"loops timed on {len(units)} of {K} units\nP is {P.nbytes / 2**20:.0f} MiB and takes {making:.2f} s; memory "
+        f"{from_memory / 1e9:.1f} GB/s, cache {from_cache / 1e9:.1f} GB/s, matrix products {products / 1e9:.0f} GFLOP/s"
+    )
+    print(
+        f"{'seconds:':21}{'loop':>9}{'score':>8}{'embed':>8}{'ratios:':>10}{'score':>8}{'embed':>8}{'diff':>9}{'labels':>8}"
+        f"{'MiB: loop':>11}{'score':>7}{'embed':>7}{'Gscores/s':>11}{'roofline':>10}{'by':>10}{'reached':>9}"
+    )
     for method in args.methods:
-        calls = {"score": partial(score, P, Q, method, memory=args.memory_mib * 2**20),
-                 "embed": partial(score_embeddings, I, T, Q, method, memory=args.memory_mib * 2**20)}
+        calls = {
+            "score": partial(score, P, Q, method, memory=args.memory_mib * 2**20),
+            "embed": partial(score_embeddings, I, T, Q, method, memory=args.memory_mib * 2**20),
+        }
         score(P[:500, :40].contiguous(), Q[:500], method)  # the first call compiles
         mib, best = {}, {}
         for how, call in calls.items():
@@ -196,9 +233,12 @@ def main():
             fast = score(P, Q, method, units=range(min(8, K)), memory=args.memory_mib * 2**20)
         difference, labels = float((rows - fast).abs().max()), int((rows.argmax(1) != fast.argmax(1)).sum())
         least, by = bound(method, N, M, K, from_memory, from_cache, products)
-        print(f"{method:21}{looped:9.2f}{best['score']:8.3f}{best['embed']:8.3f}{looped / best['score']:17.1f}x"
-              f"{(looped + making) / best['embed']:7.1f}x{difference:9.0e}{labels:8d}{mib['loop']:11.0f}{mib['score']:7.0f}"
-              f"{mib['embed']:7.0f}{K * M / best['score'] / 1e9:11.3f}{least:9.3f}s{by:>10}{least / best['score']:9.0%}", flush=True)
+        print(
+            f"{method:21}{looped:9.2f}{best['score']:8.3f}{best['embed']:8.3f}{looped / best['score']:17.1f}x"
+            f"{(looped + making) / best['embed']:7.1f}x{difference:9.0e}{labels:8d}{mib['loop']:11.0f}{mib['score']:7.0f}"
+            f"{mib['embed']:7.0f}{K * M / best['score'] / 1e9:11.3f}{least:9.3f}s{by:>10}{least / best['score']:9.0%}",
+            flush=True,
+        )
         if args.profile:
             with cProfile.Profile() as profile:
                 calls["score"]()

@@ -1,4 +1,5 @@
 """Fixtures shared by all tests: private cache and results folders, and the optional reference data."""
+
 from __future__ import annotations
 
 import os
@@ -21,5 +22,7 @@ def shared() -> Path:
     """Folder of real photos, published tables and golden outputs; tests that need it skip without it."""
     folder = Path(os.environ.get("NEURONYM_SHARED", ROOT.parent / "shared")) / "data"
     if not folder.is_dir():
-        pytest.skip(f"reference data not found at {folder}; set NEURONYM_SHARED to the folder that holds data/")
+        pytest.skip(
+            f"reference data not found at {folder}; set NEURONYM_SHARED to the folder that holds data/"
+        )
     return folder

@@ -1,8 +1,11 @@
-"""Orthogonal matching pursuit and its pool written literally in float64, with loops; nothing here imports from the package.
+"""Orthogonal matching pursuit and its pool written literally in float64, with loops; nothing here imports
+from the package.
 
 text_pool           texts [M][d] -> atoms, as an array
-matching_pursuit    directions [K, d], atoms [M, d] -> for each direction a list of (atom, coefficient) in order of choice
+matching_pursuit    directions [K, d], atoms [M, d] -> for each direction a list of (atom, coefficient) in
+                    order of choice
 """
+
 from __future__ import annotations
 
 import math
@@ -19,12 +22,14 @@ def text_pool(texts, text_norm="unit"):
         return np.array(rows)
     lines = rows if text_norm == "unit" else [list(column) for column in zip(*rows)]
     norms = [math.sqrt(math.fsum(x * x for x in line)) for line in lines]
-    lines = [[100 * x / norm if norm else 0. for x in line] for line, norm in zip(lines, norms)]
+    lines = [[100 * x / norm if norm else 0.0 for x in line] for line, norm in zip(lines, norms)]
     return np.array(lines if text_norm == "unit" else [list(row) for row in zip(*lines)])
 
 
 def matching_pursuit(R, T, m):
-    """Up to m atoms: the one most correlated with the residual, the first among equals, then least squares on all."""
+    """Up to m atoms: the one most correlated with the residual, the first among equals, then least squares on
+    all.
+    """
     R, T = np.asarray(R, dtype=np.float64), np.asarray(T, dtype=np.float64)
     return [_pursuit(r, T, m) for r in R]
 
@@ -32,7 +37,7 @@ def matching_pursuit(R, T, m):
 def _pursuit(r, T, m):
     chosen, gamma, residual = [], np.zeros(0), r.copy()
     while len(chosen) < m and math.sqrt(residual @ residual) > 1e-12 * math.sqrt(r @ r):
-        best, most = -1, -1.
+        best, most = -1, -1.0
         for j, t in enumerate(T):
             correlation = abs(math.fsum(t * residual))
             if correlation > most:

@@ -1,4 +1,5 @@
 """HTTP servers on this machine, for tests of what talks to one."""
+
 from __future__ import annotations
 
 import threading
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 @contextmanager
 def serving(handle: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
     """Address of a server that passes every request to `handle`, which answers with `send`."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             handle(self)
@@ -21,7 +23,7 @@ def serving(handle: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
 
     web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     web.daemon_threads = True
-    thread = threading.Thread(target=web.serve_forever, args=(.01,), daemon=True)
+    thread = threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{web.server_port}"
@@ -35,7 +37,9 @@ def read(request: BaseHTTPRequestHandler) -> bytes:
     return request.rfile.read(int(request.headers.get("Content-Length") or 0))
 
 
-def send(request: BaseHTTPRequestHandler, status: int, body: bytes | str, headers: Mapping[str, str] | None = None) -> None:
+def send(
+    request: BaseHTTPRequestHandler, status: int, body: bytes | str, headers: Mapping[str, str] | None = None
+) -> None:
     body = body.encode() if isinstance(body, str) else body
     request.send_response(status)
     for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():

@@ -1,4 +1,7 @@
-"""neuronym.second_order.ablation, neuronym.datasets.tasks: the paper's ablations literally, indirect effects by editing the network, tasks with truth."""
+"""neuronym.second_order.ablation, neuronym.datasets.tasks: the paper's ablations literally, indirect effects
+by editing the network, tasks with truth.
+"""
+
 from __future__ import annotations
 
 import pytest
@@ -6,17 +9,21 @@ import reference_lens as literal
 import torch
 from torch.testing import assert_close
 
-from tests.test_lens import clip_of, effects_of, images, made, same, small, visual  # fixtures too
-from neuronym.second_order import ablation, effects
 from neuronym import hooks
 from neuronym.activations import zero_shot_head
-from neuronym.models.clips import load_clip
 from neuronym.datasets.probe import load_probe, of_scenes
 from neuronym.datasets.tasks import accuracy, load_prompts, load_task
+from neuronym.models.clips import load_clip
+from neuronym.second_order import ablation, effects
 from neuronym.second_order.tower import read_tower
+from tests.test_lens import clip_of, effects_of, images, made, same, small, visual  # fixtures too
 
-NAMES = {"all": "all", "significant": "without_significant", "insignificant": "without_insignificant",
-         "all but rank 1": "rank_1"}
+NAMES = {
+    "all": "all",
+    "significant": "without_significant",
+    "insignificant": "without_insignificant",
+    "all but rank 1": "rank_1",
+}
 
 
 @pytest.mark.parametrize("how", ablation.ABLATIONS)
@@ -26,13 +33,21 @@ def test_ablations_are_the_literal_ones(made, how):
     directions = effects.principal_directions(found, about, effects.norms(found, about), top=9)
     rep = torch.randn(23, 7, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     ours = ablation.ablated(rep, found, about, directions, how)
-    for memory in (60_000, 90_000, 300_000):  # the image at the threshold is on one side of it however neurons are taken
-        assert_close(ablation.ablated(rep, found, about, directions, how, memory=memory), ours, rtol=1e-11, atol=1e-11)
-    theta = directions.threshold * (1 + 1e-6)  # an effect at its threshold is as long here as there only up to rounding
+    for memory in (
+        60_000,
+        90_000,
+        300_000,
+    ):  # the image at the threshold is on one side of it however neurons are taken
+        assert_close(
+            ablation.ablated(rep, found, about, directions, how, memory=memory), ours, rtol=1e-11, atol=1e-11
+        )
+    theta = directions.threshold * (
+        1 + 1e-6
+    )  # an effect at its threshold is as long here as there only up to rounding
     for i in (0, 7, 22):
         same(ours[i], literal.ablate(rep[i], phi[i], phi.mean(0), NAMES[how], theta, directions.r))
     if how != "all":
-        assert (ours - ablation.ablated(rep, found, about, directions, "all")).norm(dim=1).mean() > .1
+        assert (ours - ablation.ablated(rep, found, about, directions, "all")).norm(dim=1).mean() > 0.1
 
 
 def test_along_takes_unit_rows_unless_released(made):
@@ -63,10 +78,12 @@ def test_indirect_effects_by_editing_the_network(small):
         assert_close(mean, acts[name].mean(1), rtol=1e-4, atol=1e-5)
     assert ours.shape == (5, 3, 20) and ours.norm(dim=2).min() > 0
     for k, unit in enumerate((3, 200, 41)):
+
         def to_mean(p, unit=unit):
             p = p.clone()
             p[:, :, unit] = mean[:, unit, None]
             return p
+
         with torch.no_grad(), hooks.edit(clip.model.visual, {name: to_mean}):
             assert_close(ours[:, k], whole - 100 * clip.encode_image(x), rtol=1e-3, atol=1e-4)
 
@@ -79,19 +96,28 @@ def test_indirect_and_second_order_effects_point_alike(small):
     about = effects.mean(found)
     mean = ablation.mean_activations(clip, probe, 0)
     indirect = ablation.indirect_effects(clip, probe, 0, range(256), mean)
-    direct = effects.form(found) - effects.form(effects.Effects(about.s[None], about.B[None], found.factors, found.rep[:1]))
-    assert torch.nn.functional.cosine_similarity(indirect, direct, dim=2).mean() > .1
+    direct = effects.form(found) - effects.form(
+        effects.Effects(about.s[None], about.B[None], found.factors, found.rep[:1])
+    )
+    assert torch.nn.functional.cosine_similarity(indirect, direct, dim=2).mean() > 0.1
 
 
 # tasks
 
+
 def test_the_microworld_task():
     task = load_task("microworld:30")
-    assert len(task.classes) == len(set(task.classes)) == 2 * 11 * 8 * 12 and task.probe.N == len(task.truth) == 30
+    assert (
+        len(task.classes) == len(set(task.classes)) == 2 * 11 * 8 * 12
+        and task.probe.N == len(task.truth) == 30
+    )
     for i in (0, 29):
         thing = task.probe.scene(i).things[0]
-        assert task.classes[task.truth[i]] == task.probe.labels[i] == \
-            f"{thing.size} {thing.colour} {thing.texture} {thing.shape}"
+        assert (
+            task.classes[task.truth[i]]
+            == task.probe.labels[i]
+            == f"{thing.size} {thing.colour} {thing.texture} {thing.shape}"
+        )
     shapes = load_task("microworld_shapes:30", limit=12)
     assert len(shapes.classes) == 12 and shapes.probe.ids == task.probe.ids[:12]
     assert load_task("microworld:30", seed=1).probe.ids[0] != task.probe.ids[0]
@@ -101,8 +127,8 @@ def test_a_clip_solves_it():
     clip, task = load_clip("microworld:vit"), load_task("microworld_shapes:60")
     x = torch.stack([clip.preprocess(task.probe.image(i)) for i in range(60)])
     head = zero_shot_head(clip, task.classes, ["a {}"])
-    assert accuracy(clip.encode_image(x), head, task.truth) > .9
-    assert accuracy(clip.encode_image(x), head.roll(1, 0), task.truth) < .1
+    assert accuracy(clip.encode_image(x), head, task.truth) > 0.9
+    assert accuracy(clip.encode_image(x), head.roll(1, 0), task.truth) < 0.1
 
 
 def test_any_labelled_probe_is_a_task(tmp_path):
@@ -112,7 +138,9 @@ def test_any_labelled_probe_is_a_task(tmp_path):
     task = load_task(f"folder:{tmp_path}")
     assert task.classes == ["a", "b"] and task.truth.tolist() == [0, 1, 1]
     load_probe("microworld:1").image(0).save(tmp_path / "c.png")
-    with pytest.raises(ValueError, match="needs the class of every image, 'folder:.*' has images without; put images"):
+    with pytest.raises(
+        ValueError, match="needs the class of every image, 'folder:.*' has images without; put images"
+    ):
         load_task(f"folder:{tmp_path}")
 
 
@@ -123,13 +151,21 @@ def test_imagenets_folders_are_named_by_their_order(tmp_path):
         folder.mkdir()
         picture.save(folder / "a.png")
     task = load_task(f"folder:{tmp_path}")
-    assert len(task.classes) == 1000 and task.classes[:2] == ["tench", "goldfish"] and task.truth.tolist() == list(range(1000))
+    assert (
+        len(task.classes) == 1000
+        and task.classes[:2] == ["tench", "goldfish"]
+        and task.truth.tolist() == list(range(1000))
+    )
     (tmp_path / "n10000000" / "a.png").unlink()
-    with pytest.raises(ValueError, match="classes are words, got WordNet ids such as n10000007; use all .* .got 999."):
+    with pytest.raises(
+        ValueError, match="classes are words, got WordNet ids such as n10000007; use all .* .got 999."
+    ):
         load_task(f"folder:{tmp_path}")
 
 
-@pytest.mark.parametrize("name, message", [("microworld:x", "takes a number of images"), ("microworld:0", "from 1 to")])
+@pytest.mark.parametrize(
+    "name, message", [("microworld:x", "takes a number of images"), ("microworld:0", "from 1 to")]
+)
 def test_tasks_that_are_none(name, message):
     with pytest.raises(ValueError, match=message):
         load_task(name)

@@ -1,4 +1,7 @@
-"""Activations and embeddings: values, what must not matter, what must, resuming, and that nothing is left behind."""
+"""Activations and embeddings: values, what must not matter, what must, resuming, and that nothing is left
+behind.
+"""
+
 from __future__ import annotations
 
 import warnings
@@ -9,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn, Tensor
 
-from neuronym import cache
 from neuronym import cache
 from neuronym.activations import (
     activation_maps,
@@ -23,9 +25,9 @@ from neuronym.activations import (
     unit_activations,
 )
 from neuronym.common.memory import top_images
+from neuronym.datasets.probe import Probe
 from neuronym.hooks import LayerInfo, list_layers
 from neuronym.passes import ready
-from neuronym.datasets.probe import Probe
 from neuronym.similarity.scores import score_embeddings
 
 N, SIDE = 23, 6
@@ -65,8 +67,14 @@ class Net(nn.Module):
         nhwc = self.nhwc(norm.relu())
         tokens = self.tokens(nhwc.flatten(1, 2))
         first = self.first(tokens.transpose(0, 1)).transpose(0, 1)
-        return {"conv": conv.flatten(2).transpose(1, 2), "norm": norm.flatten(2).transpose(1, 2),
-                "nhwc": nhwc.flatten(1, 2), "tokens": tokens, "first": first, "fc": self.fc(first[:, :1])}
+        return {
+            "conv": conv.flatten(2).transpose(1, 2),
+            "norm": norm.flatten(2).transpose(1, 2),
+            "nhwc": nhwc.flatten(1, 2),
+            "tokens": tokens,
+            "first": first,
+            "fc": self.fc(first[:, :1]),
+        }
 
 
 @dataclass
@@ -94,6 +102,7 @@ class FakeClip:
 @dataclass(frozen=True)
 class CountingProbe(Probe):
     """Counts decoded images, and stops like a user at image `stop_at`."""
+
     decoded: list[int] = field(default_factory=list)
     stop_at: int = -1
 
@@ -114,7 +123,9 @@ def inverted(image: Image.Image) -> Tensor:
 
 def make_probe(seed: int = 0, fingerprint: str = "probe-a", stop_at: int = -1) -> CountingProbe:
     pixels = np.random.default_rng(seed).integers(0, 256, (N, SIDE, SIDE, 3), dtype=np.uint8)
-    return CountingProbe("noise", [f"image-{i}" for i in range(N)], None, fingerprint, [], list(pixels), [], stop_at)
+    return CountingProbe(
+        "noise", [f"image-{i}" for i in range(N)], None, fingerprint, [], list(pixels), [], stop_at
+    )
 
 
 def make_target(seed: int = 0, **fields) -> FakeTarget:
@@ -122,7 +133,7 @@ def make_target(seed: int = 0, **fields) -> FakeTarget:
     model = Net().eval()
     with torch.no_grad():
         model.norm.running_mean.normal_()
-        model.norm.running_var.uniform_(.5, 2)
+        model.norm.running_var.uniform_(0.5, 2)
     return FakeTarget("net", model, **{"preprocess": to_tensor, **fields})
 
 
@@ -166,8 +177,16 @@ def close(a: Tensor, b: Tensor) -> None:
 
 # values
 
+
 def test_the_stand_in_has_every_layout(target):
-    assert [layer.layout for layer in layers_of(target)] == ["conv", "conv", "nhwc", "tokens", "tokens_first", "fc"]
+    assert [layer.layout for layer in layers_of(target)] == [
+        "conv",
+        "conv",
+        "nhwc",
+        "tokens",
+        "tokens_first",
+        "fc",
+    ]
 
 
 @pytest.mark.parametrize("how", ["avg", "max", "cls"])
@@ -177,7 +196,9 @@ def test_values_are_those_of_a_plain_forward(target, probe, how):
     with torch.no_grad():
         outputs = target.model.outputs(images_of(target, probe))
     for name in names:
-        expected = {"avg": outputs[name].mean(1), "max": outputs[name].amax(1), "cls": outputs[name][:, 0]}[how]
+        expected = {"avg": outputs[name].mean(1), "max": outputs[name].amax(1), "cls": outputs[name][:, 0]}[
+            how
+        ]
         assert Q[name].dtype == torch.float32
         close(Q[name], expected)
 
@@ -207,8 +228,11 @@ def test_equal_preprocessing_is_done_once(target, clip, probe):
 
 # what must not matter
 
+
 @pytest.mark.parametrize("batch_size, workers", [(1, 0), (7, 0), (N, 2), (64, 3)])
-def test_batch_size_and_workers_do_not_matter(target, clip, probe, batch_size, workers, monkeypatch, tmp_path):
+def test_batch_size_and_workers_do_not_matter(
+    target, clip, probe, batch_size, workers, monkeypatch, tmp_path
+):
     layers = layers_of(target)
     Q, I = activations_and_embeddings(target, layers, clip, probe, batch_size=5, workers=0)
     monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path / "other"))
@@ -276,7 +300,7 @@ def test_pieces_of_a_batch_do_not_matter(target, clip, probe, pixels, monkeypatc
     target.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     Q, I = activations_and_embeddings(target, layers_of(target), clip, probe, batch_size=10)
     expected = {1: [1] * N, 3 * SIDE**2: [3, 3, 3, 1, 3, 3, 3, 1, 3]}.get(pixels, [10, 10, 3])
-    assert sizes[-len(expected):] == expected
+    assert sizes[-len(expected) :] == expected
     close(Q["fc"], target.model(images_of(target, probe)).detach())
     close(I, clip.encode_image(images_of(target, probe)).detach())
 
@@ -284,7 +308,9 @@ def test_pieces_of_a_batch_do_not_matter(target, clip, probe, pixels, monkeypatc
 def test_names_do_not_matter(target, clip, probe):
     layer = layers_of(target)[0]
     other = replace(probe, name="other", ids=[f"x{i}" for i in range(N)])
-    assert activation_spec(target, probe, layer) == activation_spec(replace(target, name="other"), other, layer)
+    assert activation_spec(target, probe, layer) == activation_spec(
+        replace(target, name="other"), other, layer
+    )
     assert embedding_spec(clip, probe) == embedding_spec(replace(clip, name="other"), other)
 
 
@@ -302,7 +328,13 @@ CHANGES = {
     "layer": lambda t, p, l: (t, p, layers_of(t, ["norm"])[0], "avg", "float32"),
     "layout": lambda t, p, l: (t, p, replace(l, layout="nhwc", units=SIDE), "avg", "float32"),
     "pool": lambda t, p, l: (t, p, l, "max", "float32"),
-    "preprocess": lambda t, p, l: (replace(t, preprocess=inverted, preprocess_spec="inverted"), p, l, "avg", "float32"),
+    "preprocess": lambda t, p, l: (
+        replace(t, preprocess=inverted, preprocess_spec="inverted"),
+        p,
+        l,
+        "avg",
+        "float32",
+    ),
     "probe": lambda t, p, l: (t, make_probe(1, "probe-b"), l, "avg", "float32"),
     "dtype": lambda t, p, l: (t, p, l, "avg", "bfloat16"),
 }
@@ -319,7 +351,9 @@ def test_no_stale_activations(target, probe, changed):
     fresh = unit_activations(t, p, [l], how, dtype=dtype)[l.name]
     assert fresh.shape != Q.shape or not torch.equal(fresh, Q)
     with ready(t.model, dtype=dtype) as place:
-        expected = torch.cat([t.model.outputs(x)[l.name] for x in place(images_of(t, p))])  # [N, positions, K]
+        expected = torch.cat(
+            [t.model.outputs(x)[l.name] for x in place(images_of(t, p))]
+        )  # [N, positions, K]
     if changed == "layout":  # as told, if absurd: rows taken for units
         expected = expected.transpose(1, 2).unflatten(2, (SIDE, SIDE)).flatten(1, 2)
     expected = (expected.mean(1) if how == "avg" else expected.amax(1)).float()
@@ -327,20 +361,27 @@ def test_no_stale_activations(target, probe, changed):
     assert torch.equal(unit_activations(target, probe, [layer])["conv"], Q)
 
 
-@pytest.mark.parametrize("field", ["schema", "weights", "layer", "layout", "pool", "preprocess", "probe", "dtype",
-                                   "tf32"])
+@pytest.mark.parametrize(
+    "field", ["schema", "weights", "layer", "layout", "pool", "preprocess", "probe", "dtype", "tf32"]
+)
 def test_every_field_is_in_the_key(target, probe, field):
     spec = activation_spec(target, probe, layers_of(target)[0])
     assert field in spec and len(spec) == 9
     assert cache.key_of(spec) != cache.key_of({**spec, field: "changed"})
 
 
-@pytest.mark.parametrize("changed, other", [
-    ("weights", lambda c, p: (make_clip(1, weights_key="another"), p, "float32")),
-    ("preprocess", lambda c, p: (replace(c, preprocess=inverted, preprocess_spec="inverted"), p, "float32")),
-    ("probe", lambda c, p: (c, make_probe(1, "probe-b"), "float32")),
-    ("dtype", lambda c, p: (c, p, "bfloat16")),
-])
+@pytest.mark.parametrize(
+    "changed, other",
+    [
+        ("weights", lambda c, p: (make_clip(1, weights_key="another"), p, "float32")),
+        (
+            "preprocess",
+            lambda c, p: (replace(c, preprocess=inverted, preprocess_spec="inverted"), p, "float32"),
+        ),
+        ("probe", lambda c, p: (c, make_probe(1, "probe-b"), "float32")),
+        ("dtype", lambda c, p: (c, p, "bfloat16")),
+    ],
+)
 def test_no_stale_embeddings(clip, probe, changed, other):
     I = image_embeddings(clip, probe)
     c, p, dtype = other(clip, probe)
@@ -351,6 +392,7 @@ def test_no_stale_embeddings(clip, probe, changed, other):
 
 
 # resuming
+
 
 def test_an_interrupted_pass_goes_on_where_it_stopped(target, clip, monkeypatch, tmp_path):
     layers = layers_of(target)
@@ -373,7 +415,9 @@ def test_layers_that_stopped_at_different_rows_resume_at_the_smallest(target, cl
     with pytest.raises(KeyboardInterrupt):
         image_embeddings(clip, make_probe(stop_at=20), batch_size=5, workers=0)
     probe = make_probe()
-    Q, I = activations_and_embeddings(target, [conv, norm], clip, probe, batch_size=4, workers=0)  # other batches
+    Q, I = activations_and_embeddings(
+        target, [conv, norm], clip, probe, batch_size=4, workers=0
+    )  # other batches
     assert probe.decoded == list(range(6, N))
     monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path / "uninterrupted"))
     whole, J = activations_and_embeddings(target, [conv, norm], clip, probe, batch_size=5)
@@ -400,6 +444,7 @@ def test_an_error_of_the_writer_ends_the_pass_and_the_rows_before_it_stay(target
 
 
 # what is left behind
+
 
 def test_nothing_is_left_behind(target, clip, probe):
     target.model.train()
@@ -456,15 +501,33 @@ def test_activations_that_are_not_finite_name_layer_and_image(target, probe, val
     assert cache.load("activations", activation_spec(broken, probe, layers_of(target)[0])) is None
 
 
-@pytest.mark.parametrize("layers, how, error, message", [
-    (lambda t: [*layers_of(t, ["conv"]), replace(layers_of(t)[0], name="cnv")], "avg", KeyError, "nearest: conv"),
-    (lambda t: layers_of(t, ["conv"]), "cls", ValueError, "'cls' pooling needs tokens"),
-    (lambda t: layers_of(t, ["conv"]), "mean", ValueError, "'avg', 'max' or 'cls', got 'mean'"),
-    (lambda t: [replace(layers_of(t, ["conv"])[0], units=8)], "avg", ValueError, "8 values per image, got shape"),
-    (lambda t: [replace(layers_of(t, ["first"])[0], layout="tokens")], "avg", ValueError, "batch .* at axis 0"),
-    (lambda t: ["conv"], "avg", ValueError, "a list of LayerInfo"),
-    (lambda t: [], "avg", ValueError, "a list of LayerInfo"),
-])
+@pytest.mark.parametrize(
+    "layers, how, error, message",
+    [
+        (
+            lambda t: [*layers_of(t, ["conv"]), replace(layers_of(t)[0], name="cnv")],
+            "avg",
+            KeyError,
+            "nearest: conv",
+        ),
+        (lambda t: layers_of(t, ["conv"]), "cls", ValueError, "'cls' pooling needs tokens"),
+        (lambda t: layers_of(t, ["conv"]), "mean", ValueError, "'avg', 'max' or 'cls', got 'mean'"),
+        (
+            lambda t: [replace(layers_of(t, ["conv"])[0], units=8)],
+            "avg",
+            ValueError,
+            "8 values per image, got shape",
+        ),
+        (
+            lambda t: [replace(layers_of(t, ["first"])[0], layout="tokens")],
+            "avg",
+            ValueError,
+            "batch .* at axis 0",
+        ),
+        (lambda t: ["conv"], "avg", ValueError, "a list of LayerInfo"),
+        (lambda t: [], "avg", ValueError, "a list of LayerInfo"),
+    ],
+)
 def test_refusals_leave_no_hook_and_no_entry(target, probe, layers, how, error, message):
     with pytest.raises(error, match=message):
         unit_activations(target, probe, layers(target), how)
@@ -501,12 +564,13 @@ def test_progress_counts_the_batches_that_are_left(target, clip, probe):
 
 # spot check, maps, top images
 
+
 def test_spot_check(target, probe):
     layers = layers_of(target)
     Q = unit_activations(target, probe, layers)
     spot_check(target, probe, Q, layers)
     with torch.no_grad():
-        target.model.norm.bias += .1  # the key was taken before
+        target.model.norm.bias += 0.1  # the key was taken before
     with pytest.raises(ValueError, match="layer 'norm' differ from fresh ones by .* for image 'image-"):
         spot_check(target, probe, Q, layers)
 
@@ -517,7 +581,9 @@ def test_maps_of_chosen_images_and_units(target, probe, name):
     rows, units = [19, 0, 4], [5, 2]
     maps = activation_maps(target, probe, layer, rows, units, batch_size=2)
     with torch.no_grad():
-        expected = target.model.outputs(images_of(target, probe))[name][rows][:, :, units]  # [n, positions, 2]
+        expected = target.model.outputs(images_of(target, probe))[name][rows][
+            :, :, units
+        ]  # [n, positions, 2]
     close(maps, expected.transpose(1, 2).unflatten(2, (SIDE, SIDE)))
     whole = activation_maps(target, probe, layer, torch.tensor(rows))
     assert whole.shape == (3, layer.units, SIDE, SIDE)
@@ -527,12 +593,15 @@ def test_maps_of_chosen_images_and_units(target, probe, name):
     maps += 1  # an ordinary tensor
 
 
-@pytest.mark.parametrize("rows, units, message", [
-    ([N], None, "image numbers lie within 0 .. 22, got 23"),
-    ([-1], None, "image numbers"),
-    ([], None, "got none"),
-    ([0], [7], "unit of 'conv' numbers lie within 0 .. 6, got 7"),
-])
+@pytest.mark.parametrize(
+    "rows, units, message",
+    [
+        ([N], None, "image numbers lie within 0 .. 22, got 23"),
+        ([-1], None, "image numbers"),
+        ([], None, "got none"),
+        ([0], [7], "unit of 'conv' numbers lie within 0 .. 6, got 7"),
+    ],
+)
 def test_maps_refuse_what_is_not_there(target, probe, rows, units, message):
     with pytest.raises(ValueError, match=message):
         activation_maps(target, probe, layers_of(target)[0], rows, units)
@@ -546,7 +615,7 @@ def test_maps_refuse_what_is_not_there(target, probe, rows, units, message):
 def test_top_images_break_ties_by_the_lower_index(dtype, k):
     Q = torch.randint(-2, 3, (N, 11), generator=torch.Generator().manual_seed(0)).to(dtype)
     Q[:, 3], Q[:, 4], Q[:, 5] = 0, torch.randn(N), -torch.rand(N) * 1e-30
-    Q[::2, 6], Q[1::2, 6] = 0., -0.
+    Q[::2, 6], Q[1::2, 6] = 0.0, -0.0
     top = top_images(Q, k)
     assert top.shape == (k, 11) and top.dtype == torch.int64
     for unit in range(11):
@@ -561,10 +630,15 @@ def test_top_images_does_not_depend_on_the_block(monkeypatch):
     assert torch.equal(top_images(Q, 5), whole)
 
 
-@pytest.mark.parametrize("Q, k, message", [
-    (torch.zeros(N, 7), 0, "k within 1 .. N"), (torch.zeros(N, 7), N + 1, "k within 1 .. N"),
-    (torch.zeros(N), 1, "expected Q"), (torch.full((N, 7), float("nan")), 1, "must be finite"),
-])
+@pytest.mark.parametrize(
+    "Q, k, message",
+    [
+        (torch.zeros(N, 7), 0, "k within 1 .. N"),
+        (torch.zeros(N, 7), N + 1, "k within 1 .. N"),
+        (torch.zeros(N), 1, "expected Q"),
+        (torch.full((N, 7), float("nan")), 1, "must be finite"),
+    ],
+)
 def test_top_images_refuses(Q, k, message):
     with pytest.raises(ValueError, match=message):
         top_images(Q, k)

@@ -1,4 +1,7 @@
-"""The cache: what makes a key, what is refused, and that kills, rivals and torn files never give a wrong array."""
+"""The cache: what makes a key, what is refused, and that kills, rivals and torn files never give a wrong
+array.
+"""
+
 from __future__ import annotations
 
 import json
@@ -14,11 +17,17 @@ import pytest
 import torch
 
 from neuronym import cache
-from neuronym import cache
-from neuronym import cache
-from neuronym.runs.run import ROOT, cache_dir
+from neuronym.runs.run import cache_dir, ROOT
 
-SPEC = {"schema": 1, "weights": "abc", "layer": "layer4", "pool": "avg", "ratio": .5, "tf32": False, "list": [1, 2]}
+SPEC = {
+    "schema": 1,
+    "weights": "abc",
+    "layer": "layer4",
+    "pool": "avg",
+    "ratio": 0.5,
+    "tf32": False,
+    "list": [1, 2],
+}
 ROWS = np.arange(23 * 7, dtype=np.float32).reshape(23, 7)
 
 
@@ -30,9 +39,19 @@ def put(spec=SPEC, rows=ROWS, kind="q"):
     return cache.array(kind, spec, lambda: rows)
 
 
-@pytest.mark.parametrize("field, value", [
-    ("schema", 2), ("weights", "abd"), ("layer", "layer3"), ("pool", "max"), ("ratio", .25), ("tf32", True),
-    ("list", [2, 1]), ("new", None)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("schema", 2),
+        ("weights", "abd"),
+        ("layer", "layer3"),
+        ("pool", "max"),
+        ("ratio", 0.25),
+        ("tf32", True),
+        ("list", [2, 1]),
+        ("new", None),
+    ],
+)
 def test_every_field_changes_the_key(field, value):
     assert cache.key_of(SPEC | {field: value}) != cache.key_of(SPEC)
 
@@ -41,10 +60,16 @@ def test_order_of_fields_does_not():
     assert cache.key_of(dict(reversed(SPEC.items()))) == cache.key_of(SPEC) and len(cache.key_of(SPEC)) == 16
 
 
-@pytest.mark.parametrize("value, pattern", [
-    ("<function f at 0x7f00>", "memory address"), (float("nan"), "finite numbers"), (ROWS, "JSON values, got ndarray"),
-    ({1: 2}, "strings, got 1"), ([{"a": object()}], "got object"),
-])
+@pytest.mark.parametrize(
+    "value, pattern",
+    [
+        ("<function f at 0x7f00>", "memory address"),
+        (float("nan"), "finite numbers"),
+        (ROWS, "JSON values, got ndarray"),
+        ({1: 2}, "strings, got 1"),
+        ([{"a": object()}], "got object"),
+    ],
+)
 def test_specs_that_cannot_be_keys_are_refused(value, pattern):
     with pytest.raises(ValueError, match=pattern):
         cache.key_of(SPEC | {"bad": value})
@@ -81,10 +106,16 @@ def test_work_of_another_shape_is_not_resumed(shape, dtype):
 
 
 def test_gaps_wrong_rows_and_missing_rows_are_errors():
-    for bad, pattern in (((3, ROWS[:1]), "next is row 0, got 3"), ((0, ROWS[:, :3]), r"expected rows of shape \(7,\)")):
+    for bad, pattern in (
+        ((3, ROWS[:1]), "next is row 0, got 3"),
+        ((0, ROWS[:, :3]), r"expected rows of shape \(7,\)"),
+    ):
         with pytest.raises(ValueError, match=pattern), cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
             rows.write(*bad)
-    with pytest.raises(ValueError, match="has 2 of 23 rows"), cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
+    with (
+        pytest.raises(ValueError, match="has 2 of 23 rows"),
+        cache.writer("q", SPEC, ROWS.shape, "float32") as rows,
+    ):
         rows.write(0, ROWS[:2])
 
 
@@ -167,7 +198,7 @@ STEPWISE = """
 
 def test_kills_at_any_moment_never_give_another_array():
     code, starts = textwrap.dedent(STEPWISE.format(spec=SPEC)), []
-    for delay in (.01, .03, .05, None):
+    for delay in (0.01, 0.03, 0.05, None):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
         starts.append(int(process.stdout.readline()))
         if delay:
@@ -184,13 +215,16 @@ def test_the_slower_of_two_writers_drops_its_own():
     process = start_writer()
     try:
         with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
-            assert rows.start == 0                   # it does not touch what the other is writing
+            assert rows.start == 0  # it does not touch what the other is writing
             rows.write(0, ROWS[:5])
-            assert cache.prune(partial=True) == 0    # the work of living processes is left alone
-            put(rows=ROWS)                           # a third is quicker than both
+            assert cache.prune(partial=True) == 0  # the work of living processes is left alone
+            put(rows=ROWS)  # a third is quicker than both
             first = (folder() / "meta.json").stat().st_mtime_ns
             rows.write(5, ROWS[5:] + 1)
-        assert np.array_equal(cache.load("q", SPEC), ROWS) and (folder() / "meta.json").stat().st_mtime_ns == first
+        assert (
+            np.array_equal(cache.load("q", SPEC), ROWS)
+            and (folder() / "meta.json").stat().st_mtime_ns == first
+        )
     finally:
         process.kill()
         process.wait()
@@ -214,8 +248,12 @@ def test_processes_that_race_all_get_the_array():
         made = lambda: np.arange(23 * 7, dtype=np.float32).reshape(23, 7)
         print(float(cache.array("q", {spec!r}, made).sum()))
     """).format(spec=SPEC)
-    rivals = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                               cwd=ROOT) for _ in range(3)]
+    rivals = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        for _ in range(3)
+    ]
     assert [rival.stdout.readline() for rival in rivals] == ["ready\n"] * 3
     for rival in rivals:
         rival.stdin.write("go\n")
@@ -268,7 +306,10 @@ def test_explain_names_the_field_that_differs():
     assert f"nearest is {cache.key_of(SPEC)}" in said and "layer" not in said
     assert "pool: asked 'cls', cached 'avg'" in said
     assert cache.explain("q", SPEC).startswith("hit")
-    with pytest.raises(KeyboardInterrupt), cache.writer("q", SPEC | {"schema": 9}, ROWS.shape, "float32") as rows:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        cache.writer("q", SPEC | {"schema": 9}, ROWS.shape, "float32") as rows,
+    ):
         rows.write(0, ROWS[:9])
         raise KeyboardInterrupt
     said = cache.explain("q", SPEC | {"schema": 9})
@@ -282,12 +323,19 @@ def test_prune_by_size_age_and_unfinished_work():
         put(SPEC | {"i": i})
         os.utime(folder(SPEC | {"i": i}) / "meta.json", (i + 1, time.time() if i == 2 else i + 1))
     one = cache.entries()[0]["bytes"]
-    assert cache.prune(max_bytes=2 * one + 50) >= one - 50 and [e["spec"]["i"] for e in cache.entries()] == [1, 2]
+    assert cache.prune(max_bytes=2 * one + 50) >= one - 50 and [e["spec"]["i"] for e in cache.entries()] == [
+        1,
+        2,
+    ]
     assert cache.prune(older_than_days=1) > 0 and [e["spec"]["i"] for e in cache.entries()] == [2]
     with pytest.raises(KeyboardInterrupt), cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
         rows.write(0, ROWS[:9])
         raise KeyboardInterrupt
-    assert cache.prune(partial=True) > 0 and len(cache.entries()) == 1 and not list(cache_dir().glob("q/*.partial"))
+    assert (
+        cache.prune(partial=True) > 0
+        and len(cache.entries()) == 1
+        and not list(cache_dir().glob("q/*.partial"))
+    )
 
 
 def test_bundles_hold_named_tensors():

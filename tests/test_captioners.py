@@ -1,4 +1,7 @@
-"""neuronym.models.captioners: tiny random BLIPs saved to disk, CLIP words by loops, a server on loopback (test_blip: our own)."""
+"""neuronym.models.captioners: tiny random BLIPs saved to disk, CLIP words by loops, a server on loopback
+(test_blip: our own).
+"""
+
 from __future__ import annotations
 
 import base64
@@ -13,17 +16,24 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.servers import read, send, serving
-from neuronym.models import captioners
-from neuronym.models.captioners import MOST_TOKENS, PROMPT, load_captioner, nearest, picture_key
 from neuronym.common.checks import UnknownName
+from neuronym.models import captioners
+from neuronym.models.captioners import load_captioner, MOST_TOKENS, nearest, picture_key, PROMPT
 from neuronym.models.weights import random_start
+from tests.servers import read, send, serving
 
 KEY = "sk-test-0123/456789+secret"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
 WORDS = [f"word{i}" for i in range(41)]
-VISION = {"hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2,
-          "image_size": 16, "patch_size": 8, "initializer_range": .5}
+VISION = {
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+    "initializer_range": 0.5,
+}
 
 
 def picture(seed, size=(23, 17)):
@@ -35,13 +45,20 @@ PICTURES = [picture(seed, (20 + seed, 17)) for seed in range(5)]
 
 
 def tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import models, pre_tokenizers, Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(SPECIAL + WORDS)}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
-                                   sep_token="[SEP]", mask_token="[MASK]", bos_token="[DEC]")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        bos_token="[DEC]",
+    )
 
 
 def image_processor(size=16):
@@ -50,18 +67,28 @@ def image_processor(size=16):
     return BlipImageProcessor(size={"height": size, "width": size})
 
 
-def save_blip(folder, seed=0, size=16, end=2., **generation):
+def save_blip(folder, seed=0, size=16, end=2.0, **generation):
     """A random BLIP with a processor, as save_pretrained leaves them; `end` is how much it likes to end."""
     from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 
-    text = {"vocab_size": len(SPECIAL) + len(WORDS), "hidden_size": 12, "encoder_hidden_size": 12,
-            "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "bos_token_id": 5,
-            "sep_token_id": 3, "eos_token_id": 3, "pad_token_id": 0, "initializer_range": .5,
-            "max_position_embeddings": 48}
+    text = {
+        "vocab_size": len(SPECIAL) + len(WORDS),
+        "hidden_size": 12,
+        "encoder_hidden_size": 12,
+        "intermediate_size": 20,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "bos_token_id": 5,
+        "sep_token_id": 3,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+        "initializer_range": 0.5,
+        "max_position_embeddings": 48,
+    }
     with random_start(seed):
         model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=VISION))
     with torch.no_grad():
-        model.text_decoder.cls.predictions.bias[:6] = torch.tensor([-50., -50., -50., end, -50., -50.])
+        model.text_decoder.cls.predictions.bias[:6] = torch.tensor([-50.0, -50.0, -50.0, end, -50.0, -50.0])
     for name, value in generation.items():
         setattr(model.generation_config, name, value)
     model.save_pretrained(folder)
@@ -75,15 +102,38 @@ def save_blip2(folder, seed=0):
 
     processor = Blip2Processor(image_processor(), tokenizer(), num_query_tokens=3)
     image = processor.tokenizer.convert_tokens_to_ids("<image>")
-    text = OPTConfig(vocab_size=len(processor.tokenizer), hidden_size=12, ffn_dim=20, num_hidden_layers=2,
-                     num_attention_heads=2, word_embed_proj_dim=12, max_position_embeddings=64, bos_token_id=2,
-                     eos_token_id=3, pad_token_id=0, init_std=.5)
-    former = {"hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2,
-              "encoder_hidden_size": 12, "initializer_range": .5}
+    text = OPTConfig(
+        vocab_size=len(processor.tokenizer),
+        hidden_size=12,
+        ffn_dim=20,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        word_embed_proj_dim=12,
+        max_position_embeddings=64,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
+        init_std=0.5,
+    )
+    former = {
+        "hidden_size": 12,
+        "intermediate_size": 20,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "encoder_hidden_size": 12,
+        "initializer_range": 0.5,
+    }
     with random_start(seed):
-        model = Blip2ForConditionalGeneration(Blip2Config(
-            vision_config=VISION, qformer_config=former, text_config=text.to_dict(), num_query_tokens=3,
-            image_token_index=image, initializer_range=.5))
+        model = Blip2ForConditionalGeneration(
+            Blip2Config(
+                vision_config=VISION,
+                qformer_config=former,
+                text_config=text.to_dict(),
+                num_query_tokens=3,
+                image_token_index=image,
+                initializer_range=0.5,
+            )
+        )
         torch.nn.init.normal_(model.query_tokens)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -105,13 +155,18 @@ def test_blips_from_disk_caption_pictures_in_batches_or_alone(kind, request, mon
     captioner = load_captioner(f"{kind}:{request.getfixturevalue(kind)}")
     alone = [captioner.caption([p])[0] for p in PICTURES]
     assert captioner.name.startswith(f"{kind}:/") and len(captioner.key) == 16
-    assert all(4 <= len(text.split()) <= 32 and set(text.split()) <= set(WORDS) | {"<image>"} for text in alone)
+    assert all(
+        4 <= len(text.split()) <= 32 and set(text.split()) <= set(WORDS) | {"<image>"} for text in alone
+    )
     assert len(set(alone)) > 1, "a captioner looks at the picture"
     assert not any("<" in text or "[" in text for text in alone), "no special token"
     passes = []
     monkeypatch.setattr(captioners, "BATCH", 2)
-    monkeypatch.setattr(captioners, "_batches", lambda p, real=captioners._batches: (
-        passes.append(len(some)) or some for some in real(p)))
+    monkeypatch.setattr(
+        captioners,
+        "_batches",
+        lambda p, real=captioners._batches: (passes.append(len(some)) or some for some in real(p)),
+    )
     assert captioner.caption(PICTURES) == alone and passes == [2, 2, 1], "each picture once, field.md 3.3 #18"
     assert captioner.caption(PICTURES[::-1]) == alone[::-1] and captioner.caption([]) == []
 
@@ -174,23 +229,35 @@ def test_a_checkpoint_without_its_decoder_is_refused(tmp_path):
 
     folder = save_blip(tmp_path / "a")
     weights = load_file(folder / "model.safetensors")
-    save_file({k: v for k, v in weights.items() if ".layer.1." not in k}, folder / "model.safetensors",
-              metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"must hold all weights of a captioner, and lacks \d+ \(text_decoder"):
+    save_file(
+        {k: v for k, v in weights.items() if ".layer.1." not in k},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(
+        ValueError, match=r"must hold all weights of a captioner, and lacks \d+ \(text_decoder"
+    ):
         load_captioner(f"blip:{folder}")
 
 
 def toy_clip(d=3, key="k"):
     """Pictures are embedded by their mean colour, words by numbers in their names."""
+
     def unit(rows):
         return torch.nn.functional.normalize(torch.tensor(rows, dtype=torch.float32), dim=1)
 
     def encode_text(texts):
         return unit([[float(x) for x in text.split()[1:]] for text in texts])
 
-    return SimpleNamespace(name="toy", weights_key=key, text_key=key, preprocess_spec="mean", encode_text=encode_text,
-                           encode_image=lambda batch: torch.nn.functional.normalize(batch, dim=1),
-                           preprocess=lambda p: torch.from_numpy(np.asarray(p).astype(np.float32)).mean((0, 1)))
+    return SimpleNamespace(
+        name="toy",
+        weights_key=key,
+        text_key=key,
+        preprocess_spec="mean",
+        encode_text=encode_text,
+        encode_image=lambda batch: torch.nn.functional.normalize(batch, dim=1),
+        preprocess=lambda p: torch.from_numpy(np.asarray(p).astype(np.float32)).mean((0, 1)),
+    )
 
 
 def test_clip_words_literally():
@@ -203,7 +270,9 @@ def test_clip_words_literally():
         cosines = []
         for word in words:
             t = [float(v) for v in word.split()[1:]]
-            cosines.append(sum(a * b for a, b in zip(x, t)) / (sum(a * a for a in x) * sum(b * b for b in t)) ** .5)
+            cosines.append(
+                sum(a * b for a, b in zip(x, t)) / (sum(a * a for a in x) * sum(b * b for b in t)) ** 0.5
+            )
         expected.append(words[cosines.index(max(cosines))])
     captioner = load_captioner("clip_words", clip=toy_clip(), words=words)
     assert captioner.caption(colours) == expected and len(set(expected)) > 3
@@ -214,19 +283,35 @@ def test_clip_words_of_equal_products_take_the_first():
     words = ["a 1 0 0", "b 0 1 0", "c 0 2 0", "d 0 1 0"]
     green = Image.new("RGB", (3, 3), (0, 200, 0))
     assert load_captioner("clip_words", clip=toy_clip(), words=words).caption([green]) == ["b 0 1 0"]
-    I, T = torch.tensor([[0., 1.], [1., 0.]]), torch.tensor([[0., 1.], [0., 1.], [1., 0.], [1., 0.], [0., 1.]])
+    I, T = (
+        torch.tensor([[0.0, 1.0], [1.0, 0.0]]),
+        torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]),
+    )
     assert all(nearest(I, T, block).tolist() == [0, 2] for block in (1, 2, 3, 5, 9))
 
 
 def test_key_of_clip_words_changes_with_words_and_clip():
     words = ["a 1 0 0", "b 0 1 0"]
-    keys = [load_captioner("clip_words", clip=clip, words=some).key for clip, some in (
-        (toy_clip(), words), (toy_clip(key="other"), words), (toy_clip(), words[::-1]), (toy_clip(), words[:1]))]
+    keys = [
+        load_captioner("clip_words", clip=clip, words=some).key
+        for clip, some in (
+            (toy_clip(), words),
+            (toy_clip(key="other"), words),
+            (toy_clip(), words[::-1]),
+            (toy_clip(), words[:1]),
+        )
+    ]
     assert len(set(keys)) == 4
 
 
-@pytest.mark.parametrize("given, said", [({}, "got none and 0 words"), ({"words": ["a 1 0 0"]}, "got none and 1 words"),
-                                         ({"clip": toy_clip()}, "got a CLIP and 0 words")])
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({}, "got none and 0 words"),
+        ({"words": ["a 1 0 0"]}, "got none and 1 words"),
+        ({"clip": toy_clip()}, "got a CLIP and 0 words"),
+    ],
+)
 def test_clip_words_need_a_clip_and_words(given, said):
     with pytest.raises(ValueError, match=f"clip_words takes a CLIP and words, {said}"):
         load_captioner("clip_words", **given)
@@ -234,7 +319,9 @@ def test_clip_words_need_a_clip_and_words(given, said):
 
 @pytest.fixture
 def server(monkeypatch):
-    """Says the size of the picture it was sent; `script` comes first, one entry a request; no wait takes time."""
+    """Says the size of the picture it was sent; `script` comes first, one entry a request; no wait takes
+    time.
+    """
     log = SimpleNamespace(script=[], bodies=[], lock=threading.Lock())
 
     def handle(request):
@@ -261,7 +348,11 @@ def test_a_server_is_sent_the_picture_itself(server):
     expected = [f"a picture of {p.size} {picture_key(p)}" for p in PICTURES]
     assert captioner.caption(PICTURES) == expected and captioner.caption(PICTURES[:1]) == expected[:1]
     (body,) = server.bodies[5:]
-    assert body["model"] == "some/model" and body["max_tokens"] == MOST_TOKENS == 300 and body["temperature"] == 0
+    assert (
+        body["model"] == "some/model"
+        and body["max_tokens"] == MOST_TOKENS == 300
+        and body["temperature"] == 0
+    )
     (message,) = body["messages"]
     assert message["role"] == "user" and message["content"][0] == {"type": "text", "text": PROMPT}
     assert KEY not in captioner.key + repr(captioner)
@@ -308,14 +399,19 @@ def test_picture_key_is_of_size_and_pixels():
     assert len({picture_key(p) for p in (one, turned, changed)}) == 3
 
 
-@pytest.mark.parametrize("name", ["blipp:x", "blip:", "blip", "blip2:", "vlm:", "clip_words:x", "microworld:x",
-                                  "microworlds", ""])
+@pytest.mark.parametrize(
+    "name", ["blipp:x", "blip:", "blip", "blip2:", "vlm:", "clip_words:x", "microworld:x", "microworlds", ""]
+)
 def test_names_that_are_none(name):
-    with pytest.raises(UnknownName, match=f"no captioner '{name}'.*microworld, microworld@FOLDER, blip:ID, blip2:ID"):
+    with pytest.raises(
+        UnknownName, match=f"no captioner '{name}'.*microworld, microworld@FOLDER, blip:ID, blip2:ID"
+    ):
         load_captioner(name)
 
 
 @pytest.mark.parametrize("given", [PICTURES[0], "picture.png", ["picture.png"], np.zeros((2, 3, 4))])
 def test_what_is_no_list_of_pictures(given):
-    with pytest.raises(ValueError, match="a captioner takes a list of PIL pictures, got .*; wrap one picture"):
+    with pytest.raises(
+        ValueError, match="a captioner takes a list of PIL pictures, got .*; wrap one picture"
+    ):
         load_captioner("clip_words", clip=toy_clip(), words=["a 1 0 0"]).caption(given)

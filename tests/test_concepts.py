@@ -1,4 +1,7 @@
-"""Concept sets: what a list may contain without shifting a label, and embeddings that depend on the texts alone."""
+"""Concept sets: what a list may contain without shifting a label, and embeddings that depend on the texts
+alone.
+"""
+
 from __future__ import annotations
 
 import codecs
@@ -9,11 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from neuronym.datasets import concepts as module
-from neuronym.datasets.concepts import CONCEPTS, load_concepts
 from neuronym.activations import embed_concepts, zero_shot_head
-from neuronym.datasets.concepts import LISTS, english_words, read_lists
-
+from neuronym.datasets import concepts as module
+from neuronym.datasets.concepts import CONCEPTS, english_words, LISTS, load_concepts, read_lists
 
 # --- lists
 
@@ -39,8 +40,18 @@ def test_dirt_cannot_shift_labels(tmp_path, data):
 
 
 def test_what_is_kept(tmp_path, monkeypatch):
-    lines = ["Polish", "polish", "red  circle", "red circle", "caf\u00e9", "cafe\u0301", "a\u2028b\x0cc",
-             "# not a comment", "x: y", "\u5c71"]
+    lines = [
+        "Polish",
+        "polish",
+        "red  circle",
+        "red circle",
+        "caf\u00e9",
+        "cafe\u0301",
+        "a\u2028b\x0cc",
+        "# not a comment",
+        "x: y",
+        "\u5c71",
+    ]
     (tmp_path / "a+b words.txt").write_text("\n".join(lines), encoding="utf-8")
     want = ["Polish", "polish", "red circle", "caf\u00e9", "a b c", "# not a comment", "x: y", "\u5c71"]
     assert load_concepts(f"file:{tmp_path}/a+b words.txt") == want
@@ -48,15 +59,18 @@ def test_what_is_kept(tmp_path, monkeypatch):
     assert load_concepts("file: a+b words.txt") == want
 
 
-@pytest.mark.parametrize("data, message", [
-    (b"red\nblue\ncaf\xe9\ngreen", "is not UTF-8 text: byte 0xe9 in line 3; save it as UTF-8"),
-    (b"\xef\xbb\xbfred\r\ncaf\xe9", "byte 0xe9 in line 2"),
-    ("red\nblue".encode("utf-16"), "byte 0xff in line 1"),
-    ("red\nblue".encode("utf-16-le"), "a null character in line 1"),
-    (b"red\nbl\0ue", "a null character in line 2"),
-    (b"", "is empty"),
-    (b"\xef\xbb\xbf \n\r\n", "is empty"),
-])
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"red\nblue\ncaf\xe9\ngreen", "is not UTF-8 text: byte 0xe9 in line 3; save it as UTF-8"),
+        (b"\xef\xbb\xbfred\r\ncaf\xe9", "byte 0xe9 in line 2"),
+        ("red\nblue".encode("utf-16"), "byte 0xff in line 1"),
+        ("red\nblue".encode("utf-16-le"), "a null character in line 1"),
+        (b"red\nbl\0ue", "a null character in line 2"),
+        (b"", "is empty"),
+        (b"\xef\xbb\xbf \n\r\n", "is empty"),
+    ],
+)
 def test_unreadable_file(tmp_path, data, message):
     (tmp_path / "words.txt").write_bytes(data)
     with pytest.raises(ValueError, match=message):
@@ -70,19 +84,24 @@ def test_imagenet_has_1000_names():
 
 def test_microworld():
     from neuronym.microworld import world
+
     assert load_concepts("microworld") == world.CONCEPTS
 
 
 def test_lists_the_user_brings(tmp_path, monkeypatch):
     monkeypatch.setenv("NEURONYM_DATA", str(tmp_path))
     (tmp_path / "broden").mkdir()
-    (tmp_path / "broden/label.csv").write_text("number,name,category,frequency,coverage,syns\n1,wall,object,9,1.0,\n"
-                                               '2,wine_cellar-s,scene,1,2.0,"a;b"\n3,black-c,color,3,1.0,\n')
+    (tmp_path / "broden/label.csv").write_text(
+        "number,name,category,frequency,coverage,syns\n1,wall,object,9,1.0,\n"
+        '2,wine_cellar-s,scene,1,2.0,"a;b"\n3,black-c,color,3,1.0,\n'
+    )
     assert load_concepts("broden") == ["wall", "wine cellar", "black"]
     (tmp_path / "mine").mkdir()
     monkeypatch.setenv("NEURONYM_CONCEPTS", str(tmp_path / "mine"))
     (tmp_path / "mine/broden_labels_clean.txt").write_text("sky\nwall\n")
-    (tmp_path / "mine/categories_places365.txt").write_text("/a/airfield 0\n/c/church/indoor 1\n/z/zen_garden 2\n")
+    (tmp_path / "mine/categories_places365.txt").write_text(
+        "/a/airfield 0\n/c/church/indoor 1\n/z/zen_garden 2\n"
+    )
     assert load_concepts("broden") == ["sky", "wall"]
     assert load_concepts("places365") == ["airfield", "church, indoor", "zen garden"]
 
@@ -105,9 +124,21 @@ ERRORS = [
     ("english:0", ValueError, "got 'english:0'"),
     ("english:1000000", ValueError, r"english:<n> has at most \d+ words, got 1000000"),
     ("file:", FileNotFoundError, "no file at"),
-    ("file:{tmp}/none.txt", FileNotFoundError, "no file at .*none.txt; 'file:<path>' is absolute or starts at"),
-    ("broden", FileNotFoundError, "run ./dlbroden.sh, or get broden_labels_clean.txt from .* set NEURONYM_CONCEPTS"),
-    ("places365", FileNotFoundError, "get categories_places365.txt from .* or set NEURONYM_CONCEPTS to its folder"),
+    (
+        "file:{tmp}/none.txt",
+        FileNotFoundError,
+        "no file at .*none.txt; 'file:<path>' is absolute or starts at",
+    ),
+    (
+        "broden",
+        FileNotFoundError,
+        "run ./dlbroden.sh, or get broden_labels_clean.txt from .* set NEURONYM_CONCEPTS",
+    ),
+    (
+        "places365",
+        FileNotFoundError,
+        "get categories_places365.txt from .* or set NEURONYM_CONCEPTS to its folder",
+    ),
 ]
 
 
@@ -127,6 +158,7 @@ def test_every_set_has_a_test():
 
 # --- English words
 
+
 @pytest.fixture(scope="module")
 def words():
     return english_words(20000)
@@ -145,10 +177,56 @@ def test_english_words_are_clean(words):
 
 def test_english_words_are_those_wanted(words):
     words = set(words[0])
-    assert not {"the", "dont", "toyota", "google", "nike", "obama", "paris", "germany", "john", "cpu", "bbc", "dogs",
-                "women", "boxes", "cities", "walks", "workin", "hmm", "nbsp", "une", "der"} & words
-    assert {"dog", "red", "blue", "striped", "zebra", "piano", "pizza", "news", "jeans", "glass", "bus", "woman",
-            "child", "city", "box", "walking", "building", "wolf", "guitar", "apple", "turquoise", "sky"} <= words
+    assert (
+        not {
+            "the",
+            "dont",
+            "toyota",
+            "google",
+            "nike",
+            "obama",
+            "paris",
+            "germany",
+            "john",
+            "cpu",
+            "bbc",
+            "dogs",
+            "women",
+            "boxes",
+            "cities",
+            "walks",
+            "workin",
+            "hmm",
+            "nbsp",
+            "une",
+            "der",
+        }
+        & words
+    )
+    assert {
+        "dog",
+        "red",
+        "blue",
+        "striped",
+        "zebra",
+        "piano",
+        "pizza",
+        "news",
+        "jeans",
+        "glass",
+        "bus",
+        "woman",
+        "child",
+        "city",
+        "box",
+        "walking",
+        "building",
+        "wolf",
+        "guitar",
+        "apple",
+        "turquoise",
+        "sky",
+    } <= words
 
 
 def test_english_lists_are_prefixes_of_each_other(words):
@@ -167,12 +245,14 @@ D = 7
 
 def make_clip(calls=None, spoil=lambda rows: rows, key="tower 1"):
     """A CLIP-like that hashes words into unit vectors."""
+
     def encode_text(texts):
         if calls is not None:
             calls.append(list(texts))
         seeds = [int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) for text in texts]
         rows = torch.stack([torch.randn(D, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         return spoil(torch.nn.functional.normalize(rows, dim=1))
+
     return SimpleNamespace(name="fake", text_key=key, d=D, encode_text=encode_text)
 
 
@@ -189,9 +269,13 @@ def test_embeddings_are_cached_by_what_matters():
     assert torch.equal(embed_concepts(clip, NAMES, batch_size=3), T)
     assert torch.equal(embed_concepts(clip, tuple(NAMES), device="cpu"), T) and not calls
     T[0] = 0  # the caller's copy: the cache stays as it is
-    assert embed_concepts(clip, NAMES)[0].norm() > .9
-    for change in [dict(concepts=NAMES[::-1]), dict(concepts=NAMES[:-1]), dict(template="a {}"),
-                   dict(clip=make_clip(calls, key="tower 2"))]:
+    assert embed_concepts(clip, NAMES)[0].norm() > 0.9
+    for change in [
+        dict(concepts=NAMES[::-1]),
+        dict(concepts=NAMES[:-1]),
+        dict(template="a {}"),
+        dict(clip=make_clip(calls, key="tower 2")),
+    ]:
         calls.clear()
         embed_concepts(**{"clip": clip, "concepts": NAMES} | change)
         assert len(calls) == 1, change
@@ -220,12 +304,18 @@ def put(rows, row, value):
     return rows
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda rows: put(rows, 2, float("nan")), "fake gives 1 text embeddings .* not of length 1, .* for 'word 2': nan"),
-    (lambda rows: put(rows, 0, 0.), "the first for 'word 0': 0"),
-    (lambda rows: rows * 1.1, "gives 11 text embeddings"),
-    (lambda rows: rows[:-1], r"one row per text, \[11, d\], got \[10, 7\]"),
-])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (
+            lambda rows: put(rows, 2, float("nan")),
+            "fake gives 1 text embeddings .* not of length 1, .* for 'word 2': nan",
+        ),
+        (lambda rows: put(rows, 0, 0.0), "the first for 'word 0': 0"),
+        (lambda rows: rows * 1.1, "gives 11 text embeddings"),
+        (lambda rows: rows[:-1], r"one row per text, \[11, d\], got \[10, 7\]"),
+    ],
+)
 def test_bad_embeddings_are_refused_and_not_cached(spoil, message):
     for _ in range(2):
         with pytest.raises(ValueError, match=message):
@@ -233,12 +323,15 @@ def test_bad_embeddings_are_refused_and_not_cached(spoil, message):
     assert embed_concepts(make_clip(), NAMES).isfinite().all()
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: embed_concepts(make_clip(), []), "at least one concept"),
-    (lambda: embed_concepts(make_clip(), NAMES, "a photo"), "a template contains {} once, got 'a photo'"),
-    (lambda: embed_concepts(make_clip(), NAMES, "{} {}"), "got '{} {}'"),
-    (lambda: zero_shot_head(make_clip(), NAMES, []), "at least one template"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: embed_concepts(make_clip(), []), "at least one concept"),
+        (lambda: embed_concepts(make_clip(), NAMES, "a photo"), "a template contains {} once, got 'a photo'"),
+        (lambda: embed_concepts(make_clip(), NAMES, "{} {}"), "got '{} {}'"),
+        (lambda: zero_shot_head(make_clip(), NAMES, []), "at least one template"),
+    ],
+)
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
@@ -251,11 +344,14 @@ def test_zero_shot_head_is_the_mean_of_templates():
         rows = make_clip().encode_text([template.replace("{}", name) for template in templates]).double()
         mean = sum(rows) / 3
         torch.testing.assert_close(T[m].double(), mean / mean.norm(), rtol=1e-5, atol=1e-6)
-    assert torch.allclose(zero_shot_head(make_clip(), NAMES, "a {}"), embed_concepts(make_clip(), NAMES, "a {}"))
+    assert torch.allclose(
+        zero_shot_head(make_clip(), NAMES, "a {}"), embed_concepts(make_clip(), NAMES, "a {}")
+    )
 
 
 def test_kinds_come_from_the_set_that_tells_them(tmp_path, monkeypatch):
     from neuronym.datasets.concepts import concept_kinds
+
     words = tmp_path / "words.txt"
     words.write_text("\ufeffred \tcolour\ncat\n  tabby  cat\tanimal \nred\tother\n\n", encoding="utf-8")
     assert load_concepts(f"file:{words}") == ["red", "cat", "tabby cat"]
@@ -264,5 +360,10 @@ def test_kinds_come_from_the_set_that_tells_them(tmp_path, monkeypatch):
     assert concept_kinds("microworld")["striped"] == "texture" and concept_kinds("english:9") == {}
     monkeypatch.setenv("NEURONYM_BRODEN", str(tmp_path))
     monkeypatch.setenv("NEURONYM_CONCEPTS", str(tmp_path / "none"))
-    (tmp_path / "label.csv").write_text("number,name,category\n1,sea-s,scene(120)\n2,red-c,color(9);part(1)\n", encoding="utf-8")
-    assert load_concepts("broden") == ["sea", "red"] and concept_kinds("broden") == {"sea": "scene", "red": "color"}
+    (tmp_path / "label.csv").write_text(
+        "number,name,category\n1,sea-s,scene(120)\n2,red-c,color(9);part(1)\n", encoding="utf-8"
+    )
+    assert load_concepts("broden") == ["sea", "red"] and concept_kinds("broden") == {
+        "sea": "scene",
+        "red": "color",
+    }

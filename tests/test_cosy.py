@@ -1,4 +1,7 @@
-"""CoSy: literal counts, scipy and scikit-learn, the microworld's true and wrong names, retrieval, and the cache."""
+"""CoSy: literal counts, scipy and scikit-learn, the microworld's true and wrong names, retrieval, and the
+cache.
+"""
+
 from __future__ import annotations
 
 import math
@@ -9,13 +12,12 @@ import torch
 from PIL import Image
 
 from neuronym.activations import unit_activations
-from neuronym.models.generators import PROMPT, pictures_of
-from neuronym.evaluation.cosy import TOGETHER, cosy, drawn, respond, score_labels
-from neuronym.similarity.scores import retrieved
-from neuronym.models.generators import Generator, load_generator
-from neuronym.hooks import resolve_layers
-from neuronym.models.targets import load_target
 from neuronym.datasets.probe import load_probe
+from neuronym.evaluation.cosy import cosy, drawn, respond, score_labels, TOGETHER
+from neuronym.hooks import resolve_layers
+from neuronym.models.generators import Generator, load_generator, pictures_of, PROMPT
+from neuronym.models.targets import load_target
+from neuronym.similarity.scores import retrieved
 
 n, N, K = 7, 23, 5
 
@@ -26,7 +28,7 @@ def dice(seed: int = 0) -> torch.Generator:
 
 def values(rows: int, seed: int, dtype=torch.float64) -> torch.Tensor:
     """Activations with many ties; unit 2 is dead."""
-    X = torch.randint(0, 9, (rows, K), generator=dice(seed)).to(dtype) + .5
+    X = torch.randint(0, 9, (rows, K), generator=dice(seed)).to(dtype) + 0.5
     X[:, 2] = 3.7
     return X
 
@@ -48,12 +50,13 @@ def control(target, fc):
 
 # --- the numbers
 
+
 def test_cosy_is_the_literal_count():
     generated, control = values(n, 1), values(N, 2)
     found = cosy(generated, control)
     for k in range(K):
         a, b = generated[:, k].tolist(), control[:, k].tolist()
-        wins = sum((x > y) + .5 * (x == y) for x in a for y in b)
+        wins = sum((x > y) + 0.5 * (x == y) for x in a for y in b)
         assert found["auc"][k].item() == pytest.approx(wins / (n * N), abs=1e-12)
         mean = math.fsum(b) / N
         sd = math.sqrt(math.fsum((y - mean) ** 2 for y in b) / N)
@@ -65,6 +68,7 @@ def test_cosy_is_the_literal_count():
 def test_cosy_agrees_with_scikit_learn_and_scipy():
     from scipy.stats import mannwhitneyu
     from sklearn.metrics import roc_auc_score
+
     generated, control = values(n, 3), values(N, 4)
     found = cosy(generated, control)
     truth = [1] * n + [0] * N
@@ -80,11 +84,11 @@ def test_cosy_agrees_with_scikit_learn_and_scipy():
 def test_dead_units_have_stated_values():
     generated, control = values(n, 1), values(N, 2)
     found = cosy(generated, control)
-    assert [found[key][2].item() for key in ("auc", "mad", "p")] == [.5, 0, 1]
+    assert [found[key][2].item() for key in ("auc", "mad", "p")] == [0.5, 0, 1]
     alive = generated.clone()
     alive[:, 2] += 1  # dead on the control only
     found = cosy(alive, control)
-    assert [found[key][2].item() for key in ("auc", "mad")] == [1, 0] and found["p"][2] < .001
+    assert [found[key][2].item() for key in ("auc", "mad")] == [1, 0] and found["p"][2] < 0.001
     shaken = control.float()
     shaken[::2, 2] *= 1 + 1e-7  # as batches of other sizes may round
     assert cosy(generated.float(), shaken)["mad"][2] == 0
@@ -99,16 +103,17 @@ def test_order_and_scale_do_not_matter():
         torch.testing.assert_close(turned[key], found[key][units], rtol=1e-9, atol=1e-12)
     swapped = cosy(control, generated)["auc"]
     torch.testing.assert_close(swapped, 1 - found["auc"])
-    assert found["mad"][0] != 0 and found["auc"].std() > .01
+    assert found["mad"][0] != 0 and found["auc"].std() > 0.01
 
 
 def test_p_values_are_uniform_when_pictures_are_control_images():
     X = torch.randn(40 + 60, 2000, generator=dice(7))
     p = cosy(X[:40], X[40:])["p"]
-    assert all(abs((p < level).double().mean() - level) < .02 for level in (.05, .25, .5, .75))
+    assert all(abs((p < level).double().mean() - level) < 0.02 for level in (0.05, 0.25, 0.5, 0.75))
 
 
 # --- pictures
+
 
 def test_each_label_is_drawn_once_with_the_same_seeds():
     calls = []
@@ -135,17 +140,20 @@ def test_microworld_pictures_show_the_label_and_repeat():
 
 
 def test_retrieved_are_the_nearest_by_literal_sorting():
-    I, T = (torch.nn.functional.normalize(torch.randn(rows, 6, generator=dice(rows), dtype=torch.float64), dim=1)
-            for rows in (19, 4))
+    I, T = (
+        torch.nn.functional.normalize(torch.randn(rows, 6, generator=dice(rows), dtype=torch.float64), dim=1)
+        for rows in (19, 4)
+    )
     I[11] = T[3] = I[4]  # a tie
     near = [[math.fsum(a * b for a, b in zip(t, i)) for i in I.tolist()] for t in T.tolist()]
     expected = [sorted(range(19), key=lambda i: (-round(row[i], 12), i))[:5] for row in near]
-    for memory in (2 ** 28, 16 * 19):
+    for memory in (2**28, 16 * 19):
         assert retrieved(I, T, 5, memory).tolist() == expected
     assert expected[3][:2] == [4, 11]
 
 
 # --- on a network
+
 
 def test_the_cache_knows_pictures_by_their_pixels(target, fc):
     def shown(colour):
@@ -167,12 +175,14 @@ def test_true_names_score_high_and_dealt_names_by_chance(target, fc, control):
     seen = drawn(target, [fc], names, load_generator("microworld"), 4)
     found = score_labels({"true": {"fc": names}, "dealt": {"fc": dealt}}, seen, control)
     true, wrong = (some.reset_index(drop=True) for _, some in found.groupby("method", sort=False))
-    assert list(found) == ["layer", "unit", "method", "label", "auc", "mad", "p"] and true["unit"].tolist() == list(range(52))
+    assert list(found) == ["layer", "unit", "method", "label", "auc", "mad", "p"] and true[
+        "unit"
+    ].tolist() == list(range(52))
     assert true["label"].tolist() == names and wrong["label"].tolist() == dealt
-    assert true["auc"].mean() > .87 and abs(wrong["auc"].mean() - .5) < .07
-    assert true["auc"][:12].min() > .85  # shapes, in a tenth of the control
-    assert true["mad"].mean() > 1.7 and abs(wrong["mad"].mean()) < .3
-    assert (true["p"] < .01).mean() > .8 > .2 > (wrong["p"] < .01).mean()
+    assert true["auc"].mean() > 0.87 and abs(wrong["auc"].mean() - 0.5) < 0.07
+    assert true["auc"][:12].min() > 0.85  # shapes, in a tenth of the control
+    assert true["mad"].mean() > 1.7 and abs(wrong["mad"].mean()) < 0.3
+    assert (true["p"] < 0.01).mean() > 0.8 > 0.2 > (wrong["p"] < 0.01).mean()
 
 
 def test_shared_labels_share_pictures_and_each_unit_its_own_numbers(target, fc, control):
@@ -192,7 +202,9 @@ def test_shared_labels_share_pictures_and_each_unit_its_own_numbers(target, fc, 
     for row in found.itertuples():
         shown = respond(target, [fc], pictures_of([row.label], source, 5)[row.label])["fc"]
         alone = cosy(shown[:, [row.unit]], control["fc"][:, [row.unit]])
-        assert [row.auc, row.mad, row.p] == pytest.approx([alone[key].item() for key in ("auc", "mad", "p")], abs=1e-6)
+        assert [row.auc, row.mad, row.p] == pytest.approx(
+            [alone[key].item() for key in ("auc", "mad", "p")], abs=1e-6
+        )
     some = score_labels({"m": {"fc": ["sea", "star"]}}, seen, control, units={"fc": [9, 3]})
     assert some["unit"].tolist() == [3, 9]
     assert some["auc"].tolist() == found.set_index("unit").loc[[3, 9], "auc"].tolist()
@@ -212,10 +224,14 @@ def test_retrieved_images_are_left_out_of_the_control():
     control = values(N, 2)
     rows = {"a": torch.tensor([1, 4]), "b": torch.tensor([0, 7])}
     seen = {label: {"x": control[some]} for label, some in rows.items()}
-    found = score_labels({"m": {"x": ["a", "b", "a", "b", "a"]}}, seen, {"x": control}, left_out=rows).set_index("unit")
+    found = score_labels(
+        {"m": {"x": ["a", "b", "a", "b", "a"]}}, seen, {"x": control}, left_out=rows
+    ).set_index("unit")
     for unit, label in enumerate("ababa"):
         rest = [i for i in range(N) if i not in rows[label].tolist()]
-        assert found.loc[unit, "auc"] == pytest.approx(float(cosy(control[rows[label]], control[rest])["auc"][unit]), abs=1e-12)
+        assert found.loc[unit, "auc"] == pytest.approx(
+            float(cosy(control[rows[label]], control[rest])["auc"][unit]), abs=1e-12
+        )
 
 
 # --- bad input
@@ -226,21 +242,30 @@ HOLE[4, 1] = math.nan
 MICRO = Generator("microworld", "0", lambda prompts, seeds: [], cached=False)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: cosy(G[:, :3], C), r"generated \[n, K\] and control \[N, K\] with equal K, got \[7, 3\] and \[23, 5\]"),
-    (lambda: cosy(G[:0], C), r"got \[0, 5\]"),
-    (lambda: cosy(G, C[:1]), "control has at least two images, got 1"),
-    (lambda: cosy(G, HOLE), "control must be finite, got nan at image 4, unit 1"),
-    (lambda: cosy(HOLE, C), "generated must be finite, got nan"),
-    (lambda: retrieved(G, C[:, :4], 2), r"I \[N, d\] and T \[m, d\] with equal d, .* got \[7, 5\] and \[23, 4\]"),
-    (lambda: retrieved(G, C, 8), "n 8 exceeds the pool's 7 images"),
-    (lambda: retrieved(HOLE, C, 2), "I must be finite, got nan"),
-    (lambda: pictures_of("cat", MICRO), "labels are a list of texts, got the text 'cat'"),
-    (lambda: pictures_of(["cat", " "], MICRO), "labels are texts, none empty, got ' '"),
-    (lambda: pictures_of(["cat"], MICRO, template="cat"), "a template holds {} once, got 'cat'"),
-    (lambda: pictures_of(["cat"], MICRO, n=0), "n must be a positive whole number, got 0"),
-    (lambda: pictures_of(["qwerty"], load_generator("microworld"), 1), "knows none in 'qwerty'"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda: cosy(G[:, :3], C),
+            r"generated \[n, K\] and control \[N, K\] with equal K, got \[7, 3\] and \[23, 5\]",
+        ),
+        (lambda: cosy(G[:0], C), r"got \[0, 5\]"),
+        (lambda: cosy(G, C[:1]), "control has at least two images, got 1"),
+        (lambda: cosy(G, HOLE), "control must be finite, got nan at image 4, unit 1"),
+        (lambda: cosy(HOLE, C), "generated must be finite, got nan"),
+        (
+            lambda: retrieved(G, C[:, :4], 2),
+            r"I \[N, d\] and T \[m, d\] with equal d, .* got \[7, 5\] and \[23, 4\]",
+        ),
+        (lambda: retrieved(G, C, 8), "n 8 exceeds the pool's 7 images"),
+        (lambda: retrieved(HOLE, C, 2), "I must be finite, got nan"),
+        (lambda: pictures_of("cat", MICRO), "labels are a list of texts, got the text 'cat'"),
+        (lambda: pictures_of(["cat", " "], MICRO), "labels are texts, none empty, got ' '"),
+        (lambda: pictures_of(["cat"], MICRO, template="cat"), "a template holds {} once, got 'cat'"),
+        (lambda: pictures_of(["cat"], MICRO, n=0), "n must be a positive whole number, got 0"),
+        (lambda: pictures_of(["qwerty"], load_generator("microworld"), 1), "knows none in 'qwerty'"),
+    ],
+)
 def test_bad_input_is_refused_in_a_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
@@ -249,10 +274,15 @@ def test_bad_input_is_refused_in_a_sentence(call, message):
 def test_bad_layers_and_labels_are_refused_in_a_sentence(target, fc):
     C, seen = {"fc": torch.zeros(3, 52)}, {"red": {"fc": torch.ones(2, 52)}}
     for labels, error, message in (
-            ({"fd": ["red"]}, KeyError, "no layer in control 'fd'; nearest: fc"),
-            ({"fc": ["red"] * 51 + ["rde"]}, KeyError, "no label with pictures 'rde'; nearest: red"),
-            ({"fc": ["red"] * 51}, ValueError, r"layer 'fc' has 52 units, got 51 labels of m and control \[3, 52\]"),
-            ({"fc": ["red"] * 51 + [""]}, ValueError, "labels are texts, none empty, got ''")):
+        ({"fd": ["red"]}, KeyError, "no layer in control 'fd'; nearest: fc"),
+        ({"fc": ["red"] * 51 + ["rde"]}, KeyError, "no label with pictures 'rde'; nearest: red"),
+        (
+            {"fc": ["red"] * 51},
+            ValueError,
+            r"layer 'fc' has 52 units, got 51 labels of m and control \[3, 52\]",
+        ),
+        ({"fc": ["red"] * 51 + [""]}, ValueError, "labels are texts, none empty, got ''"),
+    ):
         with pytest.raises(error, match=message):
             score_labels({"m": labels}, seen, C)
     with pytest.raises(ValueError, match="expected PIL pictures, at least one, got 1: ndarray"):

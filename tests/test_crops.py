@@ -1,4 +1,5 @@
 """Attention crops: against a literal version, loops over pixels and flood fill, and on maps drawn by hand."""
+
 from __future__ import annotations
 
 from fractions import Fraction
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from neuronym.common.checks import UnknownName
 from neuronym.describe.examples import (
-    OVERLAP,
     attention_crops,
     box_iou,
     crops_of,
@@ -17,8 +18,8 @@ from neuronym.describe.examples import (
     enlarged,
     otsu,
     outer_boxes,
+    OVERLAP,
 )
-from neuronym.common.checks import UnknownName
 
 
 def literal_otsu(values: list[int]) -> int:
@@ -28,8 +29,8 @@ def literal_otsu(values: list[int]) -> int:
         low, high = [v for v in values if v <= t], [v for v in values if v > t]
         if low and high:
             gap = Fraction(sum(low), len(low)) - Fraction(sum(high), len(high))
-            if len(low) * len(high) * gap ** 2 > best:
-                best, chosen = len(low) * len(high) * gap ** 2, t
+            if len(low) * len(high) * gap**2 > best:
+                best, chosen = len(low) * len(high) * gap**2, t
     return chosen
 
 
@@ -50,7 +51,9 @@ AROUND = SIDES + [(1, 1), (1, -1), (-1, 1), (-1, -1)]
 
 
 def literal_boxes(above: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Components over sides and corners that touch, over a side, the background reached from outside the picture."""
+    """Components over sides and corners that touch, over a side, the background reached from outside the
+    picture.
+    """
     h, w = above.shape
 
     def on(y: int, x: int) -> bool:
@@ -85,13 +88,24 @@ def literal_distinct(boxes: list, covered: tuple, most: int) -> list:
 
 def literal_enlarged(small: np.ndarray, height: int, width: int) -> np.ndarray:
     def taps(i: int, n: int, big: int) -> list[tuple[int, Fraction]]:
-        at = min(max(Fraction(2 * i + 1, 2) * Fraction(n, big) - Fraction(1, 2), Fraction(0)), Fraction(n - 1))
+        at = min(
+            max(Fraction(2 * i + 1, 2) * Fraction(n, big) - Fraction(1, 2), Fraction(0)), Fraction(n - 1)
+        )
         low = at.numerator // at.denominator
         return [(low, 1 - (at - low)), (min(low + 1, n - 1), at - low)]
 
     h, w = small.shape
-    return np.array([[float(sum(int(small[y, x]) * a * b for y, a in taps(i, h, height) for x, b in taps(j, w, width)))
-                      for j in range(width)] for i in range(height)])
+    return np.array(
+        [
+            [
+                float(
+                    sum(int(small[y, x]) * a * b for y, a in taps(i, h, height) for x, b in taps(j, w, width))
+                )
+                for j in range(width)
+            ]
+            for i in range(height)
+        ]
+    )
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -100,8 +114,13 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("shape", [(1, 2), (3, 5), (7, 7), (13, 4)])
 def test_otsu_is_the_literal_one(shape):
-    maps = torch.cat([eight_bit(noise(9, *shape)), (noise(9, *shape, seed=1).abs() * 3).byte(),
-                      torch.full((1, *shape), 77, dtype=torch.uint8)])
+    maps = torch.cat(
+        [
+            eight_bit(noise(9, *shape)),
+            (noise(9, *shape, seed=1).abs() * 3).byte(),
+            torch.full((1, *shape), 77, dtype=torch.uint8),
+        ]
+    )
     assert otsu(maps).tolist() == [literal_otsu(one.flatten().tolist()) for one in maps]
     assert otsu(maps[4]).item() == otsu(maps)[4] and otsu(maps[4]).shape == ()
     assert otsu(maps[:18].view(2, 3, 3, *shape)).flatten().tolist() == otsu(maps)[:18].tolist()
@@ -127,7 +146,11 @@ def test_scale_goes_from_minimum_to_maximum():
     for one, byte in zip(maps.double(), found):
         low, high = one.min().item(), one.max().item()
         literal = [[(v - low) / (high - low) * 255 for v in row] for row in one.tolist()]
-        assert byte.min() == 0 and byte.max() == 255 and np.abs(byte.numpy() - np.array(literal)).max() <= .5 + 1e-6
+        assert (
+            byte.min() == 0
+            and byte.max() == 255
+            and np.abs(byte.numpy() - np.array(literal)).max() <= 0.5 + 1e-6
+        )
     assert torch.equal(eight_bit(maps[1]), found[1]) and found.dtype == torch.uint8
     assert torch.equal(eight_bit(maps * 8), found), "another unit of measure"
 
@@ -140,10 +163,12 @@ def test_constant_up_to_rounding_is_constant():
 
 
 def test_wrap_is_the_released_cast():
-    values = torch.tensor([[1., 1.01, 3.7, 10.3, 0, .5, -.5, -3.7]])
+    values = torch.tensor([[1.0, 1.01, 3.7, 10.3, 0, 0.5, -0.5, -3.7]])
     assert eight_bit(values, "wrap").tolist() == [[255, 1, 175, 66, 0, 127, 256 - 127, (-943) % 256]]
     assert eight_bit(torch.tensor([[1e30, -1e30]]), "wrap").shape == (1, 2)
-    assert eight_bit(values.abs() / 20, "wrap").tolist() == [[int(v / 20 * 255) for v in values.abs()[0].tolist()]]
+    assert eight_bit(values.abs() / 20, "wrap").tolist() == [
+        [int(v / 20 * 255) for v in values.abs()[0].tolist()]
+    ]
 
 
 @pytest.mark.parametrize("height, width", [(11, 13), (7, 20), (5, 3)])
@@ -151,7 +176,7 @@ def test_enlarged_is_bilinear(height, width):
     small = eight_bit(noise(2, 5, 3))
     found = enlarged(small, height, width)
     for one, large in zip(small, found):
-        assert np.abs(large.numpy() - literal_enlarged(one.numpy(), height, width)).max() <= .5 + 1e-3
+        assert np.abs(large.numpy() - literal_enlarged(one.numpy(), height, width)).max() <= 0.5 + 1e-3
     assert found.shape == (2, height, width) and found.dtype == torch.uint8
 
 
@@ -161,7 +186,7 @@ def test_a_map_larger_than_the_picture_is_averaged():
     assert 5 < enlarged(fine, 3, 3)[0, 1, 1] < 25
 
 
-@pytest.mark.parametrize("share", [.2, .4, .6, .8])
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.6, 0.8])
 def test_outer_boxes_are_the_literal_ones(share):
     rng = np.random.default_rng(int(share * 10))
     for h, w in [(1, 1), (1, 9), (7, 12), (13, 13), (17, 11), (19, 23)]:
@@ -188,21 +213,33 @@ def test_corners_touch():
 
 
 def test_iou_and_the_rules():
-    boxes = [(0, 0, 9, 9), (0, 0, 10, 8), (0, 0, 6, 6), (0, 0, 6, 3), (0, 3, 6, 7), (0, 1, 6, 6), (7, 7, 10, 10),
-             (9, 0, 10, 1)]
+    boxes = [
+        (0, 0, 9, 9),
+        (0, 0, 10, 8),
+        (0, 0, 6, 6),
+        (0, 0, 6, 3),
+        (0, 3, 6, 7),
+        (0, 1, 6, 6),
+        (7, 7, 10, 10),
+        (9, 0, 10, 1),
+    ]
     for a in boxes:
         assert box_iou(a, a) == 1
         for b in boxes:
             assert box_iou(a, b) == float(literal_iou(a, b))
     every = (0, 0, 10, 10)
-    assert distinct(boxes, every, 9) == literal_distinct(boxes, every, 9) == [boxes[i] for i in (2, 3, 4, 6, 7)]
-    assert box_iou(boxes[1], every) == .8, "not below .8"
+    assert (
+        distinct(boxes, every, 9) == literal_distinct(boxes, every, 9) == [boxes[i] for i in (2, 3, 4, 6, 7)]
+    )
+    assert box_iou(boxes[1], every) == 0.8, "not below .8"
     assert box_iou(boxes[2], boxes[3]) == OVERLAP, "at most .5"
     assert distinct(boxes, every, 2) == boxes[2:4] and distinct(boxes, every, 0) == []
     rng = np.random.default_rng(3)
     for _ in range(40):
         corners = rng.integers(0, 9, (14, 2))
-        some = [(int(x), int(y), int(x + 1 + rng.integers(8)), int(y + 1 + rng.integers(8))) for x, y in corners]
+        some = [
+            (int(x), int(y), int(x + 1 + rng.integers(8)), int(y + 1 + rng.integers(8))) for x, y in corners
+        ]
         assert distinct(some, (1, 0, 11, 12), 5) == literal_distinct(some, (1, 0, 11, 12), 5)
 
 
@@ -222,7 +259,7 @@ def test_all_of_it(shape, size, heatmap):
 
 def blobs() -> torch.Tensor:
     """A map of 12 x 12 with a large and a small blob, all of it negative."""
-    maps = torch.full((12, 12), -9.)
+    maps = torch.full((12, 12), -9.0)
     maps[1:5, 1:7], maps[8:10, 9:11] = -1, -2
     return maps
 
@@ -232,7 +269,9 @@ def test_two_blobs_of_a_negative_map():
     for box, true in zip(found, [(10, 10, 70, 50), (90, 80, 110, 100)], strict=True):
         assert np.abs(np.array(box) - true).max() <= 5, "blobs end half way to the next value"
     assert attention_crops(blobs(), 120, most=1) == found[:1] and attention_crops(blobs(), 120, most=0) == []
-    assert attention_crops(blobs()) and len(attention_crops(-blobs())) == 0, "nearly all of the picture is no crop"
+    assert attention_crops(blobs()) and len(attention_crops(-blobs())) == 0, (
+        "nearly all of the picture is no crop"
+    )
 
 
 def test_a_constant_map_has_no_box():
@@ -242,8 +281,9 @@ def test_a_constant_map_has_no_box():
 
 def test_field_moves_and_scales_boxes():
     small = attention_crops(blobs(), 60)
-    assert attention_crops(blobs(), 100, field=(30, 20, 90, 80)) == [(a + 30, b + 20, c + 30, d + 20)
-                                                                     for a, b, c, d in small]
+    assert attention_crops(blobs(), 100, field=(30, 20, 90, 80)) == [
+        (a + 30, b + 20, c + 30, d + 20) for a, b, c, d in small
+    ]
     beyond = attention_crops(blobs(), 40, field=(-10, -20, 50, 40))
     (_, _, a, b), (c, d, _, e) = small
     assert beyond == [(0, 0, a - 10, b - 20), (c - 10, d - 20, 40, e - 20)], "the picture's rim cuts them"
@@ -254,32 +294,66 @@ def test_a_box_of_nearly_all_that_a_map_covers_is_no_crop():
     most = torch.ones(10, 20)
     most[:, 0] = 0
     assert attention_crops(most, 100) == [] and attention_crops(most, 100, field=(30, 30, 70, 70)) == []
-    assert attention_crops(most, 100, field=(60, 60, 140, 140)) == [], "of which only a quarter is in the picture"
+    assert attention_crops(most, 100, field=(60, 60, 140, 140)) == [], (
+        "of which only a quarter is in the picture"
+    )
     most[:, :8] = 0
     assert len(attention_crops(most, 100, field=(30, 30, 70, 70))) == 1
 
 
 def test_wrapping_sees_noise_where_activations_are_strong():
-    y, x = torch.meshgrid(torch.arange(12.), torch.arange(12.), indexing="ij")
+    y, x = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
     hill = 9 * torch.exp(-((y - 5) ** 2 + (x - 6) ** 2) / 8)
     assert len(attention_crops(hill)) == 1 and attention_crops(hill, heatmap="wrap") != attention_crops(hill)
     weak = hill / hill.max()
-    assert box_iou(attention_crops(weak)[0], attention_crops(weak, heatmap="wrap")[0]) > .9
+    assert box_iou(attention_crops(weak)[0], attention_crops(weak, heatmap="wrap")[0]) > 0.9
 
 
-@pytest.mark.parametrize("call, error, message", [
-    (lambda: attention_crops(torch.zeros(2, 3, 3)), ValueError, r"a map \[H, W\], got .* \[2, 3, 3\]; use crops_of"),
-    (lambda: attention_crops([[1.]]), ValueError, "got list"),
-    (lambda: crops_of(torch.zeros(3, 3)), ValueError, r"expected real maps \[n, H, W\], none empty"),
-    (lambda: crops_of(torch.zeros(2, 0, 3)), ValueError, r"none empty, got torch.float32 \[2, 0, 3\]"),
-    (lambda: attention_crops(torch.tensor([[1., float("nan")]])), ValueError, "maps must be finite, got nan"),
-    (lambda: attention_crops(blobs(), heatmap="wrapped"), UnknownName, "no heatmap 'wrapped'; nearest: wrap"),
-    (lambda: attention_crops(blobs(), size=0), ValueError, "size must be a positive whole number, got 0"),
-    (lambda: attention_crops(blobs(), most=-1), ValueError, "most must be a positive whole number, got -1"),
-    (lambda: attention_crops(blobs(), field=(9, 9, 9, 20)), ValueError, r"field is .* got \(9, 9, 9, 20\)"),
-    (lambda: attention_crops(blobs(), 20, field=(20, 0, 40, 20)), ValueError, "field is .* part of the 20 x 20"),
-    (lambda: crops_of(blobs()[None], memory=9), ValueError, "memory 9 bytes is too small"),
-    (lambda: otsu(torch.zeros(3, 3)), ValueError, r"8-bit maps .* got torch.float32 \[3, 3\]; use eight_bit")])
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (
+            lambda: attention_crops(torch.zeros(2, 3, 3)),
+            ValueError,
+            r"a map \[H, W\], got .* \[2, 3, 3\]; use crops_of",
+        ),
+        (lambda: attention_crops([[1.0]]), ValueError, "got list"),
+        (lambda: crops_of(torch.zeros(3, 3)), ValueError, r"expected real maps \[n, H, W\], none empty"),
+        (lambda: crops_of(torch.zeros(2, 0, 3)), ValueError, r"none empty, got torch.float32 \[2, 0, 3\]"),
+        (
+            lambda: attention_crops(torch.tensor([[1.0, float("nan")]])),
+            ValueError,
+            "maps must be finite, got nan",
+        ),
+        (
+            lambda: attention_crops(blobs(), heatmap="wrapped"),
+            UnknownName,
+            "no heatmap 'wrapped'; nearest: wrap",
+        ),
+        (lambda: attention_crops(blobs(), size=0), ValueError, "size must be a positive whole number, got 0"),
+        (
+            lambda: attention_crops(blobs(), most=-1),
+            ValueError,
+            "most must be a positive whole number, got -1",
+        ),
+        (
+            lambda: attention_crops(blobs(), field=(9, 9, 9, 20)),
+            ValueError,
+            r"field is .* got \(9, 9, 9, 20\)",
+        ),
+        (
+            lambda: attention_crops(blobs(), 20, field=(20, 0, 40, 20)),
+            ValueError,
+            "field is .* part of the 20 x 20",
+        ),
+        (lambda: crops_of(blobs()[None], memory=9), ValueError, "memory 9 bytes is too small"),
+        (
+            lambda: otsu(torch.zeros(3, 3)),
+            ValueError,
+            r"8-bit maps .* got torch.float32 \[3, 3\]; use eight_bit",
+        ),
+    ],
+)
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()

@@ -1,7 +1,9 @@
 """The notebook of Describe-and-Dissect: what a run leaves, replays, tiny models from disk, servers that fail.
 
-Most runs execute the notebook's own cells in this process, where stand-ins reach them and imports are paid for once.
+Most runs execute the notebook's own cells in this process, where stand-ins reach them and imports are paid
+for once.
 """
+
 from __future__ import annotations
 
 import json
@@ -15,21 +17,38 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tests.servers import read, send, serving
-from tests.test_captioners import save_blip
-from tests.test_generators import diffusers  # noqa: F401
-from tests.test_labelling import run
-from tests.test_llms import save_llama
 from neuronym.models import captioners, llms
 from neuronym.models.transcripts import BudgetReached
-from neuronym.similarity.labels import read_labels
 from neuronym.runs.run import notebook_path, results_dir
+from neuronym.similarity.labels import read_labels
+from tests.servers import read, send, serving
+from tests.test_captioners import save_blip
+from tests.test_generators import diffusers
+from tests.test_labelling import run
+from tests.test_llms import save_llama
 
 KEY = "sk-test-0123/456789+secret"
-WHOLE = {"probe": "microworld:150", "units": "4,6", "images": 4, "crops": 2, "pictures": 3, "tries": 3,
-         "prune": "diamond|ni?ht; gr*", "prune_images": 20, "draws": 2, "device": "cpu"}
-SMALL = {"smoke": True, "probe": "microworld:90", "images": 4, "pictures": 3, "tries": 2, "ablation": False,
-         "device": "cpu"}
+WHOLE = {
+    "probe": "microworld:150",
+    "units": "4,6",
+    "images": 4,
+    "crops": 2,
+    "pictures": 3,
+    "tries": 3,
+    "prune": "diamond|ni?ht; gr*",
+    "prune_images": 20,
+    "draws": 2,
+    "device": "cpu",
+}
+SMALL = {
+    "smoke": True,
+    "probe": "microworld:90",
+    "images": 4,
+    "pictures": 3,
+    "tries": 2,
+    "ablation": False,
+    "device": "cpu",
+}
 
 
 def execute(**given):
@@ -58,8 +77,12 @@ def lines(path):
 def holds_key(*folders):
     """Files that hold the key, as it is or as JSON may write it."""
     spellings = [KEY.encode(), KEY.replace("/", "\\/").encode()]
-    return [file for folder in folders for file in folder.rglob("*")
-            if file.is_file() and any(key in file.read_bytes() for key in spellings)]
+    return [
+        file
+        for folder in folders
+        for file in folder.rglob("*")
+        if file.is_file() and any(key in file.read_bytes() for key in spellings)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -88,21 +111,42 @@ def test_what_a_run_leaves(whole):
         own = candidates[(candidates["layer"] == layer) & (candidates["unit"] == unit)]
         own = own.sort_values("score", ascending=False, kind="stable")
         assert some.sort_values("rank")["label"].tolist() == own["candidate"].head(3).tolist()
-    assert drawn(folder) >= {"strips_layer4", "strips_fc", "methods", "ablation_correlation", "ablation_named"}
-    assert {"methods_by_unit.csv", "methods_by_metric.csv", "groups.csv", "done"} <= {p.name for p in folder.iterdir()}
+    assert drawn(folder) >= {
+        "strips_layer4",
+        "strips_fc",
+        "methods",
+        "ablation_correlation",
+        "ablation_named",
+    }
+    assert {"methods_by_unit.csv", "methods_by_metric.csv", "groups.csv", "done"} <= {
+        p.name for p in folder.iterdir()
+    }
     assert 0 < whole.first.describe.cropped(whole.first.looked["layer4"]) < 1
 
 
 def test_the_ablation_has_every_part(whole):
     table = pd.read_csv(whole.first.folder / "ablation.csv")
-    parts = {"all steps": 1, "crops": 2, "captions": 1, "summary": 1, "selection": 6, "pictures": 1, "as shipped": 2}
+    parts = {
+        "all steps": 1,
+        "crops": 2,
+        "captions": 1,
+        "summary": 1,
+        "selection": 6,
+        "pictures": 1,
+        "as shipped": 2,
+    }
     assert table.groupby(["metric", "group"]).size().to_dict() == {
-        ("correlation", "inner layers"): 14, ("correlation", "fc"): 14, ("named", "fc"): 14}
+        ("correlation", "inner layers"): 14,
+        ("correlation", "fc"): 14,
+        ("named", "fc"): 14,
+    }
     one = table[(table["metric"] == "named")]
     assert one["part"].value_counts().to_dict() == parts and one["shuffled"].notna().all()
     units = pd.read_csv(whole.first.folder / "methods_by_unit.csv")
     own = units[(units["method"] == "dnd") & (units["layer"] == "fc")]["correlation"].mean()
-    base = table[(table["metric"] == "correlation") & (table["group"] == "fc") & (table["part"] == "all steps")]
+    base = table[
+        (table["metric"] == "correlation") & (table["group"] == "fc") & (table["part"] == "all steps")
+    ]
     assert base["mean"].item() == pytest.approx(own)
 
 
@@ -113,7 +157,9 @@ def test_names_prune_units(whole):
     for word, form in (("diamond|ni?ht", r"\b(?:diamonds?|night)\b"), ("gr*", r"\bgr")):
         named = mine[mine["label"].str.contains(form)]["unit"].nunique()
         some = table[(table["word"] == word) & (table["condition"] != "none")]
-        assert 0 < named < 4 and set(some["condition"]) == {"named", "random"} and some["units"].eq(named).all()
+        assert (
+            0 < named < 4 and set(some["condition"]) == {"named", "random"} and some["units"].eq(named).all()
+        )
 
 
 def test_the_same_again_asks_nothing(whole):
@@ -136,30 +182,40 @@ def test_a_run_is_replayed_from_its_own_transcript(whole, monkeypatch):
     replayed = execute(**WHOLE, answers="replay", transcript=str(own))
     assert replayed.spent["asked"] == 0 and replayed.folder != whole.first.folder
     pd.testing.assert_frame_equal(read_labels(replayed.folder / "labels.parquet"), whole.table)
-    pd.testing.assert_frame_equal(pd.read_csv(replayed.folder / "ablation.csv"),
-                                  pd.read_csv(whole.first.folder / "ablation.csv"))
-    assert lines(replayed.folder / "transcript.jsonl") == lines(own) and not (results_dir() / "answers.jsonl").exists()
+    pd.testing.assert_frame_equal(
+        pd.read_csv(replayed.folder / "ablation.csv"), pd.read_csv(whole.first.folder / "ablation.csv")
+    )
+    assert (
+        lines(replayed.folder / "transcript.jsonl") == lines(own)
+        and not (results_dir() / "answers.jsonl").exists()
+    )
 
 
 def test_a_replay_that_lacks_answers_says_so(tmp_path):
-    with pytest.raises(LookupError, match="a replay asks nothing, and .* of kind 'caption' are not in .*none.jsonl"):
+    with pytest.raises(
+        LookupError, match="a replay asks nothing, and .* of kind 'caption' are not in .*none.jsonl"
+    ):
         execute(**SMALL, answers="replay", transcript=str(tmp_path / "none.jsonl"))
 
 
-@pytest.mark.parametrize("given, error, message", [
-    ({"selection": "cosine"}, ValueError, "'selection' must be one of sq_mean"),
-    ({"captioner": "blimp:x"}, ValueError, "no kind 'blimp'; nearest: blip"),
-    ({"captioner": "blip:/nowhere"}, FileNotFoundError, "blip:/nowhere could not be loaded"),
-    ({"llm": "hf"}, KeyError, "no llm 'hf'"),
-    ({"llms": "hf:/nowhere"}, FileNotFoundError, "hf:/nowhere could not be loaded"),
-    ({"layers": "layer5", "smoke": False}, KeyError, "no layer 'layer5'"),
-    ({"units": "4,x", "smoke": False}, ValueError, "units are one number"),
-    ({"most_cost": 1.}, ValueError, "most_cost needs prices"),
-    ({"prices": "2"}, ValueError, "prices are two numbers"),
-    ({"budget": -1}, ValueError, "'budget' must be at least 0"),
-    ({"answers": "again"}, ValueError, "'answers' must be one of record"),
-    ({"prune": "sea; *"}, ValueError, "a part has no word in it"),
-    ({"images": 0}, ValueError, "'images' must be at least 1")])
+@pytest.mark.parametrize(
+    "given, error, message",
+    [
+        ({"selection": "cosine"}, ValueError, "'selection' must be one of sq_mean"),
+        ({"captioner": "blimp:x"}, ValueError, "no kind 'blimp'; nearest: blip"),
+        ({"captioner": "blip:/nowhere"}, FileNotFoundError, "blip:/nowhere could not be loaded"),
+        ({"llm": "hf"}, KeyError, "no llm 'hf'"),
+        ({"llms": "hf:/nowhere"}, FileNotFoundError, "hf:/nowhere could not be loaded"),
+        ({"layers": "layer5", "smoke": False}, KeyError, "no layer 'layer5'"),
+        ({"units": "4,x", "smoke": False}, ValueError, "units are one number"),
+        ({"most_cost": 1.0}, ValueError, "most_cost needs prices"),
+        ({"prices": "2"}, ValueError, "prices are two numbers"),
+        ({"budget": -1}, ValueError, "'budget' must be at least 0"),
+        ({"answers": "again"}, ValueError, "'answers' must be one of record"),
+        ({"prune": "sea; *"}, ValueError, "a part has no word in it"),
+        ({"images": 0}, ValueError, "'images' must be at least 1"),
+    ],
+)
 def test_bad_parameters_are_errors_before_work(given, error, message, monkeypatch):
     monkeypatch.setattr("neuronym.datasets.probe.load_probe", lambda *a, **k: pytest.fail("work began"))
     with pytest.raises(error, match=message):
@@ -176,25 +232,40 @@ def test_photos_need_a_judge(tmp_path):
     assert not (results_dir() / "answers.jsonl").exists()
 
 
-def test_tiny_models_from_disk(tmp_path, diffusers, monkeypatch):  # noqa: F811
-    """BLIP and Llama as save_pretrained leaves them, and a diffusers pipeline: only the weights differ for users."""
-    given = {"captioner": f"blip:{save_blip(tmp_path / 'blip')}", "llm": save_llama(tmp_path / "llama", longest=1200),
-             "generator": "diffusers:org/model@steps=2"}
+def test_tiny_models_from_disk(tmp_path, diffusers, monkeypatch):
+    """BLIP and Llama as save_pretrained leaves them, and a diffusers pipeline: only the weights differ for
+    users.
+    """
+    given = {
+        "captioner": f"blip:{save_blip(tmp_path / 'blip')}",
+        "llm": save_llama(tmp_path / "llama", longest=1200),
+        "generator": "diffusers:org/model@steps=2",
+    }
     made = execute(**SMALL | given | {"images": 2})
     table = read_labels(made.folder / "labels.parquet")
     best = table[(table["method"] == "dnd") & (table["rank"] == 1)]
     assert len(best) == 8 and best["label"].str.contains("word").all() and best["score"].notna().all()
     kinds = Counter((line["kind"], line["model"]) for line in lines(made.folder / "transcript.jsonl"))
-    assert set(kinds) == {("caption", given["captioner"]), ("llm", given["llm"])} and made.spent["prompt_tokens"] > 0
+    assert (
+        set(kinds) == {("caption", given["captioner"]), ("llm", given["llm"])}
+        and made.spent["prompt_tokens"] > 0
+    )
     prompts = [prompt for call in diffusers.calls for prompt in call["prompt"]]
     assert {p.removeprefix("One realistic image of ") for p in prompts} == {
-        text for layer in made.described.values() for some in layer.candidates.values() for text in some}
+        text for layer in made.described.values() for some in layer.candidates.values() for text in some
+    }
 
 
 # servers
 
-LABELS = ["<b>circle</b><script>alert(1)</script>", "a $x$ star, for $5_0", "red\nring", "night & <i>sea</i>", KEY,
-          "plain moon"]
+LABELS = [
+    "<b>circle</b><script>alert(1)</script>",
+    "a $x$ star, for $5_0",
+    "red\nring",
+    "night & <i>sea</i>",
+    KEY,
+    "plain moon",
+]
 
 
 @pytest.fixture
@@ -210,13 +281,16 @@ def server(monkeypatch):
             log.keys.add(request.headers["Authorization"])
             status = log.fails(len(log.asked)) or 200
         said = LABELS[sum(map(ord, text)) % len(LABELS)]
-        reply = {"choices": [{"message": {"content": said}}], "usage": {"prompt_tokens": 10, "completion_tokens": 3}}
+        reply = {
+            "choices": [{"message": {"content": said}}],
+            "usage": {"prompt_tokens": 10, "completion_tokens": 3},
+        }
         send(request, status, json.dumps(reply if status == 200 else {"error": {"message": f"broken {KEY}"}}))
 
     with serving(handle) as address:
         monkeypatch.setenv("OPENAI_BASE_URL", f"{address}/v1")
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        monkeypatch.setattr(llms, "FIRST_WAIT", 0.)
+        monkeypatch.setattr(llms, "FIRST_WAIT", 0.0)
         yield log
 
 
@@ -230,7 +304,9 @@ def answered():
 
 def test_a_server_that_fails_and_heals(server, tmp_path):
     server.fails = lambda n: 500 if n > 5 else None
-    with pytest.raises(ConnectionError, match=r"openai:some/model at .* in 5 tries: HTTP 500 \(broken \*\*\*\)"):
+    with pytest.raises(
+        ConnectionError, match=r"openai:some/model at .* in 5 tries: HTTP 500 \(broken \*\*\*\)"
+    ):
         execute(**ASKING)
     kept = len(answered())
     assert kept == 5 and not list(results_dir().rglob("done"))
@@ -244,7 +320,9 @@ def test_a_server_that_fails_and_heals(server, tmp_path):
 
 
 def test_a_budget_that_is_reached_and_raised(server, tmp_path):
-    with pytest.raises(BudgetReached, match="budget=4 is reached by 4 answers of 40 .* which cost .*raise budget"):
+    with pytest.raises(
+        BudgetReached, match="budget=4 is reached by 4 answers of 40 .* which cost .*raise budget"
+    ):
         execute(**ASKING, budget=4, prices="2.5,10")
     assert len(server.asked) == len(answered()) == 4
     made = execute(**ASKING, budget=500, prices="2.5,10")
@@ -261,10 +339,17 @@ def test_labels_are_shown_as_text(server, tmp_path):
     table = read_labels(folder / "labels.parquet")
     mine = " ".join(table[table["method"] == "dnd"]["label"])
     assert "<script>" in mine and "<i>sea</i>" in mine and "\n" not in mine, "labels are what the model said"
-    outputs = [out for cell in json.loads((folder / "notebook.ipynb").read_text())["cells"]
-               for out in cell.get("outputs", ())]
-    html = ["".join(out["data"][kind]) for out in outputs for kind in ("text/html", "text/markdown", "text/latex",
-                                                                       "image/svg+xml") if kind in out.get("data", {})]
+    outputs = [
+        out
+        for cell in json.loads((folder / "notebook.ipynb").read_text())["cells"]
+        for out in cell.get("outputs", ())
+    ]
+    html = [
+        "".join(out["data"][kind])
+        for out in outputs
+        for kind in ("text/html", "text/markdown", "text/latex", "image/svg+xml")
+        if kind in out.get("data", {})
+    ]
     assert html and not any(part in text for text in html for part in ("<script", "<b>circle", "<i>sea"))
     assert drawn(folder) >= {"strips_fc", "methods"}
     assert not holds_key(tmp_path) and KEY not in done.stdout + done.stderr

@@ -1,4 +1,7 @@
-"""neuronym.describe.variants: each variant is the method with one thing changed by hand; its numbers by loops."""
+"""neuronym.describe.variants: each variant is the method with one thing changed by hand; its numbers by
+loops.
+"""
+
 from __future__ import annotations
 
 import re
@@ -10,20 +13,20 @@ import pytest
 import torch
 from scipy.stats import wilcoxon
 
-from tests.test_describe import last_words, looks, seen_by, sources, world  # noqa: F401
-from neuronym.describe import selection as module
 from neuronym.common.text import names_it
-from neuronym.evaluation import explanations
-from neuronym.describe.selection import SCORES
+from neuronym.describe import selection, variants
 from neuronym.describe.pipeline import best_labels, describe
-from neuronym.describe.variants import VARIANTS, ablation, labels_by_variant
+from neuronym.describe.selection import SCORES
+from neuronym.describe.variants import ablation, labels_by_variant, VARIANTS
+from neuronym.evaluation import explanations
 from neuronym.models.transcripts import open_transcript
+from tests.test_describe import last_words, looks, seen_by, sources, world
 
 UNITS = [0, 26, 43]
 
 
 @pytest.fixture(scope="module")
-def asked(world, tmp_path_factory):  # noqa: F811
+def asked(world, tmp_path_factory):
     """Two looks, two language models and two sources on the final layer."""
     book = open_transcript(tmp_path_factory.mktemp("answers") / "b.jsonl")
     other = seen_by([])
@@ -34,27 +37,47 @@ def asked(world, tmp_path_factory):  # noqa: F811
 
 
 @pytest.mark.parametrize("first", ["microworld", "retrieval"])
-def test_each_variant_changes_one_thing(world, asked, first, monkeypatch, tmp_path):  # noqa: F811
+def test_each_variant_changes_one_thing(world, asked, first, monkeypatch, tmp_path):
     monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path))
     both = sources(world, "fc")
     where = {first: both[first]} | both
     more, scored = {"tries": 3, "beta": 2, "top": 4}, []
     told = []
-    monkeypatch.setattr(neuronym.describe.selection, "describe", lambda look, *given, reference, **options: (
-        told.append((look, reference)) or describe(look, *given, reference=reference, **options)))
-    monkeypatch.setattr(neuronym.describe.selection, "score_shown", lambda shown, how, real=module.score_shown, **options: (
-        scored.append((how, options)) or real(shown, how, **options)))
+    monkeypatch.setattr(
+        variants,
+        "describe",
+        lambda look, *given, reference, **options: (
+            told.append((look, reference)) or describe(look, *given, reference=reference, **options)
+        ),
+    )
+    monkeypatch.setattr(
+        variants,
+        "score_shown",
+        lambda shown, how, real=selection.score_shown, **options: (
+            scored.append((how, options)) or real(shown, how, **options)
+        ),
+    )
     found = labels_by_variant(asked.looks, asked.asks, where, selection="topk_compare", seed=1, **more)
 
     def by_hand(look=asked.own, ask=None, source=first, **changed):
         drawer, given = both[source]
-        return best_labels(describe(look[0], drawer, ask=ask, reference=look[1],
-                                    **{"selection": "topk_compare", "seed": 1, **more, **given, **changed}))
+        return best_labels(
+            describe(
+                look[0],
+                drawer,
+                ask=ask,
+                reference=look[1],
+                **{"selection": "topk_compare", "seed": 1, **more, **given, **changed},
+            )
+        )
 
-    expected = {("all steps", "the method"): by_hand(), ("captions", "fake"): by_hand(asked.fake),
-                ("summary", "captions as candidates"): by_hand(summary=False),
-                ("summary", "llm"): by_hand(ask=last_words),
-                ("selection", "none: the first candidate"): by_hand(selection="first")}
+    expected = {
+        ("all steps", "the method"): by_hand(),
+        ("captions", "fake"): by_hand(asked.fake),
+        ("summary", "captions as candidates"): by_hand(summary=False),
+        ("summary", "llm"): by_hand(ask=last_words),
+        ("selection", "none: the first candidate"): by_hand(selection="first"),
+    }
     expected |= {("selection", how): by_hand(selection=how) for how in SCORES if how != "topk_compare"}
     (second,) = set(both) - {first}
     expected["pictures", second] = by_hand(source=second)
@@ -70,7 +93,7 @@ def test_each_variant_changes_one_thing(world, asked, first, monkeypatch, tmp_pa
     assert len({tuple(texts) for texts in found.values()}) > 4, "variants differ"
 
 
-def test_the_method_without_selection(world, asked, tmp_path, monkeypatch):  # noqa: F811
+def test_the_method_without_selection(world, asked, tmp_path, monkeypatch):
     """Its other variants are chosen by no pictures either; another source chooses by the paper's function."""
     both = sources(world, "fc")
     found = labels_by_variant(asked.looks, {"llm": last_words}, both, selection="first")
@@ -78,47 +101,59 @@ def test_the_method_without_selection(world, asked, tmp_path, monkeypatch):  # n
     assert found["all steps", "the method"] == found["selection", "none: the first candidate"] == first
     assert {part for part, _ in found} == {"all steps", "captions", "summary", "selection", "pictures"}
     drawer, given = both["retrieval"]
-    assert found["pictures", "retrieval"] == best_labels(describe(asked.own[0], drawer, ask=last_words, **given))
+    assert found["pictures", "retrieval"] == best_labels(
+        describe(asked.own[0], drawer, ask=last_words, **given)
+    )
 
 
 # numbers
 
 NAMES = ["circle", "red star", "night", "ring"]
 LABELS = {
-    "inner": {("all steps", "the method"): ["circle", "night"], ("crops", "no crops"): ["night", "night"],
-              ("summary", "a | b"): ["blue ring", "circle"]},
-    "last": {("all steps", "the method"): ["blue circles", "red star", "snow", "dotted ring"],
-             ("crops", "no crops"): ["circle", "star", "night", "moon"],
-             ("summary", "a | b"): ["sea", "sea", "sea", "ring"]}}
+    "inner": {
+        ("all steps", "the method"): ["circle", "night"],
+        ("crops", "no crops"): ["night", "night"],
+        ("summary", "a | b"): ["blue ring", "circle"],
+    },
+    "last": {
+        ("all steps", "the method"): ["blue circles", "red star", "snow", "dotted ring"],
+        ("crops", "no crops"): ["circle", "star", "night", "moon"],
+        ("summary", "a | b"): ["sea", "sea", "sea", "ring"],
+    },
+}
 ROWS = {"inner": [4, 1], "last": [2, 0, 3, 1]}
 GROUPS = {"inner": "inner layers", "last": "last"}
 
 
 @pytest.fixture(scope="module")
-def numbers(world):  # noqa: F811
+def numbers(world):
     dice = torch.Generator().manual_seed(0)
     Q = {"inner": torch.rand(60, 5, generator=dice), "last": torch.rand(60, 4, generator=dice)}
-    present = lambda texts: explanations.shown(world.probe, texts)  # noqa: E731
-    table = ablation(LABELS, present, Q, {"inner": .1, "last": .1}, ROWS, GROUPS, {"last": NAMES})
+    present = lambda texts: explanations.shown(world.probe, texts)
+    table = ablation(LABELS, present, Q, {"inner": 0.1, "last": 0.1}, ROWS, GROUPS, {"last": NAMES})
     values = {}
     for layer, variants in LABELS.items():
         for variant, texts in variants.items():
             q = [Q[layer][:, unit].double().numpy() for unit in ROWS[layer]]
             x = [present([text])[:, 0].double().numpy() for text in texts]
-            values["correlation", GROUPS[layer], variant] = [np.corrcoef(a, b)[0, 1] if b.std() else 0.
-                                                             for a, b in zip(q, x)]
+            values["correlation", GROUPS[layer], variant] = [
+                np.corrcoef(a, b)[0, 1] if b.std() else 0.0 for a, b in zip(q, x)
+            ]
             if layer == "last":
                 said = [" ".join(w.removesuffix("s") for w in text.split()) for text in texts]
-                values["named", "last", variant] = [float(re.search(rf"\b{name}\b", t) is not None)
-                                                    for name, t in zip(NAMES, said)]
+                values["named", "last", variant] = [
+                    float(re.search(rf"\b{name}\b", t) is not None) for name, t in zip(NAMES, said)
+                ]
     return table, values
 
 
 def test_ablation_literally(numbers):
     table, values = numbers
     assert list(table[["metric", "group", "part", "variant"]].itertuples(index=False, name=None)) == [
-        (metric, group, *variant) for metric, group in (("correlation", "inner layers"), ("correlation", "last"),
-                                                        ("named", "last")) for variant in LABELS["last"]]
+        (metric, group, *variant)
+        for metric, group in (("correlation", "inner layers"), ("correlation", "last"), ("named", "last"))
+        for variant in LABELS["last"]
+    ]
     pvalues = {}
     for row in table.itertuples():
         mine = np.array(values[row.metric, row.group, (row.part, row.variant)])
@@ -126,19 +161,23 @@ def test_ablation_literally(numbers):
         assert row.mean == pytest.approx(mine.mean(), abs=1e-6)
         assert row.low - 1e-9 <= row.mean <= row.high + 1e-9
         if row.part == "all steps":
-            assert all(np.isnan(v) for v in (row.difference, row.low_difference, row.high_difference, row.holm))
+            assert all(
+                np.isnan(v) for v in (row.difference, row.low_difference, row.high_difference, row.holm)
+            )
             continue
         assert row.difference == pytest.approx((mine - base).mean(), abs=1e-6)
         assert row.low_difference - 1e-9 <= row.difference <= row.high_difference + 1e-9
-        p = wilcoxon(mine - base).pvalue if (mine != base).any() else 1.
+        p = wilcoxon(mine - base).pvalue if (mine != base).any() else 1.0
         pvalues.setdefault(row.metric, []).append((p, row.holm))
-    for pairs in pvalues.values():  # Holm: the smallest p times all, the next times all but one, ..., never falling
-        least = 0.
+    for (
+        pairs
+    ) in pvalues.values():  # Holm: the smallest p times all, the next times all but one, ..., never falling
+        least = 0.0
         for i, (p, corrected) in enumerate(sorted(pairs)):
-            least = max(least, min(1., p * (len(pairs) - i)))
+            least = max(least, min(1.0, p * (len(pairs) - i)))
             assert corrected == pytest.approx(least)
     named = table[table["metric"] == "named"].set_index("variant")["mean"]
-    assert named.to_dict() == {"the method": .75, "no crops": .5, "a | b": .25}
+    assert named.to_dict() == {"the method": 0.75, "no crops": 0.5, "a | b": 0.25}
 
 
 def test_labels_dealt_to_other_units(numbers):
@@ -148,15 +187,15 @@ def test_labels_dealt_to_other_units(numbers):
     for row in table[table["metric"] == "named"].itertuples():
         texts = LABELS["last"][row.part, row.variant]
         exact = np.mean([[names_it(text, name) for name in NAMES] for text in texts])
-        assert row.shuffled == pytest.approx(exact, abs=.1)
-    assert table.set_index(["metric", "variant"]).loc[("named", "the method"), "shuffled"] < .4
+        assert row.shuffled == pytest.approx(exact, abs=0.1)
+    assert table.set_index(["metric", "variant"]).loc[("named", "the method"), "shuffled"] < 0.4
 
 
-def test_ablation_without_true_names(numbers, world):  # noqa: F811
+def test_ablation_without_true_names(numbers, world):
     table = numbers[0]
     dice = torch.Generator().manual_seed(0)
     Q = {"inner": torch.rand(60, 5, generator=dice), "last": torch.rand(60, 4, generator=dice)}
-    given = LABELS, lambda texts: explanations.shown(world.probe, texts), Q, {"inner": .1, "last": .1}, ROWS
+    given = LABELS, lambda texts: explanations.shown(world.probe, texts), Q, {"inner": 0.1, "last": 0.1}, ROWS
     plain = ablation(*given, GROUPS)
     assert "shuffled" not in plain and set(plain["metric"]) == {"correlation"}
     same = table[table["metric"] == "correlation"].drop(columns="shuffled")

@@ -1,4 +1,7 @@
-"""dlbroden.sh against a small zip on this machine: fresh, again, interrupted, damaged, and with each download tool."""
+"""dlbroden.sh against a small zip on this machine: fresh, again, interrupted, damaged, and with each download
+tool.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -17,11 +20,28 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[1] / "dlbroden.sh"
-TOOLS = ["cat", "cut", "dirname", "mkdir", "mv", "rm", "rmdir", "sed", "sha256sum", "shasum", "tail", "tr", "wc", "env"]
+TOOLS = [
+    "cat",
+    "cut",
+    "dirname",
+    "mkdir",
+    "mv",
+    "rm",
+    "rmdir",
+    "sed",
+    "sha256sum",
+    "shasum",
+    "tail",
+    "tr",
+    "wc",
+    "env",
+]
 
 HAVE = {tool for tool in ("sh", "dash", "bash", "unzip", "curl", "wget") if shutil.which(tool)}
-pytestmark = pytest.mark.skipif(not {"sh", "unzip"} <= HAVE or not {"curl", "wget"} & HAVE,
-                                reason="dlbroden.sh needs sh, unzip, and curl or wget")
+pytestmark = pytest.mark.skipif(
+    not {"sh", "unzip"} <= HAVE or not {"curl", "wget"} & HAVE,
+    reason="dlbroden.sh needs sh, unzip, and curl or wget",
+)
 
 
 def make_zip(top="broden1_224/", images=7) -> bytes:
@@ -64,10 +84,12 @@ class Server:
                 if outer.length:
                     self.send_header("Content-Length", str(len(outer.data) - start))
                 if asked:
-                    self.send_header("Content-Range", f"bytes {start}-{len(outer.data) - 1}/{len(outer.data)}")
+                    self.send_header(
+                        "Content-Range", f"bytes {start}-{len(outer.data) - 1}/{len(outer.data)}"
+                    )
                 self.end_headers()
                 if body:
-                    data = outer.data[start:outer.cut.pop(0) if outer.cut else None]
+                    data = outer.data[start : outer.cut.pop(0) if outer.cut else None]
                     if not outer.pause.is_set():
                         self.wfile.write(data[:70_000])
                         self.wfile.flush()
@@ -80,7 +102,7 @@ class Server:
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/broden.zip"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": .01}, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def close(self):
         self.http.shutdown()
@@ -97,18 +119,30 @@ def server():
 @pytest.fixture
 def run(tmp_path, server):
     """Run the script with data in tmp_path/data; returns (exit status, output)."""
+
     def run(*arguments, sh="sh", path=None, **environment):
         env = clean_environment(tmp_path, server) | environment | ({"PATH": str(path)} if path else {})
-        done = subprocess.run([shutil.which(sh), SCRIPT, *arguments], env=env, stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        done = subprocess.run(
+            [shutil.which(sh), SCRIPT, *arguments],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+        )
         return done.returncode, done.stdout + done.stderr
+
     return run
 
 
 def clean_environment(tmp_path, server) -> dict[str, str]:
     ours = {"NEURONYM_DATA": str(tmp_path / "data"), "NEURONYM_BRODEN_URL": server.url}
-    return {key: value for key, value in os.environ.items()
-            if not key.startswith("NEURONYM_") and "proxy" not in key.lower()} | ours
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("NEURONYM_") and "proxy" not in key.lower()
+    } | ours
 
 
 def path_with(folder, *tools):
@@ -127,7 +161,11 @@ def complete(tmp_path, data) -> bool:
     folder = tmp_path / "data" / "broden"
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     left = {str(path.relative_to(tmp_path / "data")) for path in (tmp_path / "data").glob("*")}
-    return found == want and left == {"broden", "downloads"} and not list((tmp_path / "data/downloads").iterdir())
+    return (
+        found == want
+        and left == {"broden", "downloads"}
+        and not list((tmp_path / "data/downloads").iterdir())
+    )
 
 
 @pytest.mark.parametrize("sh", ["sh", "dash", "bash"])
@@ -152,7 +190,10 @@ def test_each_tool(run, server, tmp_path, tool):
     status, output = run(path=path)
     assert status == 0 and complete(tmp_path, server.data), output
     assert server.requests == [0, 50_000]
-    assert "interrupted after 50000 bytes" in output and f"continuing after 50000 of {len(server.data)} bytes" in output
+    assert (
+        "interrupted after 50000 bytes" in output
+        and f"continuing after 50000 of {len(server.data)} bytes" in output
+    )
 
 
 @pytest.mark.parametrize("tool", ["curl", "wget"])
@@ -214,14 +255,20 @@ def test_server_that_never_gets_on(run, server, tmp_path):
 def test_killed_run_is_continued(run, server, tmp_path, how):
     part, lock = (tmp_path / "data/downloads" / name for name in ("broden1_224.zip.part", "broden.lock"))
     server.pause.clear()
-    process = subprocess.Popen(["sh", SCRIPT], env=clean_environment(tmp_path, server), start_new_session=True,
-                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               # tests in the background of a shell inherit that it is ignored
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = subprocess.Popen(
+        ["sh", SCRIPT],
+        env=clean_environment(tmp_path, server),
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # tests in the background of a shell inherit that it is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for _ in range(1000):
         if part.exists() and part.stat().st_size:
             break
-        time.sleep(.01)
+        time.sleep(0.01)
     os.killpg(process.pid, how)
     process.wait(timeout=30)
     server.pause.set()
@@ -245,7 +292,9 @@ def test_server_down(run, server, tmp_path):
 def test_wrong_address(run, server, tmp_path, tool):
     if tool not in HAVE:
         pytest.skip(f"{tool} is not installed")
-    status, output = run(path=path_with(tmp_path / "bin", "unzip", tool), NEURONYM_BRODEN_URL=server.url + "x")
+    status, output = run(
+        path=path_with(tmp_path / "bin", "unzip", tool), NEURONYM_BRODEN_URL=server.url + "x"
+    )
     assert status == 1 and "could not download" in output and not (tmp_path / "data/broden").exists()
 
 
@@ -269,12 +318,15 @@ def flipped(data):
     return data[:30_000] + bytes([data[30_000] ^ 1]) + data[30_001:]
 
 
-@pytest.mark.parametrize("damage, message", [
-    (flipped, "is not a whole zip"),
-    (lambda data: b"<html>we have moved</html>", "is not a whole zip"),
-    (lambda data: data[:-2000], "is not a whole zip"),
-    (lambda data: make_zip(top="other/"), "has no images/ folder and is not Broden"),
-])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (flipped, "is not a whole zip"),
+        (lambda data: b"<html>we have moved</html>", "is not a whole zip"),
+        (lambda data: data[:-2000], "is not a whole zip"),
+        (lambda data: make_zip(top="other/"), "has no images/ folder and is not Broden"),
+    ],
+)
 def test_damaged_zip(run, server, tmp_path, damage, message):
     server.data = damage(server.data)
     status, output = run()
@@ -292,7 +344,9 @@ def test_zip_without_a_top_folder(run, server, tmp_path):
 
 
 def test_other_places_with_spaces(run, server, tmp_path):
-    status, output = run(NEURONYM_BRODEN=f"{tmp_path}/my disk/Broden set", NEURONYM_DATA=f"{tmp_path}/my data")
+    status, output = run(
+        NEURONYM_BRODEN=f"{tmp_path}/my disk/Broden set", NEURONYM_DATA=f"{tmp_path}/my data"
+    )
     assert status == 0 and len(list((tmp_path / "my disk/Broden set/images/ade20k").iterdir())) == 7, output
     assert [path.name for path in (tmp_path / "my disk").iterdir()] == ["Broden set"]
 
@@ -310,7 +364,9 @@ def test_leftovers_of_a_killed_run(run, server, tmp_path):
     lock.mkdir(parents=True)
     (lock / "pid").write_text(str(os.getpid()))
     status, output = run()
-    assert status == 1 and f"another dlbroden.sh is at work (process {os.getpid()})" in output and lock.exists()
+    assert (
+        status == 1 and f"another dlbroden.sh is at work (process {os.getpid()})" in output and lock.exists()
+    )
     dead = subprocess.Popen(["true"])
     dead.wait()
     (lock / "pid").write_text(str(dead.pid))
@@ -320,8 +376,10 @@ def test_leftovers_of_a_killed_run(run, server, tmp_path):
     assert status == 0 and "taking over" in output and complete(tmp_path, server.data), output
 
 
-@pytest.mark.parametrize("tools, message", [([], "needs unzip"), (["curl", "wget"], "needs unzip"),
-                                            (["unzip"], "needs curl or wget")])
+@pytest.mark.parametrize(
+    "tools, message",
+    [([], "needs unzip"), (["curl", "wget"], "needs unzip"), (["unzip"], "needs curl or wget")],
+)
 def test_missing_tools(run, server, tmp_path, tools, message):
     status, output = run(path=path_with(tmp_path / "bin", *tools))
     assert status == 1 and message in output and len(output.splitlines()) == 1 and server.requests == []

@@ -1,12 +1,13 @@
 """Evaluation against literal loops in float64, and against what must come out."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
 
-from neuronym.evaluation.presence import against_oracle, presence_oracle
 from neuronym.evaluation.naming import name_similarity, rank_of_truth
+from neuronym.evaluation.presence import against_oracle, presence_oracle
 
 NAMES = [f"c{i}" for i in range(11)]
 
@@ -17,13 +18,17 @@ def test_rank_of_truth_is_the_literal_count():
     found = rank_of_truth(scores, NAMES, truth)
     ranks = [1 + sum(float(s) > float(row[NAMES.index(t)]) for s in row) for row, t in zip(scores, truth)]
     assert found["mean_rank"] == pytest.approx(np.mean(ranks)) and found["median_rank"] == sorted(ranks)[3]
-    assert found["top1"] == np.mean([r == 1 for r in ranks]) and found["top5"] == np.mean([r <= 5 for r in ranks])
+    assert found["top1"] == np.mean([r == 1 for r in ranks]) and found["top5"] == np.mean(
+        [r <= 5 for r in ranks]
+    )
 
 
 def test_auroc_counts_pairs():
-    scores = torch.tensor([[.9, 0], [.8, 0], [.7, 0], [0, .75]])
+    scores = torch.tensor([[0.9, 0], [0.8, 0], [0.7, 0], [0, 0.75]])
     found = rank_of_truth(scores, ["a", "b"], ["a", "b", "a", "b"])  # right, wrong, right, right
-    assert found["auroc"] == pytest.approx(1 / 3)  # of the pairs (.9, .8), (.7, .8), (.75, .8) one is in order
+    assert found["auroc"] == pytest.approx(
+        1 / 3
+    )  # of the pairs (.9, .8), (.7, .8), (.75, .8) one is in order
 
 
 def test_units_without_a_name_in_the_set_are_counted_out():
@@ -43,12 +48,12 @@ def test_name_similarity_stands_beside_its_controls():
     rows = torch.eye(5)
     encode = lambda texts: torch.stack([rows[int(t)] for t in texts])
     found = name_similarity(encode, list("01234"), list("01234"), generator=torch.Generator().manual_seed(0))
-    assert found["cosine"] == 1 and found["shuffled"] < .5 and found["constant"] == pytest.approx(.2)
+    assert found["cosine"] == 1 and found["shuffled"] < 0.5 and found["constant"] == pytest.approx(0.2)
 
 
 def test_presence_oracle_is_pearson():
     g = torch.Generator().manual_seed(2)
-    Q, truth = torch.randn(23, 7, generator=g), torch.rand(23, 11, generator=g) > .6
+    Q, truth = torch.randn(23, 7, generator=g), torch.rand(23, 11, generator=g) > 0.6
     literal = np.corrcoef(Q.double().numpy().T, truth.double().numpy().T)[:7, 7:]
     np.testing.assert_allclose(presence_oracle(Q, truth).numpy(), literal, rtol=1e-10, atol=1e-12)
 
@@ -59,6 +64,10 @@ def test_dead_units_and_constant_concepts_correlate_with_nothing():
 
 
 def test_against_oracle():
-    oracle = torch.tensor([[.9, .1], [.2, .4]])
+    oracle = torch.tensor([[0.9, 0.1], [0.2, 0.4]])
     found = against_oracle(["a", "a"], oracle, ["a", "b"])
-    assert found["same_as_oracle"] == .5 and found["correlation"] == pytest.approx(.55) and found["oracle_correlation"] == pytest.approx(.65)
+    assert (
+        found["same_as_oracle"] == 0.5
+        and found["correlation"] == pytest.approx(0.55)
+        and found["oracle_correlation"] == pytest.approx(0.65)
+    )

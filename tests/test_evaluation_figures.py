@@ -1,4 +1,5 @@
 """Figures of names and trust: what they show is what the tables say."""
+
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
@@ -6,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neuronym.figures import comparisons
 from neuronym.evaluation.sanity import PUBLISHED
+from neuronym.figures import comparisons
 
 
 @pytest.fixture(autouse=True)
@@ -21,58 +22,112 @@ def labels(ax) -> list[str]:
 
 
 def means() -> pd.DataFrame:
-    rows = [(g, m, metric, v + (g == "final") * .1, v - .1, v + .3, 5) for g in ("inner", "final") for metric in ("correlation", "iou")
-            for m, v in (("good", .6), ("bad", .2), ("oracle", .5), ("shuffled", .65))]
+    rows = [
+        (g, m, metric, v + (g == "final") * 0.1, v - 0.1, v + 0.3, 5)
+        for g in ("inner", "final")
+        for metric in ("correlation", "iou")
+        for m, v in (("good", 0.6), ("bad", 0.2), ("oracle", 0.5), ("shuffled", 0.65))
+    ]
     return pd.DataFrame(rows, columns=["group", "method", "metric", "mean", "low", "high", "units"])
 
 
 def test_methods_stand_in_order_with_bounds_above_and_controls_below():
     fig = comparisons.methods_by_metric(means(), ["correlation", "iou"], ["oracle"])
     axes = fig.axes
-    assert [ax.get_title() for ax in axes] == ["correlation", "iou"] and labels(axes[0]) == ["oracle", "good", "bad", "shuffled"]
-    for container, shift in zip(axes[1].containers, (0, .1)):
-        assert np.allclose(container.lines[0].get_xdata(), np.array([.5, .6, .2, .65]) + shift)
+    assert [ax.get_title() for ax in axes] == ["correlation", "iou"] and labels(axes[0]) == [
+        "oracle",
+        "good",
+        "bad",
+        "shuffled",
+    ]
+    for container, shift in zip(axes[1].containers, (0, 0.1)):
+        assert np.allclose(container.lines[0].get_xdata(), np.array([0.5, 0.6, 0.2, 0.65]) + shift)
     ends = axes[0].containers[0].lines[2][0].get_segments()[1][:, 0]
-    assert np.allclose(ends, [.5, .9])
+    assert np.allclose(ends, [0.5, 0.9])
 
 
 def test_sanity_table_shows_the_shares():
     columns = pd.MultiIndex.from_tuples([("missing", "theory", "here"), ("passes", "all", "published")])
-    table = pd.DataFrame([[1., row[4]] for row in PUBLISHED.values()], index=list(PUBLISHED), columns=columns)
+    table = pd.DataFrame(
+        [[1.0, row[4]] for row in PUBLISHED.values()], index=list(PUBLISHED), columns=columns
+    )
     (ax,) = comparisons.sanity_table(table).axes
     assert [t.get_text() for t in ax.get_xticklabels()] == ["missing\ntheory\nhere", "passes\npublished"]
-    assert [t.get_text() for t in ax.texts] == [f"{x:.2f}" for row in PUBLISHED.values() for x in (1., float(row[4]))]
+    assert [t.get_text() for t in ax.texts] == [
+        f"{x:.2f}" for row in PUBLISHED.values() for x in (1.0, float(row[4]))
+    ]
 
 
 def test_accuracy_responses_and_ranges():
-    table = pd.DataFrame({"setting": ["a", "a", "b"], "similarity": ["x", "y", "x"], "top1": [.5, .7, .9]})
+    table = pd.DataFrame({"setting": ["a", "a", "b"], "similarity": ["x", "y", "x"], "top1": [0.5, 0.7, 0.9]})
     (ax,) = comparisons.accuracy_by(table, "setting").axes
-    assert labels(ax) == ["a", "b"] and sorted(float(p) for c in ax.collections for p in c.get_offsets()[:, 0]) == [.5, .7, .9]
-    (ax,) = comparisons.responses(pd.DataFrame({"layer": ["l"] * 6, "method": ["m", "n"] * 3, "auc": np.linspace(.4, .9, 6)})).axes
+    assert labels(ax) == ["a", "b"] and sorted(
+        float(p) for c in ax.collections for p in c.get_offsets()[:, 0]
+    ) == [0.5, 0.7, 0.9]
+    (ax,) = comparisons.responses(
+        pd.DataFrame({"layer": ["l"] * 6, "method": ["m", "n"] * 3, "auc": np.linspace(0.4, 0.9, 6)})
+    ).axes
     assert labels(ax) == ["l"] and ax.get_xlim()[0] < 0 and ax.get_xlim()[1] > 1
-    (ax,) = comparisons.ranges(pd.DataFrame({"layer": ["l"] * 3, "share": [.001, .05, 1.], "present": [.9, .5, .1]})).axes
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["0.1%", "5.0%", "all"] and np.allclose(ax.lines[0].get_ydata(), [.9, .5, .1])
+    (ax,) = comparisons.ranges(
+        pd.DataFrame({"layer": ["l"] * 3, "share": [0.001, 0.05, 1.0], "present": [0.9, 0.5, 0.1]})
+    ).axes
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["0.1%", "5.0%", "all"] and np.allclose(
+        ax.lines[0].get_ydata(), [0.9, 0.5, 0.1]
+    )
 
 
 def test_null_and_stability():
-    fig = comparisons.null_scores({"a": np.arange(9.), "b": np.ones(3)}, {"a": np.zeros((5, 1)), "b": np.zeros((5, 3))})
+    fig = comparisons.null_scores(
+        {"a": np.arange(9.0), "b": np.ones(3)}, {"a": np.zeros((5, 1)), "b": np.zeros((5, 3))}
+    )
     assert [ax.get_title() for ax in fig.axes] == ["a", "b"]
-    table = pd.DataFrame({"layer": ["a", "a", "b"], "bootstrap": [.2, .4, .9], "halves": [0., 1., 1.]})
+    table = pd.DataFrame({"layer": ["a", "a", "b"], "bootstrap": [0.2, 0.4, 0.9], "halves": [0.0, 1.0, 1.0]})
     (ax,) = comparisons.signals_by_layer(table, ["bootstrap", "halves"]).axes
     assert labels(ax) == ["a", "b"]
-    assert sorted(round(float(x), 6) for line in ax.lines for x in line.get_xdata() if len(line.get_xdata()) == 2 and line.get_linestyle() == "None") == [.3, .5, .9, 1]
+    assert sorted(
+        round(float(x), 6)
+        for line in ax.lines
+        for x in line.get_xdata()
+        if len(line.get_xdata()) == 2 and line.get_linestyle() == "None"
+    ) == [0.3, 0.5, 0.9, 1]
 
 
 def test_auroc_reliability_coverage_and_meanings():
-    table = pd.DataFrame({"group": ["in", "in", "out"], "trust": ["p", "q", "p"], "auroc": [.7, .5, .9], "low": [.6, .4, .8], "high": [.8, .6, 1.]})
+    table = pd.DataFrame(
+        {
+            "group": ["in", "in", "out"],
+            "trust": ["p", "q", "p"],
+            "auroc": [0.7, 0.5, 0.9],
+            "low": [0.6, 0.4, 0.8],
+            "high": [0.8, 0.6, 1.0],
+        }
+    )
     (ax,) = comparisons.auroc_forest(table).axes
-    assert labels(ax) == ["p", "q"] and np.allclose(ax.containers[0].lines[0].get_xdata(), [.7, .5])
-    bins = pd.DataFrame({"bin": [0, 1], "units": [4, 4], "trust": [.2, .8], "right": [.25, 1.], "low": [.1, .6], "high": [.6, 1. - 1e-17]})
+    assert labels(ax) == ["p", "q"] and np.allclose(ax.containers[0].lines[0].get_xdata(), [0.7, 0.5])
+    bins = pd.DataFrame(
+        {
+            "bin": [0, 1],
+            "units": [4, 4],
+            "trust": [0.2, 0.8],
+            "right": [0.25, 1.0],
+            "low": [0.1, 0.6],
+            "high": [0.6, 1.0 - 1e-17],
+        }
+    )
     fig = comparisons.reliability({"s": {"g": bins}, "t": {"g": bins}})
-    assert [ax.get_title() for ax in fig.axes] == ["s", "t"] and np.allclose(fig.axes[1].containers[0].lines[0].get_ydata(), [.25, 1])
-    kept = pd.DataFrame({"coverage": [.5, 1.], "right": [1., .6]})
+    assert [ax.get_title() for ax in fig.axes] == ["s", "t"] and np.allclose(
+        fig.axes[1].containers[0].lines[0].get_ydata(), [0.25, 1]
+    )
+    kept = pd.DataFrame({"coverage": [0.5, 1.0], "right": [1.0, 0.6]})
     fig = comparisons.coverage({"g": {"s": kept, "t": kept}, "h": {"s": kept}})
-    assert len(fig.axes[0].lines) == 2 and np.allclose(fig.axes[1].lines[0].get_ydata(), [1, .6])
-    table = pd.DataFrame({"layer": ["a"] * 4, "kind": ["single", "clusters"] * 2, "correlation": [.1, .3, .3, .5], "shuffled": [0.] * 4})
+    assert len(fig.axes[0].lines) == 2 and np.allclose(fig.axes[1].lines[0].get_ydata(), [1, 0.6])
+    table = pd.DataFrame(
+        {
+            "layer": ["a"] * 4,
+            "kind": ["single", "clusters"] * 2,
+            "correlation": [0.1, 0.3, 0.3, 0.5],
+            "shuffled": [0.0] * 4,
+        }
+    )
     (ax,) = comparisons.meanings(table).axes
     assert labels(ax) == ["a"]

@@ -1,4 +1,7 @@
-"""Examples of units: against a literal version, one picture at a time, on a small target and on the microworld's."""
+"""Examples of units: against a literal version, one picture at a time, on a small target and on the
+microworld's.
+"""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -10,20 +13,18 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
-from neuronym.describe import examples as module
 from neuronym import hooks
 from neuronym.activations import unit_activations
-from neuronym.describe.examples import attention_crops
 from neuronym.common.checks import UnknownName
-from neuronym.describe.examples import Example, examples, picture
-from neuronym.models.preprocess import SIZE, seen_of
-from neuronym.hooks import LayerInfo, resolve_layers
-from neuronym.microworld.world import ATOMS, concepts
 from neuronym.common.types import Target
-from neuronym.models.targets import load_target
-from neuronym.models.preprocess import Preprocess
-from neuronym.datasets.probe import Probe, load_probe
+from neuronym.datasets.probe import load_probe, Probe
+from neuronym.describe import examples as module
+from neuronym.describe.examples import attention_crops, Example, examples, picture
+from neuronym.hooks import LayerInfo, resolve_layers
 from neuronym.microworld.render import masks
+from neuronym.microworld.world import ATOMS, concepts
+from neuronym.models.preprocess import Preprocess, seen_of, SIZE
+from neuronym.models.targets import load_target
 
 UNITS = [5, 0, 17]
 
@@ -42,8 +43,17 @@ def small_target(preprocess=Preprocess(20, 14), seed: int = 0) -> Target:
     """A convolution, whose values may be negative, a ReLU in place after it, and a head; random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = nn.Sequential(nn.Conv2d(3, 19, 3, 2), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                              nn.Linear(19, 6)).eval().requires_grad_(False)
+        model = (
+            nn.Sequential(
+                nn.Conv2d(3, 19, 3, 2),
+                nn.ReLU(inplace=True),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(19, 6),
+            )
+            .eval()
+            .requires_grad_(False)
+        )
     example = torch.zeros(1, *preprocess(Image.new("RGB", (8, 8))).shape)
     return Target("small", model, preprocess, "", None, "small", (), example)
 
@@ -62,7 +72,9 @@ def literal_pass(target, layer, image, pool="avg"):
     return hooks.pool(output, layer.layout, pool, 1)[0], maps
 
 
-def literal(target, layer, unit, probe, Q, images, crops, keep, field, heatmap="scale", pool="avg") -> list[tuple]:
+def literal(
+    target, layer, unit, probe, Q, images, crops, keep, field, heatmap="scale", pool="avg"
+) -> list[tuple]:
     """The published recipe for one unit, one picture at a time: (image, box, activation), strongest first."""
     best = sorted(range(probe.N), key=lambda i: (-float(Q[i, unit]), i))[:images]
     found = []
@@ -79,12 +91,14 @@ def literal(target, layer, unit, probe, Q, images, crops, keep, field, heatmap="
 
 def same(found: list[Example], wanted: list) -> bool:
     wanted = [(one.image, one.box, one.activation) if isinstance(one, Example) else one for one in wanted]
-    return ([(e.image, e.box) for e in found] == [one[:2] for one in wanted]
-            and np.allclose([e.activation for e in found], [one[2] for one in wanted], rtol=1e-4, atol=1e-5))
+    return [(e.image, e.box) for e in found] == [one[:2] for one in wanted] and np.allclose(
+        [e.activation for e in found], [one[2] for one in wanted], rtol=1e-4, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("heatmap, field, pool", [("scale", "seen", "avg"), ("wrap", "seen", "max"),
-                                                  ("scale", "whole", "max")])
+@pytest.mark.parametrize(
+    "heatmap, field, pool", [("scale", "seen", "avg"), ("wrap", "seen", "max"), ("scale", "whole", "max")]
+)
 def test_as_one_picture_at_a_time(probe, heatmap, field, pool):
     target = small_target()
     layer = layer_of(target, "0")
@@ -93,8 +107,20 @@ def test_as_one_picture_at_a_time(probe, heatmap, field, pool):
     assert Q[:, 0].max() < 0
     # 14 of 20 pixels are seen: (375 - 262.5) / 2 are left out at each side
     part = (56, 56, 319, 319) if field == "seen" else (0, 0, SIZE, SIZE)
-    found = examples(target, layer, UNITS, probe, Q, images=4, crops=3, keep=9, heatmap=heatmap, field=field, pool=pool,
-                     batch_size=5)
+    found = examples(
+        target,
+        layer,
+        UNITS,
+        probe,
+        Q,
+        images=4,
+        crops=3,
+        keep=9,
+        heatmap=heatmap,
+        field=field,
+        pool=pool,
+        batch_size=5,
+    )
     assert list(found) == UNITS
     for unit in UNITS:
         assert same(found[unit], literal(target, layer, unit, probe, Q, 4, 3, 9, part, heatmap, pool))
@@ -134,17 +160,23 @@ def test_keep_and_images(probe):
     assert [e.activation for e in every] == sorted((e.activation for e in every), reverse=True)
     assert examples(target, layer, [5], probe, Q, images=6, keep=4)[5] == every[:4]
     fewer = examples(target, layer, [5], probe, Q, images=6, keep=99, crops=1)[5]
-    assert set(fewer) < set(every) and max(sum(e.image == i and e.box is not None for e in fewer) for i in top) == 1
+    assert (
+        set(fewer) < set(every)
+        and max(sum(e.image == i and e.box is not None for e in fewer) for i in top) == 1
+    )
 
 
 def test_ties_are_broken_by_image_the_whole_first(probe):
     target = small_target()
     layer = layer_of(target, "0")
     target.model[0].weight.zero_()
-    target.model[0].bias.copy_(torch.arange(19.) - 3)
+    target.model[0].bias.copy_(torch.arange(19.0) - 3)
     Q = activations(target, probe, layer)
     found = examples(target, layer, [2, 9], probe, Q, images=4, keep=3)
-    assert found == {2: [Example(i, None, -1.) for i in range(3)], 9: [Example(i, None, 6.) for i in range(3)]}
+    assert found == {
+        2: [Example(i, None, -1.0) for i in range(3)],
+        9: [Example(i, None, 6.0) for i in range(3)],
+    }
     Q[7, 2] = 1e-3
     assert [e.image for e in examples(target, layer, [2], probe, Q, images=4, keep=3)[2]] == [0, 1, 2]
 
@@ -171,9 +203,14 @@ def test_no_crops_and_layers_without_positions(probe, monkeypatch):
             assert found[unit] == [Example(i, None, float(Q[i, unit])) for i in best]
 
 
-@pytest.mark.parametrize("name, layer, pool", [("microworld:vit", "encoder.layers.encoder_layer_1", "cls"),
-                                               ("microworld:vit", "encoder.layers.encoder_layer_1.mlp.1", "avg"),
-                                               ("microworld:resnet", "layer3", "avg")])
+@pytest.mark.parametrize(
+    "name, layer, pool",
+    [
+        ("microworld:vit", "encoder.layers.encoder_layer_1", "cls"),
+        ("microworld:vit", "encoder.layers.encoder_layer_1.mlp.1", "avg"),
+        ("microworld:resnet", "layer3", "avg"),
+    ],
+)
 def test_trained_targets(probe, name, layer, pool):
     target = load_target(name)
     layer = layer_of(target, layer)
@@ -193,12 +230,14 @@ def test_crops_show_what_a_unit_sees():
     shapes = ATOMS["shape"]
     shown = torch.tensor([[s in concepts(probe.scene(i)) for s in shapes] for i in range(probe.N)])
     z = (Q - Q.mean(0)) / Q.std(0).clamp_min(1e-6)
-    gap = torch.stack([z[has].mean(0) - z[~has].mean(0) for has in shown.T])                # [shapes, K]
+    gap = torch.stack([z[has].mean(0) - z[~has].mean(0) for has in shown.T])  # [shapes, K]
     four = {int(gap[j].argmax()): j for j in gap.amax(1).topk(4).indices.tolist()}
 
     def covered(heatmap: str) -> np.ndarray:
         rng, rows = np.random.default_rng(0), []
-        for unit, mine in examples(target, layer, list(four), probe, Q, images=10, keep=50, heatmap=heatmap).items():
+        for unit, mine in examples(
+            target, layer, list(four), probe, Q, images=10, keep=50, heatmap=heatmap
+        ).items():
             for example in mine:
                 if example.box is not None and shown[example.image, four[unit]]:
                     mask = masks(probe.scene(example.image), shapes[four[unit]])
@@ -206,21 +245,25 @@ def test_crops_show_what_a_unit_sees():
                     left, top, right, bottom = example.box
                     w, h = right - left, bottom - top
                     spots = zip(rng.integers(0, SIZE - w + 1, 50), rng.integers(0, SIZE - h + 1, 50))
-                    rows.append((mask[top:bottom, left:right].mean(),
-                                 np.mean([mask[y:y + h, x:x + w].mean() for x, y in spots])))
-        return np.array(rows)                                                               # [crops, (crop, anywhere)]
+                    rows.append(
+                        (
+                            mask[top:bottom, left:right].mean(),
+                            np.mean([mask[y : y + h, x : x + w].mean() for x, y in spots]),
+                        )
+                    )
+        return np.array(rows)  # [crops, (crop, anywhere)]
 
     crop, anywhere = covered("scale").T
-    assert len(crop) > 30 and crop.mean() > 1.4 * anywhere.mean() and (crop > anywhere).mean() > .6
+    assert len(crop) > 30 and crop.mean() > 1.4 * anywhere.mean() and (crop > anywhere).mean() > 0.6
     crop, anywhere = covered("wrap").T
     assert crop.mean() < 1.1 * anywhere.mean(), "as released: the map wraps, and its crops are put anywhere"
 
 
 def test_picture(probe):
-    full = picture(probe, Example(4, None, 0.))
+    full = picture(probe, Example(4, None, 0.0))
     assert full.mode == "RGB" and full.size == (SIZE, SIZE)
     assert np.array_equal(np.asarray(full), np.asarray(probe.image(4).resize((SIZE, SIZE), Image.BILINEAR)))
-    part = picture(probe, Example(4, (10, 20, 110, 60), 0.))
+    part = picture(probe, Example(4, (10, 20, 110, 60), 0.0))
     assert part.size == (SIZE, SIZE)
     assert part.tobytes() == full.crop((10, 20, 110, 60)).resize((SIZE, SIZE), Image.BILINEAR).tobytes()
 
@@ -239,20 +282,41 @@ def test_pictures_are_what_passed_the_target(probe):
     found = examples(target, layer, UNITS, probe, Q, images=2, keep=99)
     assert {picture(probe, e).tobytes() for mine in found.values() for e in mine} <= set(shown)
     wide = replace(probe, items=[np.zeros((40, 90, 3), np.uint8)] * probe.N)
-    assert picture(wide, Example(1, None, 0.)).size == (SIZE, SIZE)
+    assert picture(wide, Example(1, None, 0.0)).size == (SIZE, SIZE)
 
 
-@pytest.mark.parametrize("preprocess, box", [
-    (Preprocess(256, 224), (23, 23, 352, 352)), (Preprocess(400, 224, "bicubic"), (83, 83, 292, 292)),
-    (Preprocess(64, 64), (0, 0, 375, 375)), (Preprocess(9, 9), (0, 0, 375, 375)),
-    (transforms.Compose([transforms.Resize((100, 50)), transforms.Lambda(lambda image: image.crop((10, 20, 40, 90))),
-                         transforms.Grayscale(), transforms.ToTensor()]), (75, 75, 300, 338))])
+@pytest.mark.parametrize(
+    "preprocess, box",
+    [
+        (Preprocess(256, 224), (23, 23, 352, 352)),
+        (Preprocess(400, 224, "bicubic"), (83, 83, 292, 292)),
+        (Preprocess(64, 64), (0, 0, 375, 375)),
+        (Preprocess(9, 9), (0, 0, 375, 375)),
+        (
+            transforms.Compose(
+                [
+                    transforms.Resize((100, 50)),
+                    transforms.Lambda(lambda image: image.crop((10, 20, 40, 90))),
+                    transforms.Grayscale(),
+                    transforms.ToTensor(),
+                ]
+            ),
+            (75, 75, 300, 338),
+        ),
+    ],
+)
 def test_seen_of(preprocess, box):
     assert np.abs(np.array(seen_of(preprocess)) - box).max() <= 1
 
 
-@pytest.mark.parametrize("step", [transforms.RandomHorizontalFlip(1), transforms.RandomRotation((45, 45)),
-                                  transforms.Lambda(lambda image: Image.new("RGB", image.size))])
+@pytest.mark.parametrize(
+    "step",
+    [
+        transforms.RandomHorizontalFlip(1),
+        transforms.RandomRotation((45, 45)),
+        transforms.Lambda(lambda image: Image.new("RGB", image.size)),
+    ],
+)
 def test_what_does_more_than_crop_is_refused_or_named(probe, step):
     preprocess = transforms.Compose([step, transforms.Resize((20, 20)), transforms.ToTensor()])
     target = small_target(preprocess)
@@ -269,24 +333,35 @@ def test_an_activation_that_is_not_finite_is_named(probe):
     Q = activations(target, probe, layer)
     target.model[0].bias[3] = float("inf")
     assert examples(target, layer, [1], probe, Q, images=2)[1], "of other units"
-    with pytest.raises(ValueError, match=r"activations must be finite; '0' of small .* image '.*' \(unit 3\)"):
+    with pytest.raises(
+        ValueError, match=r"activations must be finite; '0' of small .* image '.*' \(unit 3\)"
+    ):
         examples(target, layer, [1, 3], probe, Q, images=2)
 
 
-@pytest.mark.parametrize("options, error, message", [
-    ({"units": [1, 19]}, ValueError, "unit numbers of '0' lie within 0 .. 18, got 19"),
-    ({"units": [-1]}, ValueError, "got -1"), ({"units": []}, ValueError, "got none"),
-    ({"images": 24}, ValueError, "images 24 exceeds the 23 images of 'microworld:23'; pass images<=23"),
-    ({"images": 0}, ValueError, "images must be a positive whole number, got 0"),
-    ({"keep": 0}, ValueError, "keep must be a positive whole number, got 0"),
-    ({"crops": -1}, ValueError, "crops must be a positive whole number, got -1"),
-    ({"Q": torch.zeros(22, 19)}, ValueError, r"Q \[N, K\] of 23 images of 'microworld:23' and 19 .* got \[22, 19\]"),
-    ({"Q": torch.zeros(23, 18)}, ValueError, r"got \[23, 18\]; pass the probe and the layer"),
-    ({"Q": torch.full((23, 19), float("nan"))}, ValueError, "activations must be finite to be ranked"),
-    ({"heatmap": "scaled"}, UnknownName, "no heatmap 'scaled'; nearest: scale"),
-    ({"field": "all"}, UnknownName, "no field 'all'"),
-    ({"pool": "cls"}, ValueError, "'cls' pooling needs tokens"),
-    ({"batch_size": 0}, ValueError, "batch_size is at least 1, got 0")])
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"units": [1, 19]}, ValueError, "unit numbers of '0' lie within 0 .. 18, got 19"),
+        ({"units": [-1]}, ValueError, "got -1"),
+        ({"units": []}, ValueError, "got none"),
+        ({"images": 24}, ValueError, "images 24 exceeds the 23 images of 'microworld:23'; pass images<=23"),
+        ({"images": 0}, ValueError, "images must be a positive whole number, got 0"),
+        ({"keep": 0}, ValueError, "keep must be a positive whole number, got 0"),
+        ({"crops": -1}, ValueError, "crops must be a positive whole number, got -1"),
+        (
+            {"Q": torch.zeros(22, 19)},
+            ValueError,
+            r"Q \[N, K\] of 23 images of 'microworld:23' and 19 .* got \[22, 19\]",
+        ),
+        ({"Q": torch.zeros(23, 18)}, ValueError, r"got \[23, 18\]; pass the probe and the layer"),
+        ({"Q": torch.full((23, 19), float("nan"))}, ValueError, "activations must be finite to be ranked"),
+        ({"heatmap": "scaled"}, UnknownName, "no heatmap 'scaled'; nearest: scale"),
+        ({"field": "all"}, UnknownName, "no field 'all'"),
+        ({"pool": "cls"}, ValueError, "'cls' pooling needs tokens"),
+        ({"batch_size": 0}, ValueError, "batch_size is at least 1, got 0"),
+    ],
+)
 def test_errors(probe, options, error, message):
     target = small_target()
     layer = layer_of(target, "0")
@@ -296,5 +371,7 @@ def test_errors(probe, options, error, message):
 
 
 def test_an_example_of_another_probe(probe):
-    with pytest.raises(ValueError, match="image numbers lie within 0 .. 22, got 23; pass the probe of the examples"):
-        picture(probe, Example(23, None, 1.))
+    with pytest.raises(
+        ValueError, match="image numbers lie within 0 .. 22, got 23; pass the probe of the examples"
+    ):
+        picture(probe, Example(23, None, 1.0))

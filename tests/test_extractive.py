@@ -1,4 +1,7 @@
-"""neuronym.describe.candidates: a literal count of phrases with loops, what must not matter, and captions of the microworld."""
+"""neuronym.describe.candidates: a literal count of phrases with loops, what must not matter, and captions of
+the microworld.
+"""
+
 from __future__ import annotations
 
 import random
@@ -6,21 +9,27 @@ import re
 
 import pytest
 
-from neuronym.microworld import world
-from neuronym.common.text import STOP, fold
+from neuronym.common.text import fold, STOP
 from neuronym.describe.candidates import extract, phrases
+from neuronym.microworld import world
 
-TEAS = ["a cup of green tea on a table", "green tea in a glass", "two cups of hot tea", "a man with green teas"]
+TEAS = [
+    "a cup of green tea on a table",
+    "green tea in a glass",
+    "two cups of hot tea",
+    "a man with green teas",
+]
 
 
 def literal(captions, reference, n):
     """Every run of up to three words counted with loops; captions without punctuation and without plurals."""
+
     def runs(text):
         words = text.split()
         found = []
         for i in range(len(words)):
             for j in range(i + 1, min(i + 3, len(words)) + 1):
-                middle = [word for word in words[i + 1:j - 1] if word not in ("of", "and")]
+                middle = [word for word in words[i + 1 : j - 1] if word not in ("of", "and")]
                 ends = [words[i], words[j - 1]]
                 if not any(word in STOP for word in ends + middle) and words[i:j] not in found:
                     found.append(words[i:j])
@@ -52,8 +61,10 @@ def literal(captions, reference, n):
 def test_phrases_are_counted_as_the_loops_do(seed):
     dice = random.Random(seed)
     few = "red blue dot grid a the of and on".split()
-    captions, reference = ([" ".join(dice.choices(few, k=dice.randint(2, 7))) + " thing" for _ in range(number)]
-                           for number in (dice.randint(1, 9), dice.choice((0, 5, 13))))
+    captions, reference = (
+        [" ".join(dice.choices(few, k=dice.randint(2, 7))) + " thing" for _ in range(number)]
+        for number in (dice.randint(1, 9), dice.choice((0, 5, 13)))
+    )
     n = dice.randint(1, 7)
     assert extract(captions, reference, n) == literal(captions, reference, n)
 
@@ -65,7 +76,12 @@ def test_the_shared_phrase_wins_as_most_captions_write_it():
 
 
 def test_what_every_picture_shows_loses():
-    captions = ["a dog in bright light", "two dogs in bright light", "a dog by a door in light", "a cat in light"]
+    captions = [
+        "a dog in bright light",
+        "two dogs in bright light",
+        "a dog by a door in light",
+        "a cat in light",
+    ]
     assert extract(captions)[0] == "light"
     reference = ["a boat in light", "a tree in light", "light on a wall", "a house in bright light", "a road"]
     assert extract(captions, reference)[:2] == ["dog", "bright light"]  # 3/4 - 0, 2/4 - 1/5
@@ -74,7 +90,9 @@ def test_what_every_picture_shows_loses():
 
 def test_equal_scores_are_equal_in_spite_of_rounding():
     captions = ["dog cat"] * 2 + ["dog"] * 5 + ["cat"] * 3  # .7 - .2 is less than .5 in floating point
-    assert extract(captions, ["dog", "x", "y", "z", "z"])[:2] == ["dog", "cat"], "then what more captions have"
+    assert extract(captions, ["dog", "x", "y", "z", "z"])[:2] == ["dog", "cat"], (
+        "then what more captions have"
+    )
     assert extract(captions[::-1], ["dog", "x", "y", "z", "z"])[:2] == ["dog", "cat"]
 
 
@@ -93,17 +111,33 @@ def test_no_phrase_twice():
 def test_phrases_respect_stop_words_and_punctuation():
     assert list(phrases("A dog, on the sofa.")) == [("dog",), ("sofa",)]
     assert list(phrases("a dog on the sofa")) == [("dog",), ("sofa",)]
-    assert ("cup", "of", "tea") in phrases("cups of tea") and ("black", "and", "white") in phrases("black and white")
+    assert ("cup", "of", "tea") in phrases("cups of tea") and ("black", "and", "white") in phrases(
+        "black and white"
+    )
     assert list(phrases("dogs on grass")) == [("dog",), ("grass",)]
     assert phrases("Stars and a star") == {("star",): ["stars", "star"]}
     assert phrases("") == phrases("of the") == {}
-    assert ("café",) in phrases("a Café") and ("t-shirt",) in phrases("his t-shirt") and ("木",) in phrases("木")
+    assert (
+        ("café",) in phrases("a Café") and ("t-shirt",) in phrases("his t-shirt") and ("木",) in phrases("木")
+    )
 
 
 def test_singular_and_plural_fold_alike():
-    for one, many in (("circle", "circles"), ("cross", "crosses"), ("hourglass", "hourglasses"), ("berry", "berries"),
-                      ("box", "boxes"), ("bush", "bushes"), ("church", "churches"), ("man", "men"), ("bus", "buses"),
-                      ("person", "people"), ("rose", "roses"), ("tie", "ties"), *world.PLURALS.items()):
+    for one, many in (
+        ("circle", "circles"),
+        ("cross", "crosses"),
+        ("hourglass", "hourglasses"),
+        ("berry", "berries"),
+        ("box", "boxes"),
+        ("bush", "bushes"),
+        ("church", "churches"),
+        ("man", "men"),
+        ("bus", "buses"),
+        ("person", "people"),
+        ("rose", "roses"),
+        ("tie", "ties"),
+        *world.PLURALS.items(),
+    ):
         assert fold(many) == fold(one) == one
     for word in ("glass", "bus", "this", "gas", "cactus", "tennis", "red"):
         assert fold(word) == word
@@ -115,7 +149,12 @@ def test_captions_without_a_phrase():
 
 
 def test_order_of_captions_matters_for_ties_only():
-    captions = ["a red cat on snow", "one red cat in a box", "a red dog on snow", "a red fish"]  # red 4, cat 2, snow 2
+    captions = [
+        "a red cat on snow",
+        "one red cat in a box",
+        "a red dog on snow",
+        "a red fish",
+    ]  # red 4, cat 2, snow 2
     for seed in range(5):
         order = random.Random(seed).sample(captions, 4)
         found = extract(order)
@@ -133,13 +172,19 @@ def test_captions_of_the_microworld_name_what_scenes_share(atom):
     assert {atom, world.PLURALS.get(atom, atom)} & set(re.findall("[a-z]+", extract(captions, reference)[0]))
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: extract("a cat"), "captions must be a list of texts, got the text 'a cat'; wrap it"),
-    (lambda: extract(["a cat"], "a dog"), "reference must be a list of texts, got the text 'a dog'; wrap it"),
-    (lambda: extract([]), "phrases come from captions, got none that says anything; caption"),
-    (lambda: extract([" "]), "phrases come from captions, got none"),
-    (lambda: extract(["a cat"], n=0), "number of phrases must be a positive whole number, got 0"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: extract("a cat"), "captions must be a list of texts, got the text 'a cat'; wrap it"),
+        (
+            lambda: extract(["a cat"], "a dog"),
+            "reference must be a list of texts, got the text 'a dog'; wrap it",
+        ),
+        (lambda: extract([]), "phrases come from captions, got none that says anything; caption"),
+        (lambda: extract([" "]), "phrases come from captions, got none"),
+        (lambda: extract(["a cat"], n=0), "number of phrases must be a positive whole number, got 0"),
+    ],
+)
 def test_errors_say_the_way_out(call, message):
     with pytest.raises(ValueError, match=message):
         call()

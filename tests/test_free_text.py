@@ -1,14 +1,15 @@
 """Labels that are phrases: what they claim of an image, and whether they name a true concept."""
+
 import numpy as np
 import pytest
 import torch
 
 from neuronym.common import text
+from neuronym.datasets.probe import load_probe
 from neuronym.evaluation import explanations
 from neuronym.evaluation.explanations import scored
-from neuronym.microworld.world import CONCEPTS, caption, concepts
 from neuronym.evaluation.presence import true
-from neuronym.datasets.probe import load_probe
+from neuronym.microworld.world import caption, CONCEPTS, concepts
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def test_an_image_shows_its_own_caption_and_seldom_another(probe):
     scenes = [probe.scene(i) for i in range(probe.N)]
     for phrasing in range(4):
         found = explanations.shown(probe, [caption(s, phrasing) for s in scenes])
-        assert found.diagonal().all() and found.double().mean() < .05
+        assert found.diagonal().all() and found.double().mean() < 0.05
 
 
 def test_phrases_are_conjunctions_of_one_thing(probe):
@@ -49,19 +50,32 @@ def test_unknown_texts_are_in_no_image(probe):
     assert explanations.shown(probe, []).shape == (120, 0)
 
 
-@pytest.mark.parametrize("label, name, named", [
-    ("blue rings", "ring", True), ("a string", "ring", False), ("Great White Shark!", "great white shark", True),
-    ("white great shark", "great white shark", False), ("shark", "great white shark", False), ("", "ring", False),
-    ("ring", "", False), ("red stars", "red star", True)])
+@pytest.mark.parametrize(
+    "label, name, named",
+    [
+        ("blue rings", "ring", True),
+        ("a string", "ring", False),
+        ("Great White Shark!", "great white shark", True),
+        ("white great shark", "great white shark", False),
+        ("shark", "great white shark", False),
+        ("", "ring", False),
+        ("ring", "", False),
+        ("red stars", "red star", True),
+    ],
+)
 def test_names_it(label, name, named):
     assert text.names_it(label, name) is named
 
 
 def test_naming_beside_labels_dealt_to_others():
     names = [f"name{i}" for i in range(40)]
-    found = explanations.naming([f"a {n}" for n in names[:30]] + ["nothing"] * 10, names, torch.Generator().manual_seed(0))
-    assert found["named"] == .75 and .55 < found["low"] < .75 < found["high"] < .9 and found["units"] == 40
-    assert 0 < found["shuffled"] < .05  # 30 labels, each right at one unit of 40
+    found = explanations.naming(
+        [f"a {n}" for n in names[:30]] + ["nothing"] * 10, names, torch.Generator().manual_seed(0)
+    )
+    assert (
+        found["named"] == 0.75 and 0.55 < found["low"] < 0.75 < found["high"] < 0.9 and found["units"] == 40
+    )
+    assert 0 < found["shuffled"] < 0.05  # 30 labels, each right at one unit of 40
     with pytest.raises(ValueError, match="3 labels and 2 names"):
         explanations.naming(["a"] * 3, ["a"] * 2, torch.Generator())
     with pytest.raises(ValueError, match="0 labels"):
@@ -74,7 +88,7 @@ def test_free_labels_are_scored_like_concepts(probe):
     present = explanations.shown(probe, texts)
     where = [texts.index(t) for t in ("small red circle", "night", "circle")]
     Q = torch.rand(120, 2, generator=torch.Generator().manual_seed(0))
-    table = scored(explained, present, {"fc": Q}, {"fc": .1}, ["correlation"])
+    table = scored(explained, present, {"fc": Q}, {"fc": 0.1}, ["correlation"])
     expected = [np.corrcoef(Q[:, u], present[:, where[w]])[0, 1] for u, w in ((0, 0), (1, 1), (0, 2), (1, 1))]
     assert table["correlation"].tolist() == pytest.approx(expected, abs=1e-5)
     assert table["method"].tolist() == ["phrases"] * 2 + ["concepts"] * 2

@@ -1,4 +1,7 @@
-"""neuronym.models.generators: the microworld's pictures, and what a diffusers pipeline (here a stand-in) is asked for."""
+"""neuronym.models.generators: the microworld's pictures, and what a diffusers pipeline (here a stand-in) is
+asked for.
+"""
+
 from __future__ import annotations
 
 import sys
@@ -10,14 +13,20 @@ import torch
 from PIL import Image
 
 from neuronym import cache
-from neuronym.models import generators
 from neuronym.common.checks import UnknownName
-from neuronym.models.generators import BATCH, load_generator, pictures
-from neuronym.microworld.world import parse
 from neuronym.microworld.render import render
+from neuronym.microworld.world import parse
+from neuronym.models import generators
+from neuronym.models.generators import BATCH, load_generator, pictures
 from neuronym.models.weights import random_start
 
-PROMPTS = ["a large red circle on the sea", "two blue stars", "striped", "a large red circle on the sea", "snow"]
+PROMPTS = [
+    "a large red circle on the sea",
+    "two blue stars",
+    "striped",
+    "a large red circle on the sea",
+    "snow",
+]
 SEEDS = [3, 4, 5, 6, 3]
 SOME = [f"a red circle, number {i}" for i in range(2 * BATCH + 3)]
 
@@ -36,15 +45,24 @@ def tokenizer(words):
 
 @pytest.fixture
 def diffusers(monkeypatch):
-    """A module named diffusers whose pipeline draws the noise it is given, tinted by the prompt; it logs its calls."""
-    log = SimpleNamespace(loads=[], calls=[], devices=[], bars=[], seed=0, betas=1, words={"a": 0}, error=None, lost=0)
+    """A module named diffusers whose pipeline draws the noise it is given, tinted by the prompt; it logs its
+    calls.
+    """
+    log = SimpleNamespace(
+        loads=[], calls=[], devices=[], bars=[], seed=0, betas=1, words={"a": 0}, error=None, lost=0
+    )
 
     class Pipeline:
         def __init__(self, source):
             with random_start(log.seed):
                 unet = torch.nn.Linear(3, 5)
-            self.components = {"unet": unet, "scheduler": scheduler(log.betas, source), "safety_checker": None,
-                               "tokenizer": tokenizer(log.words), "feature_extractor": SimpleNamespace(size=7)}
+            self.components = {
+                "unet": unet,
+                "scheduler": scheduler(log.betas, source),
+                "safety_checker": None,
+                "tokenizer": tokenizer(log.words),
+                "feature_extractor": SimpleNamespace(size=7),
+            }
 
         @property
         def scheduler(self):
@@ -62,11 +80,22 @@ def diffusers(monkeypatch):
             return self
 
         def __call__(self, prompt, generator, output_type, height=6, width=7, **more):
-            log.calls.append({"prompt": prompt, "output_type": output_type, "height": height, "width": width, **more,
-                              "seeds": [g.initial_seed() for g in generator], "grad": torch.is_grad_enabled()})
+            log.calls.append(
+                {
+                    "prompt": prompt,
+                    "output_type": output_type,
+                    "height": height,
+                    "width": width,
+                    **more,
+                    "seeds": [g.initial_seed() for g in generator],
+                    "grad": torch.is_grad_enabled(),
+                }
+            )
             noise = [torch.rand(height, width, 3, generator=g) for g in generator]
-            images = [Image.fromarray((n * 200 + len(p)).to(torch.uint8).numpy()) for n, p in zip(noise, prompt)]
-            return SimpleNamespace(images=[i.convert("RGBA") for i in images[log.lost:]])
+            images = [
+                Image.fromarray((n * 200 + len(p)).to(torch.uint8).numpy()) for n, p in zip(noise, prompt)
+            ]
+            return SimpleNamespace(images=[i.convert("RGBA") for i in images[log.lost :]])
 
     class AutoPipelineForText2Image:
         @staticmethod
@@ -95,13 +124,17 @@ def test_microworld_draws_what_the_words_say():
     assert pixels(images) == pixels([render(parse(text, seed)) for text, seed in zip(PROMPTS, SEEDS)])
     assert pixels(images)[0] != pixels(images)[3], "another seed, another picture"
     assert pixels(generator.draw(PROMPTS[::-1], np.array(SEEDS[::-1])))[::-1] == pixels(images)
-    assert pixels(generator.draw(PROMPTS[1:2], SEEDS[1:2])) == pixels(images[1:2]) and generator.draw([], []) == []
+    assert (
+        pixels(generator.draw(PROMPTS[1:2], SEEDS[1:2])) == pixels(images[1:2])
+        and generator.draw([], []) == []
+    )
     assert load_generator("microworld", "meta").key == generator.key
 
 
 def test_microworld_is_not_cached():
     assert pixels(pictures(load_generator("microworld"), PROMPTS, SEEDS)) == pixels(
-        load_generator("microworld").draw(PROMPTS, SEEDS))
+        load_generator("microworld").draw(PROMPTS, SEEDS)
+    )
     assert cache.entries() == []
 
 
@@ -113,12 +146,30 @@ def test_what_no_word_of_is_known_is_an_error():
 def test_a_pipeline_gets_what_was_asked_for_and_no_more(diffusers):
     load_generator("diffusers:org/model").draw(["x", "yy"], [7, 8])
     load_generator("diffusers:a@b/model@steps=4,size=9,guidance=0,dtype=bfloat16", "meta").draw(["x"], [-2])
-    assert diffusers.loads == [("org/model", {"torch_dtype": torch.float32}),
-                               ("a@b/model", {"torch_dtype": torch.bfloat16})]
+    assert diffusers.loads == [
+        ("org/model", {"torch_dtype": torch.float32}),
+        ("a@b/model", {"torch_dtype": torch.bfloat16}),
+    ]
     assert diffusers.calls == [
-        {"prompt": ["x", "yy"], "output_type": "pil", "height": 6, "width": 7, "seeds": [7, 8], "grad": False},
-        {"prompt": ["x"], "output_type": "pil", "height": 9, "width": 9, "num_inference_steps": 4,
-         "guidance_scale": 0., "seeds": [torch.Generator().manual_seed(-2).initial_seed()], "grad": False}]
+        {
+            "prompt": ["x", "yy"],
+            "output_type": "pil",
+            "height": 6,
+            "width": 7,
+            "seeds": [7, 8],
+            "grad": False,
+        },
+        {
+            "prompt": ["x"],
+            "output_type": "pil",
+            "height": 9,
+            "width": 9,
+            "num_inference_steps": 4,
+            "guidance_scale": 0.0,
+            "seeds": [torch.Generator().manual_seed(-2).initial_seed()],
+            "grad": False,
+        },
+    ]
     assert diffusers.devices == [torch.device("cpu"), torch.device("meta")] and diffusers.bars == [True, True]
 
 
@@ -143,8 +194,10 @@ def test_the_cache_draws_the_rest(diffusers):
     first = pictures(generator, SOME[:2], [1, 2])
     prompts, seeds = [SOME[1], SOME[0], SOME[0], "new", "new"], [2, 9, 1, 2, 2]
     drawn = pictures(generator, prompts, seeds)
-    assert [(call["prompt"], call["seeds"]) for call in diffusers.calls] == [(SOME[:2], [1, 2]),
-                                                                             ([SOME[0], "new"], [9, 2])]
+    assert [(call["prompt"], call["seeds"]) for call in diffusers.calls] == [
+        (SOME[:2], [1, 2]),
+        ([SOME[0], "new"], [9, 2]),
+    ]
     assert pixels(drawn)[:3:2] == pixels(first)[::-1] and pixels(drawn)[3] == pixels(drawn)[4]
     assert pixels(drawn) == pixels(generator.draw(prompts, seeds)) and drawn[0].mode == "RGB"
     assert len(cache.entries()) == 4 and {entry["kind"] for entry in cache.entries()} == {"generated"}
@@ -162,8 +215,10 @@ def test_another_model_or_setting_is_not_taken_from_the_cache(diffusers):
 
 def test_pictures_drawn_before_an_error_are_kept(diffusers, monkeypatch):
     generator = load_generator("diffusers:org/model")
-    broken = generators.replace(generator, draw=lambda prompts, seeds: 1 / 0 if SOME[-1] in prompts
-                                else generator.draw(prompts, seeds))
+    broken = generators.replace(
+        generator,
+        draw=lambda prompts, seeds: 1 / 0 if SOME[-1] in prompts else generator.draw(prompts, seeds),
+    )
     with pytest.raises(ZeroDivisionError):
         pictures(broken, SOME, [0] * len(SOME))
     diffusers.calls.clear()
@@ -179,9 +234,18 @@ def test_key_changes_with_whatever_determines_a_picture(diffusers):
             return load_generator(name).key
         finally:
             vars(diffusers).update(before)
-    keys = [key(), key(seed=1), key(betas=2), key(words={"b": 0}), load_generator("microworld").key,
-            *(key(f"diffusers:org/model@{option}") for option in ("steps=4", "size=9", "guidance=4", "dtype=float16",
-                                                                "scheduler=dpm"))]
+
+    keys = [
+        key(),
+        key(seed=1),
+        key(betas=2),
+        key(words={"b": 0}),
+        load_generator("microworld").key,
+        *(
+            key(f"diffusers:org/model@{option}")
+            for option in ("steps=4", "size=9", "guidance=4", "dtype=float16", "scheduler=dpm")
+        ),
+    ]
     assert len(set(keys)) == len(keys)
     assert key() == key("diffusers:elsewhere/same") and len(key()) == 16
     sys.modules["diffusers"].__version__ = "0.2"
@@ -197,40 +261,58 @@ def test_a_pipeline_that_loses_pictures_is_an_error(diffusers):
 @pytest.mark.parametrize("error", [OSError("no network\nat all"), ValueError("no network")])
 def test_absent_weights(diffusers, error):
     diffusers.error = error
-    with pytest.raises(FileNotFoundError, match=r"diffusers:org/model could not be loaded \(no network\); download it "
-                                                r"where.*diffusers:FOLDER, or set HF_HOME"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"diffusers:org/model could not be loaded \(no network\); download it "
+        r"where.*diffusers:FOLDER, or set HF_HOME",
+    ):
         load_generator("diffusers:org/model@steps=4")
 
 
 def test_absent_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.delitem(sys.modules, "diffusers")
-    monkeypatch.setattr("importlib.import_module", lambda name: (_ for _ in ()).throw(
-        ModuleNotFoundError(f"No module named '{name}'", name=name)))
-    with pytest.raises(ModuleNotFoundError, match="'diffusers:org/model' needs the optional package diffusers"):
+    monkeypatch.setattr(
+        "importlib.import_module",
+        lambda name: (_ for _ in ()).throw(ModuleNotFoundError(f"No module named '{name}'", name=name)),
+    )
+    with pytest.raises(
+        ModuleNotFoundError, match="'diffusers:org/model' needs the optional package diffusers"
+    ):
         load_generator("diffusers:org/model")
 
 
-@pytest.mark.parametrize("name, error, message", [
-    ("micro", UnknownName, "no generator 'micro'; nearest: microworld; known: microworld, diffusers:ID"),
-    ("microworld:x", UnknownName, "no generator 'microworld:x'"),
-    ("diffusers:", UnknownName, "no generator 'diffusers:'"),
-    ("diffusers:org/model@step=4", UnknownName, "no diffusers option 'step'; nearest: steps"),
-    ("diffusers:org/model@steps=4,", UnknownName, "no diffusers option ''"),
-    ("diffusers:org/model@steps=four", ValueError, "steps must be a number, got 'four' in diffusers:org/model@steps"),
-    ("diffusers:org/model@size=0", ValueError, "size must be at least 1, got 0"),
-    ("diffusers:org/model@scheduler=euler", UnknownName, "no scheduler 'euler'; known: dpm"),
-    ("diffusers:org/model@dtype=int8", UnknownName, "no dtype 'int8'; known: float32, float16, bfloat16"),
-])
+@pytest.mark.parametrize(
+    "name, error, message",
+    [
+        ("micro", UnknownName, "no generator 'micro'; nearest: microworld; known: microworld, diffusers:ID"),
+        ("microworld:x", UnknownName, "no generator 'microworld:x'"),
+        ("diffusers:", UnknownName, "no generator 'diffusers:'"),
+        ("diffusers:org/model@step=4", UnknownName, "no diffusers option 'step'; nearest: steps"),
+        ("diffusers:org/model@steps=4,", UnknownName, "no diffusers option ''"),
+        (
+            "diffusers:org/model@steps=four",
+            ValueError,
+            "steps must be a number, got 'four' in diffusers:org/model@steps",
+        ),
+        ("diffusers:org/model@size=0", ValueError, "size must be at least 1, got 0"),
+        ("diffusers:org/model@scheduler=euler", UnknownName, "no scheduler 'euler'; known: dpm"),
+        ("diffusers:org/model@dtype=int8", UnknownName, "no dtype 'int8'; known: float32, float16, bfloat16"),
+    ],
+)
 def test_names_that_are_none(diffusers, name, error, message):
     with pytest.raises(error, match=message):
         load_generator(name)
     assert diffusers.loads == []
 
 
-@pytest.mark.parametrize("prompts, seeds, message", [
-    ("red", [1, 2, 3], "list of prompts, got the text 'red'"),
-    (["red", "blue"], [1], "each prompt has a seed, got 2 prompts and 1 seeds")])
+@pytest.mark.parametrize(
+    "prompts, seeds, message",
+    [
+        ("red", [1, 2, 3], "list of prompts, got the text 'red'"),
+        (["red", "blue"], [1], "each prompt has a seed, got 2 prompts and 1 seeds"),
+    ],
+)
 def test_prompts_and_seeds_that_do_not_match(diffusers, prompts, seeds, message):
     for name in ("microworld", "diffusers:org/model"):
         for call in (load_generator(name).draw, lambda *both: pictures(load_generator(name), *both)):

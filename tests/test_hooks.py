@@ -1,22 +1,24 @@
 """Layers and hooks: observed layouts, recorded values, refusals, and that no hook outlives its block."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 from clip.model import ModifiedResNet
 from clip.model import VisionTransformer as ClipViT
-from torch import Tensor, nn
+from torch import nn, Tensor
 from torchvision.models import resnet18, resnet50, swin_t
 from torchvision.models.vision_transformer import VisionTransformer
 
-from neuronym.hooks import LayerInfo, get_layer, list_layers, resolve_layers
-from neuronym.hooks import as_maps, edit, pool, record
+from neuronym.hooks import as_maps, edit, get_layer, LayerInfo, list_layers, pool, record, resolve_layers
 
 B = 5
 
 
 class Net(nn.Module):
-    """One of everything: in-place ReLU after a norm, a shared and an unused module, a tuple, a dictionary, tokens."""
+    """One of everything: in-place ReLU after a norm, a shared and an unused module, a tuple, a dictionary,
+    tokens.
+    """
 
     def __init__(self):
         super().__init__()
@@ -65,8 +67,9 @@ def named(layers: list[LayerInfo]) -> list[str]:
 
 
 def tiny_vit() -> VisionTransformer:
-    return VisionTransformer(image_size=24, patch_size=8, num_layers=3, num_heads=2, hidden_dim=14, mlp_dim=22,
-                             num_classes=11)
+    return VisionTransformer(
+        image_size=24, patch_size=8, num_layers=3, num_heads=2, hidden_dim=14, mlp_dim=22, num_classes=11
+    )
 
 
 def tiny_clip_vit() -> ClipViT:
@@ -74,6 +77,7 @@ def tiny_clip_vit() -> ClipViT:
 
 
 # layers
+
 
 def test_get_layer(net):
     assert get_layer(net, "both.inner") is net.both.inner
@@ -85,7 +89,14 @@ def test_get_layer(net):
 
 def test_list_layers_observes_units_shapes_and_layouts(net):
     found = {layer.name: layer for layer in list_layers(net, torch.zeros(1, 3, 6, 5))}
-    assert list(found) == ["conv", "norm", "act", "attn", "both.inner", "fc"]  # no shared, unused or dictionary module
+    assert list(found) == [
+        "conv",
+        "norm",
+        "act",
+        "attn",
+        "both.inner",
+        "fc",
+    ]  # no shared, unused or dictionary module
     assert found["conv"] == LayerInfo("conv", "Conv2d", 7, (7, 6, 5), "conv")
     assert found["attn"] == LayerInfo("attn", "MultiheadAttention", 7, (30, 7), "tokens")
     assert found["fc"] == LayerInfo("fc", "Linear", 11, (11,), "fc")
@@ -101,14 +112,18 @@ def test_list_layers_changes_nothing(net):
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
 
 
-@pytest.mark.parametrize("model, layer, layout, shape", [
-    (tiny_vit(), "encoder.layers.encoder_layer_1", "tokens", (10, 14)),
-    (tiny_vit(), "encoder.layers.encoder_layer_1.self_attention", "tokens", (10, 14)),
-    (tiny_clip_vit(), "transformer.resblocks.1", "tokens_first", (10, 64)),
-    (tiny_clip_vit(), "transformer.resblocks.1.mlp.c_fc", "tokens_first", (10, 256)),
-    (tiny_clip_vit(), "ln_pre", "tokens", (10, 64)),
-    (tiny_clip_vit(), "ln_post", "fc", (64,)),
-], ids=["vit", "vit attention", "clip", "clip mlp", "clip ln_pre", "clip ln_post"])
+@pytest.mark.parametrize(
+    "model, layer, layout, shape",
+    [
+        (tiny_vit(), "encoder.layers.encoder_layer_1", "tokens", (10, 14)),
+        (tiny_vit(), "encoder.layers.encoder_layer_1.self_attention", "tokens", (10, 14)),
+        (tiny_clip_vit(), "transformer.resblocks.1", "tokens_first", (10, 64)),
+        (tiny_clip_vit(), "transformer.resblocks.1.mlp.c_fc", "tokens_first", (10, 256)),
+        (tiny_clip_vit(), "ln_pre", "tokens", (10, 64)),
+        (tiny_clip_vit(), "ln_post", "fc", (64,)),
+    ],
+    ids=["vit", "vit attention", "clip", "clip mlp", "clip ln_pre", "clip ln_post"],
+)
 def test_token_layouts(model, layer, layout, shape):
     [info] = resolve_layers(model, layer, torch.zeros(1, 3, 24, 24))
     assert (info.layout, info.shape, info.units) == (layout, shape, shape[-1])
@@ -117,9 +132,16 @@ def test_token_layouts(model, layer, layout, shape):
 @pytest.mark.parametrize("size", [(32, 32), (64, 32)])
 def test_channels_last_layouts(size):
     # swin's first stage keeps [B, h, w, K]; attention inside windows folds the batch and is left out
-    found = {layer.name: layer for layer in list_layers(swin_t(num_classes=11).eval(), torch.zeros(1, 3, *size))}
+    found = {
+        layer.name: layer for layer in list_layers(swin_t(num_classes=11).eval(), torch.zeros(1, 3, *size))
+    }
     assert found["features.0.0"].layout == "conv"
-    assert found["features.0.1"].layout == found["features.1"].layout == found["features.1.0.mlp.1"].layout == "nhwc"
+    assert (
+        found["features.0.1"].layout
+        == found["features.1"].layout
+        == found["features.1.0.mlp.1"].layout
+        == "nhwc"
+    )
     assert found["features.1"].units == 96 and found["features.1"].shape == (size[0] // 4, size[1] // 4, 96)
 
 
@@ -138,31 +160,37 @@ def test_a_square_of_units_takes_the_layout_before_it():
         list_layers(rows, example, {"1": "tokens"})
 
 
-@pytest.mark.parametrize("patterns, names", [
-    ("fc", ["fc"]),
-    ("fc, conv", ["fc", "conv"]),
-    (["conv", "fc", "conv"], ["conv", "fc"]),
-    ("*", ["conv", "norm", "act", "attn", "fc"]),
-    ("**", ["conv", "norm", "act", "attn", "both.inner", "fc"]),
-    ("both.*", ["both.inner"]),
-    ("**inner", ["both.inner"]),
-    ("[cf]*", ["conv", "fc"]),
-    ("every", ["conv", "norm", "act", "attn", "both.inner", "fc"]),
-])
+@pytest.mark.parametrize(
+    "patterns, names",
+    [
+        ("fc", ["fc"]),
+        ("fc, conv", ["fc", "conv"]),
+        (["conv", "fc", "conv"], ["conv", "fc"]),
+        ("*", ["conv", "norm", "act", "attn", "fc"]),
+        ("**", ["conv", "norm", "act", "attn", "both.inner", "fc"]),
+        ("both.*", ["both.inner"]),
+        ("**inner", ["both.inner"]),
+        ("[cf]*", ["conv", "fc"]),
+        ("every", ["conv", "norm", "act", "attn", "both.inner", "fc"]),
+    ],
+)
 def test_resolve_names_and_globs(net, patterns, names):
     assert named(resolve_layers(net, patterns, torch.zeros(1, 3, 6, 6))) == names
 
 
-@pytest.mark.parametrize("patterns, error, message", [
-    ("layer4", KeyError, "no layer 'layer4'; known: conv, norm"),
-    ("convs", KeyError, "nearest: conv"),
-    ("conv.*", KeyError, "no layer 'conv.*'"),
-    ("shared", ValueError, "'shared' of Net cannot be recorded: it runs 2 times"),
-    ("unused", ValueError, "'unused' of Net cannot be recorded: it does not run"),
-    ("both", ValueError, "returns no float tensor"),
-    ("", ValueError, "no layers named"),
-    ([], ValueError, "no layers named"),
-])
+@pytest.mark.parametrize(
+    "patterns, error, message",
+    [
+        ("layer4", KeyError, "no layer 'layer4'; known: conv, norm"),
+        ("convs", KeyError, "nearest: conv"),
+        ("conv.*", KeyError, "no layer 'conv.*'"),
+        ("shared", ValueError, "'shared' of Net cannot be recorded: it runs 2 times"),
+        ("unused", ValueError, "'unused' of Net cannot be recorded: it does not run"),
+        ("both", ValueError, "returns no float tensor"),
+        ("", ValueError, "no layers named"),
+        ([], ValueError, "no layers named"),
+    ],
+)
 def test_resolve_refuses(net, patterns, error, message):
     with pytest.raises(error, match=message.replace("*", r"\*")):
         resolve_layers(net, patterns, torch.zeros(1, 3, 6, 6))
@@ -173,13 +201,26 @@ def test_all_gives_stages_or_blocks_and_the_final_layer():
     x24, x32 = torch.zeros(1, 3, 24, 24), torch.zeros(1, 3, 32, 32)
     stages = ["layer1", "layer2", "layer3", "layer4"]
     assert named(resolve_layers(resnet18(num_classes=11), "all", x32)) == ["conv1", *stages, "fc"]
-    assert named(resolve_layers(ModifiedResNet((1, 2, 1, 1), 16, 2, 32, 4), "all", x32)) \
-        == ["conv1", "conv2", "conv3", *stages, "attnpool"]
-    assert named(resolve_layers(tiny_vit(), "all", x24)) \
-        == ["conv_proj", *(f"encoder.layers.encoder_layer_{i}" for i in range(3)), "heads.head"]
-    assert named(resolve_layers(tiny_clip_vit(), "all", x24)) \
-        == ["conv1", *(f"transformer.resblocks.{i}" for i in range(3))]
-    assert named(resolve_layers(swin_t(num_classes=11), "all", x32)) == [*(f"features.{i}" for i in range(8)), "head"]
+    assert named(resolve_layers(ModifiedResNet((1, 2, 1, 1), 16, 2, 32, 4), "all", x32)) == [
+        "conv1",
+        "conv2",
+        "conv3",
+        *stages,
+        "attnpool",
+    ]
+    assert named(resolve_layers(tiny_vit(), "all", x24)) == [
+        "conv_proj",
+        *(f"encoder.layers.encoder_layer_{i}" for i in range(3)),
+        "heads.head",
+    ]
+    assert named(resolve_layers(tiny_clip_vit(), "all", x24)) == [
+        "conv1",
+        *(f"transformer.resblocks.{i}" for i in range(3)),
+    ]
+    assert named(resolve_layers(swin_t(num_classes=11), "all", x32)) == [
+        *(f"features.{i}" for i in range(8)),
+        "head",
+    ]
 
 
 def test_all_of_a_plain_stack_gives_convolutions_and_linear_layers():
@@ -189,18 +230,27 @@ def test_all_of_a_plain_stack_gives_convolutions_and_linear_layers():
     parts = {"features": features, "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "head": head}
     for name, part in parts.items():
         model.add_module(name, part)
-    assert named(resolve_layers(model, "all", torch.zeros(1, 3, 8, 8))) \
-        == ["features.0", "features.3", "head.0", "head.3"]
+    assert named(resolve_layers(model, "all", torch.zeros(1, 3, 8, 8))) == [
+        "features.0",
+        "features.3",
+        "head.0",
+        "head.3",
+    ]
 
 
 def test_all_of_efficientnet_lite():
     package = pytest.importorskip("efficientnet_lite_pytorch")
     model = package.EfficientNet.from_name("efficientnet-lite0").eval()
-    assert named(resolve_layers(model, "all", torch.zeros(1, 3, 224, 224))) \
-        == ["_conv_stem", *(f"_blocks.{i}" for i in range(16)), "_conv_head", "_fc"]
+    assert named(resolve_layers(model, "all", torch.zeros(1, 3, 224, 224))) == [
+        "_conv_stem",
+        *(f"_blocks.{i}" for i in range(16)),
+        "_conv_head",
+        "_fc",
+    ]
 
 
 # recording
+
 
 def test_record_gives_each_output_of_the_last_pass(net, images):
     with torch.no_grad(), record(net, ["conv", "norm", "attn", "fc"]) as acts:
@@ -211,8 +261,18 @@ def test_record_gives_each_output_of_the_last_pass(net, images):
         norm = net.norm(conv)
         tokens = torch.tanh(torch.tanh(norm.relu())).flatten(2).transpose(1, 2)
         attended = nn.functional.multi_head_attention_forward(
-            *[tokens.transpose(0, 1)] * 3, 7, 1, net.attn.in_proj_weight, net.attn.in_proj_bias, None, None, False, 0.,
-            net.attn.out_proj.weight, net.attn.out_proj.bias)[0].transpose(0, 1)
+            *[tokens.transpose(0, 1)] * 3,
+            7,
+            1,
+            net.attn.in_proj_weight,
+            net.attn.in_proj_bias,
+            None,
+            None,
+            False,
+            0.0,
+            net.attn.out_proj.weight,
+            net.attn.out_proj.bias,
+        )[0].transpose(0, 1)
     assert list(acts) == ["conv", "norm", "attn", "fc"]
     torch.testing.assert_close(acts["conv"], conv)
     torch.testing.assert_close(acts["norm"], norm)  # before the in-place ReLU
@@ -220,7 +280,9 @@ def test_record_gives_each_output_of_the_last_pass(net, images):
     torch.testing.assert_close(acts["fc"], out)
 
 
-@pytest.mark.parametrize("fn", [None, lambda name, x: x, lambda name, x: x[:, 1:3], lambda name, x: x.flatten(1)])
+@pytest.mark.parametrize(
+    "fn", [None, lambda name, x: x, lambda name, x: x[:, 1:3], lambda name, x: x.flatten(1)]
+)
 def test_in_place_operations_do_not_rewrite_what_was_recorded(net, images, fn):
     with torch.no_grad(), record(net, ["norm"], fn) as acts:
         net(images)
@@ -235,12 +297,15 @@ def test_record_does_not_change_the_output_and_detaches(net, images):
     assert recorded.requires_grad and not acts["norm"].requires_grad
 
 
-@pytest.mark.parametrize("layer, message", [
-    ("shared", "'shared' ran twice"),
-    ("unused", "'unused' did not run"),
-    ("attn.out_proj", "'attn.out_proj' did not run"),
-    ("both", "'both' gives no float tensor but dict"),
-])
+@pytest.mark.parametrize(
+    "layer, message",
+    [
+        ("shared", "'shared' ran twice"),
+        ("unused", "'unused' did not run"),
+        ("attn.out_proj", "'attn.out_proj' did not run"),
+        ("both", "'both' gives no float tensor but dict"),
+    ],
+)
 def test_record_refuses_at_the_pass(net, images, layer, message):
     with pytest.raises(RuntimeError, match=message), record(net, ["conv", layer]):
         net(images)
@@ -268,7 +333,9 @@ def test_the_fast_path_of_encoder_layers_does_not_hide_submodules():
     with torch.inference_mode(), record(model, ["1.linear1", "1"]) as acts:
         recorded = model(example)
     with torch.inference_mode():
-        torch.testing.assert_close(recorded, model(example))  # looser than equal: without hooks another kernel runs
+        torch.testing.assert_close(
+            recorded, model(example)
+        )  # looser than equal: without hooks another kernel runs
     assert acts["1.linear1"].shape == (1, 3, 22)
 
 
@@ -329,10 +396,18 @@ def test_edit_refuses_other_shapes(net, images, fn, got):
 
 # pooling and maps
 
+
 def laid_out(layout: str) -> Tensor:
     torch.manual_seed(2)
-    return torch.randn({"conv": (B, 7, 3, 4), "nhwc": (B, 3, 4, 7), "tokens": (B, 13, 7), "tokens_first": (13, B, 7),
-                        "fc": (B, 7)}[layout])
+    return torch.randn(
+        {
+            "conv": (B, 7, 3, 4),
+            "nhwc": (B, 3, 4, 7),
+            "tokens": (B, 13, 7),
+            "tokens_first": (13, B, 7),
+            "fc": (B, 7),
+        }[layout]
+    )
 
 
 @pytest.mark.parametrize("layout", ["conv", "nhwc", "tokens", "tokens_first", "fc"])
@@ -346,17 +421,25 @@ def test_pool_of_every_layout(layout, how):
     got = pool(x, layout, how, B)
     for b in range(B):
         for k in range(7):
-            values = {"conv": lambda: x[b, k], "nhwc": lambda: x[b, :, :, k], "tokens": lambda: x[b, :, k],
-                      "tokens_first": lambda: x[:, b, k], "fc": lambda: x[b, k]}[layout]().flatten()
+            values = {
+                "conv": lambda: x[b, k],
+                "nhwc": lambda: x[b, :, :, k],
+                "tokens": lambda: x[b, :, k],
+                "tokens_first": lambda: x[:, b, k],
+                "fc": lambda: x[b, k],
+            }[layout]().flatten()
             expected = {"avg": values.mean(), "max": values.max(), "cls": values[0]}[how]
             torch.testing.assert_close(got[b, k], expected)
 
 
-@pytest.mark.parametrize("layout, how, batch, message", [
-    ("tokens", "avg", 13, r"batch \(13\) at axis 0, got shape \[5, 13, 7\]"),
-    ("tokens_first", "cls", 13, r"batch \(13\) at axis 1, got shape \[13, 5, 7\]"),
-    ("conv", "mean", B, "pooling is 'avg', 'max' or 'cls', got 'mean'"),
-])
+@pytest.mark.parametrize(
+    "layout, how, batch, message",
+    [
+        ("tokens", "avg", 13, r"batch \(13\) at axis 0, got shape \[5, 13, 7\]"),
+        ("tokens_first", "cls", 13, r"batch \(13\) at axis 1, got shape \[13, 5, 7\]"),
+        ("conv", "mean", B, "pooling is 'avg', 'max' or 'cls', got 'mean'"),
+    ],
+)
 def test_pool_refuses(layout, how, batch, message):
     with pytest.raises(ValueError, match=message):
         pool(laid_out(layout), layout, how, batch)
@@ -366,18 +449,26 @@ def test_pool_refuses(layout, how, batch, message):
         pool(laid_out("tokens"), "conv", "avg", B)
 
 
-@pytest.mark.parametrize("layout, grid, shape, at", [
-    ("conv", None, (3, 4), lambda x, b, k, i, j: x[b, k, i, j]),
-    ("nhwc", None, (3, 4), lambda x, b, k, i, j: x[b, i, j, k]),
-    ("tokens", (3, 4), (3, 4), lambda x, b, k, i, j: x[b, 1 + 4 * i + j, k]),
-    ("tokens_first", (2, 5), (2, 5), lambda x, b, k, i, j: x[3 + 5 * i + j, b, k]),
-])
+@pytest.mark.parametrize(
+    "layout, grid, shape, at",
+    [
+        ("conv", None, (3, 4), lambda x, b, k, i, j: x[b, k, i, j]),
+        ("nhwc", None, (3, 4), lambda x, b, k, i, j: x[b, i, j, k]),
+        ("tokens", (3, 4), (3, 4), lambda x, b, k, i, j: x[b, 1 + 4 * i + j, k]),
+        ("tokens_first", (2, 5), (2, 5), lambda x, b, k, i, j: x[3 + 5 * i + j, b, k]),
+    ],
+)
 def test_maps_of_every_layout(layout, grid, shape, at):
     x = laid_out(layout)
     maps = as_maps(x, layout, grid)
     assert maps.shape == (B, 7, *shape)
-    assert all(maps[b, k, i, j] == at(x, b, k, i, j)
-               for b in range(B) for k in range(7) for i in range(shape[0]) for j in range(shape[1]))
+    assert all(
+        maps[b, k, i, j] == at(x, b, k, i, j)
+        for b in range(B)
+        for k in range(7)
+        for i in range(shape[0])
+        for j in range(shape[1])
+    )
 
 
 def test_square_token_grids_with_and_without_class_token():
@@ -386,11 +477,14 @@ def test_square_token_grids_with_and_without_class_token():
     torch.testing.assert_close(as_maps(x[:, 1:], "tokens"), as_maps(x, "tokens"))
 
 
-@pytest.mark.parametrize("layout, grid, message", [
-    ("fc", None, "no maps"),
-    ("tokens", None, r"13 tokens are no square grid.*pass grid=\(h, w\)"),
-    ("tokens", (4, 4), "a grid of 4 x 4 needs as many tokens, got 13"),
-])
+@pytest.mark.parametrize(
+    "layout, grid, message",
+    [
+        ("fc", None, "no maps"),
+        ("tokens", None, r"13 tokens are no square grid.*pass grid=\(h, w\)"),
+        ("tokens", (4, 4), "a grid of 4 x 4 needs as many tokens, got 13"),
+    ],
+)
 def test_maps_refuse(layout, grid, message):
     with pytest.raises(ValueError, match=message):
         as_maps(laid_out(layout), layout, grid)

@@ -1,4 +1,5 @@
 """A network made ready: what images become on the way to it, and that everything is as before afterwards."""
+
 from __future__ import annotations
 
 import pytest
@@ -9,14 +10,16 @@ from neuronym import passes
 from neuronym.passes import kept_memory, ready
 
 
-@pytest.mark.parametrize("threads, side, size", [(2, 224, 4), (2, 260, 3), (16, 224, 32), (2, 64, 49), (1, 1000, 1)])
+@pytest.mark.parametrize(
+    "threads, side, size", [(2, 224, 4), (2, 260, 3), (16, 224, 32), (2, 64, 49), (1, 1000, 1)]
+)
 def test_a_cpu_gets_a_few_images_at_a_time(threads, side, size, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    images = torch.zeros(50, 3, side, side).add_(torch.arange(50.)[:, None, None, None])
+    images = torch.zeros(50, 3, side, side).add_(torch.arange(50.0)[:, None, None, None])
     with ready(None) as place:
         pieces = list(place(images))
     assert [len(piece) for piece in pieces] == [size] * (50 // size) + [50 % size] * (50 % size > 0)
-    assert torch.equal(torch.cat([piece[:, 0, 0, 0] for piece in pieces]), torch.arange(50.))
+    assert torch.equal(torch.cat([piece[:, 0, 0, 0] for piece in pieces]), torch.arange(50.0))
     assert all(piece.is_contiguous(memory_format=torch.channels_last) for piece in pieces)
 
 
@@ -46,8 +49,8 @@ def test_kept_memory_is_left_alone_elsewhere(platform, monkeypatch):
     with pytest.raises(KeyboardInterrupt), kept_memory():
         during = dict(calls)
         raise KeyboardInterrupt
-    assert during == ({-3: 2 ** 28, -1: 2 ** 28} if platform == "linux" else {})
-    assert dict(calls) == ({-3: 2 ** 25, -1: 2 ** 26} if platform == "linux" else {})
+    assert during == ({-3: 2**28, -1: 2**28} if platform == "linux" else {})
+    assert dict(calls) == ({-3: 2**25, -1: 2**26} if platform == "linux" else {})
 
 
 @pytest.mark.gpu

@@ -1,4 +1,5 @@
 """neuronym.similarity.kernels against loops in float64, at odd sizes."""
+
 from __future__ import annotations
 
 import math
@@ -17,27 +18,42 @@ def drawn(*shape, seed=0):
 @pytest.mark.parametrize("J", [1, 4, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_products(J, dtype):
-    x, rest, gain, out = drawn(23, 11).to(dtype), drawn(J).to(dtype), drawn(J).to(dtype), torch.empty(3, 11, dtype=dtype)
+    x, rest, gain, out = (
+        drawn(23, 11).to(dtype),
+        drawn(J).to(dtype),
+        drawn(J).to(dtype),
+        torch.empty(3, 11, dtype=dtype),
+    )
     top = torch.randint(23, (3, J), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
     kernels.products(x, top, rest, gain, out)
-    expected = [[math.prod(float(rest[j]) + float(gain[j]) * float(x[top[k, j], c]) for j in range(J)) for c in range(11)]
-                for k in range(3)]
-    assert_close(out.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0)
+    expected = [
+        [
+            math.prod(float(rest[j]) + float(gain[j]) * float(x[top[k, j], c]) for j in range(J))
+            for c in range(11)
+        ]
+        for k in range(3)
+    ]
+    assert_close(
+        out.double(),
+        torch.tensor(expected, dtype=torch.float64),
+        rtol=1e-5 if dtype == torch.float32 else 1e-12,
+        atol=0,
+    )
 
 
 def test_powers():
-    P, rows, cols, a = 3 * drawn(23, 37), torch.tensor([4, 0, 22]), slice(5, 36), 7.
+    P, rows, cols, a = 3 * drawn(23, 37), torch.tensor([4, 0, 22]), slice(5, 36), 7.0
     P[4, 9], P[0, 5] = -80, 0  # exp(-560) is no float: it counts as nearly none
-    shift, scale = torch.tensor([1., 0, -2]), torch.tensor([1., .5, 1e-3])
+    shift, scale = torch.tensor([1.0, 0, -2]), torch.tensor([1.0, 0.5, 1e-3])
     expected = (a * P[rows, cols].double() - shift[:, None]).exp()
-    total, extremes = torch.tensor([1., 0, 0]), torch.tensor([[math.inf, 0], [1e-6, 1e30], [math.inf, 0]])
+    total, extremes = torch.tensor([1.0, 0, 0]), torch.tensor([[math.inf, 0], [1e-6, 1e30], [math.inf, 0]])
     kernels.add_powers(P, rows, cols, a, shift, total, extremes)
-    assert_close(total.double(), expected.sum(1) + torch.tensor([1., 0, 0]), rtol=1e-5, atol=0)
+    assert_close(total.double(), expected.sum(1) + torch.tensor([1.0, 0, 0]), rtol=1e-5, atol=0)
     assert_close(extremes[2].double(), torch.stack([expected[2].min(), expected[2].max()]), rtol=1e-5, atol=0)
     assert 0 <= extremes[0, 0] < 2e-38 and extremes[1, 1] == 1e30
     for width in (31, 40, 8, 1):
         out = torch.zeros(3, 31)
         kernels.write_powers(P, rows[1:], cols, a, shift[1:], scale[1:], out, 1, width)
-        tiles = [out.flatten()[3 * c:3 * min(c + width, 31)].view(3, -1) for c in range(0, 31, width)]
+        tiles = [out.flatten()[3 * c : 3 * min(c + width, 31)].view(3, -1) for c in range(0, 31, width)]
         assert_close(torch.cat(tiles, 1)[1:].double(), scale[1:, None] * expected[1:], rtol=1e-5, atol=2e-38)
         assert not torch.cat(tiles, 1)[0].any()

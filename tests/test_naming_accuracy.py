@@ -1,4 +1,5 @@
 """Final-layer names by setting: rows, numbers, controls, and the printed values beside."""
+
 from __future__ import annotations
 
 import math
@@ -7,17 +8,23 @@ import pytest
 import torch
 
 from neuronym.activations import activations_and_embeddings
-from neuronym.similarity.matrix import Embedded
-from neuronym.models.clips import load_clip
-from neuronym.evaluation.naming import rank_of_truth
-from neuronym.hooks import resolve_layers
-from neuronym.microworld.world import CLASSES
-from neuronym.models.targets import load_target
-from neuronym.evaluation.naming import PUBLISHED, Setting, by_setting, image_sets, settings, with_published
 from neuronym.datasets.probe import load_probe
+from neuronym.evaluation.naming import (
+    by_setting,
+    image_sets,
+    PUBLISHED,
+    rank_of_truth,
+    Setting,
+    settings,
+    with_published,
+)
+from neuronym.hooks import resolve_layers
 from neuronym.microworld.render import render
-from neuronym.microworld.world import scene
-from neuronym.similarity.scores import SIMILARITIES, score
+from neuronym.microworld.world import CLASSES, scene
+from neuronym.models.clips import load_clip
+from neuronym.models.targets import load_target
+from neuronym.similarity.matrix import Embedded
+from neuronym.similarity.scores import score, SIMILARITIES
 
 
 def test_image_sets_are_the_whole_its_parts_and_smaller_ones(tmp_path):
@@ -28,7 +35,12 @@ def test_image_sets_are_the_whole_its_parts_and_smaller_ones(tmp_path):
     probe = load_probe(f"folder:{tmp_path}/a+microworld:4+folder:{tmp_path}/b")
     found = image_sets(probe, [3])
     assert {name: rows.tolist() for name, rows in found.items()} == {
-        "a+microworld+b": list(range(9)), "a": [0, 1, 2], "microworld": [3, 4, 5, 6], "b": [7, 8], "3 images": [0, 3, 6]}
+        "a+microworld+b": list(range(9)),
+        "a": [0, 1, 2],
+        "microworld": [3, 4, 5, 6],
+        "b": [7, 8],
+        "3 images": [0, 3, 6],
+    }
     alone = load_probe("microworld:5")
     assert list(image_sets(alone)) == ["microworld"]
     with pytest.raises(ValueError, match="9"):
@@ -40,7 +52,10 @@ def test_two_parts_of_one_name_stay_apart(tmp_path):
         (tmp_path / sub / "photos").mkdir(parents=True)
         render(scene(ord(sub))).save(tmp_path / sub / "photos" / "0.png")
     found = image_sets(load_probe(f"folder:{tmp_path}/x/photos+folder:{tmp_path}/y/photos"))
-    assert {name: rows.tolist() for name, rows in found.items() if "+" not in name} == {"photos": [0], "photos-2": [1]}
+    assert {name: rows.tolist() for name, rows in found.items() if "+" not in name} == {
+        "photos": [0],
+        "photos-2": [1],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +73,11 @@ def test_settings_change_one_thing_at_a_time(ready):
     sets = {"all": torch.arange(150), "few": torch.arange(0, 150, 3)}
     found = settings(Q, sets, {"rn": (clip, I), "again": (clip, I)}, ["{}", "a {}"], CLASSES, CLASSES[:7])
     assert [(s.probe, s.clip, s.template) for s in found] == [
-        ("all", "rn", "{}"), ("few", "rn", "{}"), ("all", "again", "{}"), ("all", "rn", "a {}")]
+        ("all", "rn", "{}"),
+        ("few", "rn", "{}"),
+        ("all", "again", "{}"),
+        ("all", "rn", "a {}"),
+    ]
     assert found[1].Q.equal(Q[::3]) and found[1].classes.I.equal(I[::3]) and found[0].words.T.shape[0] == 7
     assert not torch.allclose(found[0].classes.T, found[3].classes.T)
     with pytest.raises(ValueError, match="51 names and Q"):
@@ -74,23 +93,48 @@ def test_by_setting_gives_accuracy_and_cosines_with_controls(ready):
     for name, value in ranks.items():
         assert name == "units" or table.loc["soft_wpmi", name] == pytest.approx(value)
     # where the label is the true name the cosine is 1, so that it bounds accuracy
-    assert table.loc["soft_wpmi", "cosine_clip"] >= table.loc["soft_wpmi", "top1"] > .5
-    assert (table["shuffled_clip"] < table["cosine_clip"]).all() and (table["constant_clip"] < table["cosine_clip"]).all()
+    assert table.loc["soft_wpmi", "cosine_clip"] >= table.loc["soft_wpmi", "top1"] > 0.5
+    assert (table["shuffled_clip"] < table["cosine_clip"]).all() and (
+        table["constant_clip"] < table["cosine_clip"]
+    ).all()
     again = by_setting([one], CLASSES, CLASSES, {"clip": clip.encode_text}).set_index("similarity")
     assert again.equals(table)
 
 
 def test_few_images_leave_rank_reorder_out():
-    I, T, Q = (torch.nn.functional.normalize(torch.randn(n, 5, generator=torch.Generator().manual_seed(n)), dim=1) for n in (30, 3, 31))
-    setting = Setting("p", "c", "{}", Embedded(I, T), Embedded(I, T), torch.randn(30, 3, generator=torch.Generator().manual_seed(1)))
-    assert "rank_reorder" not in by_setting([setting], ["a", "b", "c"], ["a", "b", "c"], {})["similarity"].tolist()
+    I, T, Q = (
+        torch.nn.functional.normalize(torch.randn(n, 5, generator=torch.Generator().manual_seed(n)), dim=1)
+        for n in (30, 3, 31)
+    )
+    setting = Setting(
+        "p",
+        "c",
+        "{}",
+        Embedded(I, T),
+        Embedded(I, T),
+        torch.randn(30, 3, generator=torch.Generator().manual_seed(1)),
+    )
+    assert (
+        "rank_reorder"
+        not in by_setting([setting], ["a", "b", "c"], ["a", "b", "c"], {})["similarity"].tolist()
+    )
 
 
 def test_published_values_stand_beside_where_there_are_some():
     import pandas as pd
-    table = pd.DataFrame({"probe": ["imagenet_val+broden", "broden", "microworld:5"], "similarity": ["soft_wpmi", "cos_similarity_cubed", "soft_wpmi"]})
+
+    table = pd.DataFrame(
+        {
+            "probe": ["imagenet_val+broden", "broden", "microworld:5"],
+            "similarity": ["soft_wpmi", "cos_similarity_cubed", "soft_wpmi"],
+        }
+    )
     found = with_published(table, "torchvision:resnet50@IMAGENET1K_V1")
-    assert found["published_top1"][0] == .954 and found["published_auroc"][0] == .9166 and math.isnan(found["published_top1"][1])
+    assert (
+        found["published_top1"][0] == 0.954
+        and found["published_auroc"][0] == 0.9166
+        and math.isnan(found["published_top1"][1])
+    )
     assert math.isnan(found["published_top1"][2])
     assert with_published(table, "microworld:resnet").equals(table)
     assert with_published(table[:2], "places365:resnet18").columns.tolist() == table.columns.tolist()

@@ -1,4 +1,5 @@
 """Every notebook runs to its end in smoke mode, through the same command as by hand."""
+
 from __future__ import annotations
 
 import json
@@ -16,10 +17,15 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 def check_run(folder: Path) -> dict:
     """A finished run folder: every file is there and no metric is NaN or infinite; returns the metrics."""
-    assert {"notebook.ipynb", "params.json", "env.json", "metrics.json", "done"} <= {p.name for p in folder.iterdir()}
+    assert {"notebook.ipynb", "params.json", "env.json", "metrics.json", "done"} <= {
+        p.name for p in folder.iterdir()
+    }
     numbers = []
-    metrics = json.loads((folder / "metrics.json").read_text(), parse_float=lambda text: numbers.append(float(text)),
-                         parse_constant=lambda text: numbers.append(float(text)))
+    metrics = json.loads(
+        (folder / "metrics.json").read_text(),
+        parse_float=lambda text: numbers.append(float(text)),
+        parse_constant=lambda text: numbers.append(float(text)),
+    )
     assert metrics and all(map(math.isfinite, numbers))
     assert json.loads((folder / "params.json").read_text())["smoke"] is True
     return metrics

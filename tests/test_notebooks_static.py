@@ -1,4 +1,5 @@
 """What every committed notebook must look like, read without running it; and that the reader finds faults."""
+
 from __future__ import annotations
 
 import ast
@@ -47,24 +48,39 @@ def _parameter_problems(path: Path, code: list[dict], sources: list[str]) -> lis
         known = read_parameters(path)
     except (ValueError, SyntaxError) as error:
         return [str(error)]
-    found = [f"parameter '{name}' must be there with default {value!r}" for name, value in ALWAYS.items()
-             if name not in known or known[name].default != value]
+    found = [
+        f"parameter '{name}' must be there with default {value!r}"
+        for name, value in ALWAYS.items()
+        if name not in known or known[name].default != value
+    ]
     for line in filter(str.strip, sources[0].splitlines()):
         if not re.fullmatch(r"\w+ = .+?\s+# type: [\w|\[\]]+  # \S.*", line):
             found.append(f"parameters cell: not `name = literal  # type: T  # help`: {line}")
-        if line.count("=") != 1:                     # papermill --help-notebook leaves such a line out
+        if line.count("=") != 1:  # papermill --help-notebook leaves such a line out
             found.append(f"parameters cell: more than one '=': {line}")
     later = [_tree(source) for source in sources[1:]]
     calls = [node for tree in later for node in ast.walk(tree) if isinstance(node, ast.Call)]
     if f"start_run('{path.stem}', globals())" not in map(ast.unparse, calls):
-        found.append(f"does not call start_run(\"{path.stem}\", globals())")
+        found.append(f'does not call start_run("{path.stem}", globals())')
     if not any(ast.unparse(call.func) == "finish_run" for call in calls):
         found.append("does not call finish_run")
-    used = {node.id for tree in later for node in ast.walk(tree) if isinstance(node, ast.Name)
-            and isinstance(node.ctx, ast.Load)}
-    used |= {node.slice.value for tree in later for node in ast.walk(tree) if isinstance(node, ast.Subscript)
-             and ast.unparse(node.value) == "run.params" and isinstance(node.slice, ast.Constant)}
-    return found + [f"parameter '{name}' is never used" for name in known if name not in used | TAKEN_BY_START_RUN]
+    used = {
+        node.id
+        for tree in later
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    used |= {
+        node.slice.value
+        for tree in later
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript)
+        and ast.unparse(node.value) == "run.params"
+        and isinstance(node.slice, ast.Constant)
+    }
+    return found + [
+        f"parameter '{name}' is never used" for name in known if name not in used | TAKEN_BY_START_RUN
+    ]
 
 
 def _tree(source: str) -> ast.Module:
@@ -74,13 +90,17 @@ def _tree(source: str) -> ast.Module:
 
 def _faults(source: str) -> list[str]:
     """What a cell may not do."""
-    found = [f"shell escape or magic: {line.strip()}" for line in source.splitlines()
-             if line.lstrip()[:1] in ("!", "%")]
+    found = [
+        f"shell escape or magic: {line.strip()}"
+        for line in source.splitlines()
+        if line.lstrip()[:1] in ("!", "%")
+    ]
     for node in ast.walk(_tree(source)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             found.append(f"defines '{node.name}'; it belongs into utils")
-        elif isinstance(node, ast.Call) and (ast.unparse(node.func) in FORBIDDEN_CALLS
-                                             or ast.unparse(node.func).endswith(".empty_cache")):
+        elif isinstance(node, ast.Call) and (
+            ast.unparse(node.func) in FORBIDDEN_CALLS or ast.unparse(node.func).endswith(".empty_cache")
+        ):
             found.append(f"calls {ast.unparse(node.func)}")
         elif isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path":
             found.append("touches sys.path")
@@ -97,8 +117,11 @@ def test_notebook_keeps_the_rules(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_papermill_reads_the_same_parameters(path):
     from papermill import inspect_notebook
+
     ours, theirs = read_parameters(path), inspect_notebook(path)
-    assert {name: p.type for name, p in ours.items()} == {name: p["inferred_type_name"] for name, p in theirs.items()}
+    assert {name: p.type for name, p in ours.items()} == {
+        name: p["inferred_type_name"] for name, p in theirs.items()
+    }
 
 
 GOOD = """smoke = False  # type: bool  # small
@@ -110,7 +133,9 @@ START = 'from neuronym.runs.run import finish_run, start_run\nrun = start_run("m
 USE = "finish_run(run, {'k': 1 if smoke else top_k})"
 
 
-def write(folder, parameters=GOOD, cells=(START, USE), kernel="python3", prose=True, tags=("parameters",), ran=False):
+def write(
+    folder, parameters=GOOD, cells=(START, USE), kernel="python3", prose=True, tags=("parameters",), ran=False
+):
     """A notebook made of these cells."""
     code = [nbformat.v4.new_code_cell(source) for source in (parameters, *cells)]
     code[0].metadata["tags"] = list(tags)
@@ -132,35 +157,44 @@ def test_a_good_notebook_has_no_problems(tmp_path):
 HOME = "/" + "home/me/photos"
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"kernel": "mine"}, "kernel is not python3"),
-    ({"prose": False}, "does not open with a question"),
-    ({"tags": ()}, "expected one cell tagged parameters"),
-    ({"ran": True}, "execution count"),
-    ({"parameters": GOOD.replace("seed = 0", "sed = 0")}, "parameter 'seed' must be there with default 0"),
-    ({"parameters": GOOD.replace("seed = 0", "seed = 1")}, "parameter 'seed' must be there with default 0"),
-    ({"parameters": GOOD + "\nderived = top_k"}, "expected `name = literal"),
-    ({"parameters": "import os\n" + GOOD}, "expected `name = literal"),
-    ({"parameters": GOOD + "\nk = 3"}, "not `name = literal  # type: T  # help`: k = 3"),
-    ({"parameters": GOOD + "\nk = 3  # type: int"}, "not `name = literal  # type: T  # help`"),
-    ({"parameters": GOOD + "\nk = 3  # type: int  # k = 3"}, "more than one '='"),
-    ({"parameters": GOOD + "\nk = 3  # type: int  # unused"}, "parameter 'k' is never used"),
-    ({"cells": ("import utils", USE)}, "does not call start_run"),
-    ({"cells": (START.replace("made", "other"), USE)}, "does not call start_run"),
-    ({"cells": (START, "print(smoke, top_k)")}, "does not call finish_run"),
-    ({"cells": (START, USE, "def f():\n    pass")}, "defines 'f'"),
-    ({"cells": (START, USE, "class C:\n    pass")}, "defines 'C'"),
-    ({"cells": (START, USE, "eval('1')")}, "calls eval"),
-    ({"cells": (START, USE, "import os\nos.chdir('..')")}, "calls os.chdir"),
-    ({"cells": (START, USE, "import torch\ntorch.cuda.empty_cache()")}, "calls torch.cuda.empty_cache"),
-    ({"cells": (START, USE, "import sys\nsys.path.append('..')")}, "touches sys.path"),
-    ({"cells": (START, USE, "!pip install x")}, "shell escape or magic: !pip"),
-    ({"cells": (START, USE, "%cd ..")}, "shell escape or magic"),
-    ({"cells": (START, USE, f"x = {HOME!r}")}, f"absolute path '{HOME}'"),
-    ({"cells": (START, USE, "x = f'" + HOME + "/{smoke}'")}, "absolute path"),
-    ({"cells": (START, USE, "x = 'C:\\\\data'")}, "absolute path"),
-    ({"cells": (START, USE, "x = 0\n" * 41)}, "has 41 lines, at most 40"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"kernel": "mine"}, "kernel is not python3"),
+        ({"prose": False}, "does not open with a question"),
+        ({"tags": ()}, "expected one cell tagged parameters"),
+        ({"ran": True}, "execution count"),
+        (
+            {"parameters": GOOD.replace("seed = 0", "sed = 0")},
+            "parameter 'seed' must be there with default 0",
+        ),
+        (
+            {"parameters": GOOD.replace("seed = 0", "seed = 1")},
+            "parameter 'seed' must be there with default 0",
+        ),
+        ({"parameters": GOOD + "\nderived = top_k"}, "expected `name = literal"),
+        ({"parameters": "import os\n" + GOOD}, "expected `name = literal"),
+        ({"parameters": GOOD + "\nk = 3"}, "not `name = literal  # type: T  # help`: k = 3"),
+        ({"parameters": GOOD + "\nk = 3  # type: int"}, "not `name = literal  # type: T  # help`"),
+        ({"parameters": GOOD + "\nk = 3  # type: int  # k = 3"}, "more than one '='"),
+        ({"parameters": GOOD + "\nk = 3  # type: int  # unused"}, "parameter 'k' is never used"),
+        ({"cells": ("import utils", USE)}, "does not call start_run"),
+        ({"cells": (START.replace("made", "other"), USE)}, "does not call start_run"),
+        ({"cells": (START, "print(smoke, top_k)")}, "does not call finish_run"),
+        ({"cells": (START, USE, "def f():\n    pass")}, "defines 'f'"),
+        ({"cells": (START, USE, "class C:\n    pass")}, "defines 'C'"),
+        ({"cells": (START, USE, "eval('1')")}, "calls eval"),
+        ({"cells": (START, USE, "import os\nos.chdir('..')")}, "calls os.chdir"),
+        ({"cells": (START, USE, "import torch\ntorch.cuda.empty_cache()")}, "calls torch.cuda.empty_cache"),
+        ({"cells": (START, USE, "import sys\nsys.path.append('..')")}, "touches sys.path"),
+        ({"cells": (START, USE, "!pip install x")}, "shell escape or magic: !pip"),
+        ({"cells": (START, USE, "%cd ..")}, "shell escape or magic"),
+        ({"cells": (START, USE, f"x = {HOME!r}")}, f"absolute path '{HOME}'"),
+        ({"cells": (START, USE, "x = f'" + HOME + "/{smoke}'")}, "absolute path"),
+        ({"cells": (START, USE, "x = 'C:\\\\data'")}, "absolute path"),
+        ({"cells": (START, USE, "x = 0\n" * 41)}, "has 41 lines, at most 40"),
+    ],
+)
 def test_a_bad_notebook_is_caught(tmp_path, changes, message):
     found = problems(write(tmp_path, **changes))
     assert any(message in problem for problem in found), found

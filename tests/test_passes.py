@@ -1,4 +1,7 @@
-"""Passes: bounded memory, no stalls by threads that crowd each other, and kills that lose no more than what was not flushed."""
+"""Passes: bounded memory, no stalls by threads that crowd each other, and kills that lose no more than what
+was not flushed.
+"""
+
 from __future__ import annotations
 
 import signal
@@ -12,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_activations import SIDE, close, layers_of, make_clip, make_target, to_tensor
 from neuronym import cache, passes
-from neuronym.datasets import probe as probes
 from neuronym.activations import activations_and_embeddings, unit_activations
+from neuronym.datasets import probe as probes
 from neuronym.datasets.probe import Probe
+from tests.test_activations import close, layers_of, make_clip, make_target, SIDE, to_tensor
 
 MANY = 200
 
@@ -38,7 +41,7 @@ def test_no_more_than_a_few_batches_are_in_memory(monkeypatch):
 
     def slow(self, row, block):
         nonlocal alive
-        time.sleep(.005)  # slower than the network, so that all that may wait does
+        time.sleep(0.005)  # slower than the network, so that all that may wait does
         write(self, row, block)
         with lock:
             alive -= len(block)
@@ -89,7 +92,10 @@ KILLED = """
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
 def test_a_killed_pass_resumes_with_the_rows_that_were_flushed(request, monkeypatch, tmp_path):
     code = textwrap.dedent(KILLED.format(root=str(request.config.rootpath)))
-    assert subprocess.run([sys.executable, "-c", code], cwd=request.config.rootpath).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=request.config.rootpath).returncode
+        == -signal.SIGKILL
+    )
     calls = []
 
     def counted(image):

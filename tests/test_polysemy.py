@@ -1,4 +1,5 @@
 """Units that mean more than one thing: clusters, their labels, other images, against loops and planted units."""
+
 from __future__ import annotations
 
 import math
@@ -10,10 +11,11 @@ import torch
 from torch.testing import assert_close
 
 from neuronym.common.memory import top_images
-from neuronym.similarity.matrix import Embedded
 from neuronym.common.statistics import correlation
 from neuronym.evaluation.presence import presence_oracle
 from neuronym.microworld.world import CLASSES, presence, scene
+from neuronym.similarity.matrix import Embedded
+from neuronym.similarity.scores import score
 from neuronym.trust.polysemy import (
     _cut,
     at_lowest,
@@ -23,7 +25,6 @@ from neuronym.trust.polysemy import (
     negative,
     superposed,
 )
-from neuronym.similarity.scores import score
 
 N, K, M, d = 613, 7, 11, 32
 
@@ -37,13 +38,14 @@ def world(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torc
     g = generator(seed)
     T = torch.linalg.qr(torch.randn(d, M, generator=g, dtype=torch.float64)).Q.T
     kind = torch.randint(0, M, (N,), generator=g)
-    I = T[kind] + .1 * torch.randn(N, d, generator=g, dtype=torch.float64)
+    I = T[kind] + 0.1 * torch.randn(N, d, generator=g, dtype=torch.float64)
     present = torch.nn.functional.one_hot(kind, M).bool()
-    Q = present + .1 * torch.randn(N, M, generator=g, dtype=torch.float64)
+    Q = present + 0.1 * torch.randn(N, M, generator=g, dtype=torch.float64)
     return I / I.norm(dim=1, keepdim=True), T, present, Q
 
 
 # --- clusters
+
 
 def silhouette(distance: list[list[float]], members: list[int]) -> float:
     """Mean of (b - a) / max(a, b): mean distance to one's own cluster and to the nearest other."""
@@ -52,9 +54,12 @@ def silhouette(distance: list[list[float]], members: list[int]) -> float:
         if own < 0:
             continue
         mates = [distance[i][j] for j, c in enumerate(members) if c == own and j != i]
-        others = [[distance[i][j] for j, c in enumerate(members) if c == other] for other in set(members) - {own, -1}]
+        others = [
+            [distance[i][j] for j, c in enumerate(members) if c == other]
+            for other in set(members) - {own, -1}
+        ]
         a, b = sum(mates) / max(len(mates), 1), min(sum(o) / len(o) for o in others)
-        values.append((b - a) / max(a, b) if mates else 0.)
+        values.append((b - a) / max(a, b) if mates else 0.0)
     return sum(values) / len(values)
 
 
@@ -62,17 +67,21 @@ def average_linkage(distance: list[list[float]], count: int) -> list[list[int]]:
     """Merge the two groups of least mean distance until `count` are left."""
     groups = [[i] for i in range(len(distance))]
     while len(groups) > count:
-        a, b = min(((a, b) for a in range(len(groups)) for b in range(a)),
-                   key=lambda p: np.mean([distance[i][j] for i in groups[p[0]] for j in groups[p[1]]]))
+        a, b = min(
+            ((a, b) for a in range(len(groups)) for b in range(a)),
+            key=lambda p: np.mean([distance[i][j] for i in groups[p[0]] for j in groups[p[1]]]),
+        )
         groups[b] += groups.pop(a)
     return groups
 
 
 def literal_cut(X: torch.Tensor, most: int) -> tuple[float, list[int] | None]:
     distance = [[1 - math.fsum(x * y for x, y in zip(p, q)) for q in X.tolist()] for p in X.tolist()]
-    best: tuple[float, list[int] | None] = (-1., None)
+    best: tuple[float, list[int] | None] = (-1.0, None)
     for count in range(2, most + 1):
-        kept = sorted((g for g in average_linkage(distance, count) if len(g) >= .1 * len(X)), key=lambda g: -len(g))
+        kept = sorted(
+            (g for g in average_linkage(distance, count) if len(g) >= 0.1 * len(X)), key=lambda g: -len(g)
+        )
         if len(kept) < 2:
             continue
         members = [next((c for c, g in enumerate(kept) if i in g), -1) for i in range(len(X))]
@@ -83,14 +92,19 @@ def literal_cut(X: torch.Tensor, most: int) -> tuple[float, list[int] | None]:
 
 def same_groups(a: list[int], b: list[int]) -> bool:
     """The same partition and the same ones dropped: clusters of equal size may change names."""
-    return all((a[i] == a[j]) == (b[i] == b[j]) and (a[i] < 0) == (b[i] < 0) for i in range(len(a)) for j in range(i))
+    return all(
+        (a[i] == a[j]) == (b[i] == b[j]) and (a[i] < 0) == (b[i] < 0) for i in range(len(a)) for j in range(i)
+    )
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_cut_is_that_of_a_literal_average_linkage_and_silhouette(seed):
     g = generator(seed)
     centres = torch.randn(seed % 4 + 1, 5, generator=g, dtype=torch.float64)
-    X = centres[torch.randint(0, len(centres), (25,), generator=g)] + .3 * torch.randn(25, 5, generator=g).double()
+    X = (
+        centres[torch.randint(0, len(centres), (25,), generator=g)]
+        + 0.3 * torch.randn(25, 5, generator=g).double()
+    )
     X[0] = -X.mean(0)  # one far off, a cluster too small to keep
     X = X / X.norm(dim=1, keepdim=True)
     want, members = literal_cut(X, 4)
@@ -100,7 +114,7 @@ def test_the_cut_is_that_of_a_literal_average_linkage_and_silhouette(seed):
 
 
 def test_the_best_cut_counts_and_not_the_finest():
-    angles = torch.tensor([[0.], [10.], [90.], [100.]]) + 3 * torch.randn(4, 8, generator=generator())
+    angles = torch.tensor([[0.0], [10.0], [90.0], [100.0]]) + 3 * torch.randn(4, 8, generator=generator())
     X = torch.stack([angles.deg2rad().cos(), angles.deg2rad().sin()], -1).reshape(32, 2).double()
     assert _cut(X, 4)[1].tolist() in ([0] * 16 + [1] * 16, [1] * 16 + [0] * 16)
 
@@ -120,14 +134,14 @@ def test_the_cut_is_scikit_learns():
 def test_units_of_two_kinds_fall_into_their_two_kinds_and_units_of_one_do_not():
     I, _, present, Q = world()
     pairs = [(0, 3), (4, 2), (9, 10), (1, 8)]
-    assignment, images = clusters(superposed(Q, pairs), I, top=.05, generator=generator())
-    assert assignment.shape == images.shape == (round(.05 * N), len(pairs))
+    assignment, images = clusters(superposed(Q, pairs), I, top=0.05, generator=generator())
+    assert assignment.shape == images.shape == (round(0.05 * N), len(pairs))
     for k, (i, j) in enumerate(pairs):
         said = [set(present[images[assignment[:, k] == c, k]].long().argmax(1).tolist()) for c in range(2)]
         assert sorted(said, key=min) == [{min(i, j)}, {max(i, j)}] and int(assignment[:, k].max()) == 1
         sizes = [int((assignment[:, k] == c).sum()) for c in range(2)]
-        assert sizes == sorted(sizes, reverse=True) and .85 * len(images) <= sum(sizes) <= len(images)
-    alone, images = clusters(Q, I, top=.05, generator=generator())
+        assert sizes == sorted(sizes, reverse=True) and 0.85 * len(images) <= sum(sizes) <= len(images)
+    alone, images = clusters(Q, I, top=0.05, generator=generator())
     assert not alone.any() and torch.equal(images, top_images(Q, len(images)))
 
 
@@ -135,9 +149,11 @@ def test_units_without_meaning_are_split_as_rarely_as_stated():
     I, *_ = world()
     split = 0
     for seed in range(12):  # the sets drawn at random are new in each
-        assignment, _ = clusters(torch.rand(N, 25, generator=generator(seed)), I, generator=generator(100 + seed))
+        assignment, _ = clusters(
+            torch.rand(N, 25, generator=generator(seed)), I, generator=generator(100 + seed)
+        )
         split += int((assignment.amax(0) > 0).sum())
-    assert split <= .025 * 300 + 3 * (300 * .025) ** .5
+    assert split <= 0.025 * 300 + 3 * (300 * 0.025) ** 0.5
 
 
 def test_clusters_do_not_depend_on_scale_or_order_of_units_and_repeat():
@@ -154,30 +170,31 @@ def test_dead_units_and_one_cluster_at_most_are_not_split():
     order = (present[:, 0] | present[:, 3]).int().argsort(descending=True, stable=True)
     I, Q = I[order], Q[order]  # the first images, which a dead unit has for its best, are of two kinds
     S = superposed(Q, [(0, 3), (4, 2)])
-    S[:, 1] = 3.
+    S[:, 1] = 3.0
     assert clusters(S, I, generator=generator())[0].amax(0).tolist() == [1, 0]
-    assert not clusters(S, I, most=1)[0].any() and not clusters(S, I, least=1.)[0].any()
+    assert not clusters(S, I, most=1)[0].any() and not clusters(S, I, least=1.0)[0].any()
 
 
 # --- labels
+
 
 def test_superposed_units_get_both_names_where_the_single_label_has_one():
     I, T, _, Q = world()
     pairs = [(i, j) for i in range(M) for j in range(i)]
     S = superposed(Q, pairs)
-    assignment, images = clusters(S, I, top=.05, generator=generator())
+    assignment, images = clusters(S, I, top=0.05, generator=generator())
     for P in (Embedded(I, T), I @ T.T):
         for method in ("soft_wpmi", "wpmi", "cos_similarity_cubed"):
             found = labels_by_cluster(P, S, assignment, images, method)
             both = [{c for c, _, _ in labels} == set(pair) for labels, pair in zip(found, pairs)]
-            assert sum(both) >= .9 * len(pairs)
+            assert sum(both) >= 0.9 * len(pairs)
             assert all(sum(share for *_, share in labels) <= 1 + 1e-12 for labels in found)
 
 
 def test_labels_are_those_of_pseudo_units_made_by_hand():
     g = generator(5)
     P, Q = torch.randn(N, M, generator=g).double(), torch.randn(N, K, generator=g).double()
-    Q[:, 4] = 2.  # dead
+    Q[:, 4] = 2.0  # dead
     images = top_images(Q, 21)
     assignment = torch.randint(0, 3, images.shape, generator=g)
     assignment[:, 2], assignment[3:6, 0] = 0, -1
@@ -192,15 +209,21 @@ def test_labels_are_those_of_pseudo_units_made_by_hand():
                 made.append(q)
                 whose.append(k)
                 shares.append(float((assignment[:, k] == c).sum()) / 21)
-    for method, options in (("soft_wpmi", {"top_k": 10}), ("wpmi", {"top_k": 10}), ("soft_wpmi", {"top_k": 50}),
-                            ("cos_similarity", {})):
+    for method, options in (
+        ("soft_wpmi", {"top_k": 10}),
+        ("wpmi", {"top_k": 10}),
+        ("soft_wpmi", {"top_k": 50}),
+        ("cos_similarity", {}),
+    ):
         given = {} if options.get("top_k") == 10 else options  # half of the 21 images by itself
         best = score(P, torch.stack(made, 1), method, **options).max(1)
         found = labels_by_cluster(P, Q, assignment, images, method, **given)
         assert found[4] == [] and len(found[2]) == 1
         flat = [(k, *label) for k, labels in enumerate(found) for label in labels]
         assert [row[0] for row in flat] == whose and [row[1] for row in flat] == best.indices.tolist()
-        assert_close([list(row[2:]) for row in flat], [list(pair) for pair in zip(best.values.tolist(), shares)])
+        assert_close(
+            [list(row[2:]) for row in flat], [list(pair) for pair in zip(best.values.tolist(), shares)]
+        )
     assert labels_by_cluster(P, Q[:, [4]], assignment[:, [4]], images[:, [4]]) == [[]]
 
 
@@ -209,30 +232,35 @@ def test_the_label_of_one_cluster_is_the_units_own():
     images = top_images(Q, 20)
     found = labels_by_cluster(Embedded(I, T), Q, torch.zeros_like(images), images, "soft_wpmi", top_k=30)
     best = score(Embedded(I, T), Q, "soft_wpmi", top_k=30).max(1)
-    assert [labels[0][0] for labels in found] == best.indices.tolist() and {len(labels) for labels in found} == {1}
+    assert [labels[0][0] for labels in found] == best.indices.tolist() and {
+        len(labels) for labels in found
+    } == {1}
     assert_close([labels[0][1] for labels in found], best.values.tolist())
 
 
 def test_what_switches_a_unit_off_is_named_unless_it_is_mostly_off():
     I, T, present, Q = world()
-    both = torch.cat([-Q, Q.clamp_min(.5), torch.ones(N, 1).double()], 1)  # inactive for most; dead
+    both = torch.cat([-Q, Q.clamp_min(0.5), torch.ones(N, 1).double()], 1)  # inactive for most; dead
     scores = negative(Embedded(I, T), both, top_k=20)
     assert scores.shape == (2 * M + 1, M) and scores[:M].argmax(1).tolist() == list(range(M))
     assert not scores[M:].any()
-    assert at_lowest(both)[-1] == 1 and bool((at_lowest(both)[M:-1] > .5).all())
-    assert negative(Embedded(I, T), both, silent=1., top_k=20)[M:].any()
+    assert at_lowest(both)[-1] == 1 and bool((at_lowest(both)[M:-1] > 0.5).all())
+    assert negative(Embedded(I, T), both, silent=1.0, top_k=20)[M:].any()
     assert_close(scores[:M], score(Embedded(I, T), -both, top_k=20)[:M])
 
 
 # --- other images
 
+
 def test_held_out_is_the_correlation_with_the_union_and_the_mean_over_other_units():
     g = generator(2)
-    Q, present = torch.randn(N, K, generator=g), torch.rand(N, M, generator=g) < .3
-    Q[:, 3], present[:, 8] = .1, True
-    labels = {"single": [[k] for k in range(K)],
-              "clusters": [[0, 1], [], [2], [4, 5], [8], [3, 7, 9], [6, 6]],
-              "negative": [[1], [2], [], [], [], [], [0]]}
+    Q, present = torch.randn(N, K, generator=g), torch.rand(N, M, generator=g) < 0.3
+    Q[:, 3], present[:, 8] = 0.1, True
+    labels = {
+        "single": [[k] for k in range(K)],
+        "clusters": [[0, 1], [], [2], [4, 5], [8], [3, 7, 9], [6, 6]],
+        "negative": [[1], [2], [], [], [], [], [0]],
+    }
     table = held_out(present, Q, labels)
     assert table["kind"].tolist() == ["single"] * K + ["clusters"] * (K - 1) + ["negative"] * 3
     by_kind = {kind: rows.set_index("unit") for kind, rows in table.groupby("kind")}
@@ -244,7 +272,7 @@ def test_held_out_is_the_correlation_with_the_union_and_the_mean_over_other_unit
             r = []
             for said in union:
                 constant = len(set(said)) == 1 or k == 3
-                r.append(0. if constant else float(np.corrcoef(said, acts[:, k])[0, 1]))
+                r.append(0.0 if constant else float(np.corrcoef(said, acts[:, k])[0, 1]))
             row = by_kind[kind].loc[k]
             assert row["correlation"] == pytest.approx(r[place], abs=1e-9)
             assert row["shuffled"] == pytest.approx((sum(r) - r[place]) / (len(units) - 1), abs=1e-9)
@@ -262,30 +290,33 @@ def test_held_out_does_not_depend_on_scale_and_takes_probabilities():
     union = torch.stack([torch.maximum(present[:, k], present[:, k + 1]) for k in range(K)], 1)
     assert_close(torch.tensor(first["correlation"].to_numpy()), correlation(union, Q))
     alone = held_out(present, Q[:, :1], {"single": [[0]]})
-    assert alone["shuffled"].tolist() == [0.]
+    assert alone["shuffled"].tolist() == [0.0]
 
 
 def test_two_labels_beat_one_on_other_scenes_of_the_microworld():
     scenes = [scene(seed) for seed in range(700)]
     truth = presence(scenes, CLASSES)
-    Q = truth.double() + .3 * torch.randn(truth.shape, generator=generator(), dtype=torch.float64)
+    Q = truth.double() + 0.3 * torch.randn(truth.shape, generator=generator(), dtype=torch.float64)
     pairs = [(k, k + 1) for k in range(0, len(CLASSES) - 1, 5)]
     S = superposed(Q, pairs)
     oracle = presence_oracle(S[:400], truth[:400])
     two = [labels.tolist() for labels in oracle.topk(2).indices]
-    assert sum(set(said) == set(pair) for said, pair in zip(two, pairs)) >= .8 * len(pairs)
+    assert sum(set(said) == set(pair) for said, pair in zip(two, pairs)) >= 0.8 * len(pairs)
     table = held_out(truth[400:], S[400:], {"single": [said[:1] for said in two], "clusters": two})
     mean = table.groupby("kind")[["correlation", "shuffled"]].mean()
-    assert mean["correlation"]["clusters"] > mean["correlation"]["single"] + .05
-    assert mean["shuffled"].abs().max() < .1
+    assert mean["correlation"]["clusters"] > mean["correlation"]["single"] + 0.05
+    assert mean["shuffled"].abs().max() < 0.1
 
 
 def test_superposed_is_the_larger_of_two_standard_scores():
     g = generator(1)
-    Q = torch.randn(23, K, generator=g) * 10. ** torch.arange(-3, K - 3)
-    Q[:, 6] = 5.
+    Q = torch.randn(23, K, generator=g) * 10.0 ** torch.arange(-3, K - 3)
+    Q[:, 6] = 5.0
     made = superposed(Q, [(0, 5), (4, 1), (6, 2)])
-    z = [[(x - np.mean(column)) / max(np.std(column), 1e-30) for x in column] for column in Q.T.double().numpy()]
+    z = [
+        [(x - np.mean(column)) / max(np.std(column), 1e-30) for x in column]
+        for column in Q.T.double().numpy()
+    ]
     assert made.dtype == Q.dtype
     larger = [[max(a, b) for a, b in zip(z[i], z[j])] for i, j in [(0, 5), (4, 1), (6, 2)]]
     assert_close(made.double().T, torch.tensor(larger).double(), rtol=1e-6, atol=1e-6)
@@ -293,27 +324,45 @@ def test_superposed_is_the_larger_of_two_standard_scores():
     assert bool((made[:, 2] >= 0).all())  # a dead unit is at its mean everywhere
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda I, T, p, Q: clusters(Q[:19], I[:19]), "at least 20 images, got 19"),
-    (lambda I, T, p, Q: clusters(Q[:-1], I), "equal N, got 613 and 612"),
-    (lambda I, T, p, Q: clusters(Q.masked_fill(p, math.nan), I), "Q must be finite"),
-    (lambda I, T, p, Q: clusters(Q, I / 0), "I must be finite"),
-    (lambda I, T, p, Q: clusters(Q, I, top=1.2), "top must be a finite number from 0 to 1"),
-    (lambda I, T, p, Q: clusters(Q, I, most=0), "most must be a positive whole number"),
-    (lambda I, T, p, Q: labels_by_cluster(I @ T.T, Q, top_images(Q, 5) * 0, top_images(Q, 4)), "expected assignment"),
-    (lambda I, T, p, Q: labels_by_cluster(I @ T.T, Q[:, :3], *[top_images(Q, 5)] * 2), "expected assignment"),
-    (lambda I, T, p, Q: labels_by_cluster(I[:99] @ T.T, Q[:99], *[top_images(Q, 50)] * 2), "expected assignment"),
-    (lambda I, T, p, Q: negative(I @ T.T, Q, silent=-1), "silent must be a finite number"),
-    (lambda I, T, p, Q: held_out(p, Q, {"single": [[0]]}), "one list of concepts for each of 11 units, got 1"),
-    (lambda I, T, p, Q: held_out(p, Q, {"single": [[11]] * M}), "11 concepts, from 0, got 11 of kind 'single'"),
-    (lambda I, T, p, Q: held_out(p, Q, {"single": [[-1]] * M}), "got -1"),
-    (lambda I, T, p, Q: held_out(p[:-1], Q, {"single": [[0]] * M}), "equal N"),
-    (lambda I, T, p, Q: held_out(p, Q, {"single": [[]] * M}), "labels for one unit or more"),
-    (lambda I, T, p, Q: superposed(Q, [(1, 1)]), "two different units from 0 to 10, got .1, 1."),
-    (lambda I, T, p, Q: superposed(Q, [(1, 11)]), "two different units"),
-    (lambda I, T, p, Q: superposed(Q, []), "at least one pair"),
-    (lambda I, T, p, Q: superposed(Q * math.inf, [(0, 1)]), "finite"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda I, T, p, Q: clusters(Q[:19], I[:19]), "at least 20 images, got 19"),
+        (lambda I, T, p, Q: clusters(Q[:-1], I), "equal N, got 613 and 612"),
+        (lambda I, T, p, Q: clusters(Q.masked_fill(p, math.nan), I), "Q must be finite"),
+        (lambda I, T, p, Q: clusters(Q, I / 0), "I must be finite"),
+        (lambda I, T, p, Q: clusters(Q, I, top=1.2), "top must be a finite number from 0 to 1"),
+        (lambda I, T, p, Q: clusters(Q, I, most=0), "most must be a positive whole number"),
+        (
+            lambda I, T, p, Q: labels_by_cluster(I @ T.T, Q, top_images(Q, 5) * 0, top_images(Q, 4)),
+            "expected assignment",
+        ),
+        (
+            lambda I, T, p, Q: labels_by_cluster(I @ T.T, Q[:, :3], *[top_images(Q, 5)] * 2),
+            "expected assignment",
+        ),
+        (
+            lambda I, T, p, Q: labels_by_cluster(I[:99] @ T.T, Q[:99], *[top_images(Q, 50)] * 2),
+            "expected assignment",
+        ),
+        (lambda I, T, p, Q: negative(I @ T.T, Q, silent=-1), "silent must be a finite number"),
+        (
+            lambda I, T, p, Q: held_out(p, Q, {"single": [[0]]}),
+            "one list of concepts for each of 11 units, got 1",
+        ),
+        (
+            lambda I, T, p, Q: held_out(p, Q, {"single": [[11]] * M}),
+            "11 concepts, from 0, got 11 of kind 'single'",
+        ),
+        (lambda I, T, p, Q: held_out(p, Q, {"single": [[-1]] * M}), "got -1"),
+        (lambda I, T, p, Q: held_out(p[:-1], Q, {"single": [[0]] * M}), "equal N"),
+        (lambda I, T, p, Q: held_out(p, Q, {"single": [[]] * M}), "labels for one unit or more"),
+        (lambda I, T, p, Q: superposed(Q, [(1, 1)]), "two different units from 0 to 10, got .1, 1."),
+        (lambda I, T, p, Q: superposed(Q, [(1, 11)]), "two different units"),
+        (lambda I, T, p, Q: superposed(Q, []), "at least one pair"),
+        (lambda I, T, p, Q: superposed(Q * math.inf, [(0, 1)]), "finite"),
+    ],
+)
 def test_bad_input_is_said_in_a_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call(*world())

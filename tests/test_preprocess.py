@@ -1,4 +1,7 @@
-"""neuronym.models.preprocess: values equal to openai-clip's and torchvision's, and texts that identify code, not addresses."""
+"""neuronym.models.preprocess: values equal to openai-clip's and torchvision's, and texts that identify code,
+not addresses.
+"""
+
 from __future__ import annotations
 
 import subprocess
@@ -13,7 +16,7 @@ from torchvision import transforms as T
 from torchvision.models import ResNet18_Weights
 
 from neuronym.common.checks import openai_package
-from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, HALF, Preprocess, describe
+from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, describe, HALF, Preprocess
 
 
 def picture(width=43, height=31, mode="RGB"):
@@ -28,7 +31,9 @@ def test_equals_openai_clip():
 
 
 def test_equals_torchvision():
-    torch.testing.assert_close(Preprocess(256, 224)(picture()), ResNet18_Weights.IMAGENET1K_V1.transforms()(picture()))
+    torch.testing.assert_close(
+        Preprocess(256, 224)(picture()), ResNet18_Weights.IMAGENET1K_V1.transforms()(picture())
+    )
 
 
 def test_identity_of_size_is_kept():
@@ -47,6 +52,7 @@ def by_global(image):
 def by_closure(size):
     def preprocess(image):
         return image.resize((size, size))
+
     return preprocess
 
 
@@ -56,10 +62,20 @@ class Silent:
 
 
 def test_texts_tell_code_values_and_settings_apart(monkeypatch):
-    known = [Preprocess(8, 8), Preprocess(9, 8), Preprocess(8, 8).__call__, by_global, by_closure(1), by_closure(2),
-             partial(by_global, 1), T.Resize(3), T.Compose([T.Resize(3), T.ToTensor()]),
-             T.Compose([T.Resize(4), T.ToTensor()]),
-             T.Compose([T.Lambda(lambda x: x + 1)]), T.Compose([T.Lambda(lambda x: x + 2)])]
+    known = [
+        Preprocess(8, 8),
+        Preprocess(9, 8),
+        Preprocess(8, 8).__call__,
+        by_global,
+        by_closure(1),
+        by_closure(2),
+        partial(by_global, 1),
+        T.Resize(3),
+        T.Compose([T.Resize(3), T.ToTensor()]),
+        T.Compose([T.Resize(4), T.ToTensor()]),
+        T.Compose([T.Lambda(lambda x: x + 1)]),
+        T.Compose([T.Lambda(lambda x: x + 2)]),
+    ]
     texts = [describe(p) for p in known]
     assert len(set(texts)) == len(texts) and not any("0x" in t or "\n" in t for t in texts)
     monkeypatch.setitem(globals(), "SIZE", 4)
@@ -67,9 +83,13 @@ def test_texts_tell_code_values_and_settings_apart(monkeypatch):
 
 
 def test_texts_are_the_same_in_another_process():
-    code = ("from neuronym.models.clips import openai_package; from neuronym.models.preprocess import describe; "
-            "print(describe(openai_package().clip._transform(24)))")
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    code = (
+        "from neuronym.models.clips import openai_package; from neuronym.models.preprocess import describe; "
+        "print(describe(openai_package().clip._transform(24)))"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert other == describe(openai_package().clip._transform(24)) and "_convert_image_to_rgb#" in other
 
 
@@ -86,9 +106,10 @@ def test_seen_is_what_the_crop_leaves_in_its_own_colours():
     from PIL import Image, ImageDraw
 
     from neuronym.models.preprocess import Preprocess, seen
+
     image = Image.new("RGB", (400, 400), (200, 30, 90))
     ImageDraw.Draw(image).rectangle((0, 0, 399, 20), fill=(0, 255, 0))
     shown = seen(Preprocess(256, 224), image)  # ImageNet's mean and std; 25 pixels of each side are cut off
     assert shown.size == (224, 224) and shown.getpixel((112, 0)) == (200, 30, 90)
-    whole = seen(Preprocess(64, 64, mean=(.5, .5, .5), std=(.5, .5, .5)), image)
+    whole = seen(Preprocess(64, 64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), image)
     assert whole.getpixel((32, 0))[1] > 200 and whole.getpixel((32, 40)) == (200, 30, 90)

@@ -1,4 +1,5 @@
 """What is in an image: the split, the truth, folder names, and judges."""
+
 from __future__ import annotations
 
 import math
@@ -6,25 +7,24 @@ import math
 import pytest
 import torch
 
-from neuronym.evaluation import presence
-from neuronym.models.clips import load_clip
-from neuronym.activations import image_embeddings
-from neuronym.activations import embed_concepts
+from neuronym.activations import embed_concepts, image_embeddings
 from neuronym.datasets.concepts import load_concepts
-from neuronym.microworld.world import scene
 from neuronym.datasets.probe import load_probe
+from neuronym.evaluation import presence
 from neuronym.microworld.render import render
+from neuronym.microworld.world import scene
+from neuronym.models.clips import load_clip
 
 
 def test_split_parts_the_images_and_spreads_those_held_out():
-    naming, test = presence.split(11, .4)
+    naming, test = presence.split(11, 0.4)
     assert sorted([*naming.tolist(), *test.tolist()]) == list(range(11)) and len(test) == 4
-    assert torch.diff(test).max() <= 3 and presence.split(11, .4)[1].equal(test)
+    assert torch.diff(test).max() <= 3 and presence.split(11, 0.4)[1].equal(test)
     for folder in range(5):  # of five folders of 20, one after the other, each gives its share
-        assert int(((presence.split(100, .3)[1] // 20) == folder).sum()) == 6
+        assert int(((presence.split(100, 0.3)[1] // 20) == folder).sum()) == 6
 
 
-@pytest.mark.parametrize("N, share", [(10, 0.), (10, 1.), (10, .01), (1, .5), (10, -1)])
+@pytest.mark.parametrize("N, share", [(10, 0.0), (10, 1.0), (10, 0.01), (1, 0.5), (10, -1)])
 def test_split_refuses_an_empty_part(N, share):
     with pytest.raises(ValueError, match=f"got {share} of {N} images"):
         presence.split(N, share)
@@ -53,35 +53,53 @@ def test_fit_judge_finds_the_slope_and_offset_that_made_the_truth():
     cosines = torch.rand(4000, 3, generator=dice, dtype=torch.float64)
     truth = torch.rand(4000, 3, generator=dice, dtype=torch.float64) < torch.sigmoid(9 * cosines - 5)
     a, b = presence.fit_judge(cosines, truth)
-    assert a == pytest.approx(9, abs=.5) and b == pytest.approx(-5, abs=.3)
+    assert a == pytest.approx(9, abs=0.5) and b == pytest.approx(-5, abs=0.3)
 
 
-@pytest.mark.parametrize("truth, message", [(torch.zeros(5, 2, dtype=torch.bool), "0 true"), (torch.ones(5, 2, dtype=torch.bool), "10 true"),
-                                            (torch.ones(4, 2, dtype=torch.bool), "of one shape")])
+@pytest.mark.parametrize(
+    "truth, message",
+    [
+        (torch.zeros(5, 2, dtype=torch.bool), "0 true"),
+        (torch.ones(5, 2, dtype=torch.bool), "10 true"),
+        (torch.ones(4, 2, dtype=torch.bool), "of one shape"),
+    ],
+)
 def test_fit_judge_refuses(truth, message):
     with pytest.raises(ValueError, match=message):
         presence.fit_judge(torch.rand(5, 2), truth)
     with pytest.raises(ValueError, match="rise with truth"):
-        presence.fit_judge(torch.tensor([[.9], [.1], [.8], [.2]]), torch.tensor([[False], [True], [False], [True]]))
+        presence.fit_judge(
+            torch.tensor([[0.9], [0.1], [0.8], [0.2]]), torch.tensor([[False], [True], [False], [True]])
+        )
 
 
 def test_judged_is_the_sigmoid_in_any_memory():
-    I, T = (torch.nn.functional.normalize(torch.randn(n, 6, generator=torch.Generator().manual_seed(n), dtype=torch.float64), dim=1) for n in (9, 5))
-    whole = presence.judged(I, T, (7., -2.))
+    I, T = (
+        torch.nn.functional.normalize(
+            torch.randn(n, 6, generator=torch.Generator().manual_seed(n), dtype=torch.float64), dim=1
+        )
+        for n in (9, 5)
+    )
+    whole = presence.judged(I, T, (7.0, -2.0))
     for n in range(9):
         for m in range(5):
-            assert float(whole[n, m]) == pytest.approx(1 / (1 + math.exp(2 - 7 * sum(float(x * y) for x, y in zip(I[n], T[m])))), abs=1e-12)
-    assert torch.allclose(presence.judged(I, T, (7., -2.), memory=100), whole, atol=1e-14)
+            assert float(whole[n, m]) == pytest.approx(
+                1 / (1 + math.exp(2 - 7 * sum(float(x * y) for x, y in zip(I[n], T[m])))), abs=1e-12
+            )
+    assert torch.allclose(presence.judged(I, T, (7.0, -2.0), memory=100), whole, atol=1e-14)
 
 
 def test_calibrated_uses_what_is_known(folders):
     clip, probe = load_clip("microworld"), load_probe("microworld:150")
-    words, I = load_concepts("microworld:atoms"), image_embeddings(load_clip("microworld"), load_probe("microworld:150"))
+    words, I = (
+        load_concepts("microworld:atoms"),
+        image_embeddings(load_clip("microworld"), load_probe("microworld:150")),
+    )
     truth = presence.true(probe, words)
     a, b = presence.calibrated(clip, I, probe, words)
     assert (a, b) == presence.fit_judge(I @ embed_concepts(clip, words).T, truth)
     seen = presence.judged(I, embed_concepts(clip, words), (a, b))
-    assert float(seen[truth].mean()) > .5 > .1 > float(seen[~truth].mean())
+    assert float(seen[truth].mean()) > 0.5 > 0.1 > float(seen[~truth].mean())
     nameless = load_probe(f"folder:{folders.items[0].parent}")
     assert presence.calibrated(clip, torch.rand(len(nameless), clip.d), nameless, words) == presence.JUDGE
 

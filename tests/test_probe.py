@@ -1,4 +1,5 @@
 """Probing sets: order, identity, every kind of bad file, and what must not matter when batches are made."""
+
 from __future__ import annotations
 
 import hashlib
@@ -15,15 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
-from neuronym.datasets import images, probe as probe_module
-from neuronym.datasets.probe import PROBES
-from neuronym.datasets.probe import batches, load_probe, thumbnails
+from neuronym.datasets import images
+from neuronym.datasets import probe as probe_module
+from neuronym.datasets.probe import batches, load_probe, PROBES, thumbnails
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
 
 
 def picture(seed: int, size=(9, 7)) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    )
 
 
 def make_folder(folder, n=11):
@@ -46,14 +49,26 @@ def folder(tmp_path):
 
 # --- order and identity
 
+
 def test_order_ids_and_labels(folder):
     (folder / "notes.txt").write_text("not an image")
     for hidden in ("._00.png", ".thumbs/x.png", "__MACOSX/y.png"):
         (folder / hidden).parent.mkdir(exist_ok=True)
         shutil.copy(folder / "00.png", folder / hidden)
     probe = load_probe(f"folder:{folder}")
-    assert probe.ids == ["00.png", "04.png", "08.png", "a/02.png", "a/06.png", "a/10.png", "b/01.png", "b/05.png",
-                         "b/09.png", "c d/03.png", "c d/07.png"]
+    assert probe.ids == [
+        "00.png",
+        "04.png",
+        "08.png",
+        "a/02.png",
+        "a/06.png",
+        "a/10.png",
+        "b/01.png",
+        "b/05.png",
+        "b/09.png",
+        "c d/03.png",
+        "c d/07.png",
+    ]
     assert probe.labels == [None] * 3 + ["a"] * 3 + ["b"] * 3 + ["c d"] * 2
     assert probe.N == len(probe) == 11 and probe.skipped == []
     assert all(np.array_equal(probe.image(i), picture(int(id[-6:-4]))) for i, id in enumerate(probe.ids))
@@ -131,16 +146,18 @@ def test_links(folder, tmp_path):
     assert probe.N == 12 and "d/00.png" in probe.ids
     (folder / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     assert load_probe(f"folder:{folder}", on_error="skip").skipped == [
-        ("gone.jpg", "cannot be opened: No such file or directory")]
+        ("gone.jpg", "cannot be opened: No such file or directory")
+    ]
 
 
 # --- memory of what was checked
+
 
 @pytest.fixture
 def looked(monkeypatch):
     """Names of files read and number of pictures decoded during a check; without the pause for fresh files."""
     reads, decodes, look, defect = [], [], images._look, images._defect
-    monkeypatch.setattr(images, "FRESH_SECONDS", -1.)
+    monkeypatch.setattr(images, "FRESH_SECONDS", -1.0)
     monkeypatch.setattr(images, "_look", lambda path, known: (reads.append(path.name), look(path, known))[1])
     monkeypatch.setattr(images, "_defect", lambda data: (decodes.append(len(data)), defect(data))[1])
     return reads, decodes
@@ -199,6 +216,7 @@ def test_interrupted_check_goes_on(folder, looked, monkeypatch):
 
 # --- every kind of file
 
+
 def jpeg(**options) -> bytes:
     return encoded(picture(3, (64, 48)), "JPEG", **options)
 
@@ -211,10 +229,16 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size without having the pixels."""
+
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b""))
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(b"\0" * 99))
+        + chunk(b"IEND", b"")
+    )
 
 
 NO_IMAGE = "not an image of a kind that Pillow reads"
@@ -231,8 +255,16 @@ BAD = [
     ("cut.webp", encoded(picture(3, (64, 48)), "WEBP")[:300], "."),
     ("cut.tif", encoded(picture(3, (64, 48)), "TIFF")[:3000], "."),
     ("bomb.png", png_header(100_000, 100_000), r"100000 x 100000 pixels, more than 268,435,456"),
-    ("grey.tif", encoded(Image.fromarray(np.full((4, 4), 300., np.float32)), "TIFF"), "values from 300.0 to 300.0"),
-    ("nan.tif", encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"), "grey values from nan to nan"),
+    (
+        "grey.tif",
+        encoded(Image.fromarray(np.full((4, 4), 300.0, np.float32)), "TIFF"),
+        "values from 300.0 to 300.0",
+    ),
+    (
+        "nan.tif",
+        encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"),
+        "grey values from nan to nan",
+    ),
 ]
 
 
@@ -240,7 +272,9 @@ BAD = [
 def test_bad_file_is_listed_or_skipped(folder, name, data, reason):
     good = load_probe(f"folder:{folder}")
     (folder / name).write_bytes(data)
-    with pytest.raises(ValueError, match=f"^1 of 12 images of 'folder:.*(?s:.*)  {name}: .*({reason})") as caught:
+    with pytest.raises(
+        ValueError, match=f"^1 of 12 images of 'folder:.*(?s:.*)  {name}: .*({reason})"
+    ) as caught:
         load_probe(f"folder:{folder}")
     assert " at 0x" not in str(caught.value)
     probe = load_probe(f"folder:{folder}", on_error="skip")
@@ -255,11 +289,15 @@ def test_all_bad_files_are_in_one_error(folder, tmp_path):
         load_probe(f"microworld:3+folder:{folder}")
     lines = str(caught.value).split("\n")
     assert lines[0].startswith(f"{len(BAD)} of {len(BAD) + 14} images of")
-    assert sorted(line.split(":")[0].strip() for line in lines[1:]) == sorted(f"photos/{name}" for name, _, _ in BAD)
+    assert sorted(line.split(":")[0].strip() for line in lines[1:]) == sorted(
+        f"photos/{name}" for name, _, _ in BAD
+    )
     for i in range(2):
         (tmp_path / "only").mkdir(exist_ok=True)
         (tmp_path / "only" / f"{i}.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match="none of the 2 images of .* can be read; the first, 0.jpg: empty file"):
+    with pytest.raises(
+        ValueError, match="none of the 2 images of .* can be read; the first, 0.jpg: empty file"
+    ):
         load_probe(f"folder:{tmp_path}/only", on_error="skip")
 
 
@@ -287,12 +325,40 @@ def grey16(byteorder="<") -> Image.Image:
 
 HANDLED = [  # name, bytes, colour of the left and of the right side
     ("animated.gif", gif(RED, (0, 0, 255)), RED, RED),
-    ("animated.webp", encoded(Image.new("RGB", (6, 4), RED), "WEBP", lossless=True, save_all=True,
-                              append_images=[Image.new("RGB", (6, 4), "blue")]), RED, RED),
-    ("animated.png", encoded(Image.new("RGB", (6, 4), RED), "PNG", save_all=True,
-                             append_images=[Image.new("RGB", (6, 4), "blue")]), RED, RED),
-    ("pages.tif", encoded(Image.new("RGB", (6, 4), RED), "TIFF", save_all=True,
-                          append_images=[Image.new("RGB", (6, 4), "blue")]), RED, RED),
+    (
+        "animated.webp",
+        encoded(
+            Image.new("RGB", (6, 4), RED),
+            "WEBP",
+            lossless=True,
+            save_all=True,
+            append_images=[Image.new("RGB", (6, 4), "blue")],
+        ),
+        RED,
+        RED,
+    ),
+    (
+        "animated.png",
+        encoded(
+            Image.new("RGB", (6, 4), RED),
+            "PNG",
+            save_all=True,
+            append_images=[Image.new("RGB", (6, 4), "blue")],
+        ),
+        RED,
+        RED,
+    ),
+    (
+        "pages.tif",
+        encoded(
+            Image.new("RGB", (6, 4), RED),
+            "TIFF",
+            save_all=True,
+            append_images=[Image.new("RGB", (6, 4), "blue")],
+        ),
+        RED,
+        RED,
+    ),
     ("palette.png", palette_with_transparency(), WHITE, RED),
     ("rgba.png", encoded(half("RGBA", (0, 0, 255, 0), (255, 0, 0, 255)), "PNG"), WHITE, RED),
     ("half clear.png", encoded(half("RGBA", (0, 0, 0, 51), (255, 0, 0, 255)), "PNG"), (204,) * 3, RED),
@@ -303,10 +369,24 @@ HANDLED = [  # name, bytes, colour of the left and of the right side
     ("bits.png", encoded(half("1", 0, 1), "PNG"), (0, 0, 0), WHITE),
     ("grey16.png", encoded(grey16(), "PNG"), (0, 0, 0), (255, 255, 255)),
     ("grey16.tif", encoded(grey16(), "TIFF"), (0, 0, 0), (255, 255, 255)),
-    ("grey16.pgm", b"P5 6 4 65535\n" + np.asarray(grey16()).astype(">u2").tobytes(), (0, 0, 0), (255, 255, 255)),
-    ("float.tif", encoded(Image.fromarray(np.tile(np.float32([0, 0, 0, 1, 1, 1]), (4, 1))), "TIFF"), (0, 0, 0), WHITE),
-    ("float255.tif", encoded(Image.fromarray(np.tile(np.float32([0, 0, 0, 77, 77, 77]), (4, 1))), "TIFF"),
-     (0, 0, 0), (77,) * 3),
+    (
+        "grey16.pgm",
+        b"P5 6 4 65535\n" + np.asarray(grey16()).astype(">u2").tobytes(),
+        (0, 0, 0),
+        (255, 255, 255),
+    ),
+    (
+        "float.tif",
+        encoded(Image.fromarray(np.tile(np.float32([0, 0, 0, 1, 1, 1]), (4, 1))), "TIFF"),
+        (0, 0, 0),
+        WHITE,
+    ),
+    (
+        "float255.tif",
+        encoded(Image.fromarray(np.tile(np.float32([0, 0, 0, 77, 77, 77]), (4, 1))), "TIFF"),
+        (0, 0, 0),
+        (77,) * 3,
+    ),
     ("cmyk.tif", encoded(half("CMYK", (0, 0, 0, 0), (0, 255, 255, 0)), "TIFF"), WHITE, RED),
     ("ycbcr.tif", encoded(half("RGB", WHITE, (0, 0, 0)).convert("YCbCr"), "TIFF"), WHITE, (0, 0, 0)),
     ("lab.tif", encoded(half("LAB", (255, 128, 128), (0, 128, 128)), "TIFF"), WHITE, (0, 0, 0)),
@@ -345,7 +425,9 @@ def test_exif_rotation(kind, orientation):
     """A camera that stores the picture turned, and says so, gives the same upright picture."""
     upright = half("RGB", WHITE, RED, (64, 32))
     upright.paste((0, 0, 255), (0, 16, 64, 32))
-    back = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]  # the inverse turn, as Pillow numbers them
+    back = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[
+        orientation
+    ]  # the inverse turn, as Pillow numbers them
     stored = upright if back is None else upright.transpose(Image.Transpose(back))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -380,14 +462,25 @@ def test_huge_images(monkeypatch):
 
 # --- microworld, unions, named sets
 
+
 def test_microworld():
     probe = load_probe("microworld:7")
     assert probe.N == 7 and probe.labels is None and len(set(probe.ids)) == 7
-    assert probe.image(3).mode == "RGB" and probe.image(3).tobytes() == load_probe("microworld:9").image(3).tobytes()
+    assert (
+        probe.image(3).mode == "RGB"
+        and probe.image(3).tobytes() == load_probe("microworld:9").image(3).tobytes()
+    )
     assert probe.scene(3) == load_probe("microworld").scene(3) != probe.scene(4)
     assert probe.fingerprint == load_probe("microworld:7").fingerprint
-    prints = {load_probe(name, limit, seed).fingerprint for name, limit, seed in
-              [("microworld:7", None, 0), ("microworld:8", None, 0), ("microworld:7", 3, 0), ("microworld:7", None, 1)]}
+    prints = {
+        load_probe(name, limit, seed).fingerprint
+        for name, limit, seed in [
+            ("microworld:7", None, 0),
+            ("microworld:8", None, 0),
+            ("microworld:7", 3, 0),
+            ("microworld:7", None, 1),
+        ]
+    }
     assert len(prints) == 4
     assert load_probe("microworld").N == probe_module.MICROWORLD_N
     assert not set(load_probe("microworld", seed=1).items) & set(load_probe("microworld").items)
@@ -395,12 +488,15 @@ def test_microworld():
 
 def test_microworld_fingerprint_follows_version_and_pixels(monkeypatch):
     from neuronym.microworld import render, world
+
     first = load_probe("microworld:7").fingerprint
     with monkeypatch.context() as patch:
         patch.setattr(world, "VERSION", "another")
         assert load_probe("microworld:7").fingerprint != first
     drawn = render.render
-    monkeypatch.setattr(render, "render", lambda scene: drawn(scene).transpose(Image.Transpose.FLIP_TOP_BOTTOM))
+    monkeypatch.setattr(
+        render, "render", lambda scene: drawn(scene).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    )
     assert load_probe("microworld:7").fingerprint != first
 
 
@@ -445,8 +541,10 @@ def test_relative_path_starts_at_the_root(tmp_path, monkeypatch):
 
 def test_named_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("NEURONYM_DATA", str(tmp_path))
-    for name, place, variable in [("broden", "broden/images", "NEURONYM_BRODEN"),
-                                  ("imagenet_val", "imagenet/val", "NEURONYM_IMAGENET")]:
+    for name, place, variable in [
+        ("broden", "broden/images", "NEURONYM_BRODEN"),
+        ("imagenet_val", "imagenet/val", "NEURONYM_IMAGENET"),
+    ]:
         make_folder(tmp_path / place, 3)
         assert load_probe(name).fingerprint == load_probe(f"folder:{tmp_path / place}").fingerprint
         monkeypatch.setenv(variable, str(tmp_path / "mine" / name))
@@ -456,6 +554,7 @@ def test_named_folders(tmp_path, monkeypatch):
 
 def test_cifar100(tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR100
+
     (tmp_path / "cifar-100-python").mkdir()
     dice = np.random.default_rng(0)
     for split, n in (("train", 5), ("test", 3)):
@@ -463,7 +562,9 @@ def test_cifar100(tmp_path, monkeypatch):
         (tmp_path / "cifar-100-python" / split).write_bytes(pickle.dumps(data))
     (tmp_path / "cifar-100-python" / "meta").write_bytes(pickle.dumps({"fine_label_names": list("vwxyz")}))
     monkeypatch.setenv("NEURONYM_CIFAR100", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="not complete"):  # torchvision knows the real files' checksums
+    with pytest.raises(
+        FileNotFoundError, match="not complete"
+    ):  # torchvision knows the real files' checksums
         load_probe("cifar100_val")
 
     def md5(name):
@@ -487,14 +588,30 @@ ERRORS = [
     ("microworld:1.5", ValueError, "got '1.5'"),
     ("folder:", ValueError, "folder: takes a path"),
     ("folder", ValueError, "folder: takes a path"),
-    ("broden:100", ValueError, r"broden takes nothing after it, got 'broden:100'; load_probe\(..., limit=n\)"),
+    (
+        "broden:100",
+        ValueError,
+        r"broden takes nothing after it, got 'broden:100'; load_probe\(..., limit=n\)",
+    ),
     ("folder:{tmp}/none", FileNotFoundError, "no folder at .*/none; folder:<path> is absolute or starts at"),
     ("folder:{tmp}/file.png", FileNotFoundError, "file.png is a file"),
     ("folder:{tmp}/empty", FileNotFoundError, "no images in .*empty or below"),
     ("folder:{tmp}/texts", FileNotFoundError, "no images in .*texts or below"),
-    ("broden", FileNotFoundError, "Broden not found at .*broden/images; run ./dlbroden.sh, or set NEURONYM_BRODEN"),
-    ("imagenet_val", FileNotFoundError, "not found at .*imagenet/val; get ILSVRC2012.* or set NEURONYM_IMAGENET"),
-    ("cifar100_val", FileNotFoundError, "CIFAR-100 not found.*cifar-100-python.tar.gz .* or set NEURONYM_CIFAR100"),
+    (
+        "broden",
+        FileNotFoundError,
+        "Broden not found at .*broden/images; run ./dlbroden.sh, or set NEURONYM_BRODEN",
+    ),
+    (
+        "imagenet_val",
+        FileNotFoundError,
+        "not found at .*imagenet/val; get ILSVRC2012.* or set NEURONYM_IMAGENET",
+    ),
+    (
+        "cifar100_val",
+        FileNotFoundError,
+        "CIFAR-100 not found.*cifar-100-python.tar.gz .* or set NEURONYM_CIFAR100",
+    ),
 ]
 
 
@@ -512,8 +629,14 @@ def test_bad_names(tmp_path, monkeypatch, name, error, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("options, message", [({"limit": 0}, "limit is at least 1"), ({"limit": -3}, "got -3"),
-                                              ({"on_error": "ignore"}, "on_error is 'raise' or 'skip', got 'ignore'")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"limit": 0}, "limit is at least 1"),
+        ({"limit": -3}, "got -3"),
+        ({"on_error": "ignore"}, "on_error is 'raise' or 'skip', got 'ignore'"),
+    ],
+)
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         load_probe("microworld:3", **options)
@@ -525,6 +648,7 @@ def test_every_set_has_a_test():
 
 # --- batches and thumbnails
 
+
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 12])
 @pytest.mark.parametrize("start", [0, 5, 11])
 @pytest.mark.parametrize("workers", [0, 3])
@@ -532,8 +656,12 @@ def test_batches_do_not_depend_on_batching(folder, batch_size, start, workers):
     probe = load_probe(f"folder:{folder}")
     want = torch.stack([to_tensor(probe.image(i)) for i in range(probe.N)])
     got, row = torch.full_like(want, -1), start
-    for span, (x, flipped) in batches(probe, [to_tensor, lambda image: -to_tensor(image)], batch_size, start, workers):
-        assert span.start == row and len(x) == span.stop - span.start <= batch_size and torch.equal(flipped, -x)
+    for span, (x, flipped) in batches(
+        probe, [to_tensor, lambda image: -to_tensor(image)], batch_size, start, workers
+    ):
+        assert (
+            span.start == row and len(x) == span.stop - span.start <= batch_size and torch.equal(flipped, -x)
+        )
         got[span], row = x, span.stop
     assert row == probe.N and torch.equal(got[start:], want[start:])
 
@@ -541,7 +669,9 @@ def test_batches_do_not_depend_on_batching(folder, batch_size, start, workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_image_is_decoded_once_and_shared_safely(folder, workers, monkeypatch):
     probe, decoded, read = load_probe(f"folder:{folder}"), [], images.read_image
-    monkeypatch.setattr("neuronym.datasets.probe.read_image", lambda path: (decoded.append(path), read(path))[1])
+    monkeypatch.setattr(
+        "neuronym.datasets.probe.read_image", lambda path: (decoded.append(path), read(path))[1]
+    )
 
     def spoil(image):
         image.paste(RED, (0, 0, *image.size))
@@ -570,13 +700,16 @@ def test_threads_end_when_the_caller_stops(folder):
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(batch_size=0), "batch_size is at least 1, got 0"),
-    (dict(batch_size=2, start=12), "start lies within 0 and N = 11, got 12"),
-    (dict(batch_size=2, start=-1), "got -1"),
-    (dict(batch_size=2, preprocesses=[lambda image: image]), r"a Tensor \[3, H, W\], got Image"),
-    (dict(batch_size=2, preprocesses=[lambda image: to_tensor(image)[0]]), r"got shape \(5, 5\)"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(batch_size=0), "batch_size is at least 1, got 0"),
+        (dict(batch_size=2, start=12), "start lies within 0 and N = 11, got 12"),
+        (dict(batch_size=2, start=-1), "got -1"),
+        (dict(batch_size=2, preprocesses=[lambda image: image]), r"a Tensor \[3, H, W\], got Image"),
+        (dict(batch_size=2, preprocesses=[lambda image: to_tensor(image)[0]]), r"got shape \(5, 5\)"),
+    ],
+)
 def test_bad_batches(folder, arguments, message):
     with pytest.raises(ValueError, match=message):
         next(batches(load_probe(f"folder:{folder}"), **{"preprocesses": [to_tensor]} | arguments))
@@ -584,8 +717,10 @@ def test_bad_batches(folder, arguments, message):
 
 def test_preprocess_that_keeps_sizes(folder):
     picture(0, (12, 7)).save(folder / "05.png")
-    as_is = lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1)  # noqa: E731
-    with pytest.raises(ValueError, match=r"preprocess 0 .* one size, got \[\(3, 7, 9\), \(3, 7, 12\)\] between 00"):
+    as_is = lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    with pytest.raises(
+        ValueError, match=r"preprocess 0 .* one size, got \[\(3, 7, 9\), \(3, 7, 12\)\] between 00"
+    ):
         list(batches(load_probe(f"folder:{folder}"), [as_is], 4))
 
 
@@ -598,6 +733,7 @@ def test_thumbnails(folder):
 
 
 # --- real photos
+
 
 @pytest.mark.parametrize("name, n, classes", [("dtd-10x120", 1200, 10), ("imagenet-sample-256", 1000, 0)])
 def test_real_photos(shared, name, n, classes):

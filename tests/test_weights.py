@@ -1,4 +1,7 @@
-"""neuronym.models.weights: reading files, hashing tensors, and an identity that sees what tensors do not tell."""
+"""neuronym.models.weights: reading files, hashing tensors, and an identity that sees what tensors do not
+tell.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -10,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from neuronym.common.checks import import_extra, missing
 from neuronym.common.files import digest
 from neuronym.models.weights import (
     identity,
@@ -21,7 +25,6 @@ from neuronym.models.weights import (
     source_of,
     weights_key,
 )
-from neuronym.common.checks import import_extra, missing
 
 
 def net(**options):
@@ -48,10 +51,19 @@ def test_key_depends_on_values_types_names_and_shapes_only():
     key = weights_key(model)
     state = model.state_dict()
     assert weights_key(dict(reversed(state.items()))) == key == weights_key(model.train())
-    assert weights_key({k: v.clone().t().contiguous().t() if v.dim() == 2 else v for k, v in state.items()}) == key
-    assert weights_key({"0": torch.tensor(1., dtype=torch.bfloat16)}) != weights_key({"0": torch.tensor(1.)})
-    for other in ({**state, "x": torch.zeros(0)}, {**state, "0.bias": state["0.bias"] + 1e-7},
-                  {**state, "0.bias": state["0.bias"].double()}, {**state, "0.bias": state["0.bias"][None]}):
+    assert (
+        weights_key({k: v.clone().t().contiguous().t() if v.dim() == 2 else v for k, v in state.items()})
+        == key
+    )
+    assert weights_key({"0": torch.tensor(1.0, dtype=torch.bfloat16)}) != weights_key(
+        {"0": torch.tensor(1.0)}
+    )
+    for other in (
+        {**state, "x": torch.zeros(0)},
+        {**state, "0.bias": state["0.bias"] + 1e-7},
+        {**state, "0.bias": state["0.bias"].double()},
+        {**state, "0.bias": state["0.bias"][None]},
+    ):
         assert weights_key(other) != key
 
 
@@ -68,14 +80,18 @@ def test_identity_sees_heads_and_own_code():
     def attention(heads):
         with random_start(0):
             return nn.Sequential(nn.MultiheadAttention(8, heads))
+
     assert weights_key(attention(2)) == weights_key(attention(4))
     assert identity(attention(2)) != identity(attention(4))
 
     class Plus(nn.Module):
-        def forward(self, x): return x + 1
+        def forward(self, x):
+            return x + 1
 
     class Minus(nn.Module):
-        def forward(self, x): return x - 1
+        def forward(self, x):
+            return x - 1
+
     Minus.__qualname__ = Minus.__name__ = "Plus"
     assert identity(nn.Sequential(Plus())) != identity(nn.Sequential(Minus()))
 
@@ -120,7 +136,17 @@ def test_source_of_a_class_is_what_inspect_finds(tmp_path, monkeypatch):
     (tmp_path / "own_classes.py").write_text(FILE)
     monkeypatch.syspath_prepend(tmp_path)
     import own_classes as own
-    classes = [own.Inner, own.Inner.Nested, own.Inner.f(), own.outer(), own.Decorated, own.Inside, nn.Linear, nn.Module]
+
+    classes = [
+        own.Inner,
+        own.Inner.Nested,
+        own.Inner.f(),
+        own.outer(),
+        own.Decorated,
+        own.Inside,
+        nn.Linear,
+        nn.Module,
+    ]
     assert [source_of(cls) for cls in classes] == [inspect.getsource(cls) for cls in classes]
     (tmp_path / "own_classes.py").write_text(FILE.replace("class Inner:\n", "class Inner:\n    new = 0\n"))
     assert "new = 0" in source_of(own.Inner)  # read anew when the file changes
@@ -144,7 +170,12 @@ def test_digest_keeps_texts_apart():
 @pytest.mark.parametrize("old_format", [False, True])
 def test_state_dicts_are_read_unwrapped_and_without_dataparallel(tmp_path, old_format):
     state = net().state_dict()
-    wrapped = {"state_dict": {f"module.{k}": v for k, v in state.items()}, "arch": "x", "epoch": 3, "best_prec1": 54.7}
+    wrapped = {
+        "state_dict": {f"module.{k}": v for k, v in state.items()},
+        "arch": "x",
+        "epoch": 3,
+        "best_prec1": 54.7,
+    }
     torch.save(wrapped, tmp_path / "a.pth.tar", _use_new_zipfile_serialization=not old_format)
     assert weights_key(read_weights(tmp_path / "a.pth.tar")) == weights_key(state)
 
@@ -156,7 +187,9 @@ def test_safetensors_and_torchscript_are_read(tmp_path):
         torch.jit.save(torch.jit.trace(model, torch.zeros(1, 3, 3, 3)), tmp_path / "a.pt")
     torch.save(model.state_dict(), tmp_path / "b.pt")
     assert is_torchscript(tmp_path / "a.pt") and not is_torchscript(tmp_path / "b.pt")
-    assert {weights_key(read_weights(tmp_path / n)) for n in ("a.safetensors", "a.pt", "b.pt")} == {weights_key(model)}
+    assert {weights_key(read_weights(tmp_path / n)) for n in ("a.safetensors", "a.pt", "b.pt")} == {
+        weights_key(model)
+    }
 
 
 class Trap:
@@ -164,15 +197,18 @@ class Trap:
         return exec, ("raise SystemExit('unpickled')",)
 
 
-@pytest.mark.parametrize("write, message", [
-    (lambda path: path.write_bytes(pickle.dumps(Trap(), 2)), "not a file of weights"),
-    (lambda path: torch.save({"a": torch.zeros(2), "b": Trap()}, path), "not a file of weights"),
-    (lambda path: path.write_bytes(b"hello"), "not a file of weights"),
-    (lambda path: path.write_bytes(b""), "not a file of weights"),
-    (lambda path: torch.save(net(), path), "not a file of weights"),
-    (lambda path: torch.save({"epoch": 3}, path), "no tensors by name"),
-    (lambda path: torch.save(torch.zeros(2), path), "no tensors by name"),
-])
+@pytest.mark.parametrize(
+    "write, message",
+    [
+        (lambda path: path.write_bytes(pickle.dumps(Trap(), 2)), "not a file of weights"),
+        (lambda path: torch.save({"a": torch.zeros(2), "b": Trap()}, path), "not a file of weights"),
+        (lambda path: path.write_bytes(b"hello"), "not a file of weights"),
+        (lambda path: path.write_bytes(b""), "not a file of weights"),
+        (lambda path: torch.save(net(), path), "not a file of weights"),
+        (lambda path: torch.save({"epoch": 3}, path), "no tensors by name"),
+        (lambda path: torch.save(torch.zeros(2), path), "no tensors by name"),
+    ],
+)
 def test_files_that_are_no_weights_are_refused_and_not_run(tmp_path, write, message):
     write(tmp_path / "a.pt")
     with pytest.raises(ValueError, match=message):
@@ -192,7 +228,9 @@ def test_random_start_is_seeded_and_leaves_the_generator_alone():
     a, b, c = (load_into(Classifier, chosen) for chosen in ("none", "random:0", "random:1"))
     assert weights_key(a) == weights_key(b) != weights_key(c)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert random_seed("IMAGENET1K_V1") is None and random_seed("random") == 0 and random_seed("random:7") == 7
+    assert (
+        random_seed("IMAGENET1K_V1") is None and random_seed("random") == 0 and random_seed("random:7") == 7
+    )
     with pytest.raises(ValueError, match="random:0"):
         random_seed("random:x")
 
@@ -201,12 +239,18 @@ def test_a_file_brings_its_number_of_classes(tmp_path):
     torch.save(Classifier(11).state_dict(), tmp_path / "a.pt")
     assert load_into(Classifier, str(tmp_path / "a.pt")).head.out_features == 11
     torch.save(net().state_dict(), tmp_path / "b.pt")
-    with pytest.raises(ValueError, match=r"b.pt differs from Classifier in \d+ of 4 tensors \(.*name the network"):
+    with pytest.raises(
+        ValueError, match=r"b.pt differs from Classifier in \d+ of 4 tensors \(.*name the network"
+    ):
         load_into(Classifier, str(tmp_path / "b.pt"))
 
 
 def test_what_is_missing_is_said_in_one_sentence():
-    assert str(missing("weights of x", "http://a/x.pt", "/b/x.pt", "X_DIR to /b")) == \
-        "weights of x not found; download http://a/x.pt to /b/x.pt, or set X_DIR to /b"
-    with pytest.raises(ModuleNotFoundError, match="'timm:x' needs the optional package timmm; pip install timmm"):
+    assert (
+        str(missing("weights of x", "http://a/x.pt", "/b/x.pt", "X_DIR to /b"))
+        == "weights of x not found; download http://a/x.pt to /b/x.pt, or set X_DIR to /b"
+    )
+    with pytest.raises(
+        ModuleNotFoundError, match="'timm:x' needs the optional package timmm; pip install timmm"
+    ):
         import_extra("timmm_is_not_a_package", "timmm", "timm:x")

@@ -1,4 +1,5 @@
 """`python -m neuronym`: the same as the command `neuronym`."""
+
 import sys
 
 from neuronym.runs.command import main

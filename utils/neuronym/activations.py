@@ -1,4 +1,5 @@
-"""The matrices everything is built on: unit activations Q [N, K] and image embeddings I [N, d], cached by content.
+"""The matrices everything is built on: unit activations Q [N, K] and image embeddings I [N, d], cached by
+content.
 
 unit_activations            Q of each layer
 image_embeddings            I
@@ -9,8 +10,10 @@ spot_check                  a few cached rows against fresh ones
 activation_maps             maps of a few images
 top_images                  the images that excite each unit most
 
-A pass (`neuronym.passes`) computes what the cache lacks, all layers together. Never more than a few batches are in memory; results are float32 tensors over the cached files, private copies where they are written to.
+A pass (`neuronym.passes`) computes what the cache lacks, all layers together. Never more than a few batches
+are in memory; results are float32 tensors over the cached files, private copies where they are written to.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -37,59 +40,115 @@ SCHEMA = 1
 IMAGES = "image embeddings"
 
 
-def unit_activations(target: Target, probe: Probe, layers: list[LayerInfo], pool: str = "avg", batch_size: int = 64,
-                     device: Device = None, progress: Progress | None = None, *, dtype: str = "float32",
-                     workers: int | None = None) -> dict[str, Tensor]:
+def unit_activations(
+    target: Target,
+    probe: Probe,
+    layers: list[LayerInfo],
+    pool: str = "avg",
+    batch_size: int = 64,
+    device: Device = None,
+    progress: Progress | None = None,
+    *,
+    dtype: str = "float32",
+    workers: int | None = None,
+) -> dict[str, Tensor]:
     """Activations of every unit for every image, pooled over positions: {layer name: Q [N, K]}.
 
-    pool "avg", "max" or "cls" (see `hooks.pool`); device None is where the model is, and it returns there afterwards;
-    `workers` threads decode ahead (by default one per core, at most 8); progress(batches, total, text) wraps the loop.
-    Errors: ValueError for a pooling that a layer's layout does not have, and for an activation that is not finite.
+    pool "avg", "max" or "cls" (see `hooks.pool`); device None is where the model is, and it returns there
+    afterwards; `workers` threads decode ahead (by default one per core, at most 8); progress(batches, total,
+    text) wraps the loop. Errors: ValueError for a pooling that a layer's layout does not have, and for an
+    activation that is not finite.
     """
     job = _unit_job(target, probe, layers, pool, dtype)
     compute(probe, [job], batch_size, device, progress, workers)
     return {layer.name: job.result(layer.name) for layer in layers}
 
 
-def image_embeddings(clip: Clip, probe: Probe, batch_size: int = 64, device: Device = None,
-                     progress: Progress | None = None, *, dtype: str = "float32", workers: int | None = None) -> Tensor:
-    """Embedding of every image by the CLIP's image tower: I [N, d], unit rows; on the device it was loaded on."""
+def image_embeddings(
+    clip: Clip,
+    probe: Probe,
+    batch_size: int = 64,
+    device: Device = None,
+    progress: Progress | None = None,
+    *,
+    dtype: str = "float32",
+    workers: int | None = None,
+) -> Tensor:
+    """Embedding of every image by the CLIP's image tower: I [N, d], unit rows; on the device it was loaded
+    on.
+    """
     job = _image_job(clip, probe, dtype)
     compute(probe, [job], batch_size, device, progress, workers)
     return job.result(IMAGES)
 
 
-def activations_and_embeddings(target: Target, layers: list[LayerInfo], clip: Clip, probe: Probe, pool: str = "avg",
-                               batch_size: int = 64, device: Device = None,
-                               progress: Progress | None = None, *, dtype: str = "float32",
-                               workers: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
-    """`unit_activations` and `image_embeddings` at once; where both are missing each image is decoded once for both."""
+def activations_and_embeddings(
+    target: Target,
+    layers: list[LayerInfo],
+    clip: Clip,
+    probe: Probe,
+    pool: str = "avg",
+    batch_size: int = 64,
+    device: Device = None,
+    progress: Progress | None = None,
+    *,
+    dtype: str = "float32",
+    workers: int | None = None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """`unit_activations` and `image_embeddings` at once; where both are missing each image is decoded once
+    for both.
+    """
     units, images = _unit_job(target, probe, layers, pool, dtype), _image_job(clip, probe, dtype)
     compute(probe, [units, images], batch_size, device, progress, workers)
     return {layer.name: units.result(layer.name) for layer in layers}, images.result(IMAGES)
 
 
-def activation_spec(target: Target, probe: Probe, layer: LayerInfo, pool: str = "avg", dtype: str = "float32") -> dict:
+def activation_spec(
+    target: Target, probe: Probe, layer: LayerInfo, pool: str = "avg", dtype: str = "float32"
+) -> dict:
     """Everything that determines Q of one layer, and nothing else; cache kind "activations"."""
     # a layer without positions has the same values under every pooling
-    return {"schema": SCHEMA, "weights": target.weights_key, "layer": layer.name, "layout": layer.layout,
-            "pool": "none" if layer.layout == "fc" else pool, "preprocess": target.preprocess_spec,
-            "probe": probe.fingerprint, "dtype": dtype, "tf32": False}
+    return {
+        "schema": SCHEMA,
+        "weights": target.weights_key,
+        "layer": layer.name,
+        "layout": layer.layout,
+        "pool": "none" if layer.layout == "fc" else pool,
+        "preprocess": target.preprocess_spec,
+        "probe": probe.fingerprint,
+        "dtype": dtype,
+        "tf32": False,
+    }
 
 
 def embedding_spec(clip: Clip, probe: Probe, dtype: str = "float32") -> dict:
     """Everything that determines I, and nothing else; cache kind "image_embeddings"."""
-    return {"schema": SCHEMA, "weights": clip.weights_key, "preprocess": clip.preprocess_spec,
-            "probe": probe.fingerprint, "dtype": dtype, "tf32": False}
+    return {
+        "schema": SCHEMA,
+        "weights": clip.weights_key,
+        "preprocess": clip.preprocess_spec,
+        "probe": probe.fingerprint,
+        "dtype": dtype,
+        "tf32": False,
+    }
 
 
-def spot_check(target: Target, probe: Probe, activations: dict[str, Tensor], layers: list[LayerInfo],
-               pool: str = "avg", count: int = 4, device: Device = None, *,
-               dtype: str = "float32") -> None:
-    """Compute `count` rows anew and compare: catches what no key can, such as changed code without a new SCHEMA.
+def spot_check(
+    target: Target,
+    probe: Probe,
+    activations: dict[str, Tensor],
+    layers: list[LayerInfo],
+    pool: str = "avg",
+    count: int = 4,
+    device: Device = None,
+    *,
+    dtype: str = "float32",
+) -> None:
+    """Compute `count` rows anew and compare: catches what no key can, such as changed code without a new
+    SCHEMA.
 
-    Errors: ValueError with the layer, the image and the difference, beyond 1e-3 of the layer's largest value (2e-2
-    under autocast).
+    Errors: ValueError with the layer, the image and the difference, beyond 1e-3 of the layer's largest value
+    (2e-2 under autocast).
     """
     rows = sorted({i * (probe.N - 1) // max(count - 1, 1) for i in range(min(count, probe.N))})
     images = torch.stack([target.preprocess(probe.image(row)) for row in rows])
@@ -99,14 +158,26 @@ def spot_check(target: Target, probe: Probe, activations: dict[str, Tensor], lay
         cached = activations[name][rows]
         gap = (cached - block).abs().amax(1) / block.abs().max().clamp_min(1e-12)  # [count]
         if gap.max() > (1e-3 if dtype == "float32" else 2e-2):
-            raise ValueError(f"cached activations of layer '{name}' differ from fresh ones by {gap.max():.1%} for "
-                             f"image '{probe.ids[rows[gap.argmax()]]}'; prune the cache, or raise SCHEMA")
+            raise ValueError(
+                f"cached activations of layer '{name}' differ from fresh ones by {gap.max():.1%} for "
+                f"image '{probe.ids[rows[gap.argmax()]]}'; prune the cache, or raise SCHEMA"
+            )
 
 
-def activation_maps(target: Target, probe: Probe, layer: LayerInfo, indices: Iterable[int],
-                    units: Iterable[int] | None = None, *, grid: tuple[int, int] | None = None, batch_size: int = 64,
-                    device: Device = None) -> Tensor:
-    """Maps of the given images and units (all by default): [n, K, h, w], not cached; `grid` as in `hooks.as_maps`."""
+def activation_maps(
+    target: Target,
+    probe: Probe,
+    layer: LayerInfo,
+    indices: Iterable[int],
+    units: Iterable[int] | None = None,
+    *,
+    grid: tuple[int, int] | None = None,
+    batch_size: int = 64,
+    device: Device = None,
+) -> Tensor:
+    """Maps of the given images and units (all by default): [n, K, h, w], not cached; `grid` as in
+    `hooks.as_maps`.
+    """
     rows = _within(indices, probe.N, "image")
     chosen = _within(range(layer.units) if units is None else units, layer.units, f"unit of '{layer.name}'")
     parts = []
@@ -114,9 +185,12 @@ def activation_maps(target: Target, probe: Probe, layer: LayerInfo, indices: Ite
     def maps(name: str, output: Tensor) -> Tensor:
         return hooks.as_maps(output, layer.layout, grid)[:, chosen].float()
 
-    with ready(target.model, device, "float32") as place, hooks.record(target.model, [layer.name], maps) as acts:
+    with (
+        ready(target.model, device, "float32") as place,
+        hooks.record(target.model, [layer.name], maps) as acts,
+    ):
         for i in range(0, len(rows), batch_size):
-            images = torch.stack([target.preprocess(probe.image(row)) for row in rows[i:i + batch_size]])
+            images = torch.stack([target.preprocess(probe.image(row)) for row in rows[i : i + batch_size]])
             for piece in place(images):
                 target.model(piece)
                 parts.append(acts[layer.name].cpu())
@@ -125,15 +199,22 @@ def activation_maps(target: Target, probe: Probe, layer: LayerInfo, indices: Ite
 
 def _unit_job(target: Target, probe: Probe, layers: list[LayerInfo], how: str, dtype: str) -> Job:
     if not layers or not all(isinstance(layer, LayerInfo) for layer in layers):
-        raise ValueError(f"layers is a list of LayerInfo, at least one, got {layers!r}; make it with resolve_layers")
+        raise ValueError(
+            f"layers is a list of LayerInfo, at least one, got {layers!r}; make it with resolve_layers"
+        )
     for layer in layers:
         hooks.pool(torch.zeros([1] * LAYOUTS[layer.layout][0]), layer.layout, how, 1)  # refuses early
     by_name = {layer.name: layer for layer in layers}
-    return Job("activations", target.name, target.preprocess, target.preprocess_spec,
-                {name: activation_spec(target, probe, layer, how, dtype) for name, layer in by_name.items()},
-                {name: layer.units for name, layer in by_name.items()},
-                lambda names, device: _unit_reader(target, [by_name[name] for name in names], how, device, dtype),
-                {"target": target.name, "probe": probe.name})
+    return Job(
+        "activations",
+        target.name,
+        target.preprocess,
+        target.preprocess_spec,
+        {name: activation_spec(target, probe, layer, how, dtype) for name, layer in by_name.items()},
+        {name: layer.units for name, layer in by_name.items()},
+        lambda names, device: _unit_reader(target, [by_name[name] for name in names], how, device, dtype),
+        {"target": target.name, "probe": probe.name},
+    )
 
 
 def _image_job(clip: Clip, probe: Probe, dtype: str) -> Job:
@@ -142,21 +223,34 @@ def _image_job(clip: Clip, probe: Probe, dtype: str) -> Job:
         if gap > 1e-2:
             raise ValueError(f"image embeddings of {clip.name} must have length 1, one is off by {gap:.3g}")
 
-    return Job("image_embeddings", clip.name, clip.preprocess, clip.preprocess_spec,
-               {IMAGES: embedding_spec(clip, probe, dtype)}, {IMAGES: clip.d},
-               lambda names, device: _image_reader(clip, device, dtype), {"clip": clip.name, "probe": probe.name}, check)
+    return Job(
+        "image_embeddings",
+        clip.name,
+        clip.preprocess,
+        clip.preprocess_spec,
+        {IMAGES: embedding_spec(clip, probe, dtype)},
+        {IMAGES: clip.d},
+        lambda names, device: _image_reader(clip, device, dtype),
+        {"clip": clip.name, "probe": probe.name},
+        check,
+    )
 
 
 @contextmanager
-def _unit_reader(target: Target, layers: list[LayerInfo], how: str, device: Device,
-                 dtype: str) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
+def _unit_reader(
+    target: Target, layers: list[LayerInfo], how: str, device: Device, dtype: str
+) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
     layouts = {layer.name: layer.layout for layer in layers}
     count = 0
 
     def pooled(name: str, output: Tensor) -> Tensor:
         return hooks.pool(output, layouts[name], how, count).float()  # [b, K]
 
-    with ready(target.model, device, dtype) as place, hooks.record(target.model, list(layouts), pooled) as acts:
+    with (
+        ready(target.model, device, dtype) as place,
+        hooks.record(target.model, list(layouts), pooled) as acts,
+    ):
+
         def read(images: Tensor) -> dict[str, Tensor]:
             nonlocal count
             parts = []
@@ -173,11 +267,16 @@ def _unit_reader(target: Target, layers: list[LayerInfo], how: str, device: Devi
 def _image_reader(clip: Clip, device: Device, dtype: str) -> Iterator[Callable]:
     home = None if clip.model is None else next(clip.model.parameters()).device
     if device is not None and home is not None and torch.device(device).type != home.type:
-        raise ValueError(f"a CLIP runs where it was loaded; clip '{clip.name}' is on {home}, asked for {device}; use "
-                         "load_clip(name, device)")
+        raise ValueError(
+            f"a CLIP runs where it was loaded; clip '{clip.name}' is on {home}, asked for {device}; use "
+            "load_clip(name, device)"
+        )
     with ready(clip.model, home, dtype) as place:
+
         def read(images: Tensor) -> dict[str, Tensor]:
-            return {IMAGES: torch.cat([clip.encode_image(piece).float() for piece in place(images)])}  # [b, d]
+            return {
+                IMAGES: torch.cat([clip.encode_image(piece).float() for piece in place(images)])
+            }  # [b, d]
 
         yield read
 
@@ -193,36 +292,56 @@ def _within(numbers: Iterable[int], count: int, what: str) -> list[int]:
 UNIT = 1e-3  # how far from 1 the length of an embedding may be
 
 
-def embed_concepts(clip, concepts: Sequence[str], template: str = "{}", batch_size: int = 256,
-                   device: str | torch.device | None = None) -> Tensor:
+def embed_concepts(
+    clip,
+    concepts: Sequence[str],
+    template: str = "{}",
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+) -> Tensor:
     """Text embeddings of the concepts inside `template` ("a photo of a {}") -> T [M, d], unit rows, float32.
 
-    Cached by the text tower's weights, the concepts in order and the template; batch size and device do not matter.
+    Cached by the text tower's weights, the concepts in order and the template; batch size and device do not
+    matter.
     """
     concepts = list(concepts)
     if not concepts:
         raise ValueError("embed_concepts needs at least one concept")
     if template.count("{}") != 1:
         raise ValueError(f"a template contains {{}} once, got '{template}'")
-    spec = {"schema": SCHEMA, "text": clip.text_key, "template": template, "dtype": "float32",
-            "concepts": hashlib.sha256(json.dumps(concepts).encode()).hexdigest()}
+    spec = {
+        "schema": SCHEMA,
+        "text": clip.text_key,
+        "template": template,
+        "dtype": "float32",
+        "concepts": hashlib.sha256(json.dumps(concepts).encode()).hexdigest(),
+    }
 
     def make() -> np.ndarray:
         texts = [template.replace("{}", concept) for concept in concepts]
         with torch.inference_mode():
-            parts = [clip.encode_text(texts[i:i + batch_size]) for i in range(0, len(texts), batch_size)]
+            parts = [clip.encode_text(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
         T = torch.cat(parts).float().cpu()
         _check(T, texts, clip)
         return T.numpy()
 
     info = {"clip": clip.name, "concepts": len(concepts), "first": concepts[:3]}
-    T = torch.from_numpy(np.array(cache.array("text_embeddings", spec, make, info)))  # a copy: entries are read-only
+    T = torch.from_numpy(
+        np.array(cache.array("text_embeddings", spec, make, info))
+    )  # a copy: entries are read-only
     return T if device is None else T.to(device)
 
 
-def zero_shot_head(clip, names: Sequence[str], templates: Sequence[str], batch_size: int = 256,
-                   device: str | torch.device | None = None) -> Tensor:
-    """Mean over the templates of each name's embedding, scaled to length 1 -> T [M, d] (Radford et al. 2021, 3.1.4)."""
+def zero_shot_head(
+    clip,
+    names: Sequence[str],
+    templates: Sequence[str],
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+) -> Tensor:
+    """Mean over the templates of each name's embedding, scaled to length 1 -> T [M, d] (Radford et al. 2021,
+    3.1.4).
+    """
     templates = [templates] if isinstance(templates, str) else list(templates)
     if not templates:
         raise ValueError("zero_shot_head needs at least one template, such as 'a photo of a {}'")
@@ -237,5 +356,7 @@ def _check(T: Tensor, texts: list[str], clip) -> None:
     wrong = ~((T.norm(dim=1) - 1).abs() <= UNIT)  # also where there are NaNs
     if wrong.any():
         first = int(wrong.nonzero()[0])
-        raise ValueError(f"{clip.name} gives {int(wrong.sum())} text embeddings that are not of length 1, the first "
-                         f"for '{texts[first]}': {T[first].norm():.4g}")
+        raise ValueError(
+            f"{clip.name} gives {int(wrong.sum())} text embeddings that are not of length 1, the first "
+            f"for '{texts[first]}': {T[first].norm():.4g}"
+        )

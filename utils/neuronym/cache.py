@@ -5,11 +5,13 @@ writer   write an array row by row; a killed writer is taken up where it stopped
 array    loop-or-load for something computed in one go
 bundle   the same for a few named tensors
 
-`key_of` (neuronym.cache) and `entries`, `verify`, `explain`, `prune` (neuronym.cache) can be imported from here.
+`key_of` (neuronym.cache) and `entries`, `verify`, `explain`, `prune` (neuronym.cache) can be imported from
+here.
 
 On disk: <cache>/<kind>/<key>/{data.npy | data.safetensors, meta.json}; unfinished work in <key>.partial/ with
-progress.json. A folder becomes an entry by one rename; what has no meta.json, another spec or size is never used.
-Of two processes that make the same entry both work, each in a folder of its own, and the slower drops its own.
+progress.json. A folder becomes an entry by one rename; what has no meta.json, another spec or size is never
+used. Of two processes that make the same entry both work, each in a folder of its own, and the slower drops
+its own.
 
 What stands for an entry: its spec as canonical text, and the hash of that.
 
@@ -25,6 +27,7 @@ verify   damaged ones
 explain  why a spec misses
 prune    remove old, torn and unfinished ones
 """
+
 from __future__ import annotations
 
 import datetime
@@ -57,13 +60,15 @@ def load(kind: str, spec: dict) -> np.ndarray | None:
 
 
 class Writer:
-    """Rows of an unfinished array; `start` is the first row still to be written (the number of rows: none is)."""
+    """Rows of an unfinished array; `start` is the first row still to be written (the number of rows: none
+    is).
+    """
 
     def __init__(self, folder: Path | None, key: str, shape: tuple[int, ...], dtype: np.dtype):
         self._folder, self._shape, self._dtype = folder, shape, dtype
         self._state = {"key": key, "shape": list(shape), "dtype": dtype.str, "rows": 0, "seconds": 0.0}
         self._began = time.perf_counter()
-        if folder is None:                           # the entry is there already
+        if folder is None:  # the entry is there already
             self._state["rows"] = shape[0]
         else:
             recorded = read_json(folder / "progress.json") or {}
@@ -76,18 +81,23 @@ class Writer:
         self.start = self.done = self._state["rows"]
 
     def write(self, row: int, block: np.ndarray | torch.Tensor) -> None:
-        """Put `block` at rows row, row + 1, ...; rows before `row` must be there already. Flushed before it counts."""
+        """Put `block` at rows row, row + 1, ...; rows before `row` must be there already. Flushed before it
+        counts.
+        """
         block = _numpy(block)
         if block.shape[1:] != self._shape[1:] or row < 0 or row + len(block) > self._shape[0]:
-            raise ValueError(f"expected rows of shape {self._shape[1:]} up to row {self._shape[0]}, "
-                             f"got {block.shape} at row {row}")
+            raise ValueError(
+                f"expected rows of shape {self._shape[1:]} up to row {self._shape[0]}, "
+                f"got {block.shape} at row {row}"
+            )
         if row > self.done:
             raise ValueError(f"rows are written in order; next is row {self.done}, got {row}")
         if not np.can_cast(block.dtype, self._dtype, "same_kind"):
             raise ValueError(f"this entry holds {self._dtype}, got rows of {block.dtype}")
         if self._folder is None or not len(block):
             return
-        # through the file and not a memory map: a full disk is then an error with a name, not the end of the process
+        # through the file and not a memory map: a full disk is then an error with a name, not the end of the
+        # process
         with open(self._folder / "data.npy", "r+b") as file:
             size = math.prod(self._shape[1:]) * self._dtype.itemsize
             file.seek((row - self._shape[0]) * size, os.SEEK_END)
@@ -105,18 +115,22 @@ class Writer:
 
 
 @contextmanager
-def writer(kind: str, spec: dict, shape: tuple[int, ...], dtype: Any, info: dict | None = None) -> Iterator[Writer]:
-    """Yield a Writer for the entry of `spec`, published when the block ends without error and every row is written.
+def writer(
+    kind: str, spec: dict, shape: tuple[int, ...], dtype: Any, info: dict | None = None
+) -> Iterator[Writer]:
+    """Yield a Writer for the entry of `spec`, published when the block ends without error and every row is
+    written.
 
-    After an error or a kill the rows that were flushed stay, and the next writer of the same spec starts behind them.
-    While another process writes the same entry, this one works in a folder of its own. Should the entry exist by the
-    time this one is done, this one is dropped. `info` (readable names) is kept beside the array and not hashed.
+    After an error or a kill the rows that were flushed stay, and the next writer of the same spec starts
+    behind them. While another process writes the same entry, this one works in a folder of its own. Should
+    the entry exist by the time this one is done, this one is dropped. `info` (readable names) is kept beside
+    the array and not hashed.
     """
     folder, dtype, shape = _folder(kind, spec), np.dtype(dtype), tuple(int(n) for n in shape)
     if dtype.hasobject or not shape or 0 in shape:
         raise ValueError(f"an entry is an array of numbers with at least one row, got {dtype} {shape}")
     with locked(folder.with_name(folder.name + ".lock")) as ours:
-        if usable(folder, spec):                    # made by another process since the caller looked
+        if usable(folder, spec):  # made by another process since the caller looked
             yield Writer(None, folder.name, shape, dtype)
             return
         partial = folder.with_name(folder.name + ".partial") if ours else _own_folder(folder)
@@ -125,16 +139,26 @@ def writer(kind: str, spec: dict, shape: tuple[int, ...], dtype: Any, info: dict
             rows = Writer(partial, folder.name, shape, dtype)
             yield rows
             if rows.done < shape[0]:
-                raise ValueError(f"cache entry {folder.name} of kind '{kind}' has {rows.done} of {shape[0]} rows; "
-                                 "write them all, or raise an error to keep them for a resume")
-            _publish(partial, folder, spec, "data.npy", {**(info or {}), "seconds": round(rows.seconds, 3)},
-                     {"shape": list(shape), "dtype": dtype.str})
+                raise ValueError(
+                    f"cache entry {folder.name} of kind '{kind}' has {rows.done} of {shape[0]} rows; "
+                    "write them all, or raise an error to keep them for a resume"
+                )
+            _publish(
+                partial,
+                folder,
+                spec,
+                "data.npy",
+                {**(info or {}), "seconds": round(rows.seconds, 3)},
+                {"shape": list(shape), "dtype": dtype.str},
+            )
         finally:
-            if not ours:                             # nobody would resume it
+            if not ours:  # nobody would resume it
                 shutil.rmtree(partial, ignore_errors=True)
 
 
-def array(kind: str, spec: dict, make: Callable[[], np.ndarray | torch.Tensor], info: dict | None = None) -> np.memmap:
+def array(
+    kind: str, spec: dict, make: Callable[[], np.ndarray | torch.Tensor], info: dict | None = None
+) -> np.memmap:
     """The array of `spec`: loaded when it is there, else made, written and loaded."""
     found = load(kind, spec)
     if found is None:
@@ -145,8 +169,9 @@ def array(kind: str, spec: dict, make: Callable[[], np.ndarray | torch.Tensor], 
     return found
 
 
-def bundle(kind: str, spec: dict, make: Callable[[], dict[str, torch.Tensor]],
-           info: dict | None = None) -> dict[str, torch.Tensor]:
+def bundle(
+    kind: str, spec: dict, make: Callable[[], dict[str, torch.Tensor]], info: dict | None = None
+) -> dict[str, torch.Tensor]:
     """Named tensors of `spec`: loaded when they are there, else made and written as one safetensors file."""
     from safetensors.torch import load_file, save_file
 
@@ -169,29 +194,41 @@ def _folder(kind: str, spec: dict) -> Path:
 
 
 def _own_folder(folder: Path, mark: str = "partial") -> Path:
-    """A new folder beside `folder` that no other writer uses; the pid in its name tells prune whether it is in use."""
+    """A new folder beside `folder` that no other writer uses; the pid in its name tells prune whether it is
+    in use.
+    """
     own = folder.with_name(f"{folder.name}.{mark}.{os.getpid()}.{secrets.token_hex(4)}")
     own.mkdir(parents=True)
     return own
 
 
 def _publish(partial: Path, folder: Path, spec: dict, file: str, info: dict, more: dict) -> None:
-    """Describe the work in `partial` and make it the entry by one rename; a rival that was quicker keeps its own."""
-    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    """Describe the work in `partial` and make it the entry by one rename; a rival that was quicker keeps its
+    own.
+    """
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with open(partial / file, "rb") as data:
         os.fsync(data.fileno())
-    write_json(partial / "meta.json", {
-        "spec": spec, "file": file, "bytes": (partial / file).stat().st_size, "sha256": sha256(partial / file), **more,
-        "info": {**info, "created": created, "git": git_state(), **software()}})
+    write_json(
+        partial / "meta.json",
+        {
+            "spec": spec,
+            "file": file,
+            "bytes": (partial / file).stat().st_size,
+            "sha256": sha256(partial / file),
+            **more,
+            "info": {**info, "created": created, "git": git_state(), **software()},
+        },
+    )
     (partial / "progress.json").unlink(missing_ok=True)
     while True:
-        with suppress(OSError):                      # refused when there is an entry already
+        with suppress(OSError):  # refused when there is an entry already
             os.rename(partial, folder)
             return
         if usable(folder, spec):
             shutil.rmtree(partial)
             return
-        aside = _own_folder(folder, "torn")          # no reader meets half of a torn one, nor do we drop ours for it
+        aside = _own_folder(folder, "torn")  # no reader meets half of a torn one, nor do we drop ours for it
         os.rename(folder, aside / "entry")
         shutil.rmtree(aside)
 
@@ -201,15 +238,18 @@ def _numpy(values: Any) -> np.ndarray:
 
 
 def key_of(spec: dict) -> str:
-    """16 hex digits of SHA-256 over the spec as canonical JSON: the order of fields does not matter, all else does.
+    """16 hex digits of SHA-256 over the spec as canonical JSON: the order of fields does not matter, all else
+    does.
 
-    Raises ValueError for what JSON cannot hold exactly and for texts with a memory address, which change every time.
+    Raises ValueError for what JSON cannot hold exactly and for texts with a memory address, which change
+    every time.
     """
     return hashlib.sha256(canonical(spec).encode()).hexdigest()[:16]
 
 
 def canonical(spec: dict) -> str:
     """The spec as JSON with sorted keys; ValueError as in `key_of`."""
+
     def check(value: object, where: str) -> None:
         if isinstance(value, dict):
             for k, v in value.items():
@@ -220,8 +260,10 @@ def canonical(spec: dict) -> str:
             for v in value:
                 check(v, where)
         elif isinstance(value, str) and "at 0x" in value:
-            raise ValueError("a spec must not change from process to process; "
-                             f"'{where}' holds a memory address: {value[:80]!r}")
+            raise ValueError(
+                "a spec must not change from process to process; "
+                f"'{where}' holds a memory address: {value[:80]!r}"
+            )
         elif isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"a spec holds finite numbers, got {value} in '{where}'")
         elif not (value is None or isinstance(value, (str, bool, int, float))):
@@ -234,7 +276,11 @@ def canonical(spec: dict) -> str:
 def read_meta(folder: Path) -> dict | None:
     """meta.json of an entry; None when it is missing, unreadable or lacks a field."""
     meta = read_json(folder / "meta.json")
-    return meta if isinstance(meta, dict) and {"spec", "file", "bytes", "sha256", "info"} <= meta.keys() else None
+    return (
+        meta
+        if isinstance(meta, dict) and {"spec", "file", "bytes", "sha256", "info"} <= meta.keys()
+        else None
+    )
 
 
 def whole(folder: Path, meta: dict | None) -> bool:
@@ -253,8 +299,10 @@ def usable(folder: Path, spec: dict) -> bool:
     if not whole(folder, meta):
         return False
     if canonical(meta["spec"]) != canonical(spec):
-        raise ValueError(f"cache entry {folder.name} of kind '{folder.parent.name}' was made from another spec; "
-                         f"remove {folder}")
+        raise ValueError(
+            f"cache entry {folder.name} of kind '{folder.parent.name}' was made from another spec; "
+            f"remove {folder}"
+        )
     return True
 
 
@@ -283,13 +331,24 @@ def entries(kind: str | None = None) -> list[dict]:
         meta = read_meta(path.parent)
         if meta is not None and "." not in path.parent.name:
             size = sum(f.stat().st_size for f in path.parent.iterdir())
-            found.append({"kind": path.parent.parent.name, "key": path.parent.name, "spec": meta["spec"],
-                          "info": meta["info"], "bytes": size, "made": path.stat().st_mtime, "folder": path.parent})
+            found.append(
+                {
+                    "kind": path.parent.parent.name,
+                    "key": path.parent.name,
+                    "spec": meta["spec"],
+                    "info": meta["info"],
+                    "bytes": size,
+                    "made": path.stat().st_mtime,
+                    "folder": path.parent,
+                }
+            )
     return sorted(found, key=lambda e: e["made"])
 
 
 def verify(kind: str | None = None) -> list[str]:
-    """Reread every entry and compare with the checksum taken when it was published; one sentence per damaged entry."""
+    """Reread every entry and compare with the checksum taken when it was published; one sentence per damaged
+    entry.
+    """
     problems = []
     for folder in sorted(p for p in cache_dir().glob(f"{kind or '*'}/*") if p.is_dir() and "." not in p.name):
         meta = read_meta(folder)
@@ -300,7 +359,9 @@ def verify(kind: str | None = None) -> list[str]:
         elif not whole(folder, meta):
             problems.append(f"{folder.parent.name}/{folder.name}: {meta['file']} is torn")
         elif sha256(folder / meta["file"]) != meta["sha256"]:
-            problems.append(f"{folder.parent.name}/{folder.name}: {meta['file']} differs from what was written")
+            problems.append(
+                f"{folder.parent.name}/{folder.name}: {meta['file']} differs from what was written"
+            )
     return problems
 
 
@@ -320,13 +381,19 @@ def explain(kind: str, spec: dict) -> str:
         return [k for k in sorted(both) if spec.get(k, "absent") != entry["spec"].get(k, "absent")]
 
     near = min(there, key=lambda e: len(differing(e)))
-    changes = "; ".join(f"{k}: asked {spec.get(k, 'absent')!r}, cached {near['spec'].get(k, 'absent')!r}"
-                        for k in differing(near)) or "nothing, but it is torn"
+    changes = (
+        "; ".join(
+            f"{k}: asked {spec.get(k, 'absent')!r}, cached {near['spec'].get(k, 'absent')!r}"
+            for k in differing(near)
+        )
+        or "nothing, but it is torn"
+    )
     return f"miss: {kind}/{key}; nearest is {near['key']}, which differs in {changes}{begun}"
 
 
 def prune(max_bytes: int | None = None, older_than_days: float | None = None, partial: bool = False) -> int:
-    """Remove entries, oldest first, until `max_bytes` remain, and those older than so many days; tells the bytes freed.
+    """Remove entries, oldest first, until `max_bytes` remain, and those older than so many days; tells the
+    bytes freed.
 
     With `partial` also torn entries, and unfinished work that no living process is at.
     """
@@ -338,7 +405,7 @@ def prune(max_bytes: int | None = None, older_than_days: float | None = None, pa
             freed += _remove(entry["folder"])
     for folder in [f for f in cache_dir().glob("*/*") if f.is_dir()] if partial else ():
         key, _, mark = folder.name.partition(".")
-        owner = mark.split(".")[1:2]                 # <key>.partial.<pid>.<any>, <key>.torn.<pid>.<any>
+        owner = mark.split(".")[1:2]  # <key>.partial.<pid>.<any>, <key>.torn.<pid>.<any>
         if owner and alive(int(owner[0])) or not mark and whole(folder, read_meta(folder)):
             continue
         with locked(folder.with_name(f"{key}.lock")) as ours:

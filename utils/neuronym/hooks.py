@@ -5,7 +5,8 @@ edit     replace outputs by layer name
 pool     one value per image and unit
 as_maps  one map per image and unit
 
-`LayerInfo`, `get_layer`, `list_layers` and `resolve_layers` (neuronym.hooks) can be imported from here as well.
+`LayerInfo`, `get_layer`, `list_layers` and `resolve_layers` (neuronym.hooks) can be imported from here as
+well.
 
 Which layers a network has: names, kinds, units and layouts, observed by running it.
 
@@ -19,6 +20,7 @@ first_tensor    the tensor that stands for a module's output
 A layer is a dotted string of `named_modules()`. Layouts, and where their axes are:
     conv [B, K, h, w]   nhwc [B, h, w, K]   tokens [B, T, K]   tokens_first [T, B, K]   fc [B, K]
 """
+
 from __future__ import annotations
 
 import math
@@ -34,15 +36,17 @@ from neuronym.common.checks import unknown
 
 
 @contextmanager
-def record(model: nn.Module, layers: list[str] | tuple[str, ...],
-           fn: Callable[[str, Tensor], object] | None = None) -> Iterator[dict]:
-    """Yield a dict that each forward pass of `model` refills with {layer: fn(layer, output)}, or copies of the outputs.
+def record(
+    model: nn.Module, layers: list[str] | tuple[str, ...], fn: Callable[[str, Tensor], object] | None = None
+) -> Iterator[dict]:
+    """Yield a dict that each forward pass of `model` refills with {layer: fn(layer, output)}, or copies of
+    the outputs.
 
-    `fn` runs inside the hook, on the detached output (of a tuple its first float tensor), before a later in-place
-    operation can rewrite it; a result that shares the output's memory is copied. Blocks may be nested: hooks run in
-    the order in which the blocks were entered, so a `record` inside an `edit` sees the edited values.
-    Errors: KeyError for an unknown name, before any hook is set; RuntimeError when a layer runs twice in a pass, runs
-    outside a pass of `model`, or has not run when the pass ends.
+    `fn` runs inside the hook, on the detached output (of a tuple its first float tensor), before a later
+    in-place operation can rewrite it; a result that shares the output's memory is copied. Blocks may be
+    nested: hooks run in the order in which the blocks were entered, so a `record` inside an `edit` sees the
+    edited values. Errors: KeyError for an unknown name, before any hook is set; RuntimeError when a layer
+    runs twice in a pass, runs outside a pass of `model`, or has not run when the pass ends.
     """
     acts: dict[str, object] = {}
 
@@ -56,17 +60,21 @@ def record(model: nn.Module, layers: list[str] | tuple[str, ...],
 
 @contextmanager
 def edit(model: nn.Module, edits: dict[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Replace the output of each layer by edits[layer](output) in every forward pass of `model` within the block.
+    """Replace the output of each layer by edits[layer](output) in every forward pass of `model` within the
+    block.
 
-    Of a tuple the first float tensor is replaced. Errors: as in `record`, and ValueError for an edit that does not
-    return a tensor of the output's shape.
+    Of a tuple the first float tensor is replaced. Errors: as in `record`, and ValueError for an edit that
+    does not return a tensor of the output's shape.
     """
+
     def change(name: str, output: Tensor) -> Tensor:
         value = edits[name](output)
         if not isinstance(value, Tensor) or value.shape != output.shape:
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"an edit returns a tensor of the output's shape {list(output.shape)}, that of '{name}' "
-                             f"gave {got}")
+            raise ValueError(
+                f"an edit returns a tensor of the output's shape {list(output.shape)}, that of '{name}' "
+                f"gave {got}"
+            )
         return value
 
     with _hooked(model, list(edits), change):
@@ -76,14 +84,17 @@ def edit(model: nn.Module, edits: dict[str, Callable[[Tensor], Tensor]]) -> Iter
 def pool(output: Tensor, layout: str, how: str, batch: int) -> Tensor:
     """One value per image and unit: output in any layout -> [B, K].
 
-    "avg" and "max" run over positions (all tokens, class token included), "cls" takes the first token; "fc" has no
-    positions and is returned as it is. The result may share memory with `output`. Errors: ValueError when the batch
-    axis of the layout has not `batch` entries, for an unknown layout or pooling, and for "cls" without tokens.
+    "avg" and "max" run over positions (all tokens, class token included), "cls" takes the first token; "fc"
+    has no positions and is returned as it is. The result may share memory with `output`. Errors: ValueError
+    when the batch axis of the layout has not `batch` entries, for an unknown layout or pooling, and for "cls"
+    without tokens.
     """
     axes, batch_axis = _axes(layout)
     if output.ndim != axes or output.shape[batch_axis] != batch:
-        raise ValueError(f"layout '{layout}' has {axes} axes with the batch ({batch}) at axis {batch_axis}, got shape "
-                         f"{list(output.shape)}; list the layers of this model again")
+        raise ValueError(
+            f"layout '{layout}' has {axes} axes with the batch ({batch}) at axis {batch_axis}, got shape "
+            f"{list(output.shape)}; list the layers of this model again"
+        )
     if how not in ("avg", "max", "cls"):
         raise ValueError(f"pooling is 'avg', 'max' or 'cls', got {how!r}")
     if layout == "fc":
@@ -97,10 +108,12 @@ def pool(output: Tensor, layout: str, how: str, batch: int) -> Tensor:
 
 
 def as_maps(output: Tensor, layout: str, grid: tuple[int, int] | None = None) -> Tensor:
-    """One map per image and unit: output in any layout but "fc" -> [B, K, h, w]; may share memory with `output`.
+    """One map per image and unit: output in any layout but "fc" -> [B, K, h, w]; may share memory with
+    `output`.
 
-    The patch tokens are the last h * w ones; what comes before them (class token, registers) is dropped. Without
-    `grid` the tokens are a square grid, with or without one class token. Errors: ValueError when that does not fit.
+    The patch tokens are the last h * w ones; what comes before them (class token, registers) is dropped.
+    Without `grid` the tokens are a square grid, with or without one class token. Errors: ValueError when that
+    does not fit.
     """
     axes, batch_axis = _axes(layout)
     if output.ndim != axes:
@@ -114,39 +127,56 @@ def as_maps(output: Tensor, layout: str, grid: tuple[int, int] | None = None) ->
     tokens = output if batch_axis == 0 else output.transpose(0, 1)  # [B, T, K]
     count = tokens.shape[1]
     if grid is None:
-        side = math.isqrt(count)  # a square plus one is itself a square only for count 1, so this is unambiguous
+        side = math.isqrt(
+            count
+        )  # a square plus one is itself a square only for count 1, so this is unambiguous
         if count - side * side not in (0, 1):
-            raise ValueError(f"{count} tokens are no square grid with or without class token; pass grid=(h, w)")
+            raise ValueError(
+                f"{count} tokens are no square grid with or without class token; pass grid=(h, w)"
+            )
         grid = (side, side)
     if not 0 < grid[0] * grid[1] <= count:
         raise ValueError(f"a grid of {grid[0]} x {grid[1]} needs as many tokens, got {count}")
-    return tokens[:, count - grid[0] * grid[1]:].transpose(1, 2).unflatten(2, grid)  # [B, K, h, w]
+    return tokens[:, count - grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)  # [B, K, h, w]
 
 
 @contextmanager
-def _hooked(model: nn.Module, layers: list[str] | tuple[str, ...], act: Callable[[str, Tensor], Tensor | None],
-            start: Callable[[], None] = lambda: None) -> Iterator[None]:
+def _hooked(
+    model: nn.Module,
+    layers: list[str] | tuple[str, ...],
+    act: Callable[[str, Tensor], Tensor | None],
+    start: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
     """Call act(layer, output) once a pass for each layer; a tensor that it returns takes the output's place."""
     if isinstance(layers, str):
         raise ValueError(f"layers is a list of names, got the string {layers!r}")
-    modules = {name: get_layer(model, name) for name in layers}  # all names are checked before the first hook is set
+    modules = {
+        name: get_layer(model, name) for name in layers
+    }  # all names are checked before the first hook is set
     network = type(model).__name__
     ran: set[str] | None = None  # None outside a forward pass of the model
 
     def hook_of(name: str) -> Callable:
         def hook(module, inputs, output):
             if ran is None:
-                raise RuntimeError(f"layer '{name}' ran outside a forward pass of {network}; pass the module that is "
-                                   "called (of a CLIP its image tower, model.visual)")
+                raise RuntimeError(
+                    f"layer '{name}' ran outside a forward pass of {network}; pass the module that is "
+                    "called (of a CLIP its image tower, model.visual)"
+                )
             if name in ran:
-                raise RuntimeError(f"layer '{name}' ran twice in one forward pass; choose a module that runs once")
+                raise RuntimeError(
+                    f"layer '{name}' ran twice in one forward pass; choose a module that runs once"
+                )
             ran.add(name)
             tensor = first_tensor(output)
             if tensor is None:
-                raise RuntimeError(f"layer '{name}' gives no float tensor but {type(output).__name__}; "
-                                   "choose one of list_layers")
+                raise RuntimeError(
+                    f"layer '{name}' gives no float tensor but {type(output).__name__}; "
+                    "choose one of list_layers"
+                )
             value = act(name, tensor)
             return None if value is None else _replaced(output, tensor, value)
+
         return hook
 
     def begin(module, inputs):
@@ -158,8 +188,10 @@ def _hooked(model: nn.Module, layers: list[str] | tuple[str, ...], act: Callable
         nonlocal ran
         missing, ran = [name for name in modules if name not in ran], None
         if missing:
-            raise RuntimeError(f"layer '{missing[0]}' did not run in this forward pass of {network} (its parent may "
-                               "use its weights directly); choose one of list_layers")
+            raise RuntimeError(
+                f"layer '{missing[0]}' did not run in this forward pass of {network} (its parent may "
+                "use its weights directly); choose one of list_layers"
+            )
 
     with ExitStack() as stack:
         stack.callback(model.register_forward_pre_hook(begin).remove)
@@ -187,10 +219,25 @@ def _axes(layout: str) -> tuple[int, int]:
     return LAYOUTS[layout][:2]
 
 
-LAYOUTS = {"fc": (2, 0, 1), "tokens": (3, 0, 2), "tokens_first": (3, 1, 2), "conv": (4, 0, 1), "nhwc": (4, 0, 3)}
+LAYOUTS = {
+    "fc": (2, 0, 1),
+    "tokens": (3, 0, 2),
+    "tokens_first": (3, 1, 2),
+    "conv": (4, 0, 1),
+    "nhwc": (4, 0, 3),
+}
 """layout -> number of axes, batch axis, unit axis."""
-_CHANNELS_FIRST = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, nn.MaxPool2d,
-                   nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_CHANNELS_FIRST = (
+    nn.Conv2d,
+    nn.ConvTranspose2d,
+    nn.BatchNorm2d,
+    nn.GroupNorm,
+    nn.InstanceNorm2d,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+)
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -217,31 +264,34 @@ def get_layer(model: nn.Module, name: str) -> nn.Module:
 def list_layers(model: nn.Module, example: Tensor, layouts: dict[str, str] | None = None) -> list[LayerInfo]:
     """Every layer that can be recorded, in the order of `named_modules()`; example [1, 3, H, W].
 
-    The batch axis is observed, not assumed: the model runs (in evaluation mode, without gradients) on 2 and on 3
-    copies of the example, and the one axis that goes from 2 to 3 is the batch. Left out are modules that do not run,
-    that run more than once (a shared activation), that return no float tensor (a dictionary; of a tuple the first
-    float tensor counts), or whose batch is folded into another axis (attention windows).
+    The batch axis is observed, not assumed: the model runs (in evaluation mode, without gradients) on 2 and
+    on 3 copies of the example, and the one axis that goes from 2 to 3 is the batch. Left out are modules that
+    do not run, that run more than once (a shared activation), that return no float tensor (a dictionary; of a
+    tuple the first float tensor counts), or whose batch is folded into another axis (attention windows).
 
-    Outputs with four axes are "nhwc" for Linear and plain LayerNorm, "conv" for 2-d convolutions, norms and poolings.
-    Any other module (containers, activations, permutations) gets the reading whose map has the aspect ratio of the
-    example; if both have it (a square map with as many units as columns), the layout of the module that finished just
-    before it with the same shape. `layouts` {glob: layout} overrides all this.
+    Outputs with four axes are "nhwc" for Linear and plain LayerNorm, "conv" for 2-d convolutions, norms and
+    poolings. Any other module (containers, activations, permutations) gets the reading whose map has the
+    aspect ratio of the example; if both have it (a square map with as many units as columns), the layout of
+    the module that finished just before it with the same shape. `layouts` {glob: layout} overrides all this.
     """
     return [layer for layer in _survey(model, example, layouts).values() if isinstance(layer, LayerInfo)]
 
 
-def resolve_layers(model: nn.Module, patterns: str | list[str], example: Tensor,
-                   layouts: dict[str, str] | None = None) -> list[LayerInfo]:
-    """The layers meant by names and globs (a list, or one comma-separated string), in the order given, each once.
+def resolve_layers(
+    model: nn.Module, patterns: str | list[str], example: Tensor, layouts: dict[str, str] | None = None
+) -> list[LayerInfo]:
+    """The layers meant by names and globs (a list, or one comma-separated string), in the order given, each
+    once.
 
-    `*` stays within one dotted part and `**` crosses dots: "blocks.*" gives the blocks, "blocks.**" all inside them.
-    "every" is each layer of `list_layers`. "all" is the network's body at the resolution one talks about: stem, stages
-    and head (conv1, layer1 .. layer4, fc), or the blocks where there is a single stack (blocks.0 .. blocks.15, head).
-    The rule: go through the model's children; open a child that gives no tensor of its own, and a child that is the
-    only one among its siblings to hold a list of blocks (a block is a composite module with a forward of its own); of
-    the rest keep what has weights and is no norm, a Sequential that ends in a Linear under that Linear's name. A
-    network without any list of blocks (VGG) gives its convolutions and linear layers.
-    Errors: KeyError for a pattern that matches nothing, ValueError for a layer that exists but cannot be recorded.
+    `*` stays within one dotted part and `**` crosses dots: "blocks.*" gives the blocks, "blocks.**" all
+    inside them. "every" is each layer of `list_layers`. "all" is the network's body at the resolution one
+    talks about: stem, stages and head (conv1, layer1 .. layer4, fc), or the blocks where there is a single
+    stack (blocks.0 .. blocks.15, head). The rule: go through the model's children; open a child that gives no
+    tensor of its own, and a child that is the only one among its siblings to hold a list of blocks (a block
+    is a composite module with a forward of its own); of the rest keep what has weights and is no norm, a
+    Sequential that ends in a Linear under that Linear's name. A network without any list of blocks (VGG)
+    gives its convolutions and linear layers. Errors: KeyError for a pattern that matches nothing, ValueError
+    for a layer that exists but cannot be recorded.
     """
     survey = _survey(model, example, layouts)
     listed = {name: layer for name, layer in survey.items() if isinstance(layer, LayerInfo)}
@@ -254,7 +304,9 @@ def resolve_layers(model: nn.Module, patterns: str | list[str], example: Tensor,
         if part in listed:
             names.append(part)
         elif part in survey:
-            raise ValueError(f"layer '{part}' of {type(model).__name__} cannot be recorded: it {survey[part]}")
+            raise ValueError(
+                f"layer '{part}' of {type(model).__name__} cannot be recorded: it {survey[part]}"
+            )
         elif part in ("all", "every"):
             names += _body(model, listed) if part == "all" else list(listed)
         else:
@@ -272,16 +324,22 @@ def first_tensor(output: object) -> Tensor | None:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a dotted name fits a glob: `*` and `?` stay within one part, `**` crosses dots, [0-9] is one of a set."""
+    """Whether a dotted name fits a glob: `*` and `?` stay within one part, `**` crosses dots, [0-9] is one of
+    a set.
+    """
     words = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
     parts = re.split(r"(\*\*|\*|\?|\[[\w-]+\])", pattern)
-    regex = "".join(words.get(part, part if part.startswith("[") and part.endswith("]") else re.escape(part))
-                    for part in parts)
+    regex = "".join(
+        words.get(part, part if part.startswith("[") and part.endswith("]") else re.escape(part))
+        for part in parts
+    )
     return re.fullmatch(regex, name) is not None
 
 
 def _survey(model: nn.Module, example: Tensor, layouts: dict[str, str] | None) -> dict[str, LayerInfo | str]:
-    """Each module's LayerInfo, or the words that say why it cannot be recorded, from runs on 2 and on 3 images."""
+    """Each module's LayerInfo, or the words that say why it cannot be recorded, from runs on 2 and on 3
+    images.
+    """
     if example.ndim != 4 or len(example) < 1:
         raise ValueError(f"expected an example [1, 3, H, W], got {list(example.shape)}")
     modules = {name: module for name, module in model.named_modules() if name}
@@ -296,6 +354,7 @@ def _survey(model: nn.Module, example: Tensor, layouts: dict[str, str] | None) -
             tensor = first_tensor(output)
             shapes[name][size].append(None if tensor is None else tuple(tensor.shape))
             finished.append(name)
+
         return hook
 
     with ExitStack() as stack:
@@ -309,14 +368,22 @@ def _survey(model: nn.Module, example: Tensor, layouts: dict[str, str] | None) -
     found: dict[str, LayerInfo | str] = {}
     aspect, before = example.shape[2] / example.shape[3], None
     for name in dict.fromkeys(finished):
-        override = next((layout for pattern, layout in (layouts or {}).items() if _matches(name, pattern)), None)
+        override = next(
+            (layout for pattern, layout in (layouts or {}).items() if _matches(name, pattern)), None
+        )
         found[name] = _describe(name, modules[name], shapes[name], aspect, before, override)
         before = found[name] if isinstance(found[name], LayerInfo) else before
     return {name: found.get(name, "does not run in a forward pass") for name in modules}
 
 
-def _describe(name: str, module: nn.Module, shapes: dict[int, list], aspect: float, before: LayerInfo | None,
-              override: str | None) -> LayerInfo | str:
+def _describe(
+    name: str,
+    module: nn.Module,
+    shapes: dict[int, list],
+    aspect: float,
+    before: LayerInfo | None,
+    override: str | None,
+) -> LayerInfo | str:
     if len(shapes[2]) != 1 or len(shapes[3]) != 1:
         return f"runs {max(len(shapes[2]), len(shapes[3]))} times in one forward pass (a shared module)"
     two, three = shapes[2][0], shapes[3][0]
@@ -326,11 +393,13 @@ def _describe(name: str, module: nn.Module, shapes: dict[int, list], aspect: flo
     if len(axes) != 1 or len(two) != len(three) or (two[axes[0]], three[axes[0]]) != (2, 3):
         return f"has no batch axis of its own: two images give shape {list(two)}, three give {list(three)}"
     batch = axes[0]
-    shape = two[:batch] + two[batch + 1:]
+    shape = two[:batch] + two[batch + 1 :]
     fitting = [layout for layout, (count, axis, _) in LAYOUTS.items() if (count, axis) == (len(two), batch)]
     if override is not None and override not in fitting:
-        raise ValueError(f"layout '{override}' does not fit '{name}', which gives shape {list(two)} for two images; "
-                         f"possible: {', '.join(fitting) or 'none'}")
+        raise ValueError(
+            f"layout '{override}' does not fit '{name}', which gives shape {list(two)} for two images; "
+            f"possible: {', '.join(fitting) or 'none'}"
+        )
     if not fitting:
         return f"has no known layout: two images give shape {list(two)}"
     layout = override or (fitting[0] if len(fitting) == 1 else _conv_or_nhwc(module, shape, aspect, before))
@@ -338,7 +407,9 @@ def _describe(name: str, module: nn.Module, shapes: dict[int, list], aspect: flo
 
 
 def _conv_or_nhwc(module: nn.Module, shape: tuple[int, ...], aspect: float, before: LayerInfo | None) -> str:
-    if isinstance(module, nn.Linear) or type(module) is nn.LayerNorm:  # subclasses of LayerNorm may permute inside
+    if (
+        isinstance(module, nn.Linear) or type(module) is nn.LayerNorm
+    ):  # subclasses of LayerNorm may permute inside
         return "nhwc"
     if isinstance(module, _CHANNELS_FIRST):
         return "conv"
@@ -356,7 +427,11 @@ def _body(model: nn.Module, listed: dict[str, LayerInfo]) -> list[str]:
         holders = [child for child in module.children() if _holds_blocks(child)]
         for key, child in module.named_children():
             name = prefix + key
-            stack = plain and isinstance(child, _LISTS) and sum(isinstance(c, _WEIGHTED) for c in child.children()) > 1
+            stack = (
+                plain
+                and isinstance(child, _LISTS)
+                and sum(isinstance(c, _WEIGHTED) for c in child.children()) > 1
+            )
             if name not in listed or stack or (len(holders) == 1 and child is holders[0]):
                 yield from walk(child, name + ".")
             elif _has_units(child):

@@ -3,7 +3,8 @@
 Job      arrays that one network gives for one probe: where they are cached and how a batch of them is made
 compute  the pass: each image decoded once, rows written as they come, taken up where a killed pass stopped
 
-A network made ready to be read: evaluation mode, its device, no gradients, exact float32; all undone afterwards.
+A network made ready to be read: evaluation mode, its device, no gradients, exact float32; all undone
+afterwards.
 
 ready          all of it, for a while
 evaluating     evaluation mode only
@@ -12,6 +13,7 @@ kept_memory    freed memory is used again
 DTYPES         precision of a pass
 PIECE          pixels that pass a network on a CPU at once
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -45,7 +47,8 @@ class Job:
     preprocess_spec: str
     specs: dict[str, dict]
     widths: dict[str, int]
-    reader: Callable  # (names, device) -> context manager of a function: images [b, 3, H, W] -> {name: [b, width]}
+    # (names, device) -> context manager of a function: images [b, 3, H, W] -> {name: [b, width]}
+    reader: Callable
     info: dict
     check: Callable[[Tensor], None] = lambda block: None  # refuses values that cannot be right
     writers: dict = field(default_factory=dict)
@@ -58,13 +61,20 @@ class Job:
     def result(self, name: str) -> Tensor:
         """A cached array as a tensor over its file."""
         found = cache.load(self.kind, self.specs[name])
-        # mode "c": what a caller writes stays in memory; torch warns of tensors over arrays that cannot be written
+        # mode "c": what a caller writes stays in memory; torch warns of tensors over arrays that cannot be
+        # written
         private = np.memmap(found.filename, found.dtype, "c", found.offset, found.shape)
         return torch.from_numpy(np.asarray(private))
 
 
-def compute(probe: Probe, jobs: list[Job], batch_size: int, device: Device, progress: Progress | None,
-            workers: int | None) -> None:
+def compute(
+    probe: Probe,
+    jobs: list[Job],
+    batch_size: int,
+    device: Device,
+    progress: Progress | None,
+    workers: int | None,
+) -> None:
     """Fill the cache with what the jobs lack, in one pass over the images that none of the arrays has yet."""
     if probe.N < 1:
         raise ValueError(f"probe '{probe.name}' has no images")
@@ -72,7 +82,9 @@ def compute(probe: Probe, jobs: list[Job], batch_size: int, device: Device, prog
         raise ValueError(f"batch_size is at least 1, got {batch_size}")
     with ExitStack() as stack:
         todo = [(job, name) for job in jobs for name in job.missing()]
-        for job, name in sorted(todo, key=lambda item: cache.key_of(item[0].specs[item[1]])):  # one order of locks
+        for job, name in sorted(
+            todo, key=lambda item: cache.key_of(item[0].specs[item[1]])
+        ):  # one order of locks
             shape = (probe.N, job.widths[name])
             writer = cache.writer(job.kind, job.specs[name], shape, np.float32, {**job.info, "name": name})
             job.writers[name] = stack.enter_context(writer)
@@ -86,9 +98,13 @@ def compute(probe: Probe, jobs: list[Job], batch_size: int, device: Device, prog
         preprocesses = {job.preprocess_spec: job.preprocess for job in active}  # equal ones run once
         # a network is on a GPU, which copies from pinned memory while it computes
         pin = torch.cuda.is_initialized()
-        stream = batches(probe, list(preprocesses.values()), batch_size, start=start, workers=workers, pin=pin)
+        stream = batches(
+            probe, list(preprocesses.values()), batch_size, start=start, workers=workers, pin=pin
+        )
         if progress is not None:
-            stream = progress(stream, -(-(probe.N - start) // batch_size), " + ".join(job.who for job in active))
+            stream = progress(
+                stream, -(-(probe.N - start) // batch_size), " + ".join(job.who for job in active)
+            )
         later = stack.enter_context(_behind())
         for rows, inputs in stream:
             images = dict(zip(preprocesses, inputs))
@@ -99,12 +115,14 @@ def compute(probe: Probe, jobs: list[Job], batch_size: int, device: Device, prog
 
 @contextmanager
 def _behind() -> Iterator[Callable]:
-    """Yield later(function, *arguments): calls run in order on a thread, and the caller is a few of them ahead at most.
+    """Yield later(function, *arguments): calls run in order on a thread, and the caller is a few of them
+    ahead at most.
 
     Their errors are raised by a later call or at the end of the block, which waits for all of them.
     """
     waiting: deque[Future] = deque()
     with ThreadPoolExecutor(1) as pool:
+
         def later(*call: object) -> None:
             waiting.append(pool.submit(*call))
             if len(waiting) > CALLS_BEHIND:
@@ -135,13 +153,17 @@ def _write(job: Job, first: int, blocks: dict[str, Tensor], events: list, probe:
 
 def _check(job: Job, name: str, first: int, block: Tensor, probe: Probe) -> None:
     if block.ndim != 2 or block.shape[1] != job.widths[name]:
-        raise ValueError(f"'{name}' of {job.who} should give {job.widths[name]} values per image, got shape "
-                         f"{list(block.shape)}; list the layers of this model again")
+        raise ValueError(
+            f"'{name}' of {job.who} should give {job.widths[name]} values per image, got shape "
+            f"{list(block.shape)}; list the layers of this model again"
+        )
     bad = (~torch.isfinite(block)).nonzero()
     if len(bad):
         row, unit = bad[0].tolist()
-        raise ValueError(f"activations must be finite; '{name}' of {job.who} gave {block[row, unit].item()} for "
-                         f"image '{probe.ids[first + row]}' (unit {unit}); check weights and image, or use float32")
+        raise ValueError(
+            f"activations must be finite; '{name}' of {job.who} gave {block[row, unit].item()} for "
+            f"image '{probe.ids[first + row]}' (unit {unit}); check weights and image, or use float32"
+        )
     job.check(block)
 
 
@@ -155,15 +177,19 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @contextmanager
-def ready(model: nn.Module | None, device: str | torch.device | None = None, dtype: str = "float32",
-          piece: int | None = None) -> Iterator[Callable[[Tensor], Iterator[Tensor]]]:
-    """Prepare a model for passes without gradients and yield the function that brings images [b, 3, H, W] to it.
+def ready(
+    model: nn.Module | None,
+    device: str | torch.device | None = None,
+    dtype: str = "float32",
+    piece: int | None = None,
+) -> Iterator[Callable[[Tensor], Iterator[Tensor]]]:
+    """Prepare a model for passes without gradients and yield the function that brings images [b, 3, H, W] to
+    it.
 
-    What it gives are pieces of the images, in order, to be passed one after another: a few images each on a CPU (of
-    `piece` pixels a thread, PIECE by default), and on a GPU all, copied beside what it computes where they come from
-    pinned memory.
-    `device` None is where the model is. Device, modes and precision switches are given back at the end.
-    Errors: ValueError for an unknown dtype.
+    What it gives are pieces of the images, in order, to be passed one after another: a few images each on a
+    CPU (of `piece` pixels a thread, PIECE by default), and on a GPU all, copied beside what it computes where
+    they come from pinned memory. `device` None is where the model is. Device, modes and precision switches
+    are given back at the end. Errors: ValueError for an unknown dtype.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -182,7 +208,9 @@ def ready(model: nn.Module | None, device: str | torch.device | None = None, dty
             yield _moved(part, device, copies).to(kind, memory_format=order)
 
     with ExitStack() as stack:
-        if model is not None:  # moved outside inference mode, inside of which parameters could never be trained again
+        if (
+            model is not None
+        ):  # moved outside inference mode, inside of which parameters could never be trained again
             stack.enter_context(evaluating(model))
             stack.callback(model.to, weight.device)
             model.to(device)
@@ -212,11 +240,12 @@ def exact_float32() -> Iterator[None]:
 
 
 @contextmanager
-def kept_memory(size: int = 2 ** 28) -> Iterator[None]:
-    """Have glibc keep up to `size` bytes of freed memory, and blocks up to that; other C libraries are left alone.
+def kept_memory(size: int = 2**28) -> Iterator[None]:
+    """Have glibc keep up to `size` bytes of freed memory, and blocks up to that; other C libraries are left
+    alone.
 
-    By itself it returns blocks above 32 MB to the system, and what is free above 64 MB: every layer's activations then
-    come from the system anew, page by page, and a pass takes up to twice as long.
+    By itself it returns blocks above 32 MB to the system, and what is free above 64 MB: every layer's
+    activations then come from the system anew, page by page, and a pass takes up to twice as long.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
@@ -224,16 +253,18 @@ def kept_memory(size: int = 2 ** 28) -> Iterator[None]:
         return
     try:
         for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-            mallopt(option, 2 ** 25)  # all that older versions accept for the first
+            mallopt(option, 2**25)  # all that older versions accept for the first
             mallopt(option, size)
         yield
     finally:
-        mallopt(M_MMAP_THRESHOLD, 2 ** 25)  # where glibc raises both to by itself
-        mallopt(M_TRIM_THRESHOLD, 2 ** 26)
+        mallopt(M_MMAP_THRESHOLD, 2**25)  # where glibc raises both to by itself
+        mallopt(M_TRIM_THRESHOLD, 2**26)
 
 
 def _moved(images: Tensor, device: torch.device, copies: torch.cuda.Stream | None) -> Tensor:
-    """The images on the device; on a GPU the stream `copies` brings them while the current one still computes."""
+    """The images on the device; on a GPU the stream `copies` brings them while the current one still
+    computes.
+    """
     if copies is None:
         return images.to(device)
     current = torch.cuda.current_stream(device)

@@ -1,4 +1,5 @@
 """How an unknown name is reported: `unknown`."""
+
 from __future__ import annotations
 
 import difflib
@@ -23,7 +24,9 @@ def unknown(what: str, name: str, known: Iterable[str], shown: int = 12) -> Unkn
     known = [str(k) for k in known]
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     listed = ", ".join(known[:shown]) + (f", ... ({len(known)} in all)" if len(known) > shown else "")
-    return UnknownName(f"no {what} '{name}'" + (f"; nearest: {', '.join(near)}" if near else "") + f"; known: {listed}")
+    return UnknownName(
+        f"no {what} '{name}'" + (f"; nearest: {', '.join(near)}" if near else "") + f"; known: {listed}"
+    )
 
 
 def number(name: str, value: float, low: float | None = None, high: float | None = None) -> None:
@@ -54,8 +57,9 @@ def import_extra(package: str, requirement: str, name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        raise ModuleNotFoundError(f"'{name}' needs the optional package {requirement}; pip install {requirement}",
-                                  name=package) from error
+        raise ModuleNotFoundError(
+            f"'{name}' needs the optional package {requirement}; pip install {requirement}", name=package
+        ) from error
 
 
 def openai_package() -> ModuleType:
@@ -67,8 +71,10 @@ def openai_package() -> ModuleType:
         except ModuleNotFoundError as error:
             if error.name != "pkg_resources":
                 raise
-            raise ModuleNotFoundError("openai-clip imports pkg_resources, which this setuptools lacks; "
-                                      "pip install 'setuptools>=75,<82'") from error
+            raise ModuleNotFoundError(
+                "openai-clip imports pkg_resources, which this setuptools lacks; "
+                "pip install 'setuptools>=75,<82'"
+            ) from error
     return clip
 
 

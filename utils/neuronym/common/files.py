@@ -3,6 +3,7 @@
 locked   hold a lock file, or learn that another does
 alive    whether a process of this machine still runs
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -21,7 +22,8 @@ except ImportError:  # Windows
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path`, which tells our pid, and yield True; yield False when another writer holds it.
+    """Hold the lock file `path`, which tells our pid, and yield True; yield False when another writer holds
+    it.
 
     The lock is the operating system's: one that a killed process left behind is taken over.
     """
@@ -65,7 +67,8 @@ def _take(path: Path) -> IO[str] | None:
                 return file
         except FileNotFoundError:
             pass
-        file.close()  # its last holder removed it between our open and our lock: what we hold is no longer the lock
+        # its last holder removed it between our open and our lock: what we hold is no longer the lock
+        file.close()
 
 
 def digest(*texts: str) -> str:

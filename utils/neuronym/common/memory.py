@@ -13,6 +13,7 @@ checked             the inputs of every similarity function, or a sentence on wh
 or_one              a divisor without zeros
 number, whole       an option's value, or a sentence
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -21,13 +22,15 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-MEMORY = 2**28   # bytes, the budget of those who name none
-CACHED = 2**23   # bytes that a processor works on quickly: on a CPU, larger temporaries only cost time
+MEMORY = 2**28  # bytes, the budget of those who name none
+CACHED = 2**23  # bytes that a processor works on quickly: on a CPU, larger temporaries only cost time
 SORTING_BYTES_PER_VALUE = 40  # at the most, for each value that `order` sorts
 
 
 def fit(memory: int, *stages: tuple[int, int, int]) -> list[int]:
-    """How many items fit into memory, at least one, for each stage (bytes beside them, bytes of one, their number)."""
+    """How many items fit into memory, at least one, for each stage (bytes beside them, bytes of one, their
+    number).
+    """
     least = max(beside + one for beside, one, _ in stages)
     if memory < least:
         raise ValueError(f"memory {memory} bytes is too small for these sizes; pass at least {least}")
@@ -49,8 +52,9 @@ def order(values: Tensor) -> Tensor:
     """Indices that sort the last axis ascending, equal values in order of index."""
     if values.dtype != torch.float32 or values.device.type != "cpu":
         return values.sort(dim=-1, stable=True).indices
-    # floats as integers of the same order, with the index below them: numpy sorts such keys about ten times faster
-    bits = (values + 0.).contiguous().view(torch.int32)  # adding 0 makes -0 equal to 0
+    # floats as integers of the same order, with the index below them: numpy sorts such keys about ten times
+    # faster
+    bits = (values + 0.0).contiguous().view(torch.int32)  # adding 0 makes -0 equal to 0
     keys = bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF)).long()
     keys.bitwise_left_shift_(32).bitwise_or_(torch.arange(values.shape[-1]))
     keys.numpy().sort(axis=-1)
@@ -58,20 +62,22 @@ def order(values: Tensor) -> Tensor:
 
 
 def strongest(Q: Tensor, units: Tensor, n: int, dtype: torch.dtype, some: int) -> Tensor:
-    """The n images that activate each unit most, descending, ties by lower index: [units, n]; `some` units at once."""
+    """The n images that activate each unit most, descending, ties by lower index: [units, n]; `some` units at
+    once.
+    """
     top, cpu = torch.empty(len(units), n, dtype=torch.int64, device=Q.device), Q.device.type == "cpu"
     threads = torch.get_num_threads() if cpu else 1
 
     def find(share: slice) -> None:
         for part in slices(share.stop - share.start, some // threads):
             part = slice(share.start + part.start, share.start + part.stop)
-            q = Q.new_empty(part.stop - part.start, len(Q), dtype=dtype)                    # [some, N]
+            q = Q.new_empty(part.stop - part.start, len(Q), dtype=dtype)  # [some, N]
             for rows in slices(len(Q), 64 if cpu else len(Q)):  # transposing little by little is faster
                 q[:, rows] = Q[rows][:, units[part]].T
             top[part] = first_largest(q, n)
 
     in_threads(len(units), min(threads, some), find)
-    return top                                                                              # [units, n]
+    return top  # [units, n]
 
 
 def first_largest(values: Tensor, n: int) -> Tensor:
@@ -81,7 +87,7 @@ def first_largest(values: Tensor, n: int) -> Tensor:
     tied = equal.any(1)  # topk puts equal values in any order ...
     chosen = top[tied].sort(dim=1).values
     top[tied] = chosen.gather(1, order(values[tied].gather(1, chosen).neg()))
-    tied = equal[:, n - 1:].any(1)  # ... and takes any of those that equal the last
+    tied = equal[:, n - 1 :].any(1)  # ... and takes any of those that equal the last
     top[tied] = order(values[tied].neg())[:, :n]
     return top
 
@@ -97,7 +103,8 @@ def used(top: Tensor, N: int) -> tuple[Tensor, Tensor]:
 def in_threads(count: int, n: int, work: Callable[[slice], None]) -> None:
     """Call work with n equal parts of 0..count, each in a thread in which torch uses no others.
 
-    Torch's own threads share every single operation, and wait for the next one without leaving their processor.
+    Torch's own threads share every single operation, and wait for the next one without leaving their
+    processor.
     """
     n = max(1, min(n, count))
     if n == 1:
@@ -116,11 +123,12 @@ def or_one(x: Tensor) -> Tensor:
     return torch.where(x == 0, 1, x)
 
 
-RANKING_BYTES = 2 ** 27
+RANKING_BYTES = 2**27
 
 
 def top_images(Q: Tensor, k: int) -> Tensor:
-    """The k highest activated images of each unit, best first: Q [N, K] -> indices [k, K]; ties go to the lower index.
+    """The k highest activated images of each unit, best first: Q [N, K] -> indices [k, K]; ties go to the
+    lower index.
 
     Errors: ValueError for k outside 1 .. N and for values that are not finite.
     """

@@ -3,12 +3,14 @@
 interval            bootstrap interval of a mean over neurons
 paired_interval     mean difference of two methods rated on the same neurons, with its interval
 means               mean and interval of several methods, the same neurons drawn for all
-paired              differences of methods rated on the same neurons: mean, interval, Wilcoxon's test, Holm's correction
+paired              differences of methods rated on the same neurons: mean, interval, Wilcoxon's test, Holm's
+                    correction
 holm                p-values corrected for their number, against a single false one
 benjamini_hochberg  the same against a share of false ones
 as_p_values         p-values not corrected
 draw_neurons        the draws behind all intervals
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -25,69 +27,92 @@ DRAWS = 10_000
 LAYER = "layer"  # the column of strata
 
 
-def interval(values: Sequence[float], seed: int = 0, draws: int = DRAWS, level: float = .95) -> tuple[float, float]:
+def interval(
+    values: Sequence[float], seed: int = 0, draws: int = DRAWS, level: float = 0.95
+) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean; resampled are the values, one for each neuron."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
-        raise ValueError(f"a bootstrap takes finite values, at least one, got {x.shape} with {int((~np.isfinite(x)).sum())} "
-                         "that are not")
+        raise ValueError(
+            f"a bootstrap takes finite values, at least one, got {x.shape} with {int((~np.isfinite(x)).sum())} "
+            "that are not"
+        )
     limits = _limits(level)
-    low, high = np.quantile(np.concatenate([x[drawn].mean(1) for drawn in draw_neurons(len(x), seed, draws)]), limits)
+    low, high = np.quantile(
+        np.concatenate([x[drawn].mean(1) for drawn in draw_neurons(len(x), seed, draws)]), limits
+    )
     return float(low), float(high)
 
 
-def paired_interval(a: Sequence[float], b: Sequence[float], seed: int = 0, draws: int = DRAWS,
-                    level: float = .95) -> tuple[float, float, float]:
+def paired_interval(
+    a: Sequence[float], b: Sequence[float], seed: int = 0, draws: int = DRAWS, level: float = 0.95
+) -> tuple[float, float, float]:
     """Mean of a - b, and its interval (low, high); resampled are neurons, each with both of its values.
 
     Errors: ValueError for unequal numbers of values, and for values that are missing.
     """
     a, b = (np.asarray(x, dtype=np.float64) for x in (a, b))
     if a.shape != b.shape:
-        raise ValueError(f"paired values are one of each method for every neuron, got {a.shape} and {b.shape}")
-    return float((a - b).mean()) if a.size else 0., *interval(a - b, seed, draws, level)
+        raise ValueError(
+            f"paired values are one of each method for every neuron, got {a.shape} and {b.shape}"
+        )
+    return float((a - b).mean()) if a.size else 0.0, *interval(a - b, seed, draws, level)
 
 
-def means(table: pd.DataFrame, seed: int = 0, stratified: bool = False, draws: int = DRAWS,
-          level: float = .95) -> pd.DataFrame:
+def means(
+    table: pd.DataFrame, seed: int = 0, stratified: bool = False, draws: int = DRAWS, level: float = 0.95
+) -> pd.DataFrame:
     """Mean of every column of a table with one row a neuron, with its interval: method, mean, low, high.
 
-    Resampled are neurons, jointly: each draw takes the same ones for all methods. A column `layer` is no method; with
-    `stratified` each layer keeps its number of neurons in every draw. Errors: ValueError for values that are missing.
+    Resampled are neurons, jointly: each draw takes the same ones for all methods. A column `layer` is no
+    method; with `stratified` each layer keeps its number of neurons in every draw. Errors: ValueError for
+    values that are missing.
     """
     if stratified and LAYER not in table:
-        raise ValueError(f"stratified draws need a column '{LAYER}', got columns {', '.join(map(str, table.columns))}")
+        raise ValueError(
+            f"stratified draws need a column '{LAYER}', got columns {', '.join(map(str, table.columns))}"
+        )
     values = table.drop(columns=LAYER, errors="ignore")
     if not values.size or not all(pd.api.types.is_numeric_dtype(kind) for kind in values.dtypes):
-        raise ValueError(f"means are of columns of numbers, one row a neuron, got {len(values)} rows of "
-                         f"{dict(values.dtypes.astype(str))}; drop what is no method")
+        raise ValueError(
+            f"means are of columns of numbers, one row a neuron, got {len(values)} rows of "
+            f"{dict(values.dtypes.astype(str))}; drop what is no method"
+        )
     x = values.to_numpy(np.float64)
     lacking = int((~np.isfinite(x)).any(1).sum())
     if lacking:
-        raise ValueError(f"means need a finite value of every method for every neuron, {lacking} neurons lack one; drop them "
-                         "for all methods")
+        raise ValueError(
+            f"means need a finite value of every method for every neuron, {lacking} neurons lack one; drop them "
+            "for all methods"
+        )
     limits, strata = _limits(level), table[LAYER] if stratified else None
-    drawn = np.concatenate([np.stack([column[some].mean(1) for column in x.T], 1)
-                            for some in draw_neurons(len(x), seed, draws, strata)])          # [draws, methods]
+    drawn = np.concatenate(
+        [
+            np.stack([column[some].mean(1) for column in x.T], 1)
+            for some in draw_neurons(len(x), seed, draws, strata)
+        ]
+    )  # [draws, methods]
     low, high = np.quantile(drawn, limits, axis=0)
     return pd.DataFrame({"method": list(values.columns), "mean": x.mean(0), "low": low, "high": high})
 
 
 def paired(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Every pair of columns of a table with one row a neuron: mean difference, its interval, p of Wilcoxon's signed-rank
-    test (differences of zero left out), and p after Holm's correction for the number of pairs.
+    """Every pair of columns of a table with one row a neuron: mean difference, its interval, p of Wilcoxon's
+    signed-rank test (differences of zero left out), and p after Holm's correction for the number of pairs.
 
     Errors: ValueError for values that are missing: a test on pairs needs both.
     """
     from scipy.stats import wilcoxon
 
     if table.isna().any(axis=None):
-        raise ValueError(f"paired methods need a value for every neuron, {int(table.isna().any(axis=1).sum())} neurons lack "
-                         "one; drop them for all methods")
+        raise ValueError(
+            f"paired methods need a value for every neuron, {int(table.isna().any(axis=1).sum())} neurons lack "
+            "one; drop them for all methods"
+        )
     rows = []
     for a, b in combinations(table.columns, 2):
         d = (table[a] - table[b]).to_numpy(np.float64)
-        p = float(wilcoxon(d).pvalue) if (d != 0).any() else 1.
+        p = float(wilcoxon(d).pvalue) if (d != 0).any() else 1.0
         rows.append((a, b, *paired_interval(table[a], table[b], seed), p))
     found = pd.DataFrame(rows, columns=["first", "second", "difference", "low", "high", "p"])
     return found.assign(holm=holm(found["p"]))
@@ -106,8 +131,8 @@ def holm(p: Sequence[float]) -> np.ndarray:
 def benjamini_hochberg(p: Sequence[float]) -> np.ndarray:
     """Benjamini and Hochberg (1995): the k-th smallest of n p-values times n / k, never above a later one.
 
-    Those at most `level` hold a share of false ones of at most `level` in the mean, for independent tests and for such
-    as depend positively on each other.
+    Those at most `level` hold a share of false ones of at most `level` in the mean, for independent tests and
+    for such as depend positively on each other.
     """
     p = as_p_values(p)
     order = np.argsort(p, kind="stable")[::-1]
@@ -121,19 +146,27 @@ def as_p_values(p: Sequence[float]) -> np.ndarray:
     p = np.asarray(p, dtype=np.float64)
     wrong = p[~((p >= 0) & (p <= 1))]
     if p.ndim != 1 or len(wrong):
-        raise ValueError(f"p-values are a list of numbers from 0 to 1, got {p.shape} with {wrong[:3].tolist()}")
+        raise ValueError(
+            f"p-values are a list of numbers from 0 to 1, got {p.shape} with {wrong[:3].tolist()}"
+        )
     return p
 
 
-def draw_neurons(n: int, seed: int = 0, draws: int = DRAWS, strata: Sequence | None = None) -> Iterator[np.ndarray]:
-    """Yield indices [some, n] of neurons drawn with replacement, `draws` rows in all; within strata as many as each has."""
+def draw_neurons(
+    n: int, seed: int = 0, draws: int = DRAWS, strata: Sequence | None = None
+) -> Iterator[np.ndarray]:
+    """Yield indices [some, n] of neurons drawn with replacement, `draws` rows in all; within strata as many
+    as each has.
+    """
     whole("draws", draws)
     dice, groups = np.random.default_rng(seed), [np.arange(n)]
     if strata is not None:
         numbers = pd.factorize(np.asarray(strata), use_na_sentinel=False)[0]
         groups = [np.flatnonzero(numbers == g) for g in range(numbers.max() + 1)]
     for some in np.diff([*range(0, draws, max(1, min(1000, 2**24 // n))), draws]):
-        yield np.concatenate([group[dice.integers(len(group), size=(some, len(group)))] for group in groups], axis=1)
+        yield np.concatenate(
+            [group[dice.integers(len(group), size=(some, len(group)))] for group in groups], axis=1
+        )
 
 
 def _limits(level: float) -> list[float]:
@@ -142,13 +175,16 @@ def _limits(level: float) -> list[float]:
 
 
 def correlation(predicted: Tensor, true: Tensor) -> Tensor:
-    """Pearson correlation [K] over images of predicted and true values, both [N, K]; 0 where either is constant.
+    """Pearson correlation [K] over images of predicted and true values, both [N, K]; 0 where either is
+    constant.
 
     Constant is what varies by no more than rounding of its largest value, whatever the scale.
     """
     if predicted.shape != true.shape:
-        raise ValueError(f"expected predicted and true values [N, K] of one shape, got {list(predicted.shape)} and "
-                         f"{list(true.shape)}")
+        raise ValueError(
+            f"expected predicted and true values [N, K] of one shape, got {list(predicted.shape)} and "
+            f"{list(true.shape)}"
+        )
     return (standard(predicted) * standard(true)).sum(0)
 
 
@@ -159,7 +195,7 @@ def standard(x: Tensor) -> Tensor:
     largest = x.abs().amax(0).clamp_min(1e-300)
     x = (x - x.mean(0)) / largest  # squares of small values would vanish
     length = x.norm(dim=0)
-    return torch.where(length <= 4 * rounding * len(x) ** .5, 0., x / length)
+    return torch.where(length <= 4 * rounding * len(x) ** 0.5, 0.0, x / length)
 
 
 Numbers = Sequence[float] | np.ndarray | Tensor
@@ -172,22 +208,30 @@ def auroc(trust: Numbers, right: Numbers) -> float:
     """
     trust, right = _pairs(trust, right)
     found = _aurocs(trust, right, np.ones((1, len(trust))))[0]
-    return .5 if np.isnan(found) else float(found)
+    return 0.5 if np.isnan(found) else float(found)
 
 
 def _pairs(trust: Numbers, right: Numbers, share: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """trust as float64 and right as bool, both [K]."""
-    trust, right = (x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in (trust, right))
+    trust, right = (
+        x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in (trust, right)
+    )
     if trust.ndim != 1 or right.shape != trust.shape or not len(trust):
-        raise ValueError(f"expected trust and right [K] of equal K, at least one, got {list(trust.shape)} and "
-                         f"{list(right.shape)}")
+        raise ValueError(
+            f"expected trust and right [K] of equal K, at least one, got {list(trust.shape)} and "
+            f"{list(right.shape)}"
+        )
     trust = trust.astype(np.float64)
     wrong = trust[~np.isfinite(trust) | (share & ~((trust >= 0) & (trust <= 1)))]
     if len(wrong):
-        raise ValueError(f"trust must be {'from 0 to 1' if share else 'finite'}, got {wrong[0]}"
-                         + ("; give a probability, or rank it with auroc" if share else "; leave that neuron out"))
+        raise ValueError(
+            f"trust must be {'from 0 to 1' if share else 'finite'}, got {wrong[0]}"
+            + ("; give a probability, or rank it with auroc" if share else "; leave that neuron out")
+        )
     if not np.isin(right, (0, 1)).all():
-        raise ValueError(f"right must be true or false, got {right[~np.isin(right, (0, 1))][0]}; choose what counts as right")
+        raise ValueError(
+            f"right must be true or false, got {right[~np.isin(right, (0, 1))][0]}; choose what counts as right"
+        )
     return trust, right.astype(bool)
 
 
@@ -196,7 +240,9 @@ def _aurocs(trust: np.ndarray, right: np.ndarray, times: np.ndarray) -> np.ndarr
     by_trust = np.argsort(trust, kind="stable")
     trust, right, times = trust[by_trust], right[by_trust], times[:, by_trust]
     first = np.flatnonzero(np.append(True, trust[1:] > trust[:-1]))
-    good, bad = (np.add.reduceat(times * kind, first, axis=1) for kind in (right, ~right))  # by value of trust
+    good, bad = (
+        np.add.reduceat(times * kind, first, axis=1) for kind in (right, ~right)
+    )  # by value of trust
     below = np.cumsum(bad, axis=1) - bad / 2
     pairs = good.sum(1) * bad.sum(1)
     return np.divide((good * below).sum(1), pairs, out=np.full(len(times), np.nan), where=pairs > 0)

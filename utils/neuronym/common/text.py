@@ -1,4 +1,5 @@
 """"""
+
 from __future__ import annotations
 
 import codecs
@@ -8,18 +9,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # words that no phrase is made of; the last line is what captions say of themselves
-STOP = frozenset("""a an the this that these those some its it his her their there he she they who which
+STOP = frozenset(
+    """a an the this that these those some its it his her their there he she they who which
     of in on at by for from to into onto over under up down out off with without near next and or as while than
     is are was were be been being has have had does do not very other another one's s
-    photo photos photograph picture pictures image images""".split())
-IRREGULAR = {"men": "man", "women": "woman", "children": "child", "people": "person", "feet": "foot", "teeth": "tooth",
-             "mice": "mouse", "geese": "goose", "leaves": "leaf", "knives": "knife", "buses": "bus", "movies": "movie"}
+    photo photos photograph picture pictures image images""".split()
+)
+IRREGULAR = {
+    "men": "man",
+    "women": "woman",
+    "children": "child",
+    "people": "person",
+    "feet": "foot",
+    "teeth": "tooth",
+    "mice": "mouse",
+    "geese": "goose",
+    "leaves": "leaf",
+    "knives": "knife",
+    "buses": "bus",
+    "movies": "movie",
+}
 
 
 def fold(word: str) -> str:
     """Singular of a word: a dozen irregular ones, -ies to -y, -es off after ch sh s x z (ss), else -s off.
 
-    Words of three letters, and those in -ss -us -is, stay. A rule of counting, not of grammar ("series" is "sery").
+    Words of three letters, and those in -ss -us -is, stay. A rule of counting, not of grammar ("series" is
+    "sery").
     """
     if word in IRREGULAR:
         return IRREGULAR[word]
@@ -34,10 +50,15 @@ EMPTY = frozenset("a an and at by for from in of on or the to with".split())
 
 
 def content_words(label: str) -> frozenset[str]:
-    """Lower-case words without articles and prepositions, plurals in s made singular; Broden's "-c" and "-s" go first."""
+    """Lower-case words without articles and prepositions, plurals in s made singular; Broden's "-c" and "-s"
+    go first.
+    """
     words = re.findall("[a-z]+", re.sub("-[cs]$", "", label.lower()))
-    return frozenset(w[:-1] if len(w) > 3 and w.endswith("s") and not w.endswith("ss") else w
-                     for w in words if w not in EMPTY)
+    return frozenset(
+        w[:-1] if len(w) > 3 and w.endswith("s") and not w.endswith("ss") else w
+        for w in words
+        if w not in EMPTY
+    )
 
 
 PLURALS = {"y": "ies", "f": "ves", "fe": "ves"}  # endings that change before the s
@@ -50,7 +71,11 @@ def naming(names: Sequence[str]) -> re.Pattern[str]:
     spelled = []
     for name in names:
         spelled.append(re.escape(name) + "(s|es)?")
-        spelled += [re.escape(name.removesuffix(end)) + plural for end, plural in PLURALS.items() if name.endswith(end)]
+        spelled += [
+            re.escape(name.removesuffix(end)) + plural
+            for end, plural in PLURALS.items()
+            if name.endswith(end)
+        ]
     return re.compile(rf"(?<!\w)({'|'.join(spelled)})(?!\w)", re.IGNORECASE)  # a name may end in a bracket
 
 
@@ -60,11 +85,13 @@ def read_lines(path: Path) -> list[str]:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        text, wrong = data[:error.start].decode("utf-8"), f"byte 0x{data[error.start]:02x}"
+        text, wrong = data[: error.start].decode("utf-8"), f"byte 0x{data[error.start]:02x}"
     else:
         wrong = "a null character" if "\0" in text else ""
         text = text.partition("\0")[0] if wrong else text
-    lines = re.split(r"\r\n|\r|\n", text)  # not splitlines(), which also cuts at rare characters inside a line
+    lines = re.split(
+        r"\r\n|\r|\n", text
+    )  # not splitlines(), which also cuts at rare characters inside a line
     if wrong:
         raise ValueError(f"{path} is not UTF-8 text: {wrong} in line {len(lines)}; save it as UTF-8")
     return lines
@@ -76,6 +103,10 @@ def clean(text: str) -> str:
 
 
 def names_it(label: str, name: str) -> bool:
-    """Whether the words of `name` follow each other in `label`, singular or plural ("blue rings" names "ring")."""
+    """Whether the words of `name` follow each other in `label`, singular or plural ("blue rings" names
+    "ring").
+    """
     said, wanted = ([fold(word) for word in re.findall(r"\w+", text.lower())] for text in (label, name))
-    return bool(wanted) and any(said[i:i + len(wanted)] == wanted for i in range(len(said) - len(wanted) + 1))
+    return bool(wanted) and any(
+        said[i : i + len(wanted)] == wanted for i in range(len(said) - len(wanted) + 1)
+    )

@@ -1,4 +1,5 @@
 """"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,7 @@ Box = tuple[int, int, int, int]
 @dataclass
 class Target:
     """A network whose neurons are to be named; `layers` are suggestions, the last one its output layer."""
+
     name: str
     model: nn.Module
     preprocess: Callable[[Image.Image], Tensor]  # PIL RGB -> [3, H, W]
@@ -26,10 +28,13 @@ class Target:
 
 @dataclass
 class Clip:
-    """An image-text model. Embeddings are unit rows, float32, on the model's device, independent of batch and order.
+    """An image-text model. Embeddings are unit rows, float32, on the model's device, independent of batch and
+    order.
 
-    Texts longer than the tower's context are cut at its end, the end token kept; the microworld's are refused.
+    Texts longer than the tower's context are cut at its end, the end token kept; the microworld's are
+    refused.
     """
+
     name: str
     encode_image: Callable[[Tensor], Tensor]  # [n, 3, H, W] -> [n, d]
     encode_text: Callable[[Sequence[str]], Tensor]  # m texts -> [m, d]

@@ -10,6 +10,7 @@ clean           one concept as it stands in the lists
 
 The most common English words that can name something: `english_words`.
 """
+
 from __future__ import annotations
 
 import codecs
@@ -29,14 +30,15 @@ CAPTION_SEED, CAPTIONS = 8_000_000_000, 2_000  # of no scene that is drawn
 
 
 def load_concepts(name: str) -> list[str]:
-    """Concepts of the set `name`: "microworld", "english:20000", "imagenet", "broden", "places365", "file:words.txt".
+    """Concepts of the set `name`: "microworld", "english:20000", "imagenet", "broden", "places365",
+    "file:words.txt".
 
     "microworld:atoms" are its 52 single words, "microworld:captions" 2,000 sentences about scenes.
 
-    Every list is cleaned the same way: white space collapsed, blank lines left out, of equal lines the first kept;
-    upper and lower case stay apart (ImageNet has a cardigan and a Cardigan). A relative path starts at the repository
-    root. Unknown names raise a KeyError, missing lists a FileNotFoundError that says where to get them, files that are
-    not UTF-8 text a ValueError that names the line.
+    Every list is cleaned the same way: white space collapsed, blank lines left out, of equal lines the first
+    kept; upper and lower case stay apart (ImageNet has a cardigan and a Cardigan). A relative path starts at
+    the repository root. Unknown names raise a KeyError, missing lists a FileNotFoundError that says where to
+    get them, files that are not UTF-8 text a ValueError that names the line.
     """
     kind, _, rest = name.strip().partition(":")
     if kind not in CONCEPTS:
@@ -50,15 +52,19 @@ def load_concepts(name: str) -> list[str]:
 
 
 def concept_kinds(name: str) -> dict[str, str]:
-    """Kind of every concept of the set `name` that tells it, else {}: the microworld's kinds of words, the category of
-    Broden's label.csv, what stands behind a tab in a line of a file."""
+    """Kind of every concept of the set `name` that tells it, else {}: the microworld's kinds of words, the
+    category of Broden's label.csv, what stands behind a tab in a line of a file.
+    """
     kind, _, rest = name.strip().partition(":")
     if kind == "microworld":
         from neuronym.microworld.world import CATEGORY
+
         return CATEGORY
     if kind == "file":
         lines = [line.split("\t") for line in read_lines(_listed(rest.strip()))]
-        return {clean(line[0]): clean(line[1]) for line in reversed(lines) if len(line) > 1}  # of equal ones the first
+        return {
+            clean(line[0]): clean(line[1]) for line in reversed(lines) if len(line) > 1
+        }  # of equal ones the first
     broden = _home("NEURONYM_BRODEN", "broden") / "label.csv"
     if kind == "broden" and broden.is_file():
         return {clean(plain_name(row["name"])): row["category"].partition("(")[0] for row in _rows(broden)}
@@ -66,9 +72,13 @@ def concept_kinds(name: str) -> dict[str, str]:
 
 
 def _microworld(rest: str) -> list[str]:
-    from neuronym.microworld.world import CLASSES, CONCEPTS, caption, scene
-    sets = {"": CONCEPTS, "atoms": CLASSES, "captions": (caption(scene(CAPTION_SEED + i), i % 5)
-                                                         for i in range(CAPTIONS))}
+    from neuronym.microworld.world import caption, CLASSES, CONCEPTS, scene
+
+    sets = {
+        "": CONCEPTS,
+        "atoms": CLASSES,
+        "captions": (caption(scene(CAPTION_SEED + i), i % 5) for i in range(CAPTIONS)),
+    }
     if rest not in sets:
         raise unknown("microworld concept set", rest, ["atoms", "captions"])
     return list(sets[rest])
@@ -82,6 +92,7 @@ def _english(rest: str) -> list[str]:
 
 def _imagenet(rest: str) -> list[str]:
     from torchvision.models import ResNet50_Weights
+
     return list(ResNet50_Weights.DEFAULT.meta["categories"])
 
 
@@ -93,18 +104,24 @@ def _broden(rest: str) -> list[str]:
         return read_lines(listed)
     if broden.is_file():
         return [plain_name(row["name"]) for row in _rows(broden)]
-    raise FileNotFoundError(f"Broden's labels not found at {broden} or {listed}; run ./dlbroden.sh, or get "
-                            "broden_labels_clean.txt from github.com/Trustworthy-ML-Lab/CLIP-dissect (data/) and set "
-                            "NEURONYM_CONCEPTS to its folder")
+    raise FileNotFoundError(
+        f"Broden's labels not found at {broden} or {listed}; run ./dlbroden.sh, or get "
+        "broden_labels_clean.txt from github.com/Trustworthy-ML-Lab/CLIP-dissect (data/) and set "
+        "NEURONYM_CONCEPTS to its folder"
+    )
 
 
 def _places365(rest: str) -> list[str]:
-    """Lines such as "/a/apartment_building/outdoor 8" -> "apartment building, outdoor", in the order of the classes."""
+    """Lines such as "/a/apartment_building/outdoor 8" -> "apartment building, outdoor", in the order of the
+    classes.
+    """
     path = _home("NEURONYM_CONCEPTS", "concepts") / "categories_places365.txt"
     if not path.is_file():
-        raise FileNotFoundError(f"the Places365 categories are not at {path}; get categories_places365.txt from "
-                                "github.com/CSAILVision/places365 and put it there, or set NEURONYM_CONCEPTS to its "
-                                "folder")
+        raise FileNotFoundError(
+            f"the Places365 categories are not at {path}; get categories_places365.txt from "
+            "github.com/CSAILVision/places365 and put it there, or set NEURONYM_CONCEPTS to its "
+            "folder"
+        )
     names = [re.sub(r"\s+\d+$", "", line.strip()) for line in read_lines(path)]
     return [re.sub("^/[a-z]/", "", name).replace("_", " ").replace("/", ", ") for name in names]
 
@@ -116,7 +133,9 @@ def _file(rest: str) -> list[str]:
 def _listed(rest: str) -> Path:
     path = ROOT / Path(rest).expanduser()
     if not rest or not path.is_file():
-        raise FileNotFoundError(f"no file at {path}; 'file:<path>' is absolute or starts at {ROOT}, one concept a line")
+        raise FileNotFoundError(
+            f"no file at {path}; 'file:<path>' is absolute or starts at {ROOT}, one concept a line"
+        )
     return path
 
 
@@ -145,27 +164,31 @@ def _home(variable: str, folder: str) -> Path:
 
 
 LISTS = ROOT / "data" / "english_words.txt"
-# languages in Latin script with many words in wordfreq: a word common in most of them is a name, or international
+# languages in Latin script with many words in wordfreq: a word common in most of them is a name, or
+# international
 OTHERS = tuple("ca cs da de es fi fr hu id it lt lv nb nl pl pt ro sh sk sl sv tr vi".split())
 SUFFIXES = ("s", "es", "ed", "ing", "ly", "er", "ness", "y", "d", "r", "less", "like", "ful")
 
 
 def english_words(n: int) -> tuple[list[str], dict[str, int]]:
-    """The first n words of wordfreq's English list that pass the rules below, and how many words each rule dropped.
+    """The first n words of wordfreq's English list that pass the rules below, and how many words each rule
+    dropped.
 
     letters   three or more letters a-z, one of them a vowel, none three times in a row
     stop      no function words, contractions and interjections; not "workin" for "working"
     vulgar    no swear words, slurs and sexual words
     inflected a plural or a third person stands for its base form, which takes its place
-    names     no names of people, places and brands: words that many languages use alike while English has few forms of
+    names     no names of people, places and brands: words that many languages use alike while English has few
+              forms of
               them (toyotas, toyotaed, ... are rare beside toyota), and a list of others
     initials  no words of three letters without common forms (cpu, faq)
     foreign   no words far more common in another language while English has few forms of them
 
-    The lists, and the exceptions to the rules, are in data/english_words.txt. Raises a ValueError that says how many
-    words there are when n is larger.
+    The lists, and the exceptions to the rules, are in data/english_words.txt. Raises a ValueError that says
+    how many words there are when n is larger.
     """
     from wordfreq import get_frequency_dict, top_n_list
+
     english = get_frequency_dict("en", "large")
     others = [get_frequency_dict(language, "small") for language in OTHERS]
     lists = read_lists(LISTS)
@@ -177,7 +200,11 @@ def english_words(n: int) -> tuple[list[str], dict[str, int]]:
         if len(kept) == n:
             return kept, dict(dropped)
         base = plural.get(word) or _base(_base(word, english, lists), english, lists)  # womens, women, woman
-        if not re.fullmatch(r"[a-z]{3,}", word) or not re.search("[aeiouy]", word) or re.search(r"(.)\1\1", word):
+        if (
+            not re.fullmatch(r"[a-z]{3,}", word)
+            or not re.search("[aeiouy]", word)
+            or re.search(r"(.)\1\1", word)
+        ):
             rule = "letters"
         elif {word, base} & lists["stop"] or _shortened(word, english):
             rule = "stop"
@@ -218,36 +245,41 @@ def _shortened(word: str, english: dict[str, float]) -> bool:
 
 
 def _base(word: str, english: dict[str, float], lists: dict[str, frozenset[str]]) -> str:
-    """Singular, or infinitive of a third person, when it is a word in its own right; otherwise the word itself."""
+    """Singular, or infinitive of a third person, when it is a word in its own right; otherwise the word
+    itself.
+    """
     if not word.endswith(("s", "men")) or word.endswith(("ss", "us", "is")) or word in lists["unique"]:
         return word
     forms = [word[:-3] + "man"] if word.endswith("men") else [word[:-1]]
     forms += [word[:-3] + "y"] * word.endswith("ies")
     forms += [word[:-2]] * word.endswith(("ches", "shes", "sses", "xes", "zes", "oes"))
     base = max(forms, key=lambda form: english.get(form, 0))
-    return base if len(base) > 2 and english.get(base, 0) > .1 * english[word] else word
+    return base if len(base) > 2 and english.get(base, 0) > 0.1 * english[word] else word
 
 
-def _foreign(word: str, english: dict[str, float], others: list[dict[str, float]],
-             lists: dict[str, frozenset[str]]) -> str:
+def _foreign(
+    word: str, english: dict[str, float], others: list[dict[str, float]], lists: dict[str, frozenset[str]]
+) -> str:
     """The rule by which a word is dropped as a name, initials or a word of another language; "" when by none."""
     if word in lists["names"]:
         return "names"
     own = english[word]
     related = max(english.get(form, 0) for form in _forms(word))
-    alike = sum(other.get(word, 0) >= .1 * own for other in others)
-    if alike >= 12 and related < own * 10 ** -1.4 or alike >= 8 and related < own * 10 ** -2:
+    alike = sum(other.get(word, 0) >= 0.1 * own for other in others)
+    if alike >= 12 and related < own * 10**-1.4 or alike >= 8 and related < own * 10**-2:
         return "names"
-    if len(word) == 3 and related < own * 10 ** -1.5:
+    if len(word) == 3 and related < own * 10**-1.5:
         return "initials"
-    if max(other.get(word, 0) for other in others) >= 20 * own and related < own * 10 ** -1.2:
+    if max(other.get(word, 0) for other in others) >= 20 * own and related < own * 10**-1.2:
         return "foreign"
     return ""
 
 
 def _forms(word: str) -> list[str]:
     """Spellings that inflections and derivatives of an English word would have."""
-    forms = [word + suffix for suffix in SUFFIXES] + [word + word[-1] + suffix for suffix in ("ed", "ing", "y", "er")]
+    forms = [word + suffix for suffix in SUFFIXES] + [
+        word + word[-1] + suffix for suffix in ("ed", "ing", "y", "er")
+    ]
     if word.endswith("e"):
         forms += [word[:-1] + suffix for suffix in ("ing", "y", "ly")]
     if word.endswith("y"):

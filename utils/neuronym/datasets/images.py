@@ -6,6 +6,7 @@ read_image   one file -> PIL RGB
 
 Which image files are what they were, and which cannot be read: `examine`, which remembers what it saw.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -22,44 +23,70 @@ from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
-import PIL
 import numpy as np
+import PIL
 from PIL import Image, UnidentifiedImageError
 
 from neuronym.runs.run import cache_dir
 
 READER = 1  # raised whenever the same bytes would give other pixels
 # HEIC is listed although Pillow cannot read it: a phone's photos must be reported, not silently left out
-SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .gif .bmp .dib .tif .tiff .jp2 .j2k .ppm .pgm "
-                     ".pbm .pnm .pfm .tga .qoi .ico .heic .heif".split())
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "TGA", "QOI", "ICO")
-MAX_PIXELS = 2 ** 28    # 16,384 x 16,384; a larger picture counts as unreadable
-DRAFT_PIXELS = 2 ** 26  # a JPEG above this is decoded at 1/2, 1/4 or 1/8 ...
-DRAFT_SIDE = 4096       # ... but not below this
-TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-         8: Image.Transpose.ROTATE_90}  # by EXIF orientation
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .gif .bmp .dib .tif .tiff .jp2 .j2k .ppm .pgm "
+    ".pbm .pnm .pfm .tga .qoi .ico .heic .heif".split()
+)
+FORMATS = (
+    "JPEG",
+    "MPO",
+    "PNG",
+    "WEBP",
+    "AVIF",
+    "GIF",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "JPEG2000",
+    "PPM",
+    "TGA",
+    "QOI",
+    "ICO",
+)
+MAX_PIXELS = 2**28  # 16,384 x 16,384; a larger picture counts as unreadable
+DRAFT_PIXELS = 2**26  # a JPEG above this is decoded at 1/2, 1/4 or 1/8 ...
+DRAFT_SIDE = 4096  # ... but not below this
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
 _OPENING = threading.Lock()
 
 
 def find_images(folder: Path) -> list[str]:
     """Relative paths (with "/") of all images below `folder`, folder by folder, each in order of code points.
 
-    Hidden files and folders (a name that begins with a dot, macOS's "._" copies among them) and `__MACOSX` are left
-    out; links to folders are followed unless they lead back to where they are.
+    Hidden files and folders (a name that begins with a dot, macOS's "._" copies among them) and `__MACOSX`
+    are left out; links to folders are followed unless they lead back to where they are.
     """
     found = _walk(folder, (), frozenset())
-    found.sort(key=lambda parts: [unicodedata.normalize("NFC", part) for part in parts])  # macOS may decompose names
+    found.sort(
+        key=lambda parts: [unicodedata.normalize("NFC", part) for part in parts]
+    )  # macOS may decompose names
     return ["/".join(parts) for parts in found]
 
 
 def read_image(source: Path | BinaryIO) -> Image.Image:
     """Decode one image file to 8-bit RGB, upright.
 
-    The first frame of an animation; transparency over white; 16-bit values divided by 257; floats from 0 to 1 or from
-    0 to 255; CMYK by Pillow's plain formula; turned as EXIF says, a broken EXIF counting as none. Of a JPEG above
-    DRAFT_PIXELS a half, quarter or eighth of the resolution is decoded. Raises an OSError, ValueError or whatever else
-    the decoder raises when the file is damaged, has a mode without a conversion, or more than MAX_PIXELS.
+    The first frame of an animation; transparency over white; 16-bit values divided by 257; floats from 0 to 1
+    or from 0 to 255; CMYK by Pillow's plain formula; turned as EXIF says, a broken EXIF counting as none. Of
+    a JPEG above DRAFT_PIXELS a half, quarter or eighth of the resolution is decoded. Raises an OSError,
+    ValueError or whatever else the decoder raises when the file is damaged, has a mode without a conversion,
+    or more than MAX_PIXELS.
     """
     with _open(source) as image:
         if image.width * image.height > MAX_PIXELS:
@@ -67,7 +94,9 @@ def read_image(source: Path | BinaryIO) -> Image.Image:
         if image.format in ("JPEG", "MPO") and image.width * image.height > DRAFT_PIXELS:
             image.draft("RGB", (DRAFT_SIDE, DRAFT_SIDE))
         image.load()
-        turn = TURNS.get(_orientation(image))  # after load(): a PNG's EXIF may follow the pixels, a TIFF turns itself
+        turn = TURNS.get(
+            _orientation(image)
+        )  # after load(): a PNG's EXIF may follow the pixels, a TIFF turns itself
         rgb = _to_rgb(image)
     rgb = rgb.transpose(turn) if turn is not None else rgb
     rgb.info = {}  # a stale EXIF entry would have a later step turn the picture again
@@ -92,8 +121,8 @@ def _walk(folder: Path, parts: tuple[str, ...], above: frozenset) -> list[tuple[
 
 
 def _open(source: Path | BinaryIO) -> Image.Image:
-    """Image.open without the formats that start other programs (a ".jpg" may be PostScript) and without Pillow's own
-    limit of pixels, which can only be lifted for the whole process: for a moment.
+    """Image.open without the formats that start other programs (a ".jpg" may be PostScript) and without
+    Pillow's own limit of pixels, which can only be lifted for the whole process: for a moment.
     """
     with _OPENING:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -125,22 +154,26 @@ def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
     low, high = values.min(), values.max()
     top = (1 if high <= 1 else 255) if mode == "F" else 65535
     if not (low >= 0 and high <= top):  # also when there are NaNs
-        raise ValueError(f"grey values from {low} to {high}; readable are 0 to 65535, and floats 0 to 1 or 0 to 255")
-    return np.floor(values.astype(np.float64) * (255 / top) + .5).astype(np.uint8)
+        raise ValueError(
+            f"grey values from {low} to {high}; readable are 0 to 65535, and floats 0 to 1 or 0 to 255"
+        )
+    return np.floor(values.astype(np.float64) * (255 / top) + 0.5).astype(np.uint8)
 
 
-FRESH_SECONDS = 2.  # a file changed this recently may change again within its clock tick: not remembered
+FRESH_SECONDS = 2.0  # a file changed this recently may change again within its clock tick: not remembered
 COMMIT_EVERY = 256  # files; an interrupted check goes on from there
 Progress = Callable[[Iterable, int, str], Iterable]
 
 
-def examine(paths: Sequence[Path], progress: Progress | None = None, threads: int | None = None,
-            ) -> list[tuple[str, str | None]]:
-    """(sha256 of the content, what is wrong with it or None) of each file; every file is decoded once to find out.
+def examine(
+    paths: Sequence[Path], progress: Progress | None = None, threads: int | None = None
+) -> list[tuple[str, str | None]]:
+    """(sha256 of the content, what is wrong with it or None) of each file; every file is decoded once to find
+    out.
 
-    Both are remembered under `cache_dir()/probe`: the hash by path, size and times of the file, the defect by the hash,
-    so that a folder is read once and a moved or copied one is not decoded again. The memory only saves time: a damaged
-    one is started afresh. A file that cannot be opened has the hash "".
+    Both are remembered under `cache_dir()/probe`: the hash by path, size and times of the file, the defect by
+    the hash, so that a folder is read once and a moved or copied one is not decoded again. The memory only
+    saves time: a damaged one is started afresh. A file that cannot be opened has the hash "".
     """
     try:
         return _examine(paths, progress, threads)
@@ -151,7 +184,9 @@ def examine(paths: Sequence[Path], progress: Progress | None = None, threads: in
         return _examine(paths, progress, threads)
 
 
-def _examine(paths: Sequence[Path], progress: Progress | None, threads: int | None) -> list[tuple[str, str | None]]:
+def _examine(
+    paths: Sequence[Path], progress: Progress | None, threads: int | None
+) -> list[tuple[str, str | None]]:
     reader = f"{READER} Pillow {PIL.__version__}"
     with closing(_memory()) as memory:
         defects = dict(memory.execute("SELECT sha, defect FROM contents WHERE reader = ?", (reader,)))
@@ -168,7 +203,9 @@ def _examine(paths: Sequence[Path], progress: Progress | None, threads: int | No
                 if sha:
                     memory.execute("INSERT OR REPLACE INTO contents VALUES (?, ?, ?)", (sha, reader, defect))
                 if stamp:
-                    memory.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (os.fsencode(paths[i]), stamp, sha))
+                    memory.execute(
+                        "INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (os.fsencode(paths[i]), stamp, sha)
+                    )
                 if done % COMMIT_EVERY == 0:
                     memory.commit()
         finally:
@@ -177,7 +214,9 @@ def _examine(paths: Sequence[Path], progress: Progress | None, threads: int | No
     return found
 
 
-def _recall(memory: sqlite3.Connection, path: Path, defects: dict[str, str | None]) -> tuple[str, str | None] | None:
+def _recall(
+    memory: sqlite3.Connection, path: Path, defects: dict[str, str | None]
+) -> tuple[str, str | None] | None:
     key = os.fsencode(path), _stamp(path)
     row = memory.execute("SELECT sha FROM files WHERE path = ? AND stamp = ?", key).fetchone()
     return (row[0], defects[row[0]]) if row and row[0] in defects else None
@@ -206,13 +245,20 @@ def _defect(data: bytes) -> str | None:
         raise
     except UnidentifiedImageError:
         return "not an image of a kind that Pillow reads"
-    except Exception as error:  # decoders raise all kinds of errors on damaged files; each is a defect to report
-        return re.sub(r"<[^<>]* at 0x\w+>", "the file", str(error)).strip().split("\n")[0] or type(error).__name__
+    except (
+        Exception
+    ) as error:  # decoders raise all kinds of errors on damaged files; each is a defect to report
+        return (
+            re.sub(r"<[^<>]* at 0x\w+>", "the file", str(error)).strip().split("\n")[0]
+            or type(error).__name__
+        )
     return None
 
 
 def _stamp(path: Path) -> str:
-    """What changes when a file changes; "" when there is none. The second time catches edits that restore the first."""
+    """What changes when a file changes; "" when there is none. The second time catches edits that restore the
+    first.
+    """
     try:
         times = os.stat(path)
     except OSError:
@@ -229,8 +275,10 @@ def _memory() -> sqlite3.Connection:
     memory = sqlite3.connect(_memory_file(), timeout=60)
     try:
         memory.execute("CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, stamp TEXT, sha TEXT)")
-        memory.execute("CREATE TABLE IF NOT EXISTS contents "
-                       "(sha TEXT, reader TEXT, defect TEXT, PRIMARY KEY (sha, reader))")
+        memory.execute(
+            "CREATE TABLE IF NOT EXISTS contents "
+            "(sha TEXT, reader TEXT, defect TEXT, PRIMARY KEY (sha, reader))"
+        )
     except sqlite3.Error:
         memory.close()
         raise

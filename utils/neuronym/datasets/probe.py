@@ -15,6 +15,7 @@ PROBES       first word of a name -> function (rest of the name, seed) -> rows
 list_images  name, several joined by "+" -> rows in order
 part_names   what the ids of each joined set begin with
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -46,10 +47,10 @@ class Probe:
     """Images in a fixed order; made by `load_probe`."""
 
     name: str
-    ids: list[str]                    # one per image, independent of where the files are
-    labels: list[str | None] | None   # class folder or class name per image; None when there are none at all
-    fingerprint: str                  # of the content, in order
-    skipped: list[tuple[str, str]]    # (id, reason) of the images left out by on_error="skip"
+    ids: list[str]  # one per image, independent of where the files are
+    labels: list[str | None] | None  # class folder or class name per image; None when there are none at all
+    fingerprint: str  # of the content, in order
+    skipped: list[tuple[str, str]]  # (id, reason) of the images left out by on_error="skip"
     items: list[Path | int | np.ndarray] = field(repr=False)  # a file, a scene's seed, or pixels [h, w, 3]
 
     @property
@@ -71,20 +72,27 @@ class Probe:
         if not isinstance(self.items[i], int):
             raise ValueError(f"only microworld images have a scene; image {i} is {self.ids[i]}")
         from neuronym.microworld import world
+
         return world.scene(self.items[i])
 
 
-def load_probe(name: str, limit: int | None = None, seed: int = 0, on_error: str = "raise",
-               progress: Callable[[Iterable, int, str], Iterable] | None = None) -> Probe:
+def load_probe(
+    name: str,
+    limit: int | None = None,
+    seed: int = 0,
+    on_error: str = "raise",
+    progress: Callable[[Iterable, int, str], Iterable] | None = None,
+) -> Probe:
     """Load a probing set: "microworld:500", "folder:/photos", "broden", "folder:/a+folder:/b+cifar100_val".
 
-    A "+" joins sets only where the name of a set follows, so paths may contain it; a path that contains, say, "+broden"
-    is put in double quotes. Relative paths start at the repository root. `limit` takes that many images spread evenly
-    over the whole set; `seed` chooses other microworld scenes.
+    A "+" joins sets only where the name of a set follows, so paths may contain it; a path that contains, say,
+    "+broden" is put in double quotes. Relative paths start at the repository root. `limit` takes that many
+    images spread evenly over the whole set; `seed` chooses other microworld scenes.
 
-    Every file is decoded once to see whether it can be read, and the result remembered (`neuronym.datasets.images.examine`).
-    With on_error="raise" all defective files are listed in one ValueError; with "skip" they are left out, and listed in
-    `skipped`; they count towards `limit`. Unknown sets raise a KeyError, missing data a FileNotFoundError.
+    Every file is decoded once to see whether it can be read, and the result remembered
+    (`neuronym.datasets.images.examine`). With on_error="raise" all defective files are listed in one
+    ValueError; with "skip" they are left out, and listed in `skipped`; they count towards `limit`. Unknown
+    sets raise a KeyError, missing data a FileNotFoundError.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is 'raise' or 'skip', got {on_error!r}")
@@ -98,53 +106,92 @@ def load_probe(name: str, limit: int | None = None, seed: int = 0, on_error: str
     checked = [(row, *(next(seen) if isinstance(row.item, Path) else ("", None))) for row in rows]
     skipped = [(row.id, defect) for row, _, defect in checked if defect]
     if skipped and on_error == "raise":
-        raise ValueError(f"{len(skipped)} of {len(rows)} images of '{name}' cannot be used; repair or remove them, or "
-                         "pass on_error='skip':\n" + "\n".join(f"  {id}: {defect}" for id, defect in skipped))
+        raise ValueError(
+            f"{len(skipped)} of {len(rows)} images of '{name}' cannot be used; repair or remove them, or "
+            "pass on_error='skip':\n" + "\n".join(f"  {id}: {defect}" for id, defect in skipped)
+        )
     good = [(row, sha) for row, sha, defect in checked if not defect]
     if not good:
-        raise ValueError(f"none of the {len(skipped)} images of '{name}' can be read; "
-                         f"the first, {skipped[0][0]}: {skipped[0][1]}")
+        raise ValueError(
+            f"none of the {len(skipped)} images of '{name}' can be read; "
+            f"the first, {skipped[0][0]}: {skipped[0][1]}"
+        )
     labels = [row.label for row, _ in good]
-    return Probe(name, [row.id for row, _ in good], labels if any(labels) else None, _fingerprint(good), skipped,
-                 [row.item for row, _ in good])
+    return Probe(
+        name,
+        [row.id for row, _ in good],
+        labels if any(labels) else None,
+        _fingerprint(good),
+        skipped,
+        [row.item for row, _ in good],
+    )
 
 
 def of_scenes(name: str, seeds: Sequence[int], labels: Sequence[str] | None = None) -> Probe:
     """The microworld scenes of the given seeds, with a label for each if there are any."""
     from neuronym.microworld.world import VERSION
+
     labels = list(labels or [None] * len(seeds))
-    rows = [Row(f"microworld {VERSION}", f"{seed}", label, seed) for seed, label in zip(seeds, labels, strict=True)]
-    return Probe(name, [row.id for row in rows], labels if any(labels) else None, _fingerprint([(row, "") for row in rows]),
-                 [], list(seeds))
+    rows = [
+        Row(f"microworld {VERSION}", f"{seed}", label, seed)
+        for seed, label in zip(seeds, labels, strict=True)
+    ]
+    return Probe(
+        name,
+        [row.id for row in rows],
+        labels if any(labels) else None,
+        _fingerprint([(row, "") for row in rows]),
+        [],
+        list(seeds),
+    )
 
 
 def of_pictures(pictures: Sequence[Image.Image]) -> Probe:
     """Pictures in memory, known by their pixels; ValueError without any, and for what is no picture."""
     if not len(pictures) or not all(isinstance(picture, Image.Image) for picture in pictures):
-        raise ValueError(f"expected PIL pictures, at least one, got {len(pictures)}: "
-                         f"{', '.join(sorted({type(picture).__name__ for picture in pictures})) or 'none'}")
+        raise ValueError(
+            f"expected PIL pictures, at least one, got {len(pictures)}: "
+            f"{', '.join(sorted({type(picture).__name__ for picture in pictures})) or 'none'}"
+        )
     pixels = [np.asarray(picture.convert("RGB")) for picture in pictures]
     content = hashlib.sha256()
     for picture in pixels:
         content.update(f"{picture.shape}".encode() + picture.tobytes())
-    return Probe(f"{len(pixels)} pictures", [f"{i:05d}" for i in range(len(pixels))], None,
-                 f"pictures {content.hexdigest()[:32]}", [], pixels)
+    return Probe(
+        f"{len(pixels)} pictures",
+        [f"{i:05d}" for i in range(len(pixels))],
+        None,
+        f"pictures {content.hexdigest()[:32]}",
+        [],
+        pixels,
+    )
 
 
 def only(probe: Probe, rows: Sequence[int]) -> Probe:
     """Some images of a probe, in the order given."""
-    return replace(probe, ids=[probe.ids[i] for i in rows], items=[probe.items[i] for i in rows], skipped=[],
-                   labels=None if probe.labels is None else [probe.labels[i] for i in rows],
-                   fingerprint=f"{probe.fingerprint} {list(rows)}")
+    return replace(
+        probe,
+        ids=[probe.ids[i] for i in rows],
+        items=[probe.items[i] for i in rows],
+        skipped=[],
+        labels=None if probe.labels is None else [probe.labels[i] for i in rows],
+        fingerprint=f"{probe.fingerprint} {list(rows)}",
+    )
 
 
-def batches(probe: Probe, preprocesses: Sequence[Callable[[Image.Image], Tensor]], batch_size: int, start: int = 0,
-            workers: int = 0, pin: bool = False) -> Iterator[tuple[slice, list[Tensor]]]:
+def batches(
+    probe: Probe,
+    preprocesses: Sequence[Callable[[Image.Image], Tensor]],
+    batch_size: int,
+    start: int = 0,
+    workers: int = 0,
+    pin: bool = False,
+) -> Iterator[tuple[slice, list[Tensor]]]:
     """Yield (rows, [X [b, 3, H, W] per preprocess]) from image `start` to the last, in order.
 
-    Each image is decoded once for all preprocesses. With `workers` threads the next two batches are prepared while the
-    caller computes; batch size, start and workers do not change an image's values. `pin` puts the batches into memory
-    from which a GPU copies while it computes. An error names its image.
+    Each image is decoded once for all preprocesses. With `workers` threads the next two batches are prepared
+    while the caller computes; batch size, start and workers do not change an image's values. `pin` puts the
+    batches into memory from which a GPU copies while it computes. An error names its image.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is at least 1, got {batch_size}")
@@ -164,15 +211,18 @@ def batches(probe: Probe, preprocesses: Sequence[Callable[[Image.Image], Tensor]
     def stack(span: slice, images: list[list[Tensor]]) -> tuple[slice, list[Tensor]]:
         for column, sizes in enumerate(zip(*([tuple(x.shape) for x in image] for image in images))):
             if len(set(sizes)) > 1:
-                raise ValueError(f"preprocess {column} has to give one size, got {sorted(set(sizes))} between "
-                                 f"{probe.ids[span.start]} and {probe.ids[span.stop - 1]}")
+                raise ValueError(
+                    f"preprocess {column} has to give one size, got {sorted(set(sizes))} between "
+                    f"{probe.ids[span.start]} and {probe.ids[span.stop - 1]}"
+                )
         return span, [_stacked(column, pin) for column in zip(*images)]
 
     if workers < 1:
         for span in spans:
             yield stack(span, [prepare(i) for i in range(span.start, span.stop)])
         return
-    # with teams of their own the workers would crowd out the caller's, which then sleeps and wakes at every operation
+    # with teams of their own the workers would crowd out the caller's, which then sleeps and wakes at every
+    # operation
     threads, waiting = torch.get_num_threads(), deque()
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
@@ -182,7 +232,9 @@ def batches(probe: Probe, preprocesses: Sequence[Callable[[Image.Image], Tensor]
     try:
         for span in spans:
             images = [pool.submit(prepare, i) for i in range(span.start, span.stop)]
-            waiting.append(pool.submit(collect, span, images))  # waits only for images that were begun before it
+            waiting.append(
+                pool.submit(collect, span, images)
+            )  # waits only for images that were begun before it
             if len(waiting) > BATCHES_AHEAD:
                 yield waiting.popleft().result()
         while waiting:
@@ -193,7 +245,9 @@ def batches(probe: Probe, preprocesses: Sequence[Callable[[Image.Image], Tensor]
 
 
 def thumbnails(probe: Probe, indices: Iterable[int], size: int) -> list[Image.Image]:
-    """The central squares of the given images at size x size (`preprocess.seen` shows what a network sees of them)."""
+    """The central squares of the given images at size x size (`preprocess.seen` shows what a network sees of
+    them).
+    """
     return [ImageOps.fit(probe.image(int(i)), (size, size), Image.Resampling.BICUBIC) for i in indices]
 
 
@@ -201,7 +255,9 @@ def _stacked(images: Sequence[Tensor], pin: bool) -> Tensor:
     """[3, H, W] each -> [b, 3, H, W]."""
     if not pin:
         return torch.stack(images)
-    return torch.stack(images, out=torch.empty(len(images), *images[0].shape, dtype=images[0].dtype, pin_memory=True))
+    return torch.stack(
+        images, out=torch.empty(len(images), *images[0].shape, dtype=images[0].dtype, pin_memory=True)
+    )
 
 
 def _checked(x: Tensor) -> Tensor:
@@ -213,13 +269,16 @@ def _checked(x: Tensor) -> Tensor:
 
 def _render(seed: int) -> Image.Image:
     from neuronym.microworld import render, world
+
     return render.render(world.scene(seed))
 
 
 def _fingerprint(rows: list[tuple[Row, str]]) -> str:
-    """Hash of (row, content hash) in order: relative paths and contents; of scenes the world's version and the seeds.
+    """Hash of (row, content hash) in order: relative paths and contents; of scenes the world's version and
+    the seeds.
 
-    A few rendered pictures are hashed too: they catch a renderer, or a Pillow, that draws otherwise under one version.
+    A few rendered pictures are hashed too: they catch a renderer, or a Pillow, that draws otherwise under one
+    version.
     """
     seeds = [row.item for row, _ in rows if isinstance(row.item, int)]
     drawn = {seeds[i] for i in (0, len(seeds) // 2, -1)} if seeds else set()
@@ -227,7 +286,9 @@ def _fingerprint(rows: list[tuple[Row, str]]) -> str:
     for row, sha in rows:
         what = [row.key, sha]
         if isinstance(row.item, int):
-            what += [row.item] + [hashlib.sha256(_render(seed).tobytes()).hexdigest() for seed in drawn & {row.item}]
+            what += [row.item] + [
+                hashlib.sha256(_render(seed).tobytes()).hexdigest() for seed in drawn & {row.item}
+            ]
         digest.update(json.dumps(what).encode() + b"\n")  # JSON escapes names that are no valid text
     return digest.hexdigest()[:32]
 
@@ -246,7 +307,8 @@ class Row:
 
 
 def list_images(name: str, seed: int = 0) -> list[Row]:
-    """Rows of the set `name`, in its fixed order; the grammar of names is told in `neuronym.datasets.probe.load_probe`.
+    """Rows of the set `name`, in its fixed order; the grammar of names is told in
+    `neuronym.datasets.probe.load_probe`.
 
     Unknown sets raise a KeyError, a malformed rest a ValueError, missing data a FileNotFoundError.
     """
@@ -254,21 +316,29 @@ def list_images(name: str, seed: int = 0) -> list[Row]:
     listed = [_rows(part, seed) for part in parts]
     if len(parts) == 1:
         return listed[0]
-    return [replace(row, id=f"{part}/{row.id}") for part, rows in zip(part_names(name), listed) for row in rows]
+    return [
+        replace(row, id=f"{part}/{row.id}") for part, rows in zip(part_names(name), listed) for row in rows
+    ]
 
 
 def part_names(name: str) -> list[str]:
     """Names of the sets that `name` joins, in order, numbered where they repeat; its own if it is one set."""
     titles = [_title(part.strip()) for part in _split(name)]
-    return [f"{title}-{before + 1}" if (before := titles[:i].count(title)) else title for i, title in enumerate(titles)]
+    return [
+        f"{title}-{before + 1}" if (before := titles[:i].count(title)) else title
+        for i, title in enumerate(titles)
+    ]
 
 
 def _microworld(rest: str, seed: int) -> list[Row]:
     from neuronym.microworld.world import VERSION
+
     if rest and not (rest.isascii() and rest.isdigit() and 1 <= int(rest) <= SEED_STEP):
         raise ValueError(f"microworld:n takes a number of images from 1 to {SEED_STEP}, got '{rest}'")
     base = PROBE_SEED + seed * SEED_STEP
-    return [Row(f"microworld {VERSION}", f"{base + i}", None, base + i) for i in range(int(rest or MICROWORLD_N))]
+    return [
+        Row(f"microworld {VERSION}", f"{base + i}", None, base + i) for i in range(int(rest or MICROWORLD_N))
+    ]
 
 
 def _folder(rest: str, seed: int) -> list[Row]:
@@ -279,19 +349,26 @@ def _folder(rest: str, seed: int) -> list[Row]:
 
 def _broden(rest: str, seed: int) -> list[Row]:
     home = _home("NEURONYM_BRODEN", "broden")
-    return _below(home / "images", f"Broden not found at {home / 'images'}; run ./dlbroden.sh, or set NEURONYM_BRODEN "
-                                   "to the folder that holds its images/")
+    return _below(
+        home / "images",
+        f"Broden not found at {home / 'images'}; run ./dlbroden.sh, or set NEURONYM_BRODEN "
+        "to the folder that holds its images/",
+    )
 
 
 def _imagenet_val(rest: str, seed: int) -> list[Row]:
     home = _home("NEURONYM_IMAGENET", "imagenet")
-    return _below(home / "val", f"ImageNet validation images not found at {home / 'val'}; get ILSVRC2012_img_val.tar "
-                                "from image-net.org and unpack it there, or set NEURONYM_IMAGENET to the folder that "
-                                "holds val/")
+    return _below(
+        home / "val",
+        f"ImageNet validation images not found at {home / 'val'}; get ILSVRC2012_img_val.tar "
+        "from image-net.org and unpack it there, or set NEURONYM_IMAGENET to the folder that "
+        "holds val/",
+    )
 
 
 def _cifar100(split: str) -> list[Row]:
     from torchvision.datasets import CIFAR100
+
     home = _home("NEURONYM_CIFAR100", "")
     try:
         data = CIFAR100(home, train=split == "train", download=False)
@@ -299,9 +376,12 @@ def _cifar100(split: str) -> list[Row]:
         raise FileNotFoundError(
             f"CIFAR-100 not found, or not complete, at {home / 'cifar-100-python'}; get cifar-100-python.tar.gz from "
             f"www.cs.toronto.edu/~kriz/cifar.html and unpack it in {home}, or set NEURONYM_CIFAR100 to the folder that "
-            "holds cifar-100-python/") from error
-    return [Row(hashlib.sha256(pixels.tobytes()).hexdigest(), f"{split}/{i:05d}", data.classes[target], pixels)
-            for i, (pixels, target) in enumerate(zip(data.data, data.targets))]
+            "holds cifar-100-python/"
+        ) from error
+    return [
+        Row(hashlib.sha256(pixels.tobytes()).hexdigest(), f"{split}/{i:05d}", data.classes[target], pixels)
+        for i, (pixels, target) in enumerate(zip(data.data, data.targets))
+    ]
 
 
 PROBES: dict[str, Callable[[str, int], list[Row]]] = {
@@ -325,7 +405,9 @@ def _rows(part: str, seed: int) -> list[Row]:
     if kind not in PROBES:
         raise unknown("probing set", kind, PROBES)
     if rest and kind not in ("microworld", "folder"):
-        raise ValueError(f"{kind} takes nothing after it, got '{part}'; load_probe(..., limit=n) takes n of its images")
+        raise ValueError(
+            f"{kind} takes nothing after it, got '{part}'; load_probe(..., limit=n) takes n of its images"
+        )
     return PROBES[kind](_unquoted(rest), seed)
 
 
@@ -343,10 +425,14 @@ def _below(folder: Path, missing: str) -> list[Row]:
         raise FileNotFoundError(missing + (f" ({folder} is a file)" if folder.exists() else ""))
     paths = find_images(folder)
     if not paths:
-        raise FileNotFoundError(f"no images in {folder} or below; known by their endings: .jpg, .png, .webp, ...")
+        raise FileNotFoundError(
+            f"no images in {folder} or below; known by their endings: .jpg, .png, .webp, ..."
+        )
     names = [unicodedata.normalize("NFC", path) for path in paths]  # macOS may store the same name decomposed
-    return [Row(name, name, name.split("/")[0] if "/" in name else None, folder / path)
-            for name, path in zip(names, paths)]
+    return [
+        Row(name, name, name.split("/")[0] if "/" in name else None, folder / path)
+        for name, path in zip(names, paths)
+    ]
 
 
 def _path(text: str) -> Path:

@@ -18,6 +18,7 @@ microworld_masks  of microworld images
 broden_masks      of Broden's images
 ConceptMasks             what both give: image -> {concept: mask}
 """
+
 from __future__ import annotations
 
 import csv
@@ -56,12 +57,18 @@ class Task:
     truth: Tensor
 
 
-def load_task(name: str, limit: int | None = None, seed: int = 0,
-              progress: Callable[[Iterable, int, str], Iterable] | None = None) -> Task:
-    """Load "microworld[:n]" (single objects among 2,112 kinds, "small red striped ring"), "microworld_shapes[:n]" (12),
-    or a probing set with labels such as "cifar100_val", "imagenet_val" or "folder:/photos" (a folder for each class).
+def load_task(
+    name: str,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Callable[[Iterable, int, str], Iterable] | None = None,
+) -> Task:
+    """Load "microworld[:n]" (single objects among 2,112 kinds, "small red striped ring"),
+    "microworld_shapes[:n]" (12), or a probing set with labels such as "cifar100_val", "imagenet_val" or
+    "folder:/photos" (a folder for each class).
 
-    Errors: ValueError for images without labels or with some of ImageNet's WordNet ids, and those of `load_probe`.
+    Errors: ValueError for images without labels or with some of ImageNet's WordNet ids, and those of
+    `load_probe`.
     """
     kind, _, rest = name.partition(":")
     if kind in TASKS:
@@ -70,22 +77,28 @@ def load_task(name: str, limit: int | None = None, seed: int = 0,
         return TASKS[kind](min(int(rest or TASK_N), limit or SEED_STEP), seed)
     probe = load_probe(name, limit, seed, progress=progress)
     if probe.labels is None or None in probe.labels:
-        raise ValueError(f"a task needs the class of every image, '{name}' has "
-                         f"{'none' if probe.labels is None else 'images without'}; put images into a folder for each class")
+        raise ValueError(
+            f"a task needs the class of every image, '{name}' has "
+            f"{'none' if probe.labels is None else 'images without'}; put images into a folder for each class"
+        )
     labels = sorted(set(probe.labels))
     where = {label: i for i, label in enumerate(labels)}
     return Task(probe, _named(labels), torch.tensor([where[label] for label in probe.labels]))
 
 
 def load_prompts(text: str) -> list[str]:
-    """Prompt templates: "a {}|a photo of a {}", or "file:PATH" with one a line. ValueError for one without {}."""
+    """Prompt templates: "a {}|a photo of a {}", or "file:PATH" with one a line. ValueError for one without
+    {}.
+    """
     kind, _, rest = text.partition(":")
     prompts = read_lines(ROOT / rest) if kind == "file" else text.split("|")
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
     wrong = [prompt for prompt in prompts if prompt.count("{}") != 1]
     if wrong or not prompts:
-        raise ValueError(f"a prompt holds {{}} once, got '{wrong[0] if wrong else text}'; write 'a photo of a {{}}', "
-                         "several with | between them, or file:PATH")
+        raise ValueError(
+            f"a prompt holds {{}} once, got '{wrong[0] if wrong else text}'; write 'a photo of a {{}}', "
+            "several with | between them, or file:PATH"
+        )
     return prompts
 
 
@@ -95,13 +108,18 @@ def accuracy(embeddings: Tensor, head: Tensor, truth: Tensor) -> float:
 
 
 def _named(labels: list[str]) -> list[str]:
-    """Sorted labels as words; ImageNet's 1,000 folders are WordNet ids, whose order is that of its class names."""
+    """Sorted labels as words; ImageNet's 1,000 folders are WordNet ids, whose order is that of its class
+    names.
+    """
     if not any(re.fullmatch(r"n\d{8}", label) for label in labels):
         return labels
     if len(labels) != 1000:
-        raise ValueError(f"classes are words, got WordNet ids such as {labels[0]}; use all of ImageNet's 1,000 folders, whose "
-                         f"names are known by their order (got {len(labels)}), or rename the folders")
+        raise ValueError(
+            f"classes are words, got WordNet ids such as {labels[0]}; use all of ImageNet's 1,000 folders, whose "
+            f"names are known by their order (got {len(labels)}), or rename the folders"
+        )
     from torchvision.models import ResNet50_Weights
+
     return list(ResNet50_Weights.DEFAULT.meta["categories"])
 
 
@@ -110,8 +128,11 @@ def _scenes(kinds: dict[str, tuple[str, ...]], n: int, seed: int) -> Task:
     classes = [" ".join(words) for words in product(*kinds.values())]
     labels = [" ".join(getattr(s.things[0], kind) for kind in kinds) for s in scenes]
     where = {label: i for i, label in enumerate(classes)}
-    return Task(of_scenes(f"single objects {n}", [s.seed for s in scenes], labels), classes,
-                torch.tensor([where[label] for label in labels]))
+    return Task(
+        of_scenes(f"single objects {n}", [s.seed for s in scenes], labels),
+        classes,
+        torch.tensor([where[label] for label in labels]),
+    )
 
 
 TASKS: dict[str, Callable[[int, int], Task]] = {
@@ -127,18 +148,19 @@ GTSEGS_URL = "http://calvin-vision.net/bigstuff/proj-imagenet/data/gtsegs_ijcv.m
 class MaskedPictures:
     """Pictures with true masks; made by `load_masks`."""
 
-    probe: Probe                        # of the microworld `probe.scene(i)` tells the scene
-    mask: Callable[[int], np.ndarray]   # i -> bool [h, w], as large as picture i; true on the object
-    names: list[str | None]             # class of the object: a shape of the microworld, a WordNet id of ImageNet
+    probe: Probe  # of the microworld `probe.scene(i)` tells the scene
+    mask: Callable[[int], np.ndarray]  # i -> bool [h, w], as large as picture i; true on the object
+    names: list[str | None]  # class of the object: a shape of the microworld, a WordNet id of ImageNet
 
 
 def load_masks(name: str, limit: int | None = None, seed: int = 0) -> MaskedPictures:
-    """Load pictures with masks: "microworld[:n]" or "gtsegs[:PATH]"; `limit` spreads over the set as in `load_probe`.
+    """Load pictures with masks: "microworld[:n]" or "gtsegs[:PATH]"; `limit` spreads over the set as in
+    `load_probe`.
 
-    "microworld": scenes whose objects have one shape, which is their name; `seed` chooses others. "gtsegs": the 4,276
-    pictures of ImageNet-segmentation from gtsegs_ijcv.mat, at PATH (absolute or from the repository root),
-    NEURONYM_GTSEGS, or in data/downloads; the first person's outline where several drew one. It needs h5py.
-    Errors: KeyError for an unknown set, FileNotFoundError, ModuleNotFoundError, ValueError.
+    "microworld": scenes whose objects have one shape, which is their name; `seed` chooses others. "gtsegs":
+    the 4,276 pictures of ImageNet-segmentation from gtsegs_ijcv.mat, at PATH (absolute or from the repository
+    root), NEURONYM_GTSEGS, or in data/downloads; the first person's outline where several drew one. It needs
+    h5py. Errors: KeyError for an unknown set, FileNotFoundError, ModuleNotFoundError, ValueError.
     """
     kind, _, rest = name.partition(":")
     if kind not in SEGMENTED:
@@ -149,7 +171,9 @@ def load_masks(name: str, limit: int | None = None, seed: int = 0) -> MaskedPict
 
 
 def _microworld(rest: str, limit: int | None, seed: int) -> MaskedPictures:
-    most = SEED_STEP // 2  # three in four scenes are taken, so the next value of `seed` begins far behind the last
+    most = (
+        SEED_STEP // 2
+    )  # three in four scenes are taken, so the next value of `seed` begins far behind the last
     if rest and not (rest.isascii() and rest.isdigit() and 1 <= int(rest) <= most):
         raise ValueError(f"microworld:n takes a number of images from 1 to {most}, got '{rest}'")
     seeds, names, wanted, drawn = [], [], int(rest or SEGMENTED_N), SEGMENTED_SEED + seed * SEED_STEP
@@ -161,7 +185,9 @@ def _microworld(rest: str, limit: int | None, seed: int) -> MaskedPictures:
         drawn += 1
     kept = _spread(wanted, limit)
     seeds, names = [seeds[i] for i in kept], [names[i] for i in kept]
-    return MaskedPictures(of_scenes("microworld", seeds, names), lambda i: shown(scene(seeds[i]), names[i]), names)
+    return MaskedPictures(
+        of_scenes("microworld", seeds, names), lambda i: shown(scene(seeds[i]), names[i]), names
+    )
 
 
 def _gtsegs(rest: str, limit: int | None, seed: int) -> MaskedPictures:
@@ -172,12 +198,21 @@ def _gtsegs(rest: str, limit: int | None, seed: int) -> MaskedPictures:
     import_extra("h5py", "h5py", "gtsegs")
     rows, names = _listed(path, limit)
     ids = [f"{row:05d}" for row in rows]
-    probe = Probe("gtsegs", ids, names if any(names) else None, digest("gtsegs", sha256(path), *ids), [],
-                  _Pictures(path, rows))
+    probe = Probe(
+        "gtsegs",
+        ids,
+        names if any(names) else None,
+        digest("gtsegs", sha256(path), *ids),
+        [],
+        _Pictures(path, rows),
+    )
     return MaskedPictures(probe, lambda i: _read(path, "gt", rows[i]) != 0, names)
 
 
-SEGMENTED: dict[str, Callable[[str, int | None, int], MaskedPictures]] = {"microworld": _microworld, "gtsegs": _gtsegs}
+SEGMENTED: dict[str, Callable[[str, int | None, int], MaskedPictures]] = {
+    "microworld": _microworld,
+    "gtsegs": _gtsegs,
+}
 
 
 @dataclass(frozen=True)
@@ -195,8 +230,11 @@ class _Pictures:
 
 
 def _read(path: Path, field: str, row: int) -> np.ndarray:
-    """One picture or mask; MATLAB writes axes the other way round, and masks in a cell with one for each person."""
+    """One picture or mask; MATLAB writes axes the other way round, and masks in a cell with one for each
+    person.
+    """
     import h5py
+
     with h5py.File(path, "r") as file:
         found = file[file["value"][field][row, 0]]
         return np.asarray(file[found[0, 0]] if field == "gt" else found).T
@@ -205,6 +243,7 @@ def _read(path: Path, field: str, row: int) -> np.ndarray:
 def _listed(path: Path, limit: int | None) -> tuple[list[int], list[str | None]]:
     """Rows of the file that `limit` leaves, and their WordNet ids where the file has them."""
     import h5py
+
     try:
         with h5py.File(path, "r") as file:
             value = file["value"]
@@ -213,8 +252,10 @@ def _listed(path: Path, limit: int | None) -> tuple[list[int], list[str | None]]
                 return rows, [None] * len(rows)
             texts = [np.asarray(file[value["target"][row, 0]]) for row in rows]
     except (OSError, KeyError) as error:
-        raise ValueError(f"{path} must be gtsegs_ijcv.mat, a MATLAB v7.3 file with value/img and value/gt, but is not: "
-                         f"{error}; download it again from {GTSEGS_URL}") from error
+        raise ValueError(
+            f"{path} must be gtsegs_ijcv.mat, a MATLAB v7.3 file with value/img and value/gt, but is not: "
+            f"{error}; download it again from {GTSEGS_URL}"
+        ) from error
     return rows, ["".join(map(chr, text.flatten())) for text in texts]
 
 
@@ -224,21 +265,26 @@ def _spread(N: int, limit: int | None) -> list[int]:
     return [i * N // n for i in range(n)]
 
 
-ConceptMasks = Callable[[int], Mapping[str, np.ndarray]]  # image -> {concept: bool [h, w]}, of one size in an image
+ConceptMasks = Callable[
+    [int], Mapping[str, np.ndarray]
+]  # image -> {concept: bool [h, w]}, of one size in an image
 
 
 def microworld_masks(probe: Probe) -> ConceptMasks:
     """The true masks [64, 64] of all concepts in image i of a microworld probe; ValueError for other images."""
-    from neuronym.microworld.world import CATEGORY, COUNTS, concepts, thing_concepts
     from neuronym.microworld.render import masks as shown
+    from neuronym.microworld.world import CATEGORY, concepts, COUNTS, thing_concepts
 
     def of(i: int) -> dict[str, np.ndarray]:
         scene, drawn, found = probe.scene(i), {}, {}
         for concept in sorted(concepts(scene)):
             kind = CATEGORY[concept]
             # concepts of the same objects have the same pixels, drawn once
-            key = kind if kind in ("place", "light") or concept in COUNTS else tuple(
-                concept in thing_concepts(thing) for thing in scene.things)
+            key = (
+                kind
+                if kind in ("place", "light") or concept in COUNTS
+                else tuple(concept in thing_concepts(thing) for thing in scene.things)
+            )
             if key not in drawn:
                 drawn[key] = shown(scene, concept)
             found[concept] = drawn[key]
@@ -250,16 +296,18 @@ def microworld_masks(probe: Probe) -> ConceptMasks:
 def broden_masks(probe: Probe, folder: Path | str | None = None) -> ConceptMasks:
     """Masks of Broden's images by the ids of a probe, from index.csv, label.csv and the images of the folder.
 
-    Names are those of `load_concepts("broden")`; things that share a name (a scene and an object) share a mask. By
-    default the folder is where `load_probe("broden")` looks. Errors: FileNotFoundError without the two lists;
-    ValueError for an image that is not listed, and for a class number that label.csv lacks.
+    Names are those of `load_concepts("broden")`; things that share a name (a scene and an object) share a
+    mask. By default the folder is where `load_probe("broden")` looks. Errors: FileNotFoundError without the
+    two lists; ValueError for an image that is not listed, and for a class number that label.csv lacks.
     """
     named = folder or os.environ.get("NEURONYM_BRODEN") or data_dir() / "broden"
     home = ROOT / Path(named).expanduser()
     for file in ("index.csv", "label.csv"):
         if not (home / file).is_file():
-            raise FileNotFoundError(f"Broden's {file} not found in {home}; run ./dlbroden.sh, or set NEURONYM_BRODEN "
-                                    "to the folder that holds it")
+            raise FileNotFoundError(
+                f"Broden's {file} not found in {home}; run ./dlbroden.sh, or set NEURONYM_BRODEN "
+                "to the folder that holds it"
+            )
     with open(home / "label.csv", newline="", encoding="utf-8") as lines:
         names = {int(row["number"]): clean(plain_name(row["name"])) for row in csv.DictReader(lines)}
     with open(home / "index.csv", newline="", encoding="utf-8") as lines:
@@ -267,19 +315,25 @@ def broden_masks(probe: Probe, folder: Path | str | None = None) -> ConceptMasks
     ids = [id if id in rows else id.removeprefix("broden/") for id in probe.ids]
     strange = [id for id in ids if id not in rows]
     if strange:
-        raise ValueError(f"{len(strange)} of {probe.N} images are not listed in {home / 'index.csv'}, e.g. "
-                         f"'{strange[0]}'; pass a probe of Broden's images")
+        raise ValueError(
+            f"{len(strange)} of {probe.N} images are not listed in {home / 'index.csv'}, e.g. "
+            f"'{strange[0]}'; pass a probe of Broden's images"
+        )
     columns = ("color", "object", "part", "material", "scene", "texture")
 
     def of(i: int) -> dict[str, np.ndarray]:
         row, found = rows[ids[i]], {}
         size = int(row["sh"]), int(row["sw"])
-        for said in filter(None, (part.strip() for column in columns for part in (row.get(column) or "").split(";"))):
+        for said in filter(
+            None, (part.strip() for column in columns for part in (row.get(column) or "").split(";"))
+        ):
             coded = np.full(size, int(said)) if said.isdigit() else _numbers(home / "images" / said)
             for code in set(np.unique(coded).tolist()) - {0}:
                 if code not in names:
-                    raise ValueError(f"image '{ids[i]}' has class number {code}, which label.csv does not list; "
-                                     "index.csv and label.csv must be of one Broden")
+                    raise ValueError(
+                        f"image '{ids[i]}' has class number {code}, which label.csv does not list; "
+                        "index.csv and label.csv must be of one Broden"
+                    )
                 mask = coded == code
                 found[names[code]] = found[names[code]] | mask if names[code] in found else mask
         return found

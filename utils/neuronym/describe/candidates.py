@@ -28,9 +28,11 @@ propose     captions of units -> candidates of units, all of the below
 shorten     captions -> short labels, by the language model
 summarize   groups of captions -> one answer per shuffled try
 
-Answers become candidates by `neuronym.describe.candidates`, domains are those of `neuronym.describe.candidates`. `ask` is a callable: a list of (messages, settings) -> a list of answers, in order; for instance
-functools.partial(ask_all, transcript, llm).
+Answers become candidates by `neuronym.describe.candidates`, domains are those of
+`neuronym.describe.candidates`. `ask` is a callable: a list of (messages, settings) -> a list of answers, in
+order; for instance functools.partial(ask_all, transcript, llm).
 """
+
 from __future__ import annotations
 
 import random
@@ -56,53 +58,122 @@ class Prompt:
     question: str = "Concept:"  # below the captions
 
 
-_SHORTEN = ("You turn the caption of a picture into one short label. Keep what the picture shows, leave out what is "
-            "repeated or says nothing. Answer with the label alone: no period, no quotes, no numbering.")
-_SUMMARIZE = ("You read captions of pictures and name the one concept that most of them share, in 1 to 5 words. "
-              "Prefer what is specific and common to many captions over what is said once. Answer with the concept "
-              "alone, in one line: no list, no explanation.")
-_FABRICS = (("a quilt sewn of red, blue and yellow squares", "a rug woven in many colors", "bright scarves on a rack",
-             "a pile of patterned cloth"), "multicolored textiles")
-_REDS = (("a red barn behind a fence", "a woman in a red coat", "a bowl of ripe strawberries",
-          "red lanterns over a street"), "red-themed scenes")
-_REPEATED = ("a kitten on a blanket with a flower pattern with a flower pattern with a flower pattern",
-             "kitten on floral blanket")
+_SHORTEN = (
+    "You turn the caption of a picture into one short label. Keep what the picture shows, leave out what is "
+    "repeated or says nothing. Answer with the label alone: no period, no quotes, no numbering."
+)
+_SUMMARIZE = (
+    "You read captions of pictures and name the one concept that most of them share, in 1 to 5 words. "
+    "Prefer what is specific and common to many captions over what is said once. Answer with the concept "
+    "alone, in one line: no list, no explanation."
+)
+_FABRICS = (
+    (
+        "a quilt sewn of red, blue and yellow squares",
+        "a rug woven in many colors",
+        "bright scarves on a rack",
+        "a pile of patterned cloth",
+    ),
+    "multicolored textiles",
+)
+_REDS = (
+    (
+        "a red barn behind a fence",
+        "a woman in a red coat",
+        "a bowl of ripe strawberries",
+        "red lanterns over a street",
+    ),
+    "red-themed scenes",
+)
+_REPEATED = (
+    "a kitten on a blanket with a flower pattern with a flower pattern with a flower pattern",
+    "kitten on floral blanket",
+)
 _SHARED = (
-    (("a brown dog on a sofa", "a dog with a ball in the grass", "two dogs beside a car", "a small dog in rain"),
-     "dog"),
-    (("a wooden table by a window", "an old wooden boat on a lake", "a wooden fence in the rain", "three wooden toys"),
-     "wooden"),
-    (("a man with a kite at the beach", "two chairs at the beach", "a beach with white stones",
-      "a child and a boat at the beach"), "at the beach"))
+    (
+        (
+            "a brown dog on a sofa",
+            "a dog with a ball in the grass",
+            "two dogs beside a car",
+            "a small dog in rain",
+        ),
+        "dog",
+    ),
+    (
+        (
+            "a wooden table by a window",
+            "an old wooden boat on a lake",
+            "a wooden fence in the rain",
+            "three wooden toys",
+        ),
+        "wooden",
+    ),
+    (
+        (
+            "a man with a kite at the beach",
+            "two chairs at the beach",
+            "a beach with white stones",
+            "a child and a boat at the beach",
+        ),
+        "at the beach",
+    ),
+)
 PROMPTS: dict[str, Prompt] = {
     "objects": Prompt(_SHORTEN, (_REPEATED,), _SUMMARIZE, (_FABRICS, _REDS)),
-    "shared": Prompt(_SHORTEN, (_REPEATED,), "Name what the captions have in common. Use 1 to 5 words that most of the "
-                     "captions contain.", _SHARED, question="Which words are in most of these captions?"),
+    "shared": Prompt(
+        _SHORTEN,
+        (_REPEATED,),
+        "Name what the captions have in common. Use 1 to 5 words that most of the captions contain.",
+        _SHARED,
+        question="Which words are in most of these captions?",
+    ),
     "satellite": Prompt(
-        _SHORTEN.replace("a picture", "a satellite picture") + " Put the kind of landform in brackets after the label.",
-        (("an aerial view of a field of green crops with rows of crops with rows", "rows of green crops (farmland)"),),
-        _SUMMARIZE.replace("pictures", "satellite pictures") + " Put the kind of landform in brackets after it.",
-        ((("houses along a curved road", "a grid of streets with roofs", "a suburb with gardens"),
-          "dense housing (residential area)"),
-         (("a winding line of brown water", "water between two green banks", "a bend with sand beside it"),
-          "winding waterway (river)"))),
+        _SHORTEN.replace("a picture", "a satellite picture")
+        + " Put the kind of landform in brackets after the label.",
+        (
+            (
+                "an aerial view of a field of green crops with rows of crops with rows",
+                "rows of green crops (farmland)",
+            ),
+        ),
+        _SUMMARIZE.replace("pictures", "satellite pictures")
+        + " Put the kind of landform in brackets after it.",
+        (
+            (
+                ("houses along a curved road", "a grid of streets with roofs", "a suburb with gardens"),
+                "dense housing (residential area)",
+            ),
+            (
+                (
+                    "a winding line of brown water",
+                    "water between two green banks",
+                    "a bend with sand beside it",
+                ),
+                "winding waterway (river)",
+            ),
+        ),
+    ),
 }
 MOST = 10  # candidates
 QUOTES = "\"'`*_“”‘’«»„‹› \t"
-OPENING = re.compile(r"(?i)^(?:so|sure|okay|certainly)?\W*(?:the |this |a |one )?(?:\w+ )?"
-                     r"(?:concept|label|answer|caption|summary|theme|phrase)(?: that \w+(?: \w+){0,4}?)? "
-                     r"(?:is|would be|could be)\b(?: that)?\W*")
-REFUSAL = re.compile(r"(?i)^\W*(?:i['’]?m (?:sorry|unable|not able)|i (?:can ?not|can['’]t|apologi[sz]e)|"
-                     r"as an? (?:ai|language))\b")
+OPENING = re.compile(
+    r"(?i)^(?:so|sure|okay|certainly)?\W*(?:the |this |a |one )?(?:\w+ )?"
+    r"(?:concept|label|answer|caption|summary|theme|phrase)(?: that \w+(?: \w+){0,4}?)? "
+    r"(?:is|would be|could be)\b(?: that)?\W*"
+)
+REFUSAL = re.compile(
+    r"(?i)^\W*(?:i['’]?m (?:sorry|unable|not able)|i (?:can ?not|can['’]t|apologi[sz]e)|"
+    r"as an? (?:ai|language))\b"
+)
 
 
 def tidy(answers: Sequence[str], most: int = MOST, words: int | None = 5) -> list[str]:
     """Answers as candidates: at most `most`, different, in the order first seen.
 
-    Lower case; without white space twice, quotes, numbering, and a period at the end; cut after `words` words (None:
-    never; what stands in brackets at the end does not count), a stop word not being the last. Background rule: a
-    candidate that ends in design(s) or graphic(s) is followed by itself and "background". Answers without a letter or
-    digit are dropped.
+    Lower case; without white space twice, quotes, numbering, and a period at the end; cut after `words` words
+    (None: never; what stands in brackets at the end does not count), a stop word not being the last.
+    Background rule: a candidate that ends in design(s) or graphic(s) is followed by itself and "background".
+    Answers without a letter or digit are dropped.
     """
     found: dict[str, None] = {}
     for answer in answers:
@@ -115,7 +186,9 @@ def tidy(answers: Sequence[str], most: int = MOST, words: int | None = 5) -> lis
 
 
 def first_line(answer: str) -> str:
-    """First line that says something, or the next after one that ends in a colon; without openings and refusals."""
+    """First line that says something, or the next after one that ends in a colon; without openings and
+    refusals.
+    """
     answer = re.sub(r"(?s)<think>.*?(?:</think>|$)", "", answer)
     lines = [line.strip() for line in answer.splitlines() if re.search(r"\w", line)]
     if len(lines) > 1 and lines[0].rstrip(QUOTES).endswith(":"):
@@ -166,14 +239,16 @@ INSIDE = {"of", "and"}  # cup of tea, black and white; but not "dog in bright" o
 
 
 def extract(captions: Sequence[str], reference: Sequence[str] = (), n: int = 5) -> list[str]:
-    """The n best phrases of 1 to 3 words: score = share of the captions that have it - share of the reference.
+    """The n best phrases of 1 to 3 words: score = share of the captions that have it - share of the
+    reference.
 
-    captions: those of one unit, strongest example first; reference: captions of ordinary images, so that what every
-    picture shows loses. Only phrases of two captions or more count, when there are such. Equal scores: more captions,
-    then more words, then earliest in the captions. A phrase that is part of a better one and is in the same
-    captions is left out; so "dim light" stands for "dim" and "light" when they come together only. Singular and
-    plural are one phrase, written as most captions write it. Without any phrase the most frequent caption is the
-    answer. Errors: ValueError for a text in place of a list, for no caption that says anything, and for n < 1.
+    captions: those of one unit, strongest example first; reference: captions of ordinary images, so that what
+    every picture shows loses. Only phrases of two captions or more count, when there are such. Equal scores:
+    more captions, then more words, then earliest in the captions. A phrase that is part of a better one and
+    is in the same captions is left out; so "dim light" stands for "dim" and "light" when they come together
+    only. Singular and plural are one phrase, written as most captions write it. Without any phrase the most
+    frequent caption is the answer. Errors: ValueError for a text in place of a list, for no caption that says
+    anything, and for n < 1.
     """
     whole("number of phrases", n)
     for what, given in (("captions", captions), ("reference", reference)):
@@ -181,7 +256,9 @@ def extract(captions: Sequence[str], reference: Sequence[str] = (), n: int = 5) 
             raise ValueError(f"{what} must be a list of texts, got the text '{given:.60}'; wrap it in a list")
     captions = [" ".join(c.split()) for c in captions if c.strip()]
     if not captions:
-        raise ValueError("phrases come from captions, got none that says anything; caption at least one example")
+        raise ValueError(
+            "phrases come from captions, got none that says anything; caption at least one example"
+        )
     where, spelled = _index(captions)
     most = max((len(found) for found in where.values()), default=0)
     if most == 0:
@@ -226,25 +303,33 @@ def _index(captions: Sequence[str]) -> tuple[dict, dict]:
 
 
 def _part(short: tuple[str, ...], long: tuple[str, ...]) -> bool:
-    return any(long[i:i + len(short)] == short for i in range(len(long) - len(short) + 1))
+    return any(long[i : i + len(short)] == short for i in range(len(long) - len(short) + 1))
 
 
 Ask = Callable[[list[tuple[list[dict], dict]]], list[str]]
-TEMPERATURE = .3  # of shortening; summaries differ by their shuffles
+TEMPERATURE = 0.3  # of shortening; summaries differ by their shuffles
 TOKENS = 32  # of an answer
 
 
-def propose(captions: Mapping[int, Sequence[str]], ask: Ask | None = None, reference: Sequence[str] = (), *,
-            tries: int = 5, seed: int = 0, prompt: str = "objects", summary: bool = True,
-            most: int = MOST) -> dict[int, list[str]]:
+def propose(
+    captions: Mapping[int, Sequence[str]],
+    ask: Ask | None = None,
+    reference: Sequence[str] = (),
+    *,
+    tries: int = 5,
+    seed: int = 0,
+    prompt: str = "objects",
+    summary: bool = True,
+    most: int = MOST,
+) -> dict[int, list[str]]:
     """Candidates of every unit: {unit: captions, strongest example first} -> {unit: 1 to `most` candidates}.
 
-    With `ask`, captions are shortened and then summarised `tries` times; without it, `extract` gives the `tries`
-    phrases that most captions share and those of `reference` do not. `summary=False` is the paper's variant without a
-    summary: the first `tries` different (shortened) captions are the candidates. Where nothing is left, the most
-    frequent caption is the candidate. A unit's candidates do not depend on which units it is with. Errors: KeyError for
-    an unknown prompt; ValueError for a unit without captions, before anything is asked, and for `tries` or `most`
-    below 1.
+    With `ask`, captions are shortened and then summarised `tries` times; without it, `extract` gives the
+    `tries` phrases that most captions share and those of `reference` do not. `summary=False` is the paper's
+    variant without a summary: the first `tries` different (shortened) captions are the candidates. Where
+    nothing is left, the most frequent caption is the candidate. A unit's candidates do not depend on which
+    units it is with. Errors: KeyError for an unknown prompt; ValueError for a unit without captions, before
+    anything is asked, and for `tries` or `most` below 1.
     """
     whole("tries", tries)
     whole("most", most)
@@ -252,7 +337,9 @@ def propose(captions: Mapping[int, Sequence[str]], ask: Ask | None = None, refer
     said = {unit: _texts(f"captions of unit {unit}", texts) for unit, texts in captions.items()}
     short = said
     if ask is not None:
-        labels = iter(shorten([text for texts in said.values() for text in texts], ask, prompt=prompt, seed=seed))
+        labels = iter(
+            shorten([text for texts in said.values() for text in texts], ask, prompt=prompt, seed=seed)
+        )
         short = {unit: [next(labels) for _ in texts] for unit, texts in said.items()}
     if not summary:
         raw = {unit: list(dict.fromkeys(texts))[:tries] for unit, texts in short.items()}
@@ -271,13 +358,26 @@ def propose(captions: Mapping[int, Sequence[str]], ask: Ask | None = None, refer
 def shorten(captions: Sequence[str], ask: Ask, *, prompt: str = "objects", seed: int = 0) -> list[str]:
     """Each caption as one short label, at temperature .3; in order, every different caption asked about once.
 
-    The caption stays where the answer says nothing, refuses, or is longer than the caption (brackets at its end apart).
+    The caption stays where the answer says nothing, refuses, or is longer than the caption (brackets at its
+    end apart).
     """
     told = _prompt(prompt)
     texts = _list("captions", captions)
     different = [text for text in dict.fromkeys(texts) if text]
-    answers = _asked(ask, [(_chat(told.shorten, [(f"Caption: {c}\nLabel:", a) for c, a in told.shortened],
-                                  f"Caption: {text}\nLabel:"), _settings(seed, TEMPERATURE)) for text in different])
+    answers = _asked(
+        ask,
+        [
+            (
+                _chat(
+                    told.shorten,
+                    [(f"Caption: {c}\nLabel:", a) for c, a in told.shortened],
+                    f"Caption: {text}\nLabel:",
+                ),
+                _settings(seed, TEMPERATURE),
+            )
+            for text in different
+        ],
+    )
     labels = {"": ""}
     for text, answer in zip(different, answers):
         label = plain(first_line(answer))
@@ -285,20 +385,23 @@ def shorten(captions: Sequence[str], ask: Ask, *, prompt: str = "objects", seed:
     return [labels[text] for text in texts]
 
 
-def summarize(groups: Sequence[Sequence[str]], ask: Ask, *, tries: int = 5, prompt: str = "objects",
-              seed: int = 0) -> list[list[str]]:
+def summarize(
+    groups: Sequence[Sequence[str]], ask: Ask, *, tries: int = 5, prompt: str = "objects", seed: int = 0
+) -> list[list[str]]:
     """One concept of 1 to 5 words for each group of captions and each try: groups -> answers [group][try].
 
-    The first try reads a group in its order, every other one in a shuffled order that depends on seed, try and the
-    group alone. Colon rule: what follows a colon is the answer. Comma rule: an answer with commas is asked about again,
-    its parts in place of the captions; of commas in the second answer the first part stays. "" for an answer that says
-    nothing.
+    The first try reads a group in its order, every other one in a shuffled order that depends on seed, try
+    and the group alone. Colon rule: what follows a colon is the answer. Comma rule: an answer with commas is
+    asked about again, its parts in place of the captions; of commas in the second answer the first part
+    stays. "" for an answer that says nothing.
     """
     whole("tries", tries)
     told = _prompt(prompt)
     groups = [_texts("captions of a group", group) for group in groups]
     orders = [_shuffled(group, attempt, seed) for group in groups for attempt in range(tries)]
-    answers = [after_colon(first_line(a)) for a in _asked(ask, [_question(told, texts, seed) for texts in orders])]
+    answers = [
+        after_colon(first_line(a)) for a in _asked(ask, [_question(told, texts, seed) for texts in orders])
+    ]
     commas = {i: parts(answer) for i, answer in enumerate(answers) if "," in answer}
     again = [i for i, some in commas.items() if len(some) > 1]
     second = _asked(ask, [_question(told, commas[i], seed) for i in again])
@@ -306,7 +409,7 @@ def summarize(groups: Sequence[Sequence[str]], ask: Ask, *, tries: int = 5, prom
         answers[i] = some[0] if some else ""
     for i, answer in zip(again, second):
         answers[i] = (parts(after_colon(first_line(answer))) or commas[i])[0]
-    return [answers[i:i + tries] for i in range(0, len(answers), tries)]
+    return [answers[i : i + tries] for i in range(0, len(answers), tries)]
 
 
 def _prompt(name: str) -> Prompt:
@@ -324,18 +427,23 @@ def _list(what: str, given: Sequence[str]) -> list[str]:
 def _texts(what: str, given: Sequence[str]) -> list[str]:
     texts = [text for text in _list(what, given) if text]
     if not texts:
-        raise ValueError(f"{what} must hold one that says something, got {list(given)!r:.80}; caption the unit's "
-                         "examples or leave the unit out")
+        raise ValueError(
+            f"{what} must hold one that says something, got {list(given)!r:.80}; caption the unit's "
+            "examples or leave the unit out"
+        )
     return texts
 
 
-def _settings(seed: int, temperature: float = 0.) -> dict:
+def _settings(seed: int, temperature: float = 0.0) -> dict:
     return {"temperature": temperature, "max_tokens": TOKENS, "seed": seed}
 
 
 def _chat(told: str, examples: Sequence[tuple[str, str]], question: str) -> list[dict]:
-    turns = [turn for asked, answer in examples
-             for turn in ({"role": "user", "content": asked}, {"role": "assistant", "content": answer})]
+    turns = [
+        turn
+        for asked, answer in examples
+        for turn in ({"role": "user", "content": asked}, {"role": "assistant", "content": answer})
+    ]
     return [{"role": "system", "content": told}, *turns, {"role": "user", "content": question}]
 
 
@@ -356,6 +464,8 @@ def _shuffled(texts: Sequence[str], attempt: int, seed: int) -> list[str]:
 def _asked(ask: Ask, requests: list[tuple[list[dict], dict]]) -> list[str]:
     answers = list(ask(requests)) if requests else []
     if len(answers) != len(requests):
-        raise ValueError(f"`ask` gives one answer per request, got {len(answers)} for {len(requests)}; "
-                         "return them in order")
+        raise ValueError(
+            f"`ask` gives one answer per request, got {len(answers)} for {len(requests)}; "
+            "return them in order"
+        )
     return answers

@@ -1,4 +1,5 @@
-"""A unit's examples (Describe-and-Dissect, step 1): its strongest images and crops of them, all on one footing.
+"""A unit's examples (Describe-and-Dissect, step 1): its strongest images and crops of them, all on one
+footing.
 
 Example   an image of the probe or a crop of it, and what the unit makes of it
 examples  the strongest of every unit, each image decoded once for all units
@@ -17,6 +18,7 @@ outer_boxes      bounding boxes of what is above the threshold, largest first
 box_iou          how far two boxes cover each other
 distinct         the boxes that are kept
 """
+
 from __future__ import annotations
 
 import os
@@ -55,34 +57,54 @@ class Example:
     activation: float
 
 
-def examples(target: Target, layer: LayerInfo, units: Sequence[int], probe: Probe, Q: Tensor, *, images: int = 10,
-             crops: int = 4, keep: int = 10, heatmap: str = "scale", field: str = "seen", pool: str = "avg",
-             grid: tuple[int, int] | None = None, batch_size: int = 64, device: Device = None,
-             progress: Progress | None = None, workers: int | None = None) -> dict[int, list[Example]]:
+def examples(
+    target: Target,
+    layer: LayerInfo,
+    units: Sequence[int],
+    probe: Probe,
+    Q: Tensor,
+    *,
+    images: int = 10,
+    crops: int = 4,
+    keep: int = 10,
+    heatmap: str = "scale",
+    field: str = "seen",
+    pool: str = "avg",
+    grid: tuple[int, int] | None = None,
+    batch_size: int = 64,
+    device: Device = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> dict[int, list[Example]]:
     """The `keep` strongest examples of each unit, strongest first: {unit: examples}.
 
-    The `images` highest in Q [N, K] are resized to SIZE x SIZE and pass the target. `attention_crops` of the unit's map
-    of each give up to `crops` boxes; these parts, resized to SIZE x SIZE as well, pass it too. All are ranked by the
-    activation of that picture, pooled as in Q, which itself is of images in their own proportions and not comparable.
-    Ties: by image, the whole before its crops, these in their order.
+    The `images` highest in Q [N, K] are resized to SIZE x SIZE and pass the target. `attention_crops` of the
+    unit's map of each give up to `crops` boxes; these parts, resized to SIZE x SIZE as well, pass it too. All
+    are ranked by the activation of that picture, pooled as in Q, which itself is of images in their own
+    proportions and not comparable. Ties: by image, the whole before its crops, these in their order.
 
-    crops=0 is the paper's "no crops". Then, and in a layer without positions ("fc"), nothing passes the target: the
-    examples are the highest images, with their activations in Q. `field` "seen" puts a map where the preprocessing took
-    its pixels from (a central crop, say), "whole" over all of the picture, as the released code did. `heatmap` is as in
-    `crops.eight_bit`, `grid` as in `hooks.as_maps`. Values do not depend on the units asked together, nor, up to
-    rounding, on batch_size. In memory are a few batches of pictures, and the maps of one.
-    Errors: ValueError for units out of range, a Q of another shape, fewer images than asked, values not finite.
+    crops=0 is the paper's "no crops". Then, and in a layer without positions ("fc"), nothing passes the
+    target: the examples are the highest images, with their activations in Q. `field` "seen" puts a map where
+    the preprocessing took its pixels from (a central crop, say), "whole" over all of the picture, as the
+    released code did. `heatmap` is as in `crops.eight_bit`, `grid` as in `hooks.as_maps`. Values do not
+    depend on the units asked together, nor, up to rounding, on batch_size. In memory are a few batches of
+    pictures, and the maps of one. Errors: ValueError for units out of range, a Q of another shape, fewer
+    images than asked, values not finite.
     """
     units, Q = _checked(layer, units, probe, Q, images, crops, keep, heatmap, field)
-    top = top_images(Q[:, units], images).T.tolist()                                        # [U, images]
+    top = top_images(Q[:, units], images).T.tolist()  # [U, images]
     if layer.layout == "fc" or not crops:
-        return {unit: [Example(i, None, float(Q[i, unit])) for i in mine[:keep]] for unit, mine in zip(units, top)}
+        return {
+            unit: [Example(i, None, float(Q[i, unit])) for i in mine[:keep]] for unit, mine in zip(units, top)
+        }
     users: dict[int, list[int]] = {}
     for unit, mine in zip(units, top):
         for image in mine:
             users.setdefault(image, []).append(unit)
     some = sorted(users)
-    chosen = replace(probe, items=[probe.items[i] for i in some], ids=[probe.ids[i] for i in some], labels=None)
+    chosen = replace(
+        probe, items=[probe.items[i] for i in some], ids=[probe.ids[i] for i in some], labels=None
+    )
     part = seen_of(target.preprocess) if field == "seen" else None
     workers = min(os.cpu_count() or 1, 8) if workers is None else workers
     found: dict[int, list[tuple]] = {unit: [] for unit in units}  # (-activation, image, order, box)
@@ -96,50 +118,80 @@ def examples(target: Target, layer: LayerInfo, units: Sequence[int], probe: Prob
             pairs = [(i, unit) for i, image in enumerate(here) for unit in users[image]]
             values, maps = read(ids, shown, pairs, True)
             cuts: dict[tuple[int, Box], list[tuple[int, int]]] = {}  # equal boxes of several units pass once
-            for (i, unit), value, boxes in zip(pairs, values, crops_of(maps, SIZE, crops, heatmap, field=part)):
+            for (i, unit), value, boxes in zip(
+                pairs, values, crops_of(maps, SIZE, crops, heatmap, field=part)
+            ):
                 found[unit].append((-value, here[i], 0, None))
                 for order, box in enumerate(boxes, start=1):
                     cuts.setdefault((i, box), []).append((unit, order))
-            values, _ = read([f"{ids[i]} at {box}" for i, box in cuts],
-                             [shown[i][top:bottom, left:right] for i, (left, top, right, bottom) in cuts],
-                             [(j, unit) for j, mine in enumerate(cuts.values()) for unit, _ in mine], False)
+            values, _ = read(
+                [f"{ids[i]} at {box}" for i, box in cuts],
+                [shown[i][top:bottom, left:right] for i, (left, top, right, bottom) in cuts],
+                [(j, unit) for j, mine in enumerate(cuts.values()) for unit, _ in mine],
+                False,
+            )
             ranks = [(unit, i, order, box) for (i, box), mine in cuts.items() for unit, order in mine]
             for (unit, i, order, box), value in zip(ranks, values):
                 found[unit].append((-value, here[i], order, box))
-    return {unit: [Example(image, box, -value) for value, image, _, box in sorted(mine, key=lambda one: one[:3])[:keep]]
-            for unit, mine in found.items()}
+    return {
+        unit: [
+            Example(image, box, -value)
+            for value, image, _, box in sorted(mine, key=lambda one: one[:3])[:keep]
+        ]
+        for unit, mine in found.items()
+    }
 
 
 def picture(probe: Probe, example: Example) -> Image.Image:
-    """The example as an RGB picture of SIZE x SIZE: the image resized (not in proportion), or its box resized."""
+    """The example as an RGB picture of SIZE x SIZE: the image resized (not in proportion), or its box
+    resized.
+    """
     if not 0 <= example.image < probe.N:
-        raise ValueError(f"image numbers lie within 0 .. {probe.N - 1}, got {example.image}; pass the probe of the "
-                         "examples")
+        raise ValueError(
+            f"image numbers lie within 0 .. {probe.N - 1}, got {example.image}; pass the probe of the "
+            "examples"
+        )
     whole_one = _square(probe.image(example.image))
     return whole_one if example.box is None else _square(whole_one.crop(example.box))
 
 
 @contextmanager
-def _reader(target: Target, layer: LayerInfo, how: str, grid: tuple[int, int] | None, batch_size: int, device: Device,
-            workers: int) -> Iterator[Callable[..., tuple[list[float], Tensor | None]]]:
-    """Yield read(ids, pixels [h, w, 3] each, pairs (row, unit) by row, mapped): values and maps [pairs, h, w]."""
+def _reader(
+    target: Target,
+    layer: LayerInfo,
+    how: str,
+    grid: tuple[int, int] | None,
+    batch_size: int,
+    device: Device,
+    workers: int,
+) -> Iterator[Callable[..., tuple[list[float], Tensor | None]]]:
+    """Yield read(ids, pixels [h, w, 3] each, pairs (row, unit) by row, mapped): values and maps [pairs, h,
+    w].
+    """
     count, wanted, maps_too = 0, (), True
 
     def both(name: str, output: Tensor) -> tuple[Tensor, Tensor]:
-        values = hooks.pool(output, layer.layout, how, count)[wanted].float().cpu()         # [pairs]
+        values = hooks.pool(output, layer.layout, how, count)[wanted].float().cpu()  # [pairs]
         return values, hooks.as_maps(output, layer.layout, grid)[wanted].float().cpu() if maps_too else values
 
     def prepared(image: Image.Image) -> Tensor:
         return target.preprocess(_square(image))
 
-    with ready(target.model, device, "float32") as place, hooks.record(target.model, [layer.name], both) as acts:
-        def read(ids: list[str], shown: list[np.ndarray], pairs: list[tuple[int, int]],
-                 mapped: bool) -> tuple[list[float], Tensor | None]:
+    with (
+        ready(target.model, device, "float32") as place,
+        hooks.record(target.model, [layer.name], both) as acts,
+    ):
+
+        def read(
+            ids: list[str], shown: list[np.ndarray], pairs: list[tuple[int, int]], mapped: bool
+        ) -> tuple[list[float], Tensor | None]:
             nonlocal count, wanted, maps_too
             if not pairs:
                 return [], None
             first, maps_too, parts, (rows, units) = 0, mapped, [], torch.tensor(pairs).T
-            for _, [inputs] in batches(Probe("", ids, None, "", [], shown), [prepared], batch_size, workers=workers):
+            for _, [inputs] in batches(
+                Probe("", ids, None, "", [], shown), [prepared], batch_size, workers=workers
+            ):
                 for piece in place(inputs):
                     count = len(piece)
                     mine = (rows >= first) & (rows < first + count)
@@ -150,8 +202,10 @@ def _reader(target: Target, layer: LayerInfo, how: str, grid: tuple[int, int] | 
             values, maps = (torch.cat(some) for some in zip(*parts))
             if not bool(values.isfinite().all()):
                 row, unit = pairs[int((~values.isfinite()).nonzero()[0])]
-                raise ValueError(f"activations must be finite; '{layer.name}' of {target.name} gave another value for "
-                                 f"image '{ids[row]}' (unit {unit}); check weights and image")
+                raise ValueError(
+                    f"activations must be finite; '{layer.name}' of {target.name} gave another value for "
+                    f"image '{ids[row]}' (unit {unit}); check weights and image"
+                )
             return values.tolist(), maps if mapped else None
 
         yield read
@@ -162,20 +216,33 @@ def _square(image: Image.Image) -> Image.Image:
 
 
 def _pixels(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.asarray(_square(image)).transpose(2, 0, 1).copy())           # [3, SIZE, SIZE]
+    return torch.from_numpy(np.asarray(_square(image)).transpose(2, 0, 1).copy())  # [3, SIZE, SIZE]
 
 
-def _checked(layer: LayerInfo, units: Sequence[int], probe: Probe, Q: Tensor, images: int, crops: int, keep: int,
-             heatmap: str, field: str) -> tuple[list[int], Tensor]:
+def _checked(
+    layer: LayerInfo,
+    units: Sequence[int],
+    probe: Probe,
+    Q: Tensor,
+    images: int,
+    crops: int,
+    keep: int,
+    heatmap: str,
+    field: str,
+) -> tuple[list[int], Tensor]:
     if not isinstance(Q, Tensor) or tuple(Q.shape) != (probe.N, layer.units):
         got = list(Q.shape) if isinstance(Q, Tensor) else type(Q).__name__
-        raise ValueError(f"expected Q [N, K] of {probe.N} images of '{probe.name}' and {layer.units} units of "
-                         f"'{layer.name}', got {got}; pass the probe and the layer it was made with")
+        raise ValueError(
+            f"expected Q [N, K] of {probe.N} images of '{probe.name}' and {layer.units} units of "
+            f"'{layer.name}', got {got}; pass the probe and the layer it was made with"
+        )
     units = list(dict.fromkeys(int(unit) for unit in units))
     wrong = [unit for unit in units if not 0 <= unit < layer.units]
     if wrong or not units:
-        raise ValueError(f"unit numbers of '{layer.name}' lie within 0 .. {layer.units - 1}, got "
-                         f"{wrong[0] if wrong else 'none'}")
+        raise ValueError(
+            f"unit numbers of '{layer.name}' lie within 0 .. {layer.units - 1}, got "
+            f"{wrong[0] if wrong else 'none'}"
+        )
     whole("images", images, probe.N, f"the {probe.N} images of '{probe.name}'")
     whole("keep", keep)
     if crops:
@@ -187,54 +254,71 @@ def _checked(layer: LayerInfo, units: Sequence[int], probe: Probe, Q: Tensor, im
     return units, Q.detach().cpu()
 
 
-OVERLAP = .5    # a box that covers a kept one further is left out
-NEARLY_ALL = .8  # and one that covers as much of the picture
+OVERLAP = 0.5  # a box that covers a kept one further is left out
+NEARLY_ALL = 0.8  # and one that covers as much of the picture
 
 
-def attention_crops(map: Tensor, size: int = SIZE, most: int = 4, heatmap: str = "scale", *,
-                    field: Box | None = None) -> list[Box]:
-    """Boxes of one map [H, W] in a picture of size x size, largest first; see `crops_of`. A constant map has none."""
+def attention_crops(
+    map: Tensor, size: int = SIZE, most: int = 4, heatmap: str = "scale", *, field: Box | None = None
+) -> list[Box]:
+    """Boxes of one map [H, W] in a picture of size x size, largest first; see `crops_of`. A constant map has
+    none.
+    """
     if not isinstance(map, Tensor) or map.ndim != 2:
         raise ValueError(f"expected a map [H, W], got {_what(map)}; use crops_of for several")
     return crops_of(map[None], size, most, heatmap, field=field)[0]
 
 
 @torch.no_grad()
-def crops_of(maps: Tensor, size: int = SIZE, most: int = 4, heatmap: str = "scale", *, field: Box | None = None,
-             memory: int = MEMORY) -> list[list[Box]]:
-    """Boxes of each map in a picture of size x size, largest first: maps [n, H, W] -> n lists of at most `most` boxes.
+def crops_of(
+    maps: Tensor,
+    size: int = SIZE,
+    most: int = 4,
+    heatmap: str = "scale",
+    *,
+    field: Box | None = None,
+    memory: int = MEMORY,
+) -> list[list[Box]]:
+    """Boxes of each map in a picture of size x size, largest first: maps [n, H, W] -> n lists of at most
+    `most` boxes.
 
     8-bit map, enlarged to the picture, binary by its Otsu threshold, `outer_boxes`, then `distinct` ones.
-    `field` is the part of the picture that the map covers, by default all of it; where it reaches beyond the picture,
-    boxes end with the picture.
-    Errors: ValueError for values that are not finite, an empty map or field; KeyError for an unknown heatmap.
+    `field` is the part of the picture that the map covers, by default all of it; where it reaches beyond the
+    picture, boxes end with the picture. Errors: ValueError for values that are not finite, an empty map or
+    field; KeyError for an unknown heatmap.
     """
     whole("size", size)
     if most:
         whole("most", most)
     left, top, right, bottom = field or (0, 0, size, size)
     if not (left < min(right, size) and top < min(bottom, size) and right > 0 and bottom > 0):
-        raise ValueError(f"field is left, top, right, bottom of a part of the {size} x {size} picture, got {field}")
+        raise ValueError(
+            f"field is left, top, right, bottom of a part of the {size} x {size} picture, got {field}"
+        )
     covered = (max(left, 0), max(top, 0), min(right, size), min(bottom, size))
-    small = eight_bit(_checked_map(maps, 3), heatmap)                                           # [n, H, W]
+    small = eight_bit(_checked_map(maps, 3), heatmap)  # [n, H, W]
     width, height, found = right - left, bottom - top, []
     pixels = 32 * width * height  # bytes for one map
     fit(memory, (0, pixels, len(maps)))
     for part in slices(len(maps), at_hand(memory, maps.device) // pixels):
-        large = enlarged(small[part], height, width)                                        # [some, height, width]
+        large = enlarged(small[part], height, width)  # [some, height, width]
         for above in (large > otsu(large)[:, None, None]).cpu().numpy():
-            boxes = [(max(x + left, 0), max(y + top, 0), min(r + left, size), min(b + top, size))
-                     for x, y, r, b in outer_boxes(above)]
-            found.append(distinct([box for box in boxes if box[0] < box[2] and box[1] < box[3]], covered, most))
+            boxes = [
+                (max(x + left, 0), max(y + top, 0), min(r + left, size), min(b + top, size))
+                for x, y, r, b in outer_boxes(above)
+            ]
+            found.append(
+                distinct([box for box in boxes if box[0] < box[2] and box[1] < box[3]], covered, most)
+            )
     return found
 
 
 def eight_bit(maps: Tensor, heatmap: str = "scale") -> Tensor:
     """Activation maps as bytes: maps [..., H, W] -> uint8 [..., H, W].
 
-    "scale": each map from its minimum at 0 to its maximum at 255, rounded; 0 where it is constant up to rounding.
-    "wrap": 255 x cut to a whole number, modulo 256, as the released code had it: 1.01 becomes 1, and a strong
-    activation noise.
+    "scale": each map from its minimum at 0 to its maximum at 255, rounded; 0 where it is constant up to
+    rounding. "wrap": 255 x cut to a whole number, modulo 256, as the released code had it: 1.01 becomes 1,
+    and a strong activation noise.
     """
     if heatmap not in HEATMAPS:
         raise unknown("heatmap", heatmap, HEATMAPS)
@@ -244,8 +328,9 @@ def eight_bit(maps: Tensor, heatmap: str = "scale") -> Tensor:
 def enlarged(maps: Tensor, height: int, width: int) -> Tensor:
     """8-bit maps at another size, rounded: uint8 [n, H, W] -> uint8 [n, height, width].
 
-    Bilinear, values at the middle of pixels: unlike the released code's bicubic it stays between a map's own values, so
-    that no overshoot moves the threshold. Where a map is larger than asked, its pixels are averaged (antialias).
+    Bilinear, values at the middle of pixels: unlike the released code's bicubic it stays between a map's own
+    values, so that no overshoot moves the threshold. Where a map is larger than asked, its pixels are
+    averaged (antialias).
     """
     shrinks = maps.shape[1] > height or maps.shape[2] > width
     large = F.interpolate(maps[:, None].float(), (height, width), mode="bilinear", antialias=shrinks)
@@ -255,17 +340,20 @@ def enlarged(maps: Tensor, height: int, width: int) -> Tensor:
 def otsu(maps: Tensor) -> Tensor:
     """Otsu's threshold of each map: uint8 [..., H, W] -> int64 [...]; what is above it is the foreground.
 
-    The t that maximises n0 n1 (m0 - m1)^2, with n0 values of mean m0 up to t and n1 of mean m1 above; of equally good
-    ones the lowest. A constant map has no two classes: its threshold is 255, which nothing is above.
+    The t that maximises n0 n1 (m0 - m1)^2, with n0 values of mean m0 up to t and n1 of mean m1 above; of
+    equally good ones the lowest. A constant map has no two classes: its threshold is 255, which nothing is
+    above.
     """
     if maps.dtype != torch.uint8 or maps.ndim < 2 or not maps.numel():
         raise ValueError(f"expected 8-bit maps [..., H, W], none empty, got {_what(maps)}; use eight_bit")
-    values = maps.flatten(0, -3).flatten(1) if maps.ndim > 2 else maps.flatten()[None]      # [B, H W]
+    values = maps.flatten(0, -3).flatten(1) if maps.ndim > 2 else maps.flatten()[None]  # [B, H W]
     first = 256 * torch.arange(len(values), device=maps.device)
     counts = torch.bincount((values + first[:, None]).flatten(), minlength=256 * len(values)).view(-1, 256)
     below, total = counts.cumsum(1), values.shape[1]
     sums = (counts * torch.arange(256, device=maps.device)).cumsum(1)
-    gap = sums * total - sums[:, -1:] * below   # n0 n1 (m0 - m1) in whole numbers, so that equal ones stay equal
+    gap = (
+        sums * total - sums[:, -1:] * below
+    )  # n0 n1 (m0 - m1) in whole numbers, so that equal ones stay equal
     between = gap.double().square() / (below * (total - below)).clamp_min(1)
     highest = between.amax(1, keepdim=True)
     lowest = torch.where(between == highest, torch.arange(256, device=maps.device), 255).amin(1)
@@ -273,10 +361,11 @@ def otsu(maps: Tensor) -> Tensor:
 
 
 def outer_boxes(above: np.ndarray) -> list[Box]:
-    """Bounding boxes of the outer contours of bool [H, W], by area of the box, largest first, ties by top, then left.
+    """Bounding boxes of the outer contours of bool [H, W], by area of the box, largest first, ties by top,
+    then left.
 
-    An outer contour belongs to pixels that touch each other, corners included, and are not inside a hole of others:
-    what OpenCV calls external.
+    An outer contour belongs to pixels that touch each other, corners included, and are not inside a hole of
+    others: what OpenCV calls external.
     """
     from scipy import ndimage
 
@@ -298,9 +387,11 @@ def box_iou(a: Box, b: Box) -> float:
 
 
 def distinct(boxes: Sequence[Box], covered: Box, most: int = 4) -> list[Box]:
-    """The first `most` boxes, in order, whose IoU is at most .5 with each kept one and below .8 with all covered.
+    """The first `most` boxes, in order, whose IoU is at most .5 with each kept one and below .8 with all
+    covered.
 
-    Covered is the picture, or the part that a map covers: a box of nearly all of it shows the network nothing else.
+    Covered is the picture, or the part that a map covers: a box of nearly all of it shows the network nothing
+    else.
     """
     kept: list[Box] = []
     for box in boxes:
@@ -320,7 +411,8 @@ def _scaled(maps: Tensor) -> Tensor:
 
 
 def _wrapped(maps: Tensor) -> Tensor:
-    # in the maps' own dtype, as released; the remainder first, since a value may be too large for any whole number
+    # in the maps' own dtype, as released; the remainder first, since a value may be too large for any whole
+    # number
     return (maps * 255).trunc().fmod(256).long().remainder(256).byte()
 
 
@@ -329,11 +421,19 @@ HEATMAPS: dict[str, Callable[[Tensor], Tensor]] = {"scale": _scaled, "wrap": _wr
 
 
 def _checked_map(maps: Tensor, axes: int | None = None) -> Tensor:
-    if (not isinstance(maps, Tensor) or (maps.ndim != axes if axes else maps.ndim < 2) or 0 in maps.shape[-2:]
-            or maps.is_complex()):
-        raise ValueError(f"expected real maps [{'n' if axes else '...'}, H, W], none empty, got {_what(maps)}")
+    if (
+        not isinstance(maps, Tensor)
+        or (maps.ndim != axes if axes else maps.ndim < 2)
+        or 0 in maps.shape[-2:]
+        or maps.is_complex()
+    ):
+        raise ValueError(
+            f"expected real maps [{'n' if axes else '...'}, H, W], none empty, got {_what(maps)}"
+        )
     if not bool(maps.isfinite().all()):
-        raise ValueError(f"maps must be finite, got {maps[~maps.isfinite()][0].item()}; check weights and image")
+        raise ValueError(
+            f"maps must be finite, got {maps[~maps.isfinite()][0].item()}; check weights and image"
+        )
     return maps.detach()
 
 

@@ -1,4 +1,5 @@
-"""Describe-and-Dissect (Bai et al., TMLR 2025): a unit's crops, captions of them, what these share, and a choice by pictures.
+"""Describe-and-Dissect (Bai et al., TMLR 2025): a unit's crops, captions of them, what these share, and a
+choice by pictures.
 
 spread             units of each layer, evenly spread
 look               step 1 and captions: what excites each unit, and what a captioner says of it
@@ -12,8 +13,10 @@ labels_of          the best labels of every unit as rows of the labels table
 candidates_table   all candidates with their scores
 Looked, Described  what came of them
 
-Captions and answers of language models come from a transcript (utils/neuronym/models/transcripts.py), so that nothing is asked twice.
+Captions and answers of language models come from a transcript (utils/neuronym/models/transcripts.py), so that
+nothing is asked twice.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -47,7 +50,10 @@ TOGETHER = 64  # pictures in memory
 
 @dataclass(frozen=True)
 class Looked:
-    """What excites the units of a layer: examples, strongest first, what is said of each, and their embeddings."""
+    """What excites the units of a layer: examples, strongest first, what is said of each, and their
+    embeddings.
+    """
+
     layer: str
     examples: dict[int, list[Example]]
     captions: dict[int, list[str]]
@@ -56,7 +62,10 @@ class Looked:
 
 @dataclass(frozen=True)
 class Described:
-    """Candidates of each unit, their scores [C], higher is better, and what the unit did on their pictures (step 3)."""
+    """Candidates of each unit, their scores [C], higher is better, and what the unit did on their pictures
+    (step 3).
+    """
+
     layer: str
     candidates: dict[int, list[str]]
     scores: dict[int, Tensor]
@@ -64,69 +73,150 @@ class Described:
 
 
 def spread(layers: Sequence[LayerInfo], units: str) -> dict[str, list[int]]:
-    """Units of each layer, evenly spread: "12,52" for as many of each layer as there are numbers, "12" of every layer;
-    0, and a number beyond a layer's, for all of them. Errors: ValueError for what is no such list."""
+    """Units of each layer, evenly spread: "12,52" for as many of each layer as there are numbers, "12" of
+    every layer; 0, and a number beyond a layer's, for all of them. Errors: ValueError for what is no such
+    list.
+    """
     parts = [part.strip() for part in units.split(",")]
     if not all(part.isdecimal() for part in parts) or len(parts) not in (1, len(layers)):
-        raise ValueError(f"units are one number for all layers, or one for each of the {len(layers)}, separated by commas, "
-                         f"got '{units}'; write 20, or {','.join(['20'] * len(layers))}")
+        raise ValueError(
+            f"units are one number for all layers, or one for each of the {len(layers)}, separated by commas, "
+            f"got '{units}'; write 20, or {','.join(['20'] * len(layers))}"
+        )
     counts = [int(part) for part in parts] * (len(layers) if len(parts) == 1 else 1)
-    return {layer.name: [i * layer.units // m for i in range(m)] for layer, count in zip(layers, counts)
-            for m in [min(count or layer.units, layer.units)]}
+    return {
+        layer.name: [i * layer.units // m for i in range(m)]
+        for layer, count in zip(layers, counts)
+        for m in [min(count or layer.units, layer.units)]
+    }
 
 
-def look(target: Target, layer: LayerInfo, units: Sequence[int], probe: Probe, Q: Tensor, captioner: Captioner,
-         transcript: Transcript, clip: Clip, *, images: int = 10, crops: int = 4, keep: int = 10, heatmap: str = "scale",
-         pool: str = "avg", batch_size: int = 64, device: Device = None, progress: Progress | None = None) -> Looked:
-    """Step 1, captions of the examples, and their CLIP embeddings: Q [N, K] of the layer; options as in `examples`.
+def look(
+    target: Target,
+    layer: LayerInfo,
+    units: Sequence[int],
+    probe: Probe,
+    Q: Tensor,
+    captioner: Captioner,
+    transcript: Transcript,
+    clip: Clip,
+    *,
+    images: int = 10,
+    crops: int = 4,
+    keep: int = 10,
+    heatmap: str = "scale",
+    pool: str = "avg",
+    batch_size: int = 64,
+    device: Device = None,
+    progress: Progress | None = None,
+) -> Looked:
+    """Step 1, captions of the examples, and their CLIP embeddings: Q [N, K] of the layer; options as in
+    `examples`.
 
-    Each different picture is captioned once for all units; captions are in the transcript as soon as they are made, so
-    that a killed run goes on where it was.
+    Each different picture is captioned once for all units; captions are in the transcript as soon as they are
+    made, so that a killed run goes on where it was.
     """
-    found = examples(target, layer, units, probe, Q, images=images, crops=crops, keep=keep, heatmap=heatmap, pool=pool,
-                     batch_size=batch_size, device=device, progress=progress)
+    found = examples(
+        target,
+        layer,
+        units,
+        probe,
+        Q,
+        images=images,
+        crops=crops,
+        keep=keep,
+        heatmap=heatmap,
+        pool=pool,
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
+    )
     different = list(dict.fromkeys((e.image, e.box) for some in found.values() for e in some))
     one = {(e.image, e.box): e for some in found.values() for e in some}
-    parts = [different[i:i + TOGETHER] for i in range(0, len(different), TOGETHER)]
+    parts = [different[i : i + TOGETHER] for i in range(0, len(different), TOGETHER)]
     said, rows = {}, {}
-    for part in parts if progress is None else progress(parts, len(parts), f"{TOGETHER} examples of {layer.name} captioned"):
+    for part in (
+        parts
+        if progress is None
+        else progress(parts, len(parts), f"{TOGETHER} examples of {layer.name} captioned")
+    ):
         shown = [picture(probe, one[key]) for key in part]
         said |= dict(zip(part, _captions(captioner, transcript, shown)))
         rows |= dict(zip(part, image_embeddings(clip, of_pictures(shown), batch_size, device).clone()))
-    return Looked(layer.name, found, {unit: [said[e.image, e.box] for e in some] for unit, some in found.items()},
-                  {unit: torch.stack([rows[e.image, e.box] for e in some]) for unit, some in found.items()})
+    return Looked(
+        layer.name,
+        found,
+        {unit: [said[e.image, e.box] for e in some] for unit, some in found.items()},
+        {unit: torch.stack([rows[e.image, e.box] for e in some]) for unit, some in found.items()},
+    )
 
 
-def ordinary_captions(probe: Probe, captioner: Captioner, transcript: Transcript, n: int = 200, seed: int = 0,
-                      progress: Progress | None = None) -> list[str]:
+def ordinary_captions(
+    probe: Probe,
+    captioner: Captioner,
+    transcript: Transcript,
+    n: int = 200,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[str]:
     """Captions of n images of the probe at random, resized like examples; of all where there are fewer."""
     whole("n", n)
     rows = torch.randperm(probe.N, generator=torch.Generator().manual_seed(seed))[:n].sort().values.tolist()
-    parts = [rows[i:i + TOGETHER] for i in range(0, len(rows), TOGETHER)]
-    return [text for part in (parts if progress is None else progress(parts, len(parts), f"{TOGETHER} images captioned"))
-            for text in _captions(captioner, transcript, [picture(probe, Example(i, None, 0.)) for i in part])]
+    parts = [rows[i : i + TOGETHER] for i in range(0, len(rows), TOGETHER)]
+    return [
+        text
+        for part in (
+            parts if progress is None else progress(parts, len(parts), f"{TOGETHER} images captioned")
+        )
+        for text in _captions(captioner, transcript, [picture(probe, Example(i, None, 0.0)) for i in part])
+    ]
 
 
-def describe(looked: Looked, source: Generator | str = "retrieval", *, ask: Ask | None = None, reference: Sequence[str] = (),
-             tries: int = 5, prompt: str = "objects", summary: bool = True, selection: str = "topk_compare",
-             seed: int = 0, **options) -> Described:
+def describe(
+    looked: Looked,
+    source: Generator | str = "retrieval",
+    *,
+    ask: Ask | None = None,
+    reference: Sequence[str] = (),
+    tries: int = 5,
+    prompt: str = "objects",
+    summary: bool = True,
+    selection: str = "topk_compare",
+    seed: int = 0,
+    **options,
+) -> Described:
     """Steps 2 and 3 for the units of a layer.
 
-    Candidates: `summaries.propose` with `ask` (None: the extractive summariser, which compares with `reference`). Choice:
-    `selection` is one of `candidate_scores.SCORES`, with `source` and `options` as in `choice.rank_candidates`, or
-    "first" for the paper's variant without step 3: the first candidate, scored 0, the next -1, ...
+    Candidates: `summaries.propose` with `ask` (None: the extractive summariser, which compares with
+    `reference`). Choice: `selection` is one of `candidate_scores.SCORES`, with `source` and `options` as in
+    `choice.rank_candidates`, or "first" for the paper's variant without step 3: the first candidate, scored
+    0, the next -1, ...
     """
-    candidates = propose(looked.captions, ask, reference, tries=tries, seed=seed, prompt=prompt, summary=summary)
+    candidates = propose(
+        looked.captions, ask, reference, tries=tries, seed=seed, prompt=prompt, summary=summary
+    )
     if selection == "first":
-        return Described(looked.layer, candidates, {unit: -torch.arange(len(some), dtype=torch.float64)
-                                                    for unit, some in candidates.items()}, None)
+        return Described(
+            looked.layer,
+            candidates,
+            {unit: -torch.arange(len(some), dtype=torch.float64) for unit, some in candidates.items()},
+            None,
+        )
     scores, shown = choose(candidates, looked, source, selection, seed, **options)
     return Described(looked.layer, candidates, scores, shown)
 
 
-def choose(candidates: Mapping[int, Sequence[str]], looked: Looked, source: Generator | str, how: str, seed: int = 0,
-           **options) -> tuple[dict[int, Tensor], Shown]:
-    """Step 3: scores of the candidates of each unit, and the pictures they are from; `seed` is that of a generator."""
+def choose(
+    candidates: Mapping[int, Sequence[str]],
+    looked: Looked,
+    source: Generator | str,
+    how: str,
+    seed: int = 0,
+    **options,
+) -> tuple[dict[int, Tensor], Shown]:
+    """Step 3: scores of the candidates of each unit, and the pictures they are from; `seed` is that of a
+    generator.
+    """
     drawn = {"seed": seed} if isinstance(source, Generator) else {}
     scores, shown = rank_candidates(candidates, looked.E, source, how=how, **drawn, **options)
     return scores[how], shown
@@ -134,7 +224,10 @@ def choose(candidates: Mapping[int, Sequence[str]], looked: Looked, source: Gene
 
 def of_units(looked: Looked, units: Sequence[int]) -> Looked:
     """Some of the units that were looked at."""
-    return Looked(looked.layer, *({unit: each[unit] for unit in units} for each in (looked.examples, looked.captions, looked.E)))
+    return Looked(
+        looked.layer,
+        *({unit: each[unit] for unit in units} for each in (looked.examples, looked.captions, looked.E)),
+    )
 
 
 def cropped(looked: Looked) -> float:
@@ -143,9 +236,12 @@ def cropped(looked: Looked) -> float:
     return sum(box is not None for box in boxes) / len(boxes)
 
 
-def several_labels(described: Described, clip: Clip, most: int = 3, limit: float = .81) -> dict[int, list[str]]:
-    """Labels of each unit that differ: down the candidates by score, kept when the CLIP cosine to each kept one is at
-    most `limit`; candidates that have a score above all that have none."""
+def several_labels(
+    described: Described, clip: Clip, most: int = 3, limit: float = 0.81
+) -> dict[int, list[str]]:
+    """Labels of each unit that differ: down the candidates by score, kept when the CLIP cosine to each kept
+    one is at most `limit`; candidates that have a score above all that have none.
+    """
     texts = dict.fromkeys(text for some in described.candidates.values() for text in some)
     read = {text: as_said(clip, text) for text in texts}
     known = [text for text in texts if read[text]]
@@ -154,7 +250,11 @@ def several_labels(described: Described, clip: Clip, most: int = 3, limit: float
     found = {}
     for unit, some in described.candidates.items():
         able = [c for c, text in enumerate(some) if text in where]
-        kept = several(described.scores[unit][able], T[[where[some[c]] for c in able]], most, limit) if able else []
+        kept = (
+            several(described.scores[unit][able], T[[where[some[c]] for c in able]], most, limit)
+            if able
+            else []
+        )
         found[unit] = [some[able[i]] for i in kept] or [best(some, described.scores[unit], 1)[0][0]]
     return found
 
@@ -168,31 +268,50 @@ def best_labels(described: Described, units: Sequence[int] | None = None) -> lis
     return [best(described.candidates[unit], described.scores[unit].cpu(), 1)[0][0] for unit in units]
 
 
-def labels_of(described: Described, model: str, k: int = 3, method: str = "dnd", **more: object) -> pd.DataFrame:
-    """The k best candidates of each unit as rows of the labels table (fewer where there are fewer); `more` adds columns."""
-    rows = [(model, described.layer, unit, method, rank, label, score)
-            for unit, some in described.candidates.items()
-            for rank, (label, score) in enumerate(best(some, described.scores[unit].cpu(), k), start=1) if label]
+def labels_of(
+    described: Described, model: str, k: int = 3, method: str = "dnd", **more: object
+) -> pd.DataFrame:
+    """The k best candidates of each unit as rows of the labels table (fewer where there are fewer); `more`
+    adds columns.
+    """
+    rows = [
+        (model, described.layer, unit, method, rank, label, score)
+        for unit, some in described.candidates.items()
+        for rank, (label, score) in enumerate(best(some, described.scores[unit].cpu(), k), start=1)
+        if label
+    ]
     return pd.DataFrame(rows, columns=COLUMNS).assign(**more)
 
 
 def candidates_table(described: Iterable[Described]) -> pd.DataFrame:
     """Every candidate and its score: columns layer, unit, candidate, score."""
-    return pd.DataFrame([(d.layer, unit, text, score) for d in described for unit, texts in d.candidates.items()
-                         for text, score in zip(texts, d.scores[unit].tolist())],
-                        columns=["layer", "unit", "candidate", "score"])
+    return pd.DataFrame(
+        [
+            (d.layer, unit, text, score)
+            for d in described
+            for unit, texts in d.candidates.items()
+            for text, score in zip(texts, d.scores[unit].tolist())
+        ],
+        columns=["layer", "unit", "candidate", "score"],
+    )
 
 
 def _captions(captioner: Captioner, transcript: Transcript, shown: Sequence[Image]) -> list[str]:
     paid = captioner.name.startswith("vlm:")
-    most = WORKERS if paid else BATCH  # what an error may lose: answers are kept when all that were asked together came
+    most = (
+        WORKERS if paid else BATCH
+    )  # what an error may lose: answers are kept when all that were asked together came
 
     def said(absent: list[int]) -> Iterator[str]:
         for i in range(0, len(absent), most):
-            part = captioner.caption([shown[j] for j in absent[i:i + most]])
-            if len(part) != len(absent[i:i + most]):  # one that is left out would give its place to the next
-                raise ValueError(f"a captioner gives one caption for each picture, {captioner.name} gave {len(part)} for "
-                                 f"{len(absent[i:i + most])}; look at what it returns")
+            part = captioner.caption([shown[j] for j in absent[i : i + most]])
+            if len(part) != len(
+                absent[i : i + most]
+            ):  # one that is left out would give its place to the next
+                raise ValueError(
+                    f"a captioner gives one caption for each picture, {captioner.name} gave {len(part)} for "
+                    f"{len(absent[i : i + most])}; look at what it returns"
+                )
             yield from part
 
     keys = [digest(captioner.key, picture_key(one)) for one in shown]

@@ -1,4 +1,5 @@
-"""Every kind of explanation as one thing: a text for each unit, and what it predicts from what is in an image.
+"""Every kind of explanation as one thing: a text for each unit, and what it predicts from what is in an
+image.
 
 Explained   texts [K] and predict: present [N, M] -> [N, K]
 single      a label for each unit
@@ -7,7 +8,8 @@ logical     formulas
 combined    the largest of several labels
 controls    explanations that know nothing of the unit: another unit's, and one for all
 
-Labels that are phrases and not concepts of a set: what they claim of an image, and whether they name a true concept.
+Labels that are phrases and not concepts of a set: what they claim of an image, and whether they name a true
+concept.
 
 shown      which microworld images show what texts say
 names_it   does a label contain a name?
@@ -16,13 +18,15 @@ judged_by  what a CLIP thinks of words and texts, where the truth is not known
 phrase_controls   labels that know nothing of the unit, and the best word of all
 explained  labels of several methods over all their different texts, to be scored like any other explanation
 
-Methods against metrics: how well each explanation of a unit predicts what the unit does on images not used for naming.
+Methods against metrics: how well each explanation of a unit predicts what the unit does on images not used
+for naming.
 
 choose_active   share of images on which the units of a layer count as active
 scored          one row for each unit and method, one column for each metric
 means           means with bootstrap intervals, neurons resampled jointly for all methods
 against         every method against one of them: paired differences, tests, corrections
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +55,9 @@ class Explained:
 
     texts: list[str]
     predict: Callable[[Tensor], Tensor]
-    cut: Tensor | None = None   # [K]: where predictions are no probabilities, those above say that the unit is active
+    cut: Tensor | None = (
+        None  # [K]: where predictions are no probabilities, those above say that the unit is active
+    )
 
 
 def single(labels: Sequence[str] | Tensor, concepts: Sequence[str]) -> Explained:
@@ -62,17 +68,26 @@ def single(labels: Sequence[str] | Tensor, concepts: Sequence[str]) -> Explained
     where = {c: i for i, c in reversed(list(enumerate(concepts)))}
     strange = [] if isinstance(labels, Tensor) else [label for label in labels if label not in where]
     if strange:
-        raise KeyError(f"{len(strange)} labels are not among the {len(concepts)} concepts, e.g. '{strange[0]}'; add them")
-    index = labels if isinstance(labels, Tensor) else torch.tensor([where[label] for label in labels], dtype=torch.long)
-    return Explained([concepts[i] for i in index.tolist()], lambda present: present[:, index.to(present.device)])
+        raise KeyError(
+            f"{len(strange)} labels are not among the {len(concepts)} concepts, e.g. '{strange[0]}'; add them"
+        )
+    index = (
+        labels
+        if isinstance(labels, Tensor)
+        else torch.tensor([where[label] for label in labels], dtype=torch.long)
+    )
+    return Explained(
+        [concepts[i] for i in index.tolist()], lambda present: present[:, index.to(present.device)]
+    )
 
 
 def additive(found: linear.Linear, concepts: Sequence[str], present: Tensor, active: float) -> Explained:
     """Sums of concepts found by `linear.explain`, without their bias, so that nothing present predicts 0.
 
-    They say that a unit is active where the sum is large: beyond a cut that leaves about the share `active` of the images
-    for naming, present [N, M].
+    They say that a unit is active where the sum is large: beyond a cut that leaves about the share `active`
+    of the images for naming, present [N, M].
     """
+
     def predict(present: Tensor) -> Tensor:
         return linear.predict(found, present) - found.bias
 
@@ -81,9 +96,12 @@ def additive(found: linear.Linear, concepts: Sequence[str], present: Tensor, act
 
 
 def logical(found: Sequence[formulas.Formula | None], concepts: Sequence[str]) -> Explained:
-    """Formulas found by `formulas.search`, over concepts that count as present from a half on; None is never true."""
+    """Formulas found by `formulas.search`, over concepts that count as present from a half on; None is never
+    true.
+    """
+
     def predict(present: Tensor) -> Tensor:
-        there = present if present.dtype == torch.bool else present >= .5
+        there = present if present.dtype == torch.bool else present >= 0.5
         never = there.new_zeros(len(there))
         return torch.stack([never if f is None else formulas.evaluate(f, there) for f in found], dim=1)
 
@@ -92,25 +110,32 @@ def logical(found: Sequence[formulas.Formula | None], concepts: Sequence[str]) -
 
 def combined(labels: Sequence[Sequence[int]], concepts: Sequence[str]) -> Explained:
     """Several concepts for each unit: it is predicted to do what the most present of them does."""
+
     def predict(present: Tensor) -> Tensor:
         return torch.stack([present[:, list(some)].amax(1) for some in labels], dim=1)
 
     return Explained([" / ".join(concepts[i] for i in some) for some in labels], predict)
 
 
-def controls(labels: Tensor, concepts: Sequence[str], present: Tensor, Q: Tensor, generator: torch.Generator) -> dict[str, Explained]:
-    """`shuffled`: the labels [K] dealt to other units; `constant`: the one concept that correlates best with all units.
+def controls(
+    labels: Tensor, concepts: Sequence[str], present: Tensor, Q: Tensor, generator: torch.Generator
+) -> dict[str, Explained]:
+    """`shuffled`: the labels [K] dealt to other units; `constant`: the one concept that correlates best with
+    all units.
 
     present [N, M] and Q [N, K] are of the images for naming.
     """
     from neuronym.evaluation.presence import presence_oracle
+
     dealt = labels[torch.randperm(len(labels), generator=generator).to(labels.device)]
     best = presence_oracle(Q, present).mean(0).argmax()
     return {"shuffled": single(dealt, concepts), "constant": single(best.expand(len(labels)), concepts)}
 
 
 def _cut(predicted: Tensor, share: float) -> Tensor:
-    """Between two values of each column [N, K], so that the number above is nearest to the share; equal values stay together."""
+    """Between two values of each column [N, K], so that the number above is nearest to the share; equal
+    values stay together.
+    """
     values = predicted.double().sort(dim=0, descending=True).values
     above = torch.arange(1, len(values), device=values.device, dtype=torch.float64)[:, None]
     off = (above - share * len(values)).abs().where(values[:-1] > values[1:], torch.inf)
@@ -122,59 +147,99 @@ DRAWS = 100
 
 
 def shown(probe: Probe, texts: Sequence[str]) -> Tensor:
-    """Which microworld images show what texts say: bool [N, n]; a text without a word of the world is in none.
+    """Which microworld images show what texts say: bool [N, n]; a text without a word of the world is in
+    none.
 
-    A text says what `microworld.read` finds in it. Each thing it names must be in the image, two of them as two things;
-    so must its place, its light and its count.
+    A text says what `microworld.read` finds in it. Each thing it names must be in the image, two of them as
+    two things; so must its place, its light and its count.
     """
     from neuronym.microworld.world import read
 
     scenes, said = [probe.scene(i) for i in range(probe.N)], {text: read(text) for text in texts}
-    found = {text: torch.tensor([_shows(scene, one) for scene in scenes], dtype=torch.bool) for text, one in said.items()}
-    return torch.stack([found[text] for text in texts], 1) if found else torch.zeros(probe.N, 0, dtype=torch.bool)
+    found = {
+        text: torch.tensor([_shows(scene, one) for scene in scenes], dtype=torch.bool)
+        for text, one in said.items()
+    }
+    return (
+        torch.stack([found[text] for text in texts], 1)
+        if found
+        else torch.zeros(probe.N, 0, dtype=torch.bool)
+    )
 
 
-def naming(labels: Sequence[str], names: Sequence[str], generator: torch.Generator, draws: int = DRAWS) -> dict[str, float]:
-    """Share of labels that name their unit's true concept, with its bootstrap interval over units (low, high), and of
-    the same labels dealt to other units at random (shuffled, mean of `draws`)."""
+def naming(
+    labels: Sequence[str], names: Sequence[str], generator: torch.Generator, draws: int = DRAWS
+) -> dict[str, float]:
+    """Share of labels that name their unit's true concept, with its bootstrap interval over units (low,
+    high), and of the same labels dealt to other units at random (shuffled, mean of `draws`).
+    """
     whole("draws", draws)
     if len(labels) != len(names) or not len(labels):
-        raise ValueError(f"each label has its true name, and there is one at least; got {len(labels)} labels and "
-                         f"{len(names)} names")
+        raise ValueError(
+            f"each label has its true name, and there is one at least; got {len(labels)} labels and "
+            f"{len(names)} names"
+        )
     hit = np.array([[names_it(label, name) for name in names] for label in labels])  # [labels, names]
     own = np.diagonal(hit).astype(float)
-    dealt = [hit[torch.randperm(len(labels), generator=generator).numpy(), np.arange(len(names))].mean()
-             for _ in range(draws)]
+    dealt = [
+        hit[torch.randperm(len(labels), generator=generator).numpy(), np.arange(len(names))].mean()
+        for _ in range(draws)
+    ]
     low, high = interval(own)
-    return {"units": len(own), "named": float(own.mean()), "low": low, "high": high, "shuffled": float(np.mean(dealt))}
+    return {
+        "units": len(own),
+        "named": float(own.mean()),
+        "low": low,
+        "high": high,
+        "shuffled": float(np.mean(dealt)),
+    }
 
 
-def explained(labels: Mapping[str, Mapping[str, Sequence[str]]]) -> tuple[dict[str, dict[str, Explained]], list[str]]:
+def explained(
+    labels: Mapping[str, Mapping[str, Sequence[str]]],
+) -> tuple[dict[str, dict[str, Explained]], list[str]]:
     """{layer: {method: a text for each unit}} as explanations over all different texts, and these texts."""
-    texts = list(dict.fromkeys(text for methods in labels.values() for some in methods.values() for text in some))
-    return {layer: {method: single(list(some), texts) for method, some in methods.items()}
-            for layer, methods in labels.items()}, texts
+    texts = list(
+        dict.fromkeys(text for methods in labels.values() for some in methods.values() for text in some)
+    )
+    return {
+        layer: {method: single(list(some), texts) for method, some in methods.items()}
+        for layer, methods in labels.items()
+    }, texts
 
 
-def judged_by(clip: Clip, I: Tensor, fit: tuple[float, float], words: Sequence[str],
-              test: Tensor) -> tuple[Tensor, Callable[[Sequence[str]], Tensor]]:
-    """Where the truth is not known: presence [N, M] of words as a CLIP judges it, and what gives texts' presence in the
-    images `test`; I [N, d] are all images, `fit` is that of `presence.calibrated`."""
+def judged_by(
+    clip: Clip, I: Tensor, fit: tuple[float, float], words: Sequence[str], test: Tensor
+) -> tuple[Tensor, Callable[[Sequence[str]], Tensor]]:
+    """Where the truth is not known: presence [N, M] of words as a CLIP judges it, and what gives texts'
+    presence in the images `test`; I [N, d] are all images, `fit` is that of `presence.calibrated`.
+    """
+
     def claims(texts: Sequence[str]) -> Tensor:
         return judged(I[test], embed_concepts(clip, list(texts)).to(I.device), fit)
 
     return judged(I, embed_concepts(clip, list(words)).to(I.device), fit), claims
 
 
-def phrase_controls(labels: Mapping[str, Sequence[str]], words: Sequence[str], present: Tensor, Q: Tensor,
-             generator: torch.Generator) -> dict[str, list[str]]:
-    """What labels are compared with: `oracle`, each unit's best word; `shuffled`, the first method's labels dealt to
-    other units; `constant`, the one word that is best on average. present [N, M], Q [N, K] of the images for naming."""
-    scores = presence_oracle(Q, present)                                        # [K, M]
+def phrase_controls(
+    labels: Mapping[str, Sequence[str]],
+    words: Sequence[str],
+    present: Tensor,
+    Q: Tensor,
+    generator: torch.Generator,
+) -> dict[str, list[str]]:
+    """What labels are compared with: `oracle`, each unit's best word; `shuffled`, the first method's labels
+    dealt to other units; `constant`, the one word that is best on average. present [N, M], Q [N, K] of the
+    images for naming.
+    """
+    scores = presence_oracle(Q, present)  # [K, M]
     first = list(next(iter(labels.values())))
     dealt = torch.randperm(len(first), generator=generator).tolist()
-    return {"oracle": [words[i] for i in scores.argmax(1).tolist()], "shuffled": [first[i] for i in dealt],
-            "constant": [words[int(scores.mean(0).argmax())]] * len(first)}
+    return {
+        "oracle": [words[i] for i in scores.argmax(1).tolist()],
+        "shuffled": [first[i] for i in dealt],
+        "constant": [words[int(scores.mean(0).argmax())]] * len(first),
+    }
 
 
 def _shows(scene, said: dict) -> bool:
@@ -182,38 +247,61 @@ def _shows(scene, said: dict) -> bool:
 
     if not any(said.values()):
         return False
-    if any(said[kind] not in (None, true) for kind, true in
-           (("place", scene.place), ("light", scene.light), ("count", COUNTS[len(scene.things) - 1]))):
+    if any(
+        said[kind] not in (None, true)
+        for kind, true in (
+            ("place", scene.place),
+            ("light", scene.light),
+            ("count", COUNTS[len(scene.things) - 1]),
+        )
+    ):
         return False
-    able = [{i for i, thing in enumerate(scene.things) if all(getattr(thing, k) == v for k, v in wanted.items())}
-            for wanted in said["given"]]
+    able = [
+        {i for i, thing in enumerate(scene.things) if all(getattr(thing, k) == v for k, v in wanted.items())}
+        for wanted in said["given"]
+    ]
     return all(able) and len(set().union(*able)) >= len(able)
 
 
-SHARES = (.005, .01, .02, .05, .1, .2, .5)
+SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 FEWEST = 10  # active images
-GRADED = ("correlation", "cosine", "auprc", "auroc", "spearman", "correlation_top_and_random", "spearman_top_and_random")
+GRADED = (
+    "correlation",
+    "cosine",
+    "auprc",
+    "auroc",
+    "spearman",
+    "correlation_top_and_random",
+    "spearman_top_and_random",
+)
 
 
 def choose_active(present: Tensor, Q: Tensor, shares: Sequence[float] = SHARES) -> float:
-    """The share whose active images correlate best with some concept, in the mean over units: present [N, M], Q [N, K].
+    """The share whose active images correlate best with some concept, in the mean over units: present [N, M],
+    Q [N, K].
 
-    NeuronEval (Oikarinen et al. 2025, appendix F.1) chooses it by metric and method; here the images for naming choose
-    it once for a layer, by any of the concepts, so that no method has one of its own. Shares of fewer than 10 images
-    are passed over: with so few some concept always fits.
+    NeuronEval (Oikarinen et al. 2025, appendix F.1) chooses it by metric and method; here the images for
+    naming choose it once for a layer, by any of the concepts, so that no method has one of its own. Shares of
+    fewer than 10 images are passed over: with so few some concept always fits.
     """
     able = [share for share in shares if share * len(Q) >= FEWEST] or [max(shares)]
     best = {share: float(presence_oracle(active_images(Q, share), present).amax(1).mean()) for share in able}
     return max(best, key=best.get)
 
 
-def scored(explained: Mapping[str, Mapping[str, Explained]], present: Tensor, Q: Mapping[str, Tensor],
-           active: Mapping[str, float], metrics: Sequence[str] = SOUND, units: Mapping[str, Sequence[int]] | None = None,
-           generator: torch.Generator | None = None) -> pd.DataFrame:
+def scored(
+    explained: Mapping[str, Mapping[str, Explained]],
+    present: Tensor,
+    Q: Mapping[str, Tensor],
+    active: Mapping[str, float],
+    metrics: Sequence[str] = SOUND,
+    units: Mapping[str, Sequence[int]] | None = None,
+    generator: torch.Generator | None = None,
+) -> pd.DataFrame:
     """Columns layer, unit, method, text and a column for each metric of `neuronym.evaluation.metrics`.
 
-    explained {layer: {method: ...}}; present [N, M] and Q {layer: [N, K]} are of the same images, best ones that no
-    method has seen; `units` names the units a layer's explanations are of, when these are not all.
+    explained {layer: {method: ...}}; present [N, M] and Q {layer: [N, K]} are of the same images, best ones
+    that no method has seen; `units` names the units a layer's explanations are of, when these are not all.
     Errors: ValueError for unequal N, for explanations of another number of units, for duplicate units.
     """
     rows = []
@@ -222,28 +310,49 @@ def scored(explained: Mapping[str, Mapping[str, Explained]], present: Tensor, Q:
         if len(set(chosen)) < len(chosen):
             raise ValueError(f"each unit is scored once, {layer} names some of its {len(chosen)} units twice")
         if len(Q[layer]) != len(present):
-            raise ValueError(f"present and activations are of the same images, got {len(present)} and {len(Q[layer])} "
-                             f"in {layer}")
+            raise ValueError(
+                f"present and activations are of the same images, got {len(present)} and {len(Q[layer])} "
+                f"in {layer}"
+            )
         q = Q[layer][:, chosen]
         for method, said in methods.items():
             if len(said.texts) != len(chosen):
-                raise ValueError(f"{method} explains {len(said.texts)} units of {layer}, which has {len(chosen)} to score")
+                raise ValueError(
+                    f"{method} explains {len(said.texts)} units of {layer}, which has {len(chosen)} to score"
+                )
             predicted = said.predict(present)
             there = predicted if said.cut is None else predicted > said.cut
             found = {}
-            for what, names in ((predicted, [m for m in metrics if m in GRADED]), (there, [m for m in metrics if m not in GRADED])):
+            for what, names in (
+                (predicted, [m for m in metrics if m in GRADED]),
+                (there, [m for m in metrics if m not in GRADED]),
+            ):
                 found |= measure(q, what, names, active[layer], generator)
-            rows.append(pd.DataFrame({"layer": layer, "unit": chosen, "method": method, "text": said.texts,
-                                      **{name: found[name].double().cpu().numpy() for name in metrics}}))
+            rows.append(
+                pd.DataFrame(
+                    {
+                        "layer": layer,
+                        "unit": chosen,
+                        "method": method,
+                        "text": said.texts,
+                        **{name: found[name].double().cpu().numpy() for name in metrics},
+                    }
+                )
+            )
     return pd.concat(rows, ignore_index=True)
 
 
-def means(table: pd.DataFrame, metrics: Sequence[str] = SOUND, groups: Mapping[str, str] | None = None,
-          seed: int = 0) -> pd.DataFrame:
-    """Columns group, method, metric, mean, low, high, units: 95 % bootstrap intervals of the mean over neurons.
+def means(
+    table: pd.DataFrame,
+    metrics: Sequence[str] = SOUND,
+    groups: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Columns group, method, metric, mean, low, high, units: 95 % bootstrap intervals of the mean over
+    neurons.
 
-    Neurons are resampled within their layers, with the same draws for all methods; what the images would add by being
-    others is not in it. `groups` {layer: group} joins layers; each its own by default.
+    Neurons are resampled within their layers, with the same draws for all methods; what the images would add
+    by being others is not in it. `groups` {layer: group} joins layers; each its own by default.
     """
     group = table["layer"] if groups is None else table["layer"].map(groups)
     rows = []
@@ -255,24 +364,40 @@ def means(table: pd.DataFrame, metrics: Sequence[str] = SOUND, groups: Mapping[s
     return pd.concat(rows, ignore_index=True)[["group", "method", "metric", "mean", "low", "high", "units"]]
 
 
-def against(table: pd.DataFrame, first: str, metric: str = "correlation", groups: Mapping[str, str] | None = None,
-            seed: int = 0) -> pd.DataFrame:
-    """Every other method minus `first` on the same neurons: group, method, difference, low, high, p (Wilcoxon's
-    signed-rank test), holm (p corrected for the number of methods and groups).
+def against(
+    table: pd.DataFrame,
+    first: str,
+    metric: str = "correlation",
+    groups: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Every other method minus `first` on the same neurons: group, method, difference, low, high, p
+    (Wilcoxon's signed-rank test), holm (p corrected for the number of methods and groups).
 
     Errors: KeyError for a method that the table lacks.
     """
     from scipy.stats import wilcoxon
 
     from neuronym.common.checks import unknown
+
     if first not in set(table["method"]):
         raise unknown("method", first, table["method"].unique())
     rows = []
-    for name, some in table.groupby(table["layer"] if groups is None else table["layer"].map(groups), sort=False):
+    for name, some in table.groupby(
+        table["layer"] if groups is None else table["layer"].map(groups), sort=False
+    ):
         wide = _wide(some, metric)
         for method in (m for m in wide if m != first):
             d = (wide[method] - wide[first]).to_numpy()
-            rows.append((name, method, d.mean(), *interval(d, seed), float(wilcoxon(d).pvalue) if (d != 0).any() else 1.))
+            rows.append(
+                (
+                    name,
+                    method,
+                    d.mean(),
+                    *interval(d, seed),
+                    float(wilcoxon(d).pvalue) if (d != 0).any() else 1.0,
+                )
+            )
     found = pd.DataFrame(rows, columns=["group", "method", "difference", "low", "high", "p"])
     return found.assign(holm=holm(found["p"]))
 
@@ -282,9 +407,15 @@ def _wide(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     twice = table.duplicated(["layer", "unit", "method"])
     if twice.any():
         row = table[twice].iloc[0]
-        raise ValueError(f"each method scores a unit once, {row['method']} has unit {row['unit']} of {row['layer']} twice")
-    wide = table.pivot(index=["layer", "unit"], columns="method", values=metric)[list(dict.fromkeys(table["method"]))]
+        raise ValueError(
+            f"each method scores a unit once, {row['method']} has unit {row['unit']} of {row['layer']} twice"
+        )
+    wide = table.pivot(index=["layer", "unit"], columns="method", values=metric)[
+        list(dict.fromkeys(table["method"]))
+    ]
     if wide.isna().any(axis=None):
-        raise ValueError(f"methods are compared on the same neurons, {int(wide.isna().any(axis=1).sum())} of {len(wide)} "
-                         f"lack {metric} of some method; score all methods on the same units")
+        raise ValueError(
+            f"methods are compared on the same neurons, {int(wide.isna().any(axis=1).sum())} of {len(wide)} "
+            f"lack {metric} of some method; score all methods on the same units"
+        )
     return wide

@@ -7,6 +7,7 @@ text            "2.10 red + .80 circle"
 nnls            non-negative least squares, many small problems at once
 check_presence  the inputs, or a sentence on what is wrong with them
 """
+
 from __future__ import annotations
 
 import math
@@ -20,7 +21,8 @@ from torch import Tensor
 from neuronym.common.checks import number, whole
 from neuronym.common.memory import at_hand, fit, MEMORY, or_one, slices
 
-CONSTANT = 1e-9  # spread below which values are constant but for rounding; presence and scaled activations are about 1
+# spread below which values are constant but for rounding; presence and scaled activations are about 1
+CONSTANT = 1e-9
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,26 @@ class Linear:
 
 
 @torch.no_grad()
-def explain(present: Tensor, Q: Tensor, most: int = 10, tolerance: float = .02, folds: int = 5, *,
-            generator: torch.Generator | None = None, memory: int = MEMORY) -> Linear:
-    """Sparse non-negative sums by forward selection: present [N, M] (bool or 0..1), Q [N, K] -> Linear of K units.
+def explain(
+    present: Tensor,
+    Q: Tensor,
+    most: int = 10,
+    tolerance: float = 0.02,
+    folds: int = 5,
+    *,
+    generator: torch.Generator | None = None,
+    memory: int = MEMORY,
+) -> Linear:
+    """Sparse non-negative sums by forward selection: present [N, M] (bool or 0..1), Q [N, K] -> Linear of K
+    units.
 
-    Each step adds the concept of largest positive correlation with the residual, ties by lower index, then refits all
-    weights >= 0 and a free bias by least squares. Selection and fit are repeated without each of the folds (dealt by
-    `generator`, else image i to fold i mod folds); a unit ends before the first term that raises its cross-validated
-    correlation (Pearson r on the fold left out, 0 where one side is constant, mean over folds) by less than
-    `tolerance`, or after `most`. The first needs only a positive correlation; dead units have none, and their value as
-    bias. What a later term has pushed to weight 0 is left out. All M concepts are candidates at every step. `memory`
-    bytes beside inputs and result change only the time.
+    Each step adds the concept of largest positive correlation with the residual, ties by lower index, then
+    refits all weights >= 0 and a free bias by least squares. Selection and fit are repeated without each of
+    the folds (dealt by `generator`, else image i to fold i mod folds); a unit ends before the first term that
+    raises its cross-validated correlation (Pearson r on the fold left out, 0 where one side is constant, mean
+    over folds) by less than `tolerance`, or after `most`. The first needs only a positive correlation; dead
+    units have none, and their value as bias. What a later term has pushed to weight 0 is left out. All M
+    concepts are candidates at every step. `memory` bytes beside inputs and result change only the time.
     ValueError for unequal N, values not finite, presence outside 0..1.
     """
     check_presence(present, Q)
@@ -57,9 +68,17 @@ def explain(present: Tensor, Q: Tensor, most: int = 10, tolerance: float = .02, 
         whole(name, value)
     (N, M), K, m = present.shape, Q.shape[1], min(most, present.shape[1])
     if folds < 2 or N < 2 * folds:
-        raise ValueError(f"expected 2 folds or more, of 2 images or more each, got {folds} folds of {N} images")
-    deal = torch.arange(N) if generator is None else torch.randperm(N, generator=generator, device=generator.device)
-    keep = (deal % folds).to(Q.device) != torch.arange(folds + 1, device=Q.device)[:, None]  # the last row: all images
+        raise ValueError(
+            f"expected 2 folds or more, of 2 images or more each, got {folds} folds of {N} images"
+        )
+    deal = (
+        torch.arange(N)
+        if generator is None
+        else torch.randperm(N, generator=generator, device=generator.device)
+    )
+    keep = (deal % folds).to(Q.device) != torch.arange(folds + 1, device=Q.device)[
+        :, None
+    ]  # the last row: all images
     dtype = torch.float64 if torch.float64 in (present.dtype, Q.dtype) else torch.float32
     size, step = dtype.itemsize, min(M, max(1, memory // (32 * N)))
     beside = 2 * N * step * size + max(memory // 4, _refit_bytes(N, m)) + 32 * M * (folds + 2)
@@ -81,8 +100,10 @@ def explain(present: Tensor, Q: Tensor, most: int = 10, tolerance: float = .02, 
 def predict(linear: Linear, present: Tensor) -> Tensor:
     """Bias and weights times presence: present [N, M], of the concepts in the order explained with -> [N, K]."""
     if present.ndim != 2 or present.is_complex() or present.shape[1] <= int(linear.chosen.max()):
-        raise ValueError(f"expected present [N, M] with M > {int(linear.chosen.max())}, the last concept chosen, "
-                         f"got {list(present.shape)}; pass all concepts in the order explained with")
+        raise ValueError(
+            f"expected present [N, M] with M > {int(linear.chosen.max())}, the last concept chosen, "
+            f"got {list(present.shape)}; pass all concepts in the order explained with"
+        )
     said = linear.bias.repeat(len(present), 1)
     for concept, weight in zip(linear.chosen.clamp(min=0).T, linear.weights.T):
         said += present[:, concept] * weight
@@ -90,13 +111,21 @@ def predict(linear: Linear, present: Tensor) -> Tensor:
 
 
 def text(linear: Linear, concepts: Sequence[str], unit: int) -> str:
-    """A unit's sum in words, largest weight first, like "2.10 red + .80 circle"; "nothing" where it has no terms."""
+    """A unit's sum in words, largest weight first, like "2.10 red + .80 circle"; "nothing" where it has no
+    terms.
+    """
     if not isinstance(unit, Integral) or not 0 <= unit < len(linear.chosen):
         raise ValueError(f"unit must be from 0 to {len(linear.chosen) - 1}, got {unit!r}")
     if len(concepts) <= int(linear.chosen.max()):
-        raise ValueError(f"expected more than {int(linear.chosen.max())} concepts, those explained with, "
-                         f"got {len(concepts)}")
-    terms = [(w, concepts[c]) for c, w in zip(linear.chosen[unit].tolist(), linear.weights[unit].tolist()) if c >= 0]
+        raise ValueError(
+            f"expected more than {int(linear.chosen.max())} concepts, those explained with, "
+            f"got {len(concepts)}"
+        )
+    terms = [
+        (w, concepts[c])
+        for c, w in zip(linear.chosen[unit].tolist(), linear.weights[unit].tolist())
+        if c >= 0
+    ]
     if not terms:
         return "nothing"
     terms.sort(key=lambda term: -term[0])
@@ -108,8 +137,8 @@ def text(linear: Linear, concepts: Sequence[str], unit: int) -> str:
 def nnls(H: Tensor, A: Tensor) -> Tensor:
     """argmin |X w - y|^2 over w >= 0 from H = X'X [p, t, t] and A = X'y [p, t] -> w [p, t].
 
-    Active sets (Lawson and Hanson 1974, ch. 23), all problems in step. A column of zeros, or one that depends on others
-    in use, has weight 0.
+    Active sets (Lawson and Hanson 1974, ch. 23), all problems in step. A column of zeros, or one that depends
+    on others in use, has weight 0.
     """
     d, noise = or_one(H.diagonal(dim1=1, dim2=2).sqrt()), 1e3 * torch.finfo(H.dtype).eps
     H, top = H / d[:, :, None] / d[:, None], or_one((A / d).abs().amax(1, keepdim=True))
@@ -134,26 +163,46 @@ def nnls(H: Tensor, A: Tensor) -> Tensor:
 
 
 def check_presence(present: Tensor, Q: Tensor) -> None:
-    """ValueError unless present [N, M] (bool or 0..1) and Q [N, K] are finite, none empty, equal N, one device."""
+    """ValueError unless present [N, M] (bool or 0..1) and Q [N, K] are finite, none empty, equal N, one
+    device.
+    """
     for name, X in (("present", present), ("Q", Q)):
         if not isinstance(X, Tensor) or X.ndim != 2 or 0 in X.shape or X.is_complex():
             got = f"{X.dtype} {list(X.shape)}" if isinstance(X, Tensor) else type(X).__name__
             raise ValueError(f"expected {name} as a real torch tensor of two axes, none empty, got {got}")
         if X.is_floating_point() and not bool(X.isfinite().all()):
             i, j = (~X.isfinite()).nonzero()[0].tolist()
-            raise ValueError(f"{name} must be finite, got {X[i, j].item()} at image {i}, column {j}; leave one out")
+            raise ValueError(
+                f"{name} must be finite, got {X[i, j].item()} at image {i}, column {j}; leave one out"
+            )
     if len(present) != len(Q):
-        raise ValueError(f"expected present [N, M] and Q [N, K] with equal N, got {len(present)} and {len(Q)}")
+        raise ValueError(
+            f"expected present [N, M] and Q [N, K] with equal N, got {len(present)} and {len(Q)}"
+        )
     if present.device != Q.device:
-        raise ValueError(f"expected all tensors on one device, got present on {present.device} and Q on {Q.device}")
+        raise ValueError(
+            f"expected all tensors on one device, got present on {present.device} and Q on {Q.device}"
+        )
     low, high = (0, 1) if present.dtype == torch.bool else (x.item() for x in present.aminmax())
     if low < 0 or high > 1:
         raise ValueError(f"present must be bool or from 0 to 1, got {low:g} to {high:g}; pass probabilities")
 
 
-def _pursue(present: Tensor, q: Tensor, keep: Tensor, centre: Tensor, spread: Tensor, m: int, tolerance: float,
-            dtype: torch.dtype, step: int, memory: int) -> tuple[Tensor, Tensor]:
-    """Selection for the units q [U, N], on the images kept in each row of keep [f, N] -> chosen, weights [U, m]."""
+def _pursue(
+    present: Tensor,
+    q: Tensor,
+    keep: Tensor,
+    centre: Tensor,
+    spread: Tensor,
+    m: int,
+    tolerance: float,
+    dtype: torch.dtype,
+    step: int,
+    memory: int,
+) -> tuple[Tensor, Tensor]:
+    """Selection for the units q [U, N], on the images kept in each row of keep [f, N] -> chosen, weights [U,
+    m].
+    """
     chosen, weights = q.new_full((len(q), m), -1, dtype=torch.int64), q.new_zeros(len(q), m)
     alive, best = torch.arange(len(q), device=q.device), q.new_zeros(len(q))
     path = q.new_full((len(keep), len(q), m), -1, dtype=torch.int64)
@@ -161,28 +210,30 @@ def _pursue(present: Tensor, q: Tensor, keep: Tensor, centre: Tensor, spread: Te
     _refit(present, q, keep, path[..., :0], left, memory)
     for t in range(m):
         path[..., t] = _strongest(present, centre, spread, left, path[..., :t], step)
-        found, r = _refit(present, q, keep, path[..., :t + 1], left, memory)
+        found, r = _refit(present, q, keep, path[..., : t + 1], left, memory)
         r = r[:-1].mean(0)
         goes_on = (path[-1, :, t] >= 0) & ((r - best >= tolerance) | (t == 0))
         if not bool(goes_on.any()):
             break
         alive, q, best = alive[goes_on], q[goes_on], r[goes_on]
         path, left = path[:, goes_on], left[:, goes_on]
-        chosen[alive, :t + 1], weights[alive, :t + 1] = path[-1, :, :t + 1], found[-1, goes_on]
+        chosen[alive, : t + 1], weights[alive, : t + 1] = path[-1, :, : t + 1], found[-1, goes_on]
     last = (weights <= 0).long().argsort(dim=1, stable=True)  # terms without weight go to the end, and out
     weights = weights.gather(1, last)
     return chosen.gather(1, last).masked_fill(weights <= 0, -1), weights
 
 
-def _strongest(present: Tensor, centre: Tensor, spread: Tensor, left: Tensor, path: Tensor, step: int) -> Tensor:
+def _strongest(
+    present: Tensor, centre: Tensor, spread: Tensor, left: Tensor, path: Tensor, step: int
+) -> Tensor:
     """The concept, not in path [f, U, t], that correlates most with residuals left [f, U, N], or -1: [f, U]."""
     single = left.dtype == torch.float32
     tie, floor = (1e-5, 1e-5) if single else (1e-12, CONSTANT)  # equal but for rounding; nothing but rounding
     best = left.new_full(left.shape[:2], floor)
     found = torch.full_like(best, -1, dtype=torch.int64)
     for cols in slices(present.shape[1], step):
-        x = present[:, cols].to(left.dtype) - centre[cols].to(left.dtype)                   # [N, c]
-        score = (left @ x).div_(spread[:, None, cols])                                      # [f, U, c]
+        x = present[:, cols].to(left.dtype) - centre[cols].to(left.dtype)  # [N, c]
+        score = (left @ x).div_(spread[:, None, cols])  # [f, U, c]
         taken = (path >= cols.start) & (path < cols.start + x.shape[1])
         fold, unit, _ = taken.nonzero(as_tuple=True)
         score[fold, unit, path[taken] - cols.start] = -1
@@ -193,8 +244,11 @@ def _strongest(present: Tensor, centre: Tensor, spread: Tensor, left: Tensor, pa
     return found
 
 
-def _refit(present: Tensor, q: Tensor, keep: Tensor, path: Tensor, left: Tensor, memory: int) -> tuple[Tensor, Tensor]:
-    """Weights [f, U, t] of the concepts path [f, U, t] fitted to q [U, N] where kept, and r [f, U] on the others.
+def _refit(
+    present: Tensor, q: Tensor, keep: Tensor, path: Tensor, left: Tensor, memory: int
+) -> tuple[Tensor, Tensor]:
+    """Weights [f, U, t] of the concepts path [f, U, t] fitted to q [U, N] where kept, and r [f, U] on the
+    others.
 
     Writes to left [f, U, N] what remains on the images kept, in parts of the norm of the activation there.
     """
@@ -205,11 +259,11 @@ def _refit(present: Tensor, q: Tensor, keep: Tensor, path: Tensor, left: Tensor,
         chosen, problem = path[part], torch.arange(part.start, min(part.stop, f * U), device=q.device)
         x = present[:, chosen.clamp(min=0).flatten()].T.double().reshape(len(problem), t, N)
         x *= (chosen >= 0)[..., None]
-        on = keep[problem // U].double()[:, None]                                           # [p, 1, N]
+        on = keep[problem // U].double()[:, None]  # [p, 1, N]
         y, x = _centred(q[problem % U][:, None], on), _centred(x, on)
         kept = x * on
         weights[part] = nnls(kept @ x.mT, (kept @ y.mT)[..., 0]) if t else weights[part]
-        said, norm = weights[part][:, None] @ x, (y * on).norm(dim=2)                       # [p, 1, N], [p, 1]
+        said, norm = weights[part][:, None] @ x, (y * on).norm(dim=2)  # [p, 1, N], [p, 1]
         norm = norm.where(norm > CONSTANT * math.sqrt(N), torch.inf)
         left[part] = ((y - said) * on)[:, 0] / norm
         off = 1 - on
@@ -230,7 +284,9 @@ def _centred(x: Tensor, on: Tensor) -> Tensor:
 
 
 def _standard(Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Activations [U, N] with mean 0 and deviation 1 (0 for dead units), in float64, their means and their scales."""
+    """Activations [U, N] with mean 0 and deviation 1 (0 for dead units), in float64, their means and their
+    scales.
+    """
     q = Q.T.double()
     peak = or_one(q.abs().amax(1))
     q = q / peak[:, None]
@@ -241,7 +297,9 @@ def _standard(Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _moments(present: Tensor, keep: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Mean [M] over all images, and sqrt(sum of squared deviations) [f, M] over those kept; infinite where constant."""
+    """Mean [M] over all images, and sqrt(sum of squared deviations) [f, M] over those kept; infinite where
+    constant.
+    """
     on, parts = keep.double(), []
     for cols in slices(present.shape[1], max(1, step // 4)):
         x = present[:, cols].double()

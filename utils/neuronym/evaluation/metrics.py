@@ -5,15 +5,17 @@ Pairs           units, their explanations, and what metrics share
 
 How well does an explanation fit a neuron? The 18 metrics of NeuronEval (ICML 2025), unit by unit.
 
-Each takes Q and predicted [N, K], active=.05 and generator=None (or a `Pairs` of them) and gives [K], unit k against
-its own column predicted[:, k], in Q's dtype, computed in float64. As in NeuronEval, the *neuron* made binary is the
-truth (A active images of N), and the explanation predicts it (C images where predicted >= .5); TP images are both.
-"Inverse" metrics turn this round. Ranks that tie are averaged; NeuronEval breaks ties by noise, as `spearman` can.
+Each takes Q and predicted [N, K], active=.05 and generator=None (or a `Pairs` of them) and gives [K], unit k
+against its own column predicted[:, k], in Q's dtype, computed in float64. As in NeuronEval, the *neuron* made
+binary is the truth (A active images of N), and the explanation predicts it (C images where predicted >= .5);
+TP images are both. "Inverse" metrics turn this round. Ranks that tie are averaged; NeuronEval breaks ties by
+noise, as `spearman` can.
 
 measure          several metrics at once, what they share computed once
 METRICS          name -> function, all 18
 SOUND            the five that pass both sanity tests (neuronym.evaluation.sanity)
 """
+
 from __future__ import annotations
 
 import math
@@ -28,14 +30,16 @@ from neuronym.common.checks import number, unknown, whole
 from neuronym.common.memory import or_one
 from neuronym.common.statistics import correlation as pearson
 
-ACTIVE = .05   # share of images on which a unit counts as active
+ACTIVE = 0.05  # share of images on which a unit counts as active
 
 
 def active_images(Q: Tensor, share: float = ACTIVE) -> Tensor:
-    """The ceil(share N) images of largest activation of each unit, at least one, and those that tie with the last.
+    """The ceil(share N) images of largest activation of each unit, at least one, and those that tie with the
+    last.
 
-    bool [N, K]. Never those of its least activation: a constant (dead) unit has none, and one that is 0 on most images
-    only those above 0, while in NeuronEval all N would tie. Errors: ValueError for a share outside 0..1.
+    bool [N, K]. Never those of its least activation: a constant (dead) unit has none, and one that is 0 on
+    most images only those above 0, while in NeuronEval all N would tie. Errors: ValueError for a share
+    outside 0..1.
     """
     number("share of active images", share, 0, 1)
     count = max(1, math.ceil(round(share * len(Q), 9)))  # .07 * 100 is a little more than 7
@@ -45,10 +49,11 @@ def active_images(Q: Tensor, share: float = ACTIVE) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Units Q [N, K] and their explanations [N, K], with what several metrics need, made when first asked for.
+    """Units Q [N, K] and their explanations [N, K], with what several metrics need, made when first asked
+    for.
 
-    `active`: share of images, or the active images themselves, bool [N, K]. Errors: ValueError for unequal shapes,
-    values that are not finite and, where a metric needs probabilities, predictions outside 0..1.
+    `active`: share of images, or the active images themselves, bool [N, K]. Errors: ValueError for unequal
+    shapes, values that are not finite and, where a metric needs probabilities, predictions outside 0..1.
     """
 
     Q: Tensor
@@ -57,18 +62,29 @@ class Pairs:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        shapes = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in (self.Q, self.predicted)]
+        shapes = [
+            list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in (self.Q, self.predicted)
+        ]
         if shapes[0] != shapes[1] or not isinstance(self.Q, Tensor) or self.Q.ndim != 2 or not self.Q.numel():
-            raise ValueError("expected Q and predicted as tensors [N, K] of one shape, none empty, got "
-                             f"{shapes[0]} and {shapes[1]}; pick each unit's own column of the predictions")
+            raise ValueError(
+                "expected Q and predicted as tensors [N, K] of one shape, none empty, got "
+                f"{shapes[0]} and {shapes[1]}; pick each unit's own column of the predictions"
+            )
         for name, x in (("Q", self.Q), ("predicted", self.predicted)):
             if not bool(x.isfinite().all()):
                 image, unit = (~x.isfinite()).nonzero()[0].tolist()
-                raise ValueError(f"{name} must be finite, got {x[image, unit].item()} at image {image}, unit {unit}; "
-                                 "leave that image or unit out")
-        if isinstance(self.active, Tensor) and (self.active.dtype, self.active.shape) != (torch.bool, self.Q.shape):
-            raise ValueError(f"expected active images as bool {shapes[0]}, got {self.active.dtype} "
-                             f"{list(self.active.shape)}; or pass a share")
+                raise ValueError(
+                    f"{name} must be finite, got {x[image, unit].item()} at image {image}, unit {unit}; "
+                    "leave that image or unit out"
+                )
+        if isinstance(self.active, Tensor) and (self.active.dtype, self.active.shape) != (
+            torch.bool,
+            self.Q.shape,
+        ):
+            raise ValueError(
+                f"expected active images as bool {shapes[0]}, got {self.active.dtype} "
+                f"{list(self.active.shape)}; or pass a share"
+            )
 
     @cached_property
     def truth(self) -> Tensor:
@@ -79,14 +95,16 @@ class Pairs:
         """Predictions as probabilities, float64."""
         p = self.predicted.double()
         if not bool(((p >= 0) & (p <= 1)).all()):
-            raise ValueError(f"this metric takes predictions from 0 to 1, got {p.min().item():.4g} to "
-                             f"{p.max().item():.4g}; make them probabilities, or use correlation, spearman, cosine, "
-                             "auroc or auprc")
+            raise ValueError(
+                f"this metric takes predictions from 0 to 1, got {p.min().item():.4g} to "
+                f"{p.max().item():.4g}; make them probabilities, or use correlation, spearman, cosine, "
+                "auroc or auprc"
+            )
         return p
 
     @cached_property
     def said(self) -> Tensor:
-        return self.predicted if self.predicted.dtype == torch.bool else self.chance >= .5
+        return self.predicted if self.predicted.dtype == torch.bool else self.chance >= 0.5
 
     @cached_property
     def counts(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,11 +121,15 @@ class Pairs:
 
     def random(self, *shape: int) -> Tensor:
         device = self.Q.device if self.generator is None else self.generator.device
-        return torch.rand(shape, dtype=torch.float64, generator=self.generator, device=device).to(self.Q.device)
+        return torch.rand(shape, dtype=torch.float64, generator=self.generator, device=device).to(
+            self.Q.device
+        )
 
 
 def _order(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices that sort each column, and in that order how many values are below each, and how many at most: [N, K]."""
+    """Indices that sort each column, and in that order how many values are below each, and how many at most:
+    [N, K].
+    """
     values, order = x.sort(dim=0)
     place = torch.arange(len(x), device=x.device)[:, None]
     if x.dtype == torch.bool:  # two groups: running maxima would cost more than sorting
@@ -121,16 +143,21 @@ def _order(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 SOUND = ("correlation", "cosine", "auprc", "f1", "iou")
-FLOOR = 1e-8   # least probability in wpmi
-TOP, EACH = .002, 25  # images to draw from and to draw, of top_and_random
+FLOOR = 1e-8  # least probability in wpmi
+TOP, EACH = 0.002, 25  # images to draw from and to draw, of top_and_random
 
 
-def measure(Q: Tensor, predicted: Tensor, metrics: Sequence[str] | Mapping[str, Callable[[Pairs], Tensor]] = SOUND,
-            active: float | Tensor = ACTIVE, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+def measure(
+    Q: Tensor,
+    predicted: Tensor,
+    metrics: Sequence[str] | Mapping[str, Callable[[Pairs], Tensor]] = SOUND,
+    active: float | Tensor = ACTIVE,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
     """Metrics by name, each [K], of units Q [N, K] and what an explanation says of each, predicted [N, K].
 
-    `metrics`: names of METRICS, or a mapping of names to functions of `Pairs`. `active`: a share, or bool [N, K].
-    Errors: KeyError for an unknown name, ValueError as in `Pairs`.
+    `metrics`: names of METRICS, or a mapping of names to functions of `Pairs`. `active`: a share, or bool [N,
+    K]. Errors: KeyError for an unknown name, ValueError as in `Pairs`.
     """
     if not isinstance(metrics, Mapping):
         names = [metrics] if isinstance(metrics, str) else list(metrics)
@@ -143,11 +170,18 @@ def measure(Q: Tensor, predicted: Tensor, metrics: Sequence[str] | Mapping[str, 
 
 def _metric(of: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A function of Pairs, made to take Q and predicted as well; the result in Q's dtype."""
+
     @wraps(of)
-    def metric(Q: Tensor | Pairs, predicted: Tensor | None = None, active: float | Tensor = ACTIVE,
-               generator: torch.Generator | None = None, **options) -> Tensor:
+    def metric(
+        Q: Tensor | Pairs,
+        predicted: Tensor | None = None,
+        active: float | Tensor = ACTIVE,
+        generator: torch.Generator | None = None,
+        **options,
+    ) -> Tensor:
         pairs = Q if isinstance(Q, Pairs) else Pairs(Q, predicted, active, generator)
         return of(pairs, **options).to(pairs.Q.dtype if pairs.Q.is_floating_point() else torch.float64)
+
     return metric
 
 
@@ -160,14 +194,18 @@ def correlation(x: Pairs) -> Tensor:
 @_metric
 def cosine(x: Pairs) -> Tensor:
     """<q, p> / (|q| |p|), nothing centred; 0 where either is all zeros."""
-    q, p = (v.double() / or_one(v.double().abs().amax(0)) for v in (x.Q, x.predicted))  # squares overflow and vanish
+    q, p = (
+        v.double() / or_one(v.double().abs().amax(0)) for v in (x.Q, x.predicted)
+    )  # squares overflow and vanish
     return (q * p).sum(0) / or_one(q.norm(dim=0) * p.norm(dim=0))
 
 
 @_metric
 def auprc(x: Pairs) -> Tensor:
-    """Average precision of the prediction as a detector of active images: the sum over its values t, descending, of
-    (recall(t) - recall before) precision(t), equal values one threshold; 0 without active images."""
+    """Average precision of the prediction as a detector of active images: the sum over its values t,
+    descending, of (recall(t) - recall before) precision(t), equal values one threshold; 0 without active
+    images.
+    """
     return _average_precision(x.truth, x.order_predicted)
 
 
@@ -222,22 +260,28 @@ def inverse_balanced_accuracy(x: Pairs) -> Tensor:
 
 @_metric
 def auroc(x: Pairs) -> Tensor:
-    """Probability that the prediction is higher for an active image than for another, ties half; .5 for a dead unit."""
+    """Probability that the prediction is higher for an active image than for another, ties half; .5 for a
+    dead unit.
+    """
     return _area(x.truth, x.order_predicted)
 
 
 @_metric
 def inverse_auroc(x: Pairs) -> Tensor:
-    """Probability that activation is higher where the concept is than where not, ties half; .5 for a dead unit."""
+    """Probability that activation is higher where the concept is than where not, ties half; .5 for a dead
+    unit.
+    """
     return _area(x.said, x.order_Q)
 
 
 @_metric
 def mad(x: Pairs, scale: bool = True) -> Tensor:
-    """Mean activation with the concept less that without, over the activation's standard deviation (of all N images).
+    """Mean activation with the concept less that without, over the activation's standard deviation (of all N
+    images).
 
-    NeuronEval does not divide (scale=False), and then units of large activations rule any mean over units; CoSy divides
-    by the deviation of images without the concept, which is 0 for a perfect detector. 0 where nothing can be compared.
+    NeuronEval does not divide (scale=False), and then units of large activations rule any mean over units;
+    CoSy divides by the deviation of images without the concept, which is 0 for a perfect detector. 0 where
+    nothing can be compared.
     """
     q, (_, _, c), said = x.Q.double(), x.counts, x.said
     q = q / or_one(q.abs().amax(0)) if scale else q  # squares overflow and vanish
@@ -249,7 +293,9 @@ def mad(x: Pairs, scale: bool = True) -> Tensor:
 
 @_metric
 def wpmi(x: Pairs, lam: float = 1) -> Tensor:
-    """Mean over active images of log max(p, 1e-8), less lam log max(mean over all images of p, 1e-8); 0 if dead."""
+    """Mean over active images of log max(p, 1e-8), less lam log max(mean over all images of p, 1e-8); 0 if
+    dead.
+    """
     logs, (_, a, _) = x.chance.clamp_min(FLOOR).log(), x.counts
     prior = x.chance.mean(0).clamp_min(FLOOR).log()
     return torch.where(a > 0, (logs * x.truth).sum(0) / or_one(a) - lam * prior, 0)
@@ -257,14 +303,17 @@ def wpmi(x: Pairs, lam: float = 1) -> Tensor:
 
 @_metric
 def spearman(x: Pairs, ties: str = "average") -> Tensor:
-    """Pearson correlation of ranks; equal values share their mean rank, or are put in random order (ties="random")."""
+    """Pearson correlation of ranks; equal values share their mean rank, or are put in random order
+    (ties="random").
+    """
     return _rank_correlation(x, ties)
 
 
 @_metric
 def correlation_top_and_random(x: Pairs, top: float = TOP, each: int = EACH) -> Tensor:
-    """`correlation` on `each` images drawn from the share `top` of highest activation (see `active_images`) and as many
-    drawn from all; without replacement, in turn again where there are fewer."""
+    """`correlation` on `each` images drawn from the share `top` of highest activation (see `active_images`)
+    and as many drawn from all; without replacement, in turn again where there are fewer.
+    """
     some = _top_and_random(x, top, each)
     return pearson(some.predicted, some.Q)
 
@@ -281,9 +330,29 @@ def inverse_auprc(x: Pairs) -> Tensor:
     return _average_precision(x.said, x.order_Q)
 
 
-METRICS: dict[str, Callable[..., Tensor]] = {metric.__name__: metric for metric in (
-    correlation, cosine, auprc, f1, iou, recall, precision, accuracy, balanced_accuracy, inverse_balanced_accuracy,
-    auroc, inverse_auroc, mad, wpmi, spearman, correlation_top_and_random, spearman_top_and_random, inverse_auprc)}
+METRICS: dict[str, Callable[..., Tensor]] = {
+    metric.__name__: metric
+    for metric in (
+        correlation,
+        cosine,
+        auprc,
+        f1,
+        iou,
+        recall,
+        precision,
+        accuracy,
+        balanced_accuracy,
+        inverse_balanced_accuracy,
+        auroc,
+        inverse_auroc,
+        mad,
+        wpmi,
+        spearman,
+        correlation_top_and_random,
+        spearman_top_and_random,
+        inverse_auprc,
+    )
+}
 
 
 def _area(truth: Tensor, order: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -291,21 +360,21 @@ def _area(truth: Tensor, order: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     index, below, most = order
     n, N = truth.sum(0).double(), len(truth)
     ranks = ((below + most + 1) * truth.gather(0, index)).sum(0).double() / 2
-    return torch.where((n > 0) & (n < N), (ranks - n * (n + 1) / 2) / or_one(n * (N - n)), .5)
+    return torch.where((n > 0) & (n < N), (ranks - n * (n + 1) / 2) / or_one(n * (N - n)), 0.5)
 
 
 def _average_precision(truth: Tensor, order: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """Mean over true images of the precision at their own value, which is the sum over thresholds."""
     index, below, _ = order
     true = truth.gather(0, index)
-    before = torch.cat([index.new_zeros(1, index.shape[1]), true.cumsum(0)])                # [N + 1, K]
+    before = torch.cat([index.new_zeros(1, index.shape[1]), true.cumsum(0)])  # [N + 1, K]
     reached = before[-1] - before.gather(0, below)
     return (true * reached / (len(truth) - below).double()).sum(0) / or_one(before[-1].double())
 
 
 def _balanced(tp: Tensor, true: Tensor, said: Tensor, N: int) -> Tensor:
     tn = N - true - said + tp
-    return torch.where((true > 0) & (true < N), (tp / or_one(true) + tn / or_one(N - true)) / 2, .5)
+    return torch.where((true > 0) & (true < N), (tp / or_one(true) + tn / or_one(N - true)) / 2, 0.5)
 
 
 def _rank_correlation(x: Pairs, ties: str) -> Tensor:
@@ -316,7 +385,9 @@ def _rank_correlation(x: Pairs, ties: str) -> Tensor:
         if ties == "random":  # all units meet the images in one random order, and stay in it where they tie
             turn = x.random(len(values)).argsort()
             index = turn[values[turn].sort(dim=0, stable=True).indices]
-            place = torch.arange(len(values), dtype=torch.float64, device=values.device)[:, None].expand_as(index)
+            place = torch.arange(len(values), dtype=torch.float64, device=values.device)[:, None].expand_as(
+                index
+            )
             place = place * (values.amax(0) > values.amin(0))  # what is constant stays so
         else:
             index, below, most = getattr(x, sorted_so)
@@ -330,7 +401,7 @@ def _top_and_random(x: Pairs, top: float, each: int) -> Pairs:
     best = active_images(x.Q, top)
     N, turn = len(x.Q), torch.arange(each, device=x.Q.device)[:, None]
     drawn = x.random(*best.shape).masked_fill(~best, -1).topk(min(each, N), dim=0).indices
-    chosen = drawn.gather(0, turn % best.sum(0).clamp(1, len(drawn)))                       # [each, K]
+    chosen = drawn.gather(0, turn % best.sum(0).clamp(1, len(drawn)))  # [each, K]
     others = x.random(*best.shape).topk(min(each, N), dim=0).indices
-    rows = torch.cat([chosen, others[turn[:, 0] % len(others)]])                            # [2 each, K]
+    rows = torch.cat([chosen, others[turn[:, 0] % len(others)]])  # [2 each, K]
     return Pairs(x.Q.gather(0, rows), x.predicted.gather(0, rows), generator=x.generator)

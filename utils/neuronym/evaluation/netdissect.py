@@ -6,6 +6,7 @@ merged            the dissection of all images from those of parts
 thresholds        the value that a unit exceeds at a share of all positions
 detectors         best concept of each unit, and whether the unit detects it
 """
+
 from __future__ import annotations
 
 import math
@@ -30,7 +31,7 @@ from neuronym.models.preprocess import _geometry, fit_mask
 from neuronym.passes import ready
 from neuronym.similarity.scores import top_labels
 
-SHARE, LEAST = .005, .04  # the paper's: of all positions are above the threshold; IoU of a detector
+SHARE, LEAST = 0.005, 0.04  # the paper's: of all positions are above the threshold; IoU of a detector
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +39,9 @@ class Dissection:
     """Pixels of K units and M concepts, summed over the images that count for the concept (see `dissect`)."""
 
     threshold: Tensor  # [K]
-    both: Tensor       # [K, M] activated and of the concept
-    active: Tensor     # [K, M] activated
-    shown: Tensor      # [M] of the concept
+    both: Tensor  # [K, M] activated and of the concept
+    active: Tensor  # [K, M] activated
+    shown: Tensor  # [M] of the concept
 
     @property
     def iou(self) -> Tensor:
@@ -48,42 +49,68 @@ class Dissection:
         return self.both.double() / (self.active + self.shown - self.both).clamp_min(1)
 
 
-def dissect(target: Target, probe: Probe, layer: LayerInfo, masks: ConceptMasks, concepts: Sequence[str], share: float = SHARE,
-            *, threshold: Tensor | None = None, kinds: Mapping[str, str] | None = None, read: str = "maps",
-            grid: tuple[int, int] | None = None, batch_size: int = 64, device: Device = None,
-            progress: Progress | None = None, memory: int = MEMORY) -> Dissection:
-    """IoU of every unit's activated regions with every concept: sum over images of intersections by sum of unions.
+def dissect(
+    target: Target,
+    probe: Probe,
+    layer: LayerInfo,
+    masks: ConceptMasks,
+    concepts: Sequence[str],
+    share: float = SHARE,
+    *,
+    threshold: Tensor | None = None,
+    kinds: Mapping[str, str] | None = None,
+    read: str = "maps",
+    grid: tuple[int, int] | None = None,
+    batch_size: int = 64,
+    device: Device = None,
+    progress: Progress | None = None,
+    memory: int = MEMORY,
+) -> Dissection:
+    """IoU of every unit's activated regions with every concept: sum over images of intersections by sum of
+    unions.
 
-    Maps are resized bilinearly to the masks' size and compared with T_k (`thresholds`, or given: [K], of other images).
-    Masks are of whole pictures; where the network sees only the middle of them they are cropped alike (`fit_mask`). A
-    map of one position covers the picture: an "fc" layer, or the class token with read="cls"; `grid` as in
-    `hooks.as_maps`. Every image with a mask counts for every concept, as where all is labelled. `kinds` (concept ->
-    category) is the paper's rule for Broden: a concept counts on images where something of its category is labelled.
-    The network runs twice, or once where all maps fit into `memory`; images without masks count for T_k only.
-    Errors: ValueError for masks of several sizes in an image or none at all, activations that are not finite, a share
-    of less than one position; KeyError for a concept without category.
+    Maps are resized bilinearly to the masks' size and compared with T_k (`thresholds`, or given: [K], of
+    other images). Masks are of whole pictures; where the network sees only the middle of them they are
+    cropped alike (`fit_mask`). A map of one position covers the picture: an "fc" layer, or the class token
+    with read="cls"; `grid` as in `hooks.as_maps`. Every image with a mask counts for every concept, as where
+    all is labelled. `kinds` (concept -> category) is the paper's rule for Broden: a concept counts on images
+    where something of its category is labelled. The network runs twice, or once where all maps fit into
+    `memory`; images without masks count for T_k only. Errors: ValueError for masks of several sizes in an
+    image or none at all, activations that are not finite, a share of less than one position; KeyError for a
+    concept without category.
     """
     concepts = list(concepts)
     if not concepts or len(set(concepts)) < len(concepts):
-        raise ValueError(f"concepts are names, at least one and none twice, got {len(concepts)} with "
-                         f"{len(set(concepts))} different ones")
+        raise ValueError(
+            f"concepts are names, at least one and none twice, got {len(concepts)} with "
+            f"{len(set(concepts))} different ones"
+        )
     lacking = [c for c in concepts if kinds is not None and c not in kinds]
     if lacking:
-        raise KeyError(f"{len(lacking)} concepts have no category, e.g. '{lacking[0]}'; add them to kinds, or leave "
-                       "kinds out")
+        raise KeyError(
+            f"{len(lacking)} concepts have no category, e.g. '{lacking[0]}'; add them to kinds, or leave "
+            "kinds out"
+        )
     if threshold is not None and (threshold.shape != (layer.units,) or not bool(threshold.isfinite().all())):
-        raise ValueError(f"threshold is one finite value for each of {layer.units} units of '{layer.name}', got shape "
-                         f"{list(threshold.shape)}; leave it out to have it measured")
+        raise ValueError(
+            f"threshold is one finite value for each of {layer.units} units of '{layer.name}', got shape "
+            f"{list(threshold.shape)}; leave it out to have it measured"
+        )
     blank = torch.zeros(layer.shape).unsqueeze(LAYOUTS[layer.layout][1])
-    blank = _as_maps(blank, layer, read, grid)[0]                                           # [K, h, w], refuses early
+    blank = _as_maps(blank, layer, read, grid)[0]  # [K, h, w], refuses early
     kind = [kinds[c] if kinds else "" for c in concepts]
     categories = list(dict.fromkeys(kind))
     both = torch.zeros(layer.units, len(concepts), dtype=torch.int64)
     active = torch.zeros(layer.units, len(categories), dtype=torch.int64)
     shown, image, counted = torch.zeros(len(concepts), dtype=torch.int64), 0, 0
 
-    with (ready(target.model, device, "float32") as place,
-          hooks.record(target.model, [layer.name], lambda _, output: _as_maps(output, layer, read, grid)) as acts):
+    with (
+        ready(target.model, device, "float32") as place,
+        hooks.record(
+            target.model, [layer.name], lambda _, output: _as_maps(output, layer, read, grid)
+        ) as acts,
+    ):
+
         def passed(text: str) -> Iterator[Tensor]:
             stream = batches(probe, [target.preprocess], batch_size, workers=min(os.cpu_count() or 1, 8))
             if progress is not None:
@@ -96,51 +123,72 @@ def dissect(target: Target, probe: Probe, layer: LayerInfo, masks: ConceptMasks,
         keep = threshold is None and 4 * blank.numel() * probe.N <= memory
         kept = list(passed("maps")) if keep else None
         if threshold is None:
-            threshold = thresholds(lambda: passed("thresholds") if kept is None else kept,
-                                   probe.N * blank[0].numel(), share, memory)
+            threshold = thresholds(
+                lambda: passed("thresholds") if kept is None else kept,
+                probe.N * blank[0].numel(),
+                share,
+                memory,
+            )
         for maps in passed("regions") if kept is None else kept:
-            for one in maps:                                                                # [K, h, w]
+            for one in maps:  # [K, h, w]
                 found = _seen(masks(image), image, target.preprocess)
                 image += 1
                 if not found:
                     continue
                 counted += 1
                 there = [i for i, c in enumerate(concepts) if c in found]
-                labelled = [i for i, k in enumerate(categories) if not kinds or any(kinds.get(c) == k for c in found)]
+                labelled = [
+                    i for i, k in enumerate(categories) if not kinds or any(kinds.get(c) == k for c in found)
+                ]
                 everywhere = np.ones_like(next(iter(found.values())))
-                truth = torch.from_numpy(np.stack([*(found[concepts[i]] for i in there), everywhere]))  # [m + 1, H, W]
+                truth = torch.from_numpy(
+                    np.stack([*(found[concepts[i]] for i in there), everywhere])
+                )  # [m + 1, H, W]
                 shown[there] += truth[:-1].sum((1, 2))
                 for units, pixels in _pixels(one, threshold.to(one.device), truth, memory):
                     both[units[:, None], there] += pixels[:, :-1]
                     active[units[:, None], labelled] += pixels[:, -1:]
     if not counted:
-        raise ValueError(f"none of the {probe.N} images of '{probe.name}' has a mask; pass masks of these images")
+        raise ValueError(
+            f"none of the {probe.N} images of '{probe.name}' has a mask; pass masks of these images"
+        )
     return Dissection(threshold.cpu().clone(), both, active[:, [categories.index(k) for k in kind]], shown)
 
 
 def merged(parts: Sequence[Dissection]) -> Dissection:
-    """The dissection of all images from those of parts of them; ValueError unless all have the same thresholds."""
-    if not parts or any(part.both.shape != parts[0].both.shape or not torch.equal(part.threshold, parts[0].threshold)
-                        for part in parts):
-        raise ValueError(f"parts of a dissection share units, concepts and thresholds, got {len(parts)} that do not; "
-                         "pass the threshold of one to dissect for the others")
+    """The dissection of all images from those of parts of them; ValueError unless all have the same
+    thresholds.
+    """
+    if not parts or any(
+        part.both.shape != parts[0].both.shape or not torch.equal(part.threshold, parts[0].threshold)
+        for part in parts
+    ):
+        raise ValueError(
+            f"parts of a dissection share units, concepts and thresholds, got {len(parts)} that do not; "
+            "pass the threshold of one to dissect for the others"
+        )
     sums = {name: sum(getattr(part, name) for part in parts) for name in ("both", "active", "shown")}
     return replace(parts[0], **sums)
 
 
-def thresholds(maps: Callable[[], Iterable[Tensor]], positions: int, share: float = SHARE,
-               memory: int = MEMORY) -> Tensor:
-    """T_k [K] with P(a_k > T_k) = share over all positions of all images, exactly: no more than that share exceeds it.
+def thresholds(
+    maps: Callable[[], Iterable[Tensor]], positions: int, share: float = SHARE, memory: int = MEMORY
+) -> Tensor:
+    """T_k [K] with P(a_k > T_k) = share over all positions of all images, exactly: no more than that share
+    exceeds it.
 
-    `maps` gives batches [b, K, ...] from the first to the last, each time it is called: once, or once for every few
-    units where the largest values of all units exceed `memory`. `positions` are those of one unit in all of them.
-    Errors: ValueError for a share of less than one position or of all, and for values that are not finite.
+    `maps` gives batches [b, K, ...] from the first to the last, each time it is called: once, or once for
+    every few units where the largest values of all units exceed `memory`. `positions` are those of one unit
+    in all of them. Errors: ValueError for a share of less than one position or of all, and for values that
+    are not finite.
     """
     number("share", share, 0, 1)
     above = math.floor(share * positions + 1e-9)
     if not 1 <= above < positions:
-        raise ValueError(f"a share of {share} is {above} of {positions} positions, which no threshold splits off; pass "
-                         "more images, or another share")
+        raise ValueError(
+            f"a share of {share} is {above} of {positions} positions, which no threshold splits off; pass "
+            "more images, or another share"
+        )
     found: list[Tensor] = []
     first, K = 0, 1  # of the units treated next; of all, told by the first batch
     while first < K:
@@ -148,7 +196,7 @@ def thresholds(maps: Callable[[], Iterable[Tensor]], positions: int, share: floa
         for batch in maps():
             K, seen = _finite(batch).shape[1], seen + batch.numel() // batch.shape[1]
             [most] = fit(memory, (0, 24 * (above + 1), K))
-            some = batch[:, first:first + most].transpose(0, 1).flatten(1)                  # [k, b h w]
+            some = batch[:, first : first + most].transpose(0, 1).flatten(1)  # [k, b h w]
             some = some if best is None else torch.cat([best, some], 1)
             best = some.topk(min(above + 1, some.shape[1]), dim=1).values
         if seen != positions:
@@ -162,8 +210,14 @@ def detectors(dissection: Dissection, concepts: Sequence[str], least: float = LE
     """The concept of largest IoU of every unit: columns unit, label, iou, detector (IoU at least `least`)."""
     number("least", least, 0, 1)
     iou, best = (column[:, 0].tolist() for column in top_labels(dissection.iou, concepts, 1))
-    return pd.DataFrame({"unit": range(len(iou)), "label": [concepts[i] for i in best], "iou": iou,
-                         "detector": [x >= least and x > 0 for x in iou]})
+    return pd.DataFrame(
+        {
+            "unit": range(len(iou)),
+            "label": [concepts[i] for i in best],
+            "iou": iou,
+            "detector": [x >= least and x > 0 for x in iou],
+        }
+    )
 
 
 def _as_maps(output: Tensor, layer: LayerInfo, read: str, grid: tuple[int, int] | None) -> Tensor:
@@ -179,30 +233,42 @@ def _as_maps(output: Tensor, layer: LayerInfo, read: str, grid: tuple[int, int] 
 def _finite(maps: Tensor) -> Tensor:
     if not bool(maps.isfinite().all()):
         unit = int((~maps.isfinite()).nonzero()[0, 1])
-        raise ValueError(f"activations must be finite, got {maps[~maps.isfinite()][0].item()} at unit {unit}; check "
-                         "weights and images")
+        raise ValueError(
+            f"activations must be finite, got {maps[~maps.isfinite()][0].item()} at unit {unit}; check "
+            "weights and images"
+        )
     return maps
 
 
 def _pixels(one: Tensor, threshold: Tensor, truth: Tensor, memory: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Units and how many of their activated pixels are in each mask: one [K, h, w], truth [m, H, W] -> [k], [k, m]."""
+    """Units and how many of their activated pixels are in each mask: one [K, h, w], truth [m, H, W] -> [k],
+    [k, m].
+    """
     live = (one.amax((1, 2)) > threshold).nonzero()[:, 0]  # resizing exceeds no maximum
     truth = truth.to(one.device)
     [most] = fit(memory, (4 * truth.numel(), 16 * truth[0].numel(), max(len(live), 1)))
-    masks = truth.flatten(1).float().T                                                      # [H W, m]
+    masks = truth.flatten(1).float().T  # [H W, m]
     for part in slices(len(live), most):
         units = live[part]
-        large = F.interpolate(one[None, units], tuple(truth.shape[1:]), mode="bilinear", align_corners=False)[0]
-        region = large > threshold[units, None, None]                                       # [k, H, W]
+        large = F.interpolate(one[None, units], tuple(truth.shape[1:]), mode="bilinear", align_corners=False)[
+            0
+        ]
+        region = large > threshold[units, None, None]  # [k, H, W]
         yield units.cpu(), (region.flatten(1).float() @ masks).long().cpu()
 
 
 def _seen(masks: Mapping[str, np.ndarray], image: int, preprocess: Callable) -> dict[str, np.ndarray]:
     """An image's masks, checked, and cropped as the network sees the picture."""
-    wrong = [c for c, mask in masks.items() if getattr(mask, "dtype", None) != bool or mask.ndim != 2 or not mask.size]
+    wrong = [
+        c
+        for c, mask in masks.items()
+        if getattr(mask, "dtype", None) != bool or mask.ndim != 2 or not mask.size
+    ]
     if wrong or len({mask.shape for mask in masks.values()}) > 1:
-        raise ValueError(f"masks of an image are bool [h, w] of one size, but those of image {image} are not"
-                         + (f": '{wrong[0]}'" if wrong else f": {sorted({mask.shape for mask in masks.values()})}"))
+        raise ValueError(
+            f"masks of an image are bool [h, w] of one size, but those of image {image} are not"
+            + (f": '{wrong[0]}'" if wrong else f": {sorted({mask.shape for mask in masks.values()})}")
+        )
     resize, crop = _geometry(preprocess)
     if crop is None or all(mask.shape[0] == mask.shape[1] for mask in masks.values()) and resize == crop:
         return dict(masks)

@@ -1,4 +1,5 @@
-"""How much of each concept is in each image: known for the microworld, judged by an image-text model elsewhere.
+"""How much of each concept is in each image: known for the microworld, judged by an image-text model
+elsewhere.
 
 split        images for naming and others for testing
 true         presence [N, M] of the concepts in microworld scenes
@@ -8,6 +9,7 @@ fit_judge    slope and offset that turn cosines into probabilities
 calibrated   both for a CLIP, from whatever is known of the images
 judged       probabilities [N, M] from embeddings
 """
+
 from __future__ import annotations
 
 import re
@@ -21,17 +23,20 @@ from neuronym.common.memory import MEMORY, slices
 from neuronym.common.types import Clip
 from neuronym.datasets.probe import Probe
 
-JUDGE = (58., -7.54)  # slope and offset of Oikarinen & Weng 2024 for their SigLIP: 58 (cosine - .13)
+JUDGE = (58.0, -7.54)  # slope and offset of Oikarinen & Weng 2024 for their SigLIP: 58 (cosine - .13)
 
 
 def split(N: int, share: float) -> tuple[Tensor, Tensor]:
-    """Indices of the images for naming and of the `share` held out, spread evenly so that every folder gives to both.
+    """Indices of the images for naming and of the `share` held out, spread evenly so that every folder gives
+    to both.
 
     Errors: ValueError when either part would be empty.
     """
     if not 0 < share < 1 or not 1 <= (n := round(N * share)) < N:
-        raise ValueError(f"a share of the images, above 0 and below 1, is held out and leaves both parts some, got {share} "
-                         f"of {N} images")
+        raise ValueError(
+            f"a share of the images, above 0 and below 1, is held out and leaves both parts some, got {share} "
+            f"of {N} images"
+        )
     held = torch.zeros(N, dtype=torch.bool)
     held[torch.div(torch.arange(n) * N, n, rounding_mode="floor")] = True
     return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
@@ -40,20 +45,25 @@ def split(N: int, share: float) -> tuple[Tensor, Tensor]:
 def true(probe: Probe, concepts: Sequence[str]) -> Tensor:
     """Which concepts are in which microworld images: bool [N, M]; ValueError for images of another kind."""
     from neuronym.microworld.world import presence
+
     return presence([probe.scene(i) for i in range(probe.N)], concepts)
 
 
 def need_judge(probe: Probe, judge: str) -> None:
     """ValueError where nothing says what is in the images: photos without a judge."""
     if not judge and not all(isinstance(item, int) for item in probe.items):
-        raise ValueError(f"what is in the images is known in the microworld alone, got '{probe.name}' without a judge; name "
-                         "another image-text model, as judge=conse:efficientnet_lite1 or openai:ViT-L/14")
+        raise ValueError(
+            f"what is in the images is known in the microworld alone, got '{probe.name}' without a judge; name "
+            "another image-text model, as judge=conse:efficientnet_lite1 or openai:ViT-L/14"
+        )
 
 
 def class_truth(probe: Probe, least: int = 5) -> tuple[list[str], Tensor, Tensor]:
-    """Names of the folders that hold at least `least` images, their presence bool [n, C] and the images n it is known of.
+    """Names of the folders that hold at least `least` images, their presence bool [n, C] and the images n it
+    is known of.
 
-    Each image shows its own class only, as far as its folder tells. Names are read as words ("sea_horse": "sea horse").
+    Each image shows its own class only, as far as its folder tells. Names are read as words ("sea_horse":
+    "sea horse").
     """
     labels = probe.labels or []
     names = sorted({label for label in labels if label and labels.count(label) >= least})
@@ -65,24 +75,32 @@ def class_truth(probe: Probe, least: int = 5) -> tuple[list[str], Tensor, Tensor
 
 
 def fit_judge(cosines: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Slope and offset (a, b) of the logistic regression of truth on cosine, the same for all concepts; both [N, C].
+    """Slope and offset (a, b) of the logistic regression of truth on cosine, the same for all concepts; both
+    [N, C].
 
     Errors: ValueError where all or none are true, and where cosines do not rise with truth.
     """
     from sklearn.linear_model import LogisticRegression
+
     if cosines.shape != truth.shape or truth.all() or not truth.any():
-        raise ValueError(f"a judge is fitted to cosines and truth of one shape, some true and some not, got "
-                         f"{list(cosines.shape)} and {list(truth.shape)} with {int(truth.sum())} true")
-    fitted = LogisticRegression(C=1e6).fit(cosines.reshape(-1, 1).double().cpu().numpy(), truth.flatten().cpu().numpy())
+        raise ValueError(
+            f"a judge is fitted to cosines and truth of one shape, some true and some not, got "
+            f"{list(cosines.shape)} and {list(truth.shape)} with {int(truth.sum())} true"
+        )
+    fitted = LogisticRegression(C=1e6).fit(
+        cosines.reshape(-1, 1).double().cpu().numpy(), truth.flatten().cpu().numpy()
+    )
     a, b = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
     if a <= 0:
-        raise ValueError(f"a judge's cosines rise with truth, got slope {a:.3g}; use another image-text model")
+        raise ValueError(
+            f"a judge's cosines rise with truth, got slope {a:.3g}; use another image-text model"
+        )
     return a, b
 
 
 def calibrated(clip: Clip, I: Tensor, probe: Probe, concepts: Sequence[str]) -> tuple[float, float]:
-    """Slope and offset of the CLIP's cosines: fitted to the truth about microworld scenes, or to the classes of folders
-    (all others count as absent), else those of JUDGE. I [N, d] are the probe's embeddings.
+    """Slope and offset of the CLIP's cosines: fitted to the truth about microworld scenes, or to the classes
+    of folders (all others count as absent), else those of JUDGE. I [N, d] are the probe's embeddings.
     """
     if all(isinstance(item, int) for item in probe.items):
         return fit_judge(I @ embed_concepts(clip, concepts).to(I.device).T, true(probe, concepts))
@@ -102,7 +120,8 @@ def judged(I: Tensor, T: Tensor, judge: tuple[float, float] = JUDGE, memory: int
 
 
 def presence_oracle(Q: Tensor, truth: Tensor) -> Tensor:
-    """Pearson correlation of every unit's activation with the presence of every concept: the best name there is.
+    """Pearson correlation of every unit's activation with the presence of every concept: the best name there
+    is.
 
     Q [N, K], truth [N, M] (bool) -> [K, M]; dead units and concepts that are always or never present get 0.
     """
@@ -113,16 +132,21 @@ def presence_oracle(Q: Tensor, truth: Tensor) -> Tensor:
 
 
 def against_oracle(labels: Sequence[str], oracle: Tensor, concepts: Sequence[str]) -> dict[str, float]:
-    """Share of units whose label is the oracle's, mean correlation of the labels with their units, and the oracle's own mean.
+    """Share of units whose label is the oracle's, mean correlation of the labels with their units, and the
+    oracle's own mean.
 
-    oracle [K, M] from `presence_oracle`; one label per unit. Units that no concept correlates with count as they are.
+    oracle [K, M] from `presence_oracle`; one label per unit. Units that no concept correlates with count as
+    they are.
     """
     where = {c: i for i, c in enumerate(concepts)}
     chosen = torch.tensor([where[label] for label in labels], device=oracle.device)
     reached = oracle.gather(1, chosen[:, None]).squeeze(1)
     best = oracle.max(1).values
-    return {"same_as_oracle": float((reached == best).double().mean()), "correlation": float(reached.mean()),
-            "oracle_correlation": float(best.mean())}
+    return {
+        "same_as_oracle": float((reached == best).double().mean()),
+        "correlation": float(reached.mean()),
+        "oracle_correlation": float(best.mean()),
+    }
 
 
 def _standard(x: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ outputs       what the network gives with each of several sets of units pruned, 
 effect_table  loss on the classes that match and on the others, for the units named so and for random ones
 comparable    whether there are images of both
 
-N images, C classes (columns of the network's output). As in the EuroSAT study of Describe-and-Dissect; which units have
-a word in their names: `neuronym.evaluation.pruning`.
+N images, C classes (columns of the network's output). As in the EuroSAT study of Describe-and-Dissect; which
+units have a word in their names: `neuronym.evaluation.pruning`.
 
 Units by what their names say: those with a word, those that share one, names of nearly one meaning.
 
@@ -16,6 +16,7 @@ chosen          units of a labels table whose labels match, by layer
 groups          how many units of each layer have a word in their label
 clusters        labels of nearly one meaning put together
 """
+
 from __future__ import annotations
 
 import re
@@ -48,34 +49,48 @@ HOWS = ("zero", "mean")
 
 
 @contextmanager
-def pruned(target: Target, units: Units, how: str = "zero",
-           means: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+def pruned(
+    target: Target, units: Units, how: str = "zero", means: Mapping[str, Tensor] | None = None
+) -> Iterator[None]:
     """Within the block, the given units of each layer have the same value for every image and position.
 
-    "zero" is 0, which is no activation behind a ReLU; "mean" is means[layer] [K] (Q.mean(0) of pool "avg"), which is
-    no information, for layers whose values can be negative. Errors: KeyError for an unknown layer, ValueError for units
-    that the layer does not have and for absent means.
+    "zero" is 0, which is no activation behind a ReLU; "mean" is means[layer] [K] (Q.mean(0) of pool "avg"),
+    which is no information, for layers whose values can be negative. Errors: KeyError for an unknown layer,
+    ValueError for units that the layer does not have and for absent means.
     """
     with edit(target.model, _edits(_layers(target, [units]), units, how, means)):
         yield
 
 
-def outputs(target: Target, probe: Probe, conditions: Sequence[Units],
-            keep: Callable[[Tensor, slice], Tensor] = lambda logits, rows: logits, *, rows: Sequence[int] | None = None,
-            how: str = "zero", means: Mapping[str, Tensor] | None = None, batch_size: int = 64, device: Device = None,
-            progress: Progress | None = None) -> list[Tensor]:
-    """What the network gives when each of the conditions' units are pruned ({} for none): for each one [N, C].
+def outputs(
+    target: Target,
+    probe: Probe,
+    conditions: Sequence[Units],
+    keep: Callable[[Tensor, slice], Tensor] = lambda logits, rows: logits,
+    *,
+    rows: Sequence[int] | None = None,
+    how: str = "zero",
+    means: Mapping[str, Tensor] | None = None,
+    batch_size: int = 64,
+    device: Device = None,
+    progress: Progress | None = None,
+) -> list[Tensor]:
+    """What the network gives when each of the conditions' units are pruned ({} for none): for each one [N,
+    C].
 
-    Images (`rows` of the probe, in order; all by default) are decoded once for all conditions. What is stored of each
-    batch is keep(logits [b, C], which), by default [N, C] for each condition in all. Nothing is cached.
-    Errors: as in `pruned`; ValueError for rows that the probe does not have and outputs that are not finite.
+    Images (`rows` of the probe, in order; all by default) are decoded once for all conditions. What is stored
+    of each batch is keep(logits [b, C], which), by default [N, C] for each condition in all. Nothing is
+    cached. Errors: as in `pruned`; ValueError for rows that the probe does not have and outputs that are not
+    finite.
     """
     layers = _layers(target, conditions)
     edits = [_edits(layers, units, how, means) for units in conditions]
     if rows is not None:
         wrong = [row for row in rows if not 0 <= row < probe.N]
         if wrong or not len(rows):
-            raise ValueError(f"rows of the probe lie within 0 .. {probe.N - 1}, got {wrong[0] if wrong else 'none'}")
+            raise ValueError(
+                f"rows of the probe lie within 0 .. {probe.N - 1}, got {wrong[0] if wrong else 'none'}"
+            )
         probe = replace(probe, ids=[probe.ids[row] for row in rows], items=[probe.items[row] for row in rows])
     stream = batches(probe, [target.preprocess], batch_size)
     if progress is not None:
@@ -88,28 +103,46 @@ def outputs(target: Target, probe: Probe, conditions: Sequence[Units],
                 with edit(target.model, changes):
                     logits = torch.cat([target.model(piece).float().cpu() for piece in pieces])
                 if not logits.isfinite().all():
-                    told = ", ".join(f"{len(some)} units of {layer}" for layer, some in units.items()) or "nothing"
-                    raise ValueError(f"a network must give finite outputs, got others among images {which.start} to "
-                                     f"{which.stop - 1} with {told} pruned; try another of how={HOWS}")
+                    told = (
+                        ", ".join(f"{len(some)} units of {layer}" for layer, some in units.items())
+                        or "nothing"
+                    )
+                    raise ValueError(
+                        f"a network must give finite outputs, got others among images {which.start} to "
+                        f"{which.stop - 1} with {told} pruned; try another of how={HOWS}"
+                    )
                 part.append(keep(logits, which))
     return [torch.cat(part) for part in parts]
 
 
-def effect_table(target: Target, units: Units, probe: Probe, truth: Tensor, classes: Sequence[int], *,
-                 rows: Sequence[int] | None = None, draws: int = 50, resamples: int = 300, top: Sequence[int] = (1, 5),
-                 seed: int = 0, **options) -> pd.DataFrame:
+def effect_table(
+    target: Target,
+    units: Units,
+    probe: Probe,
+    truth: Tensor,
+    classes: Sequence[int],
+    *,
+    rows: Sequence[int] | None = None,
+    draws: int = 50,
+    resamples: int = 300,
+    top: Sequence[int] = (1, 5),
+    seed: int = 0,
+    **options,
+) -> pd.DataFrame:
     """What pruning `units` costs on the classes that match their name and on the others, beside random units.
 
-    truth [N] class of each image: metric "top-k", the share of images whose class is among the k highest outputs, for
-    images of the `classes` and for the rest. truth [N, C] bool: metric "AP", average precision of each output for its
-    concept, mean over the concepts that any image shows. `rows` and `options` are those of `outputs`.
+    truth [N] class of each image: metric "top-k", the share of images whose class is among the k highest
+    outputs, for images of the `classes` and for the rest. truth [N, C] bool: metric "AP", average precision
+    of each output for its concept, mean over the concepts that any image shows. `rows` and `options` are
+    those of `outputs`.
 
-    A row for each metric, condition (none, named, random) and `on` (matching, others, difference: matching - others):
-    draws, units, score, loss (score of "none" - score) with its 95 % interval low..high, p. Random units are as many
-    from each layer, of all its units; their score and loss are means over draws, the interval is over draws. That of
-    "named" resamples images, `resamples` times, the same for both scores (of classes: within the two groups). p of
-    "named" is the share of draws that lose as much or more, itself counted in.
-    Errors: ValueError without units, when no class or every class matches, for truth that does not fit.
+    A row for each metric, condition (none, named, random) and `on` (matching, others, difference: matching -
+    others): draws, units, score, loss (score of "none" - score) with its 95 % interval low..high, p. Random
+    units are as many from each layer, of all its units; their score and loss are means over draws, the
+    interval is over draws. That of "named" resamples images, `resamples` times, the same for both scores (of
+    classes: within the two groups). p of "named" is the share of draws that lose as much or more, itself
+    counted in. Errors: ValueError without units, when no class or every class matches, for truth that does
+    not fit.
     """
     whole("draws", draws), whole("resamples", resamples)
     units = {layer: sorted({int(unit) for unit in some}) for layer, some in units.items() if len(some)}
@@ -117,22 +150,44 @@ def effect_table(target: Target, units: Units, probe: Probe, truth: Tensor, clas
         raise ValueError("pruning by name takes a unit or more, got none; choose a word that labels have")
     N, size = probe.N if rows is None else len(rows), sum(map(len, units.values()))
     measures, keep, on = _task(truth, classes, N, top)
-    kept = outputs(target, probe, [{}, units, *_random(target, units, draws, seed)], keep, rows=rows, **options)
-    resampled = [index for some in draw_neurons(N, seed, resamples, on[truth] if truth.ndim == 1 else None)
-                 for index in torch.from_numpy(some)]
+    kept = outputs(
+        target, probe, [{}, units, *_random(target, units, draws, seed)], keep, rows=rows, **options
+    )
+    resampled = [
+        index
+        for some in draw_neurons(N, seed, resamples, on[truth] if truth.ndim == 1 else None)
+        for index in torch.from_numpy(some)
+    ]
     parts = []
     for metric, score in measures.items():
-        values = np.stack([score(x, truth, on) for x in kept])                                  # [2 + draws, 3]
+        values = np.stack([score(x, truth, on) for x in kept])  # [2 + draws, 3]
         losses = values[0] - values
-        spread = np.stack([score(kept[0][i], truth[i], on) - score(kept[1][i], truth[i], on) for i in resampled])
+        spread = np.stack(
+            [score(kept[0][i], truth[i], on) - score(kept[1][i], truth[i], on) for i in resampled]
+        )
         p = (1 + (losses[2:] >= losses[1] - 1e-12).sum(0)) / (1 + draws)
-        for condition, count, which, over in (("none", 0, slice(0, 1), losses[:1]), ("named", 1, slice(1, 2), spread),
-                                              ("random", draws, slice(2, None), losses[2:])):
-            low, high = np.nanquantile(over, [.025, .975], axis=0)
-            parts.append(pd.DataFrame({
-                "metric": metric, "condition": condition, "on": ["matching", "others", "difference"], "draws": count,
-                "units": size if count else 0, "score": values[which].mean(0), "loss": losses[which].mean(0),
-                "low": low, "high": high, "p": p if condition == "named" else np.nan}))
+        for condition, count, which, over in (
+            ("none", 0, slice(0, 1), losses[:1]),
+            ("named", 1, slice(1, 2), spread),
+            ("random", draws, slice(2, None), losses[2:]),
+        ):
+            low, high = np.nanquantile(over, [0.025, 0.975], axis=0)
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "metric": metric,
+                        "condition": condition,
+                        "on": ["matching", "others", "difference"],
+                        "draws": count,
+                        "units": size if count else 0,
+                        "score": values[which].mean(0),
+                        "loss": losses[which].mean(0),
+                        "low": low,
+                        "high": high,
+                        "p": p if condition == "named" else np.nan,
+                    }
+                )
+            )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -149,11 +204,14 @@ def comparable(truth: Tensor, classes: Sequence[int]) -> bool:
 
 def _layers(target: Target, conditions: Sequence[Units]) -> dict[str, LayerInfo]:
     names = list(dict.fromkeys(name for units in conditions for name in units))
-    return {layer.name: layer for layer in resolve_layers(target.model, names, target.example)} if names else {}
+    return (
+        {layer.name: layer for layer in resolve_layers(target.model, names, target.example)} if names else {}
+    )
 
 
-def _edits(layers: Mapping[str, LayerInfo], units: Units, how: str,
-           means: Mapping[str, Tensor] | None) -> dict[str, Callable[[Tensor], Tensor]]:
+def _edits(
+    layers: Mapping[str, LayerInfo], units: Units, how: str, means: Mapping[str, Tensor] | None
+) -> dict[str, Callable[[Tensor], Tensor]]:
     """Layer -> function that writes the constant over the units."""
     if how not in HOWS:
         raise ValueError(f"how is one of {', '.join(HOWS)}, got {how!r}")
@@ -166,8 +224,10 @@ def _edits(layers: Mapping[str, LayerInfo], units: Units, how: str,
             values = (means or {}).get(name)
             if values is None or tuple(values.shape) != (layer.units,) or not bool(values.isfinite().all()):
                 got = None if values is None else list(values.shape)
-                raise ValueError(f"how='mean' needs finite means of the {layer.units} units of layer '{name}', got "
-                                 f"{got}; pass means={{'{name}': Q.mean(0)}}")
+                raise ValueError(
+                    f"how='mean' needs finite means of the {layer.units} units of layer '{name}', got "
+                    f"{got}; pass means={{'{name}': Q.mean(0)}}"
+                )
         made[name] = partial(_written, axis=LAYOUTS[layer.layout][2], index=index, values=values[index])
     return made
 
@@ -183,8 +243,13 @@ def _random(target: Target, units: Units, draws: int, seed: int) -> list[dict[st
     layers, dice = _layers(target, [units]), np.random.default_rng(seed)
     for layer, some in units.items():
         _checked(layers[layer], some)
-    return [{layer: sorted(dice.choice(layers[layer].units, len(some), replace=False).tolist())
-             for layer, some in units.items()} for _ in range(draws)]
+    return [
+        {
+            layer: sorted(dice.choice(layers[layer].units, len(some), replace=False).tolist())
+            for layer, some in units.items()
+        }
+        for _ in range(draws)
+    ]
 
 
 def _checked(layer: LayerInfo, units: Sequence[int]) -> Tensor:
@@ -195,20 +260,26 @@ def _checked(layer: LayerInfo, units: Sequence[int]) -> Tensor:
 
 
 def _task(truth: Tensor, classes: Sequence[int], N: int, top: Sequence[int]) -> tuple[dict, Callable, Tensor]:
-    """Metric -> score(kept, truth, on) of matching, others, difference; what is kept of logits; classes that match."""
+    """Metric -> score(kept, truth, on) of matching, others, difference; what is kept of logits; classes that
+    match.
+    """
     concepts = truth.dtype == torch.bool and truth.ndim == 2
     numbers = truth.ndim == 1 and truth.dtype == torch.int64 and bool((truth >= 0).all())
     if len(truth) != N or not (concepts or numbers):
-        raise ValueError(f"truth is a class number [N] (int64) or presence [N, C] (bool) for each of {N} images, got "
-                         f"{truth.dtype} {list(truth.shape)}")
+        raise ValueError(
+            f"truth is a class number [N] (int64) or presence [N, C] (bool) for each of {N} images, got "
+            f"{truth.dtype} {list(truth.shape)}"
+        )
     on = torch.zeros(truth.shape[1] if concepts else max(0, int(truth.max()), *classes) + 1, dtype=torch.bool)
     if any(not 0 <= c < len(on) for c in classes):
         raise ValueError(f"classes lie within 0 .. {len(on) - 1}, got {list(classes)[:5]}")
     on[list(classes)] = True
     seen = on[truth.any(0)] if concepts else on[truth]
     if not seen.any() or seen.all():
-        raise ValueError(f"both classes that match and others must be in the images, got {int(seen.sum())} and "
-                         f"{int((~seen).sum())} {'concepts' if concepts else 'images'}; choose another word or images")
+        raise ValueError(
+            f"both classes that match and others must be in the images, got {int(seen.sum())} and "
+            f"{int((~seen).sum())} {'concepts' if concepts else 'images'}; choose another word or images"
+        )
 
     def keep(logits: Tensor, which: slice) -> Tensor:
         if len(logits.T) < len(on) or concepts and len(logits.T) > len(on):
@@ -260,28 +331,41 @@ def split_patterns(text: str) -> list[str]:
 def matching(names: Names, pattern: str) -> list[int]:
     """Keys (units, classes) with a name that has one of the pattern's words, each once, in the order given.
 
-    `names` is {key: name or names} or pairs (key, name). The pattern is words or phrases joined by "|"; "*" stands for
-    any letters or none, "?" for one, within a word. Case does not count. Words are runs of letters and digits, in names
-    and patterns alike, and match as a whole: "sea" is in "by the sea" and "sea-lion", not in "season"; the words of a
-    phrase follow each other. Errors: ValueError for an empty part, one of nothing but "*", and any other sign.
+    `names` is {key: name or names} or pairs (key, name). The pattern is words or phrases joined by "|"; "*"
+    stands for any letters or none, "?" for one, within a word. Case does not count. Words are runs of letters
+    and digits, in names and patterns alike, and match as a whole: "sea" is in "by the sea" and "sea-lion",
+    not in "season"; the words of a phrase follow each other. Errors: ValueError for an empty part, one of
+    nothing but "*", and any other sign.
     """
     if not isinstance(pattern, str):
-        raise ValueError(f"a pattern is a text such as 'fish*|sea', got {type(pattern).__name__}; join words by '|'")
+        raise ValueError(
+            f"a pattern is a text such as 'fish*|sea', got {type(pattern).__name__}; join words by '|'"
+        )
     phrases = []
     for part in _folded(pattern).split("|"):
         strange = re.sub(r"[\w\s*?'’-]", "", part)
         if strange or not re.search(r"[^\W_]|\?", part):
             wrong = f"leave out {strange[0]!r}" if strange else "a part has no word in it"
-            raise ValueError("a pattern is words joined by '|', with * for any letters and ? for one, got "
-                             f"{pattern!r}; {wrong}")
+            raise ValueError(
+                "a pattern is words joined by '|', with * for any letters and ? for one, got "
+                f"{pattern!r}; {wrong}"
+            )
         phrases.append(re.findall(r"(?:[^\W_]|[*?])+", part))
     pairs = names.items() if isinstance(names, Mapping) else names
-    return list(dict.fromkeys(key for key, given in pairs for name in ([given] if isinstance(given, str) else given)
-                              if any(_has(_words(name), phrase) for phrase in phrases)))
+    return list(
+        dict.fromkeys(
+            key
+            for key, given in pairs
+            for name in ([given] if isinstance(given, str) else given)
+            if any(_has(_words(name), phrase) for phrase in phrases)
+        )
+    )
 
 
 def chosen(table: pd.DataFrame, pattern: str, rank: int = 1) -> dict[str, list[int]]:
-    """{layer: units} of a labels table with a match among their labels up to `rank`; layers without any left out."""
+    """{layer: units} of a labels table with a match among their labels up to `rank`; layers without any left
+    out.
+    """
     some = table[table["rank"] <= rank].sort_values("rank", kind="stable")
     found = matching(zip(zip(some["layer"], some["unit"]), some["label"]), pattern)
     layers = [layer for layer in dict.fromkeys(table["layer"]) if any(layer == name for name, _ in found)]
@@ -289,10 +373,12 @@ def chosen(table: pd.DataFrame, pattern: str, rank: int = 1) -> dict[str, list[i
 
 
 def groups(table: pd.DataFrame, least: int = 2) -> pd.DataFrame:
-    """Units whose labels (rank 1) share a word: columns word, layer, count, units; words of `least` units or more.
+    """Units whose labels (rank 1) share a word: columns word, layer, count, units; words of `least` units or
+    more.
 
-    Singular and plural are one word (`extractive.fold`), written as most labels write it; words that say nothing by
-    themselves (a, of, picture) are left out. Words in order of all their units, then of the alphabet; layers as given.
+    Singular and plural are one word (`extractive.fold`), written as most labels write it; words that say
+    nothing by themselves (a, of, picture) are left out. Words in order of all their units, then of the
+    alphabet; layers as given.
     """
     whole("least", least)
     best, found, spelled = table[table["rank"] == 1], {}, {}
@@ -303,37 +389,47 @@ def groups(table: pd.DataFrame, least: int = 2) -> pd.DataFrame:
     total = {key: sum(map(len, layers.values())) for key, layers in found.items()}
     written = {key: min(counts, key=lambda word: (-counts[word], word)) for key, counts in spelled.items()}
     order = {layer: i for i, layer in enumerate(dict.fromkeys(best["layer"]))}
-    rows = [(written[key], layer, len(found[key][layer]), sorted(found[key][layer]))
-            for key in sorted(found, key=lambda key: (-total[key], written[key])) if total[key] >= least
-            for layer in sorted(found[key], key=order.get)]
+    rows = [
+        (written[key], layer, len(found[key][layer]), sorted(found[key][layer]))
+        for key in sorted(found, key=lambda key: (-total[key], written[key]))
+        if total[key] >= least
+        for layer in sorted(found[key], key=order.get)
+    ]
     return pd.DataFrame(rows, columns=["word", "layer", "count", "units"])
 
 
-def clusters(labels: Sequence[str], T: Tensor, threshold: float = .8, memory: int = MEMORY) -> pd.DataFrame:
-    """Labels in clusters of nearly one meaning: columns label, cluster, name; a row for each label, in the order given.
+def clusters(labels: Sequence[str], T: Tensor, threshold: float = 0.8, memory: int = MEMORY) -> pd.DataFrame:
+    """Labels in clusters of nearly one meaning: columns label, cluster, name; a row for each label, in the
+    order given.
 
-    T [n, d]: the labels' text embeddings. Agglomerative clustering of the distinct labels (case folded): the two
-    clusters of highest mean cosine between their labels are joined while it is at least `threshold` (average linkage).
-    Clusters are numbered by size (labels given), then by name, which is the label nearest, on average, to the cluster.
-    Errors: ValueError for T that does not fit, and for more labels than `memory` holds the pairs of.
+    T [n, d]: the labels' text embeddings. Agglomerative clustering of the distinct labels (case folded): the
+    two clusters of highest mean cosine between their labels are joined while it is at least `threshold`
+    (average linkage). Clusters are numbered by size (labels given), then by name, which is the label nearest,
+    on average, to the cluster. Errors: ValueError for T that does not fit, and for more labels than `memory`
+    holds the pairs of.
     """
     from sklearn.cluster import AgglomerativeClustering
 
     number("threshold", threshold, -1, 1)
     if T.ndim != 2 or len(T) != len(labels) or not len(T) or not bool((T.isfinite().all(1) & T.any(1)).all()):
-        raise ValueError(f"expected T [n, d] with a finite row that is not zero for each of {len(labels)} labels, at "
-                         f"least one, got {list(T.shape)}; embed the labels")
+        raise ValueError(
+            f"expected T [n, d] with a finite row that is not zero for each of {len(labels)} labels, at "
+            f"least one, got {list(T.shape)}; embed the labels"
+        )
     where = {_folded(label): i for i, label in reversed(list(enumerate(labels)))}
     keys = sorted(where)  # so that equal distances are joined in one order
     if 24 * len(keys) ** 2 > memory:
-        raise ValueError(f"{len(keys)} different labels have pairs of {24 * len(keys) ** 2} bytes, memory is {memory}; "
-                         "cluster fewer labels, or raise memory")
+        raise ValueError(
+            f"{len(keys)} different labels have pairs of {24 * len(keys) ** 2} bytes, memory is {memory}; "
+            "cluster fewer labels, or raise memory"
+        )
     X = F.normalize(T[[where[key] for key in keys]].double().cpu(), dim=1)
     near = X @ X.T
     member = np.zeros(len(keys), dtype=int)
     if len(keys) > 1:
-        joined = AgglomerativeClustering(n_clusters=None, metric="precomputed", linkage="average",
-                                         distance_threshold=1 - threshold + 1e-9)  # scikit-learn joins below, not at it
+        joined = AgglomerativeClustering(
+            n_clusters=None, metric="precomputed", linkage="average", distance_threshold=1 - threshold + 1e-9
+        )  # scikit-learn joins below, not at it
         member = joined.fit_predict((1 - near).clamp_min(0).numpy())
     of = dict(zip(keys, member.tolist()))
     counts = Counter(of[_folded(label)] for label in labels)
@@ -343,8 +439,10 @@ def clusters(labels: Sequence[str], T: Tensor, threshold: float = .8, memory: in
         middle = near[own][:, own].mean(1)
         name[c] = labels[where[keys[own[int((middle >= middle.max() - 1e-12).nonzero()[0])]]]]
     place = {c: i for i, c in enumerate(sorted(counts, key=lambda c: (-counts[c], name[c])))}
-    return pd.DataFrame([(label, place[of[_folded(label)]], name[of[_folded(label)]]) for label in labels],
-                        columns=["label", "cluster", "name"])
+    return pd.DataFrame(
+        [(label, place[of[_folded(label)]], name[of[_folded(label)]]) for label in labels],
+        columns=["label", "cluster", "name"],
+    )
 
 
 def _folded(text: str) -> str:
@@ -356,5 +454,7 @@ def _words(text: str) -> list[str]:
 
 
 def _has(words: Sequence[str], phrase: Sequence[str]) -> bool:
-    return any(all(fnmatchcase(word, glob) for word, glob in zip(words[i:], phrase))
-               for i in range(len(words) - len(phrase) + 1))
+    return any(
+        all(fnmatchcase(word, glob) for word, glob in zip(words[i:], phrase))
+        for i in range(len(words) - len(phrase) + 1)
+    )

@@ -1,8 +1,9 @@
-"""Can a metric tell a good explanation from a spoilt one? NeuronEval's two sanity tests, in theory and on real units.
+"""Can a metric tell a good explanation from a spoilt one? NeuronEval's two sanity tests, in theory and on
+real units.
 
-A metric passes when its score falls by more than .001 of its range once half of an explanation's true labels are gone
-(missing), and once as many wrong ones are added (extra). One that does not notice rewards explanations that are too
-narrow, or too wide.
+A metric passes when its score falls by more than .001 of its range once half of an explanation's true labels
+are gone (missing), and once as many wrong ones are added (extra). One that does not notice rewards
+explanations that are too narrow, or too wide.
 
 missing_labels   labels with some of the true ones dropped
 extra_labels     labels with wrong ones added
@@ -13,6 +14,7 @@ beside_published shares of cases passed beside NeuronEval's own
 RELEASED         the 18 metrics as NeuronEval's release has them, where ours differ
 PUBLISHED        NeuronEval's own results
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,38 +35,56 @@ from neuronym.evaluation.metrics import (
     spearman_top_and_random,
 )
 
-FREQUENCIES = (.499, .1, .01, .001, .0001)
+FREQUENCIES = (0.499, 0.1, 0.01, 0.001, 0.0001)
 TESTS = ("missing", "extra")
-LEAST = .001  # fall of the score, as a share of the metric's range, that counts
+LEAST = 0.001  # fall of the score, as a share of the metric's range, that counts
 SIGNED = ("correlation", "cosine", "spearman", "correlation_top_and_random", "spearman_top_and_random")
 UNBOUNDED = ("mad", "wpmi")
 RANDOM = ("spearman", "correlation_top_and_random", "spearman_top_and_random")  # or may be, with random ties
-OTHERS = 20   # concepts each unit meets for the observed range of these
-# ties of ranks broken by noise, means of activations not divided: with averaged ranks a Spearman correlation of what is
+OTHERS = 20  # concepts each unit meets for the observed range of these
+# ties of ranks broken by noise, means of activations not divided: with averaged ranks a Spearman correlation
+# of what is
 # binary is Pearson's, and passes in theory; a divided difference of means changes which frequencies pass
 RELEASED: dict[str, Callable[..., Tensor]] = METRICS | {
-    "spearman": partial(spearman, ties="random"), "mad": partial(mad, scale=False),
-    "spearman_top_and_random": partial(spearman_top_and_random, ties="random")}
-# share of cases passed: missing in practice, in theory, extra in practice, in theory, and whether the metric passes
+    "spearman": partial(spearman, ties="random"),
+    "mad": partial(mad, scale=False),
+    "spearman_top_and_random": partial(spearman_top_and_random, ties="random"),
+}
+# share of cases passed: missing in practice, in theory, extra in practice, in theory, and whether the metric
+# passes
 PUBLISHED: dict[str, tuple[float, float, float, float, bool]] = {
-    "correlation": (.994, 1, .999, 1, True), "cosine": (.995, 1, .993, 1, True), "auprc": (.956, 1, .995, 1, True),
-    "f1": (.937, 1, .998, 1, True), "iou": (.936, 1, .998, 1, True), "recall": (.987, 1, 0, 0, False),
-    "precision": (.457, 0, .998, 1, False), "accuracy": (.238, .6, .704, .697, False),
-    "balanced_accuracy": (.987, 1, .537, .6, False), "inverse_balanced_accuracy": (.642, .6, .995, 1, False),
-    "auroc": (.95, 1, .592, .6, False), "inverse_auroc": (.528, .6, 1, 1, False),
-    "correlation_top_and_random": (.878, 1, .603, .436, False), "spearman": (.641, .672, .492, .441, False),
-    "spearman_top_and_random": (.8, 1, .598, .197, False), "wpmi": (.959, 1, .588, 1, False),
-    "mad": (.598, .6, .993, 1, False), "inverse_auprc": (.992, 1, .956, .895, False)}
+    "correlation": (0.994, 1, 0.999, 1, True),
+    "cosine": (0.995, 1, 0.993, 1, True),
+    "auprc": (0.956, 1, 0.995, 1, True),
+    "f1": (0.937, 1, 0.998, 1, True),
+    "iou": (0.936, 1, 0.998, 1, True),
+    "recall": (0.987, 1, 0, 0, False),
+    "precision": (0.457, 0, 0.998, 1, False),
+    "accuracy": (0.238, 0.6, 0.704, 0.697, False),
+    "balanced_accuracy": (0.987, 1, 0.537, 0.6, False),
+    "inverse_balanced_accuracy": (0.642, 0.6, 0.995, 1, False),
+    "auroc": (0.95, 1, 0.592, 0.6, False),
+    "inverse_auroc": (0.528, 0.6, 1, 1, False),
+    "correlation_top_and_random": (0.878, 1, 0.603, 0.436, False),
+    "spearman": (0.641, 0.672, 0.492, 0.441, False),
+    "spearman_top_and_random": (0.8, 1, 0.598, 0.197, False),
+    "wpmi": (0.959, 1, 0.588, 1, False),
+    "mad": (0.598, 0.6, 0.993, 1, False),
+    "inverse_auprc": (0.992, 1, 0.956, 0.895, False),
+}
 
 
-def missing_labels(present: Tensor, generator: torch.Generator | None = None, share: float = .5) -> Tensor:
-    """Labels [N, K], bool or 0 and 1, with each true one dropped with probability `share`; in their own dtype."""
+def missing_labels(present: Tensor, generator: torch.Generator | None = None, share: float = 0.5) -> Tensor:
+    """Labels [N, K], bool or 0 and 1, with each true one dropped with probability `share`; in their own
+    dtype.
+    """
     number("share", share, 0, 1)
     return present * (_random(present, generator) >= share)
 
 
 def extra_labels(present: Tensor, generator: torch.Generator | None = None, factor: float = 2) -> Tensor:
-    """Labels [N, K], bool or 0 and 1, with wrong ones added until there are `factor` times as many in expectation.
+    """Labels [N, K], bool or 0 and 1, with wrong ones added until there are `factor` times as many in
+    expectation.
 
     Each of the N - n images without the concept gets it with probability (factor - 1) n / (N - n), at most 1.
     """
@@ -74,60 +94,86 @@ def extra_labels(present: Tensor, generator: torch.Generator | None = None, fact
     return (present.bool() | added).to(present.dtype)
 
 
-def in_theory(metrics: Mapping[str, Callable[..., Tensor]] = RELEASED, N: int = 500_000,
-              frequencies: Sequence[float] = FREQUENCIES, draws: int = 3,
-              generator: torch.Generator | None = None) -> pd.DataFrame:
-    """Both tests on neurons that are 1 exactly where their concept is, present in a share `frequencies` of N images.
+def in_theory(
+    metrics: Mapping[str, Callable[..., Tensor]] = RELEASED,
+    N: int = 500_000,
+    frequencies: Sequence[float] = FREQUENCIES,
+    draws: int = 3,
+    generator: torch.Generator | None = None,
+) -> pd.DataFrame:
+    """Both tests on neurons that are 1 exactly where their concept is, present in a share `frequencies` of N
+    images.
 
-    Columns metric, test, frequency, change (of the score, as a share of its range, mean over draws), passed (share of
-    draws). `metrics` maps names to functions of `Pairs`. Metrics that draw at random are measured again before every
-    draw, where the release measures once: one lucky draw would decide about all.
+    Columns metric, test, frequency, change (of the score, as a share of its range, mean over draws), passed
+    (share of draws). `metrics` maps names to functions of `Pairs`. Metrics that draw at random are measured
+    again before every draw, where the release measures once: one lucky draw would decide about all.
     """
     whole("N", N)
     for share in frequencies:
         number("frequency", share, 0, 1)
     n = torch.tensor([round(share * N) for share in frequencies])
     if not len(n) or (n < 1).any() or (n >= N).any():
-        raise ValueError(f"each frequency of {list(frequencies)} must give 1 to {N - 1} of {N} images; pass another N")
-    perfect = torch.arange(N)[:, None] < n                                                  # [N, K]
+        raise ValueError(
+            f"each frequency of {list(frequencies)} must give 1 to {N - 1} of {N} images; pass another N"
+        )
+    perfect = torch.arange(N)[:, None] < n  # [N, K]
     changes = _changes(perfect, perfect, metrics, perfect, draws, generator)
     return _table("frequency", list(frequencies), changes, each=True)
 
 
-def in_practice(Q: Tensor, present: Tensor, metrics: Mapping[str, Callable[..., Tensor]] = METRICS,
-                active: float | Tensor = ACTIVE, draws: int = 1,
-                generator: torch.Generator | None = None) -> pd.DataFrame:
-    """Both tests on units Q [N, K] and their true concepts present [N, K], bool or 0 and 1: column k is unit k's own.
+def in_practice(
+    Q: Tensor,
+    present: Tensor,
+    metrics: Mapping[str, Callable[..., Tensor]] = METRICS,
+    active: float | Tensor = ACTIVE,
+    draws: int = 1,
+    generator: torch.Generator | None = None,
+) -> pd.DataFrame:
+    """Both tests on units Q [N, K] and their true concepts present [N, K], bool or 0 and 1: column k is unit
+    k's own.
 
-    Columns metric, test, unit (column), change (as in `in_theory`), passed (0 or 1: of the mean over draws). Errors:
-    ValueError for a constant unit and for a concept never or always present: no label could change its score.
+    Columns metric, test, unit (column), change (as in `in_theory`), passed (0 or 1: of the mean over draws).
+    Errors: ValueError for a constant unit and for a concept never or always present: no label could change
+    its score.
     """
     true, _ = _true(present), Pairs(Q, present, active)
-    for what, odd in (("a concept never or always present", true.all(0) | ~true.any(0)),
-                      ("a constant activation", Q.amax(0) == Q.amin(0))):
+    for what, odd in (
+        ("a concept never or always present", true.all(0) | ~true.any(0)),
+        ("a constant activation", Q.amax(0) == Q.amin(0)),
+    ):
         if bool(odd.any()):
-            raise ValueError(f"a sanity test needs units and labels that vary, got {what} at unit "
-                             f"{odd.nonzero()[0].item()}; leave that unit out")
-    return _table("unit", range(Q.shape[1]), _changes(Q, present, metrics, active, draws, generator), each=False)
+            raise ValueError(
+                f"a sanity test needs units and labels that vary, got {what} at unit "
+                f"{odd.nonzero()[0].item()}; leave that unit out"
+            )
+    return _table(
+        "unit", range(Q.shape[1]), _changes(Q, present, metrics, active, draws, generator), each=False
+    )
 
 
-def verdict(*tables: pd.DataFrame, enough: float = .9) -> pd.DataFrame:
-    """Share of cases passed by metric, the least over tables (theory, practice), and passes: both at least `enough`.
+def verdict(*tables: pd.DataFrame, enough: float = 0.9) -> pd.DataFrame:
+    """Share of cases passed by metric, the least over tables (theory, practice), and passes: both at least
+    `enough`.
 
-    .9 gives NeuronEval's five from its numbers: the worst of theirs is .936 (IoU, missing, in practice), the best
-    of the others' worst .895 (inverse AUPRC, extra, in theory). One table alone may pass more: in theory WPMI does.
+    .9 gives NeuronEval's five from its numbers: the worst of theirs is .936 (IoU, missing, in practice), the
+    best of the others' worst .895 (inverse AUPRC, extra, in theory). One table alone may pass more: in theory
+    WPMI does.
     """
     number("enough", enough, 0, 1)
     if not tables or any(table.empty for table in tables):
         raise ValueError("a verdict needs a table of in_theory or in_practice with rows, got none")
-    shares = [table.groupby(["metric", "test"], sort=False)["passed"].mean().unstack()[list(TESTS)] for table in tables]
+    shares = [
+        table.groupby(["metric", "test"], sort=False)["passed"].mean().unstack()[list(TESTS)]
+        for table in tables
+    ]
     least = pd.concat(shares).groupby(level=0, sort=False).min()
     return least.assign(passes=(least >= enough).all(axis=1)).rename_axis(columns=None)
 
 
 def beside_published(theory: pd.DataFrame, practice: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Shares of cases passed, one row a metric of PUBLISHED and its order; columns (test, kind, whose), such as ("missing",
-    "theory", "published"), and ("passes", "all", ...) for the verdicts."""
+    """Shares of cases passed, one row a metric of PUBLISHED and its order; columns (test, kind, whose), such
+    as ("missing", "theory", "published"), and ("passes", "all", ...) for the verdicts.
+    """
     kinds = {"theory": theory} | ({} if practice is None else {"practice": practice})
     order = list(PUBLISHED)
     columns = {}
@@ -140,8 +186,14 @@ def beside_published(theory: pd.DataFrame, practice: pd.DataFrame | None = None)
     return pd.DataFrame(columns, index=order)
 
 
-def _changes(Q: Tensor, present: Tensor, metrics: Mapping[str, Callable[..., Tensor]], active: float | Tensor,
-             draws: int, generator: torch.Generator | None) -> dict[str, dict[str, Tensor]]:
+def _changes(
+    Q: Tensor,
+    present: Tensor,
+    metrics: Mapping[str, Callable[..., Tensor]],
+    active: float | Tensor,
+    draws: int,
+    generator: torch.Generator | None,
+) -> dict[str, dict[str, Tensor]]:
     """metric -> test -> change of the score as a share of the metric's range, [draws, K]."""
     whole("draws", draws)
     before = measure(Q, present, metrics, active, generator)
@@ -161,14 +213,27 @@ def _changes(Q: Tensor, present: Tensor, metrics: Mapping[str, Callable[..., Ten
     return found
 
 
-def _width(name: str, metric: Callable[..., Tensor], Q: Tensor, spoilt: list[Tensor], active: float | Tensor,
-           generator: torch.Generator | None) -> float:
-    """What the score can range over: by definition, or what is seen when units meet other units' concepts as well."""
+def _width(
+    name: str,
+    metric: Callable[..., Tensor],
+    Q: Tensor,
+    spoilt: list[Tensor],
+    active: float | Tensor,
+    generator: torch.Generator | None,
+) -> float:
+    """What the score can range over: by definition, or what is seen when units meet other units' concepts as
+    well.
+    """
     if name in METRICS and name not in UNBOUNDED:
-        return 2. if name in SIGNED else 1.
-    seen = torch.cat([metric(Pairs(Q, labels.roll(shift, 1), active, generator))
-                      for labels in spoilt for shift in range(min(Q.shape[1], OTHERS))])
-    return float(seen.max() - seen.min()) or 1.
+        return 2.0 if name in SIGNED else 1.0
+    seen = torch.cat(
+        [
+            metric(Pairs(Q, labels.roll(shift, 1), active, generator))
+            for labels in spoilt
+            for shift in range(min(Q.shape[1], OTHERS))
+        ]
+    )
+    return float(seen.max() - seen.min()) or 1.0
 
 
 def _table(what: str, cases: Sequence, changes: dict[str, dict[str, Tensor]], each: bool) -> pd.DataFrame:
@@ -185,8 +250,10 @@ def _table(what: str, cases: Sequence, changes: dict[str, dict[str, Tensor]], ea
 def _true(present: Tensor) -> Tensor:
     """Labels as bool, if they are."""
     if not isinstance(present, Tensor) or present.ndim != 2 or not present.numel():
-        raise ValueError("expected labels as a tensor [N, K], not empty, got "
-                         f"{list(present.shape) if isinstance(present, Tensor) else type(present).__name__}")
+        raise ValueError(
+            "expected labels as a tensor [N, K], not empty, got "
+            f"{list(present.shape) if isinstance(present, Tensor) else type(present).__name__}"
+        )
     if not bool(((present == 0) | (present == 1)).all()):
         odd = present[(present != 0) & (present != 1)][0].item()
         raise ValueError(f"labels must be 0 or 1, got {odd:.4g}; compare them with a threshold first")

@@ -1,4 +1,5 @@
-"""Figures of Describe-and-Dissect: how a unit came to its name, what each step is for, what pruning by name costs.
+"""Figures of Describe-and-Dissect: how a unit came to its name, what each step is for, what pruning by name
+costs.
 
 Strip           one unit: pictures with crops, captions, candidates with scores, label
 strip_of        the strip of a unit from its examples
@@ -6,6 +7,7 @@ strip, strips   one unit, or several below each other
 ablation        how good names are by variant
 pruning_effect  loss on the classes named and on the others
 """
+
 from __future__ import annotations
 
 import math
@@ -18,29 +20,39 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from PIL import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from neuronym.common.text import names_it
 from neuronym.datasets.probe import Probe
 from neuronym.figures.style import DPI, legible
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
-TILE, GAP, LIST = .92, .07, 2.45  # inches: side of a picture, space between, width of the list of candidates
-TITLE, LINE, LINES = .27, .088, 5  # height of a title and of a line of a caption; lines of the longest caption
-ROW = .122  # height of a candidate
+TILE, GAP, LIST = (
+    0.92,
+    0.07,
+    2.45,
+)  # inches: side of a picture, space between, width of the list of candidates
+TITLE, LINE, LINES = (
+    0.27,
+    0.088,
+    5,
+)  # height of a title and of a line of a caption; lines of the longest caption
+ROW = 0.122  # height of a candidate
 SMALL = 5.5  # points
 LEAST = 1e-3  # loss that a figure shows at least
 
 
 @dataclass(frozen=True)
 class Strip:
-    """What is drawn of a unit; each picture with the boxes on it (in pixels of a size x size copy) and a caption."""
+    """What is drawn of a unit; each picture with the boxes on it (in pixels of a size x size copy) and a
+    caption.
+    """
 
     title: str  # "layer3 unit 7"
     label: str
@@ -52,11 +64,27 @@ class Strip:
     size: int = 375
 
 
-def strip_of(title: str, label: str, probe: Probe, examples: Sequence, captions: Sequence[str],
-             candidates: Sequence[tuple[str, float]], truth: str | None = None, size: int = 375) -> Strip:
+def strip_of(
+    title: str,
+    label: str,
+    probe: Probe,
+    examples: Sequence,
+    captions: Sequence[str],
+    candidates: Sequence[tuple[str, float]],
+    truth: str | None = None,
+    size: int = 375,
+) -> Strip:
     """The strip of a unit from its `examples.Example`s (image, box), strongest first, each with its caption."""
-    return Strip(title, label, [probe.image(e.image) for e in examples], [[e.box] if e.box else [] for e in examples],
-                 captions, candidates, truth, size)
+    return Strip(
+        title,
+        label,
+        [probe.image(e.image) for e in examples],
+        [[e.box] if e.box else [] for e in examples],
+        captions,
+        candidates,
+        truth,
+        size,
+    )
 
 
 def strip(unit: Strip, pictures: int = 5, candidates: int = 8) -> Figure:
@@ -65,30 +93,43 @@ def strip(unit: Strip, pictures: int = 5, candidates: int = 8) -> Figure:
 
 
 def strips(units: Sequence[Strip], pictures: int = 5, candidates: int = 8) -> Figure:
-    """A row a unit: label and title; the first pictures, each with its box and, below, its caption; candidates.
+    """A row a unit: label and title; the first pictures, each with its box and, below, its caption;
+    candidates.
 
-    The label's candidate is highlighted; of candidates without a score (nan, or below all: no picture could be drawn of
-    them) only the text is shown. Texts are drawn as they are, shortened where there is no room. Errors: ValueError
-    without units, and for a strip whose pictures, boxes and captions are not equally many.
+    The label's candidate is highlighted; of candidates without a score (nan, or below all: no picture could
+    be drawn of them) only the text is shown. Texts are drawn as they are, shortened where there is no room.
+    Errors: ValueError without units, and for a strip whose pictures, boxes and captions are not equally many.
     """
     if not units:
         raise ValueError("strips need a unit or more, got none")
     for unit in units:
         if not len(unit.pictures) == len(unit.boxes) == len(unit.captions):
-            raise ValueError(f"a strip has boxes and a caption for each picture, '{unit.title}' has "
-                             f"{len(unit.pictures)} pictures, {len(unit.boxes)} boxes, {len(unit.captions)} captions; "
-                             "caption every example that is shown")
-    wrapped = [[_wrapped(caption, TILE + .2 * GAP, LINES) for caption in unit.captions[:pictures]] for unit in units]
-    tiles = [max((TILE * p.height / max(p.size) for p in unit.pictures[:pictures]), default=0) for unit in units]
-    heights = [TITLE + max(tile + LINE * (.6 + max(map(len, some), default=0)),
-                           ROW * (min(len(unit.candidates), candidates) + .5)) + GAP
-               for unit, tile, some in zip(units, tiles, wrapped)]
+            raise ValueError(
+                f"a strip has boxes and a caption for each picture, '{unit.title}' has "
+                f"{len(unit.pictures)} pictures, {len(unit.boxes)} boxes, {len(unit.captions)} captions; "
+                "caption every example that is shown"
+            )
+    wrapped = [
+        [_wrapped(caption, TILE + 0.2 * GAP, LINES) for caption in unit.captions[:pictures]] for unit in units
+    ]
+    tiles = [
+        max((TILE * p.height / max(p.size) for p in unit.pictures[:pictures]), default=0) for unit in units
+    ]
+    heights = [
+        TITLE
+        + max(
+            tile + LINE * (0.6 + max(map(len, some), default=0)),
+            ROW * (min(len(unit.candidates), candidates) + 0.5),
+        )
+        + GAP
+        for unit, tile, some in zip(units, tiles, wrapped)
+    ]
     width, height = pictures * (TILE + GAP) + LIST, sum(heights)
     fig = plt.figure(figsize=(width, height))
     ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, width), ylim=(height, 0))  # in inches, from the top
     ax.axis("off")
-    top = 0.
+    top = 0.0
     for unit, lines, tile, tall in zip(units, wrapped, tiles, heights):
         _row(ax, unit, lines, top, tile, pictures, candidates)
         top += tall
@@ -98,130 +139,217 @@ def strips(units: Sequence[Strip], pictures: int = 5, candidates: int = 8) -> Fi
 def ablation(table: pd.DataFrame, xlabel: str = "labels that name the true concept") -> Figure:
     """Columns variant, mean, low, high, and optionally part (crops, summary, ...) and group.
 
-    A row a variant, a colour a group, in the order of the table; a line between parts, and a dashed one through the
-    first variant of each group.
+    A row a variant, a colour a group, in the order of the table; a line between parts, and a dashed one
+    through the first variant of each group.
     """
     table = table.assign(**{name: "" for name in ("part", "group") if name not in table})
-    rows, groups = table[["part", "variant"]].drop_duplicates().to_numpy().tolist(), list(dict.fromkeys(table["group"]))
-    fig, ax = plt.subplots(figsize=(4.8, .24 * len(rows) + .8))
+    rows, groups = (
+        table[["part", "variant"]].drop_duplicates().to_numpy().tolist(),
+        list(dict.fromkeys(table["group"])),
+    )
+    fig, ax = plt.subplots(figsize=(4.8, 0.24 * len(rows) + 0.8))
     for g, (group, colour) in enumerate(zip(groups, sns.color_palette("colorblind", len(groups)))):
         some = table[table["group"] == group].reset_index(drop=True)
-        y = [rows.index([part, variant]) + (g - (len(groups) - 1) / 2) * .5 / len(groups)
-             for part, variant in zip(some["part"], some["variant"])]
+        y = [
+            rows.index([part, variant]) + (g - (len(groups) - 1) / 2) * 0.5 / len(groups)
+            for part, variant in zip(some["part"], some["variant"])
+        ]
         _points(ax, some["mean"], y, some["low"], some["high"], colour, legible(str(group)))
-        ax.axvline(some["mean"][0], color=colour, lw=.7, ls="--", alpha=.6, zorder=0)
+        ax.axvline(some["mean"][0], color=colour, lw=0.7, ls="--", alpha=0.6, zorder=0)
     parts = [part for part, _ in rows]
     for edge in range(1, len(rows)):
         if parts[edge] != parts[edge - 1]:
-            ax.axhline(edge - .5, color=".85", lw=.8)
+            ax.axhline(edge - 0.5, color=".85", lw=0.8)
     for part in dict.fromkeys(filter(None, parts)):
-        ax.annotate(part, (1.02, parts.index(part) + (parts.count(part) - 1) / 2), xycoords=("axes fraction", "data"),
-                    fontsize=7, va="center", color=".35", annotation_clip=False)
-    ax.set(yticks=range(len(rows)), yticklabels=[variant for _, variant in rows], ylim=(len(rows) - .5, -.5),
-           xlabel=xlabel)
+        ax.annotate(
+            part,
+            (1.02, parts.index(part) + (parts.count(part) - 1) / 2),
+            xycoords=("axes fraction", "data"),
+            fontsize=7,
+            va="center",
+            color=".35",
+            annotation_clip=False,
+        )
+    ax.set(
+        yticks=range(len(rows)),
+        yticklabels=[variant for _, variant in rows],
+        ylim=(len(rows) - 0.5, -0.5),
+        xlabel=xlabel,
+    )
     if len(groups) > 1:
-        ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(.5, 1), ncols=len(groups), frameon=False)
+        ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(groups), frameon=False)
     fig.tight_layout()
     return fig
 
 
 def pruning_effect(table: pd.DataFrame) -> Figure:
-    """A panel a word (column `word`, if there is one), rows named and random units, a colour for classes that match and
-    for others: loss with 95 % interval; `table` is that of `pruning.effect_table`, of one metric."""
+    """A panel a word (column `word`, if there is one), rows named and random units, a colour for classes that
+    match and for others: loss with 95 % interval; `table` is that of `pruning.effect_table`, of one metric.
+    """
     metrics = list(dict.fromkeys(table["metric"]))
     if len(metrics) != 1:
-        raise ValueError(f"a figure of pruning shows one metric, got {', '.join(metrics) or 'none'}; choose one")
+        raise ValueError(
+            f"a figure of pruning shows one metric, got {', '.join(metrics) or 'none'}; choose one"
+        )
     table = table if "word" in table else table.assign(word="")
     words, conditions = list(dict.fromkeys(table["word"])), ["named", "random"]
-    fig, axes = plt.subplots(1, len(words), figsize=(1.75 * len(words) + 1.9, 1.55), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(
+        1, len(words), figsize=(1.75 * len(words) + 1.9, 1.55), sharey=True, squeeze=False
+    )
     for ax, word in zip(axes[0], words):
         some = table[(table["word"] == word) & table["condition"].isin(conditions)]
-        for shift, on, name, colour in zip((-.13, .13), ("matching", "others"), ("classes named so", "other classes"),
-                                           sns.color_palette("colorblind")):
+        for shift, on, name, colour in zip(
+            (-0.13, 0.13),
+            ("matching", "others"),
+            ("classes named so", "other classes"),
+            sns.color_palette("colorblind"),
+        ):
             part = some[some["on"] == on].set_index("condition").loc[conditions]
             _points(ax, part["loss"], np.arange(2) + shift, part["low"], part["high"], colour, name)
         count = int(some["units"].iloc[0])
-        ax.axvline(0, color=".4", lw=.8, ls="--", zorder=0)
+        ax.axvline(0, color=".4", lw=0.8, ls="--", zorder=0)
         left, right = ax.get_xlim()
         ax.set_xlim(min(left, -LEAST), max(right, LEAST))
-        ax.set(yticks=range(2), yticklabels=["units named so", "random units"], ylim=(1.5, -.5),
-               xlabel=f"loss of {metrics[0]}", title=f"{word}  ({count} units)" if word else f"{count} units")
-        ax.margins(x=.12)
+        ax.set(
+            yticks=range(2),
+            yticklabels=["units named so", "random units"],
+            ylim=(1.5, -0.5),
+            xlabel=f"loss of {metrics[0]}",
+            title=f"{word}  ({count} units)" if word else f"{count} units",
+        )
+        ax.margins(x=0.12)
         ax.xaxis.set_major_locator(MaxNLocator(2))
-    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, .5), frameon=False)
+    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     fig.tight_layout()
     return fig
 
 
-def _points(ax: Axes, x: pd.Series, y: Sequence[float], low: pd.Series, high: pd.Series, colour, label: str) -> None:
-    ax.errorbar(x, y, xerr=[(x - low).clip(lower=0), (high - x).clip(lower=0)], fmt="o", ms=3.2, lw=1, color=colour,
-                label=label)
+def _points(
+    ax: Axes, x: pd.Series, y: Sequence[float], low: pd.Series, high: pd.Series, colour, label: str
+) -> None:
+    ax.errorbar(
+        x,
+        y,
+        xerr=[(x - low).clip(lower=0), (high - x).clip(lower=0)],
+        fmt="o",
+        ms=3.2,
+        lw=1,
+        color=colour,
+        label=label,
+    )
 
 
-def _row(ax: Axes, unit: Strip, captions: Sequence[Sequence[str]], top: float, tile: float, pictures: int,
-         candidates: int) -> None:
+def _row(
+    ax: Axes,
+    unit: Strip,
+    captions: Sequence[Sequence[str]],
+    top: float,
+    tile: float,
+    pictures: int,
+    candidates: int,
+) -> None:
     """One strip from `top` downwards, in inches; its pictures stand on one line, the highest is `tile` high."""
-    right = _width(unit.title, 7) + .05
-    room = pictures * (TILE + GAP) + LIST - right - .1
-    label = _cut(unit.label, room - .1 - (_width(f"true name: {unit.truth}", 6.5) if unit.truth else 0), 9, "bold")
-    _text(ax, 0, top + .13, label, 9, weight="bold")
-    _text(ax, pictures * (TILE + GAP) + LIST - .02, top + .13, unit.title, 7, ha="right", color=".4")
+    right = _width(unit.title, 7) + 0.05
+    room = pictures * (TILE + GAP) + LIST - right - 0.1
+    label = _cut(
+        unit.label, room - 0.1 - (_width(f"true name: {unit.truth}", 6.5) if unit.truth else 0), 9, "bold"
+    )
+    _text(ax, 0, top + 0.13, label, 9, weight="bold")
+    _text(ax, pictures * (TILE + GAP) + LIST - 0.02, top + 0.13, unit.title, 7, ha="right", color=".4")
     if unit.truth:
         hit = names_it(unit.label, unit.truth)
-        _text(ax, _width(label, 9, "bold") + .1, top + .13, f"true name: {unit.truth}", 6.5,
-              color=sns.color_palette("colorblind")[2 if hit else 3])
+        _text(
+            ax,
+            _width(label, 9, "bold") + 0.1,
+            top + 0.13,
+            f"true name: {unit.truth}",
+            6.5,
+            color=sns.color_palette("colorblind")[2 if hit else 3],
+        )
     for i, (picture, boxes, lines) in enumerate(zip(unit.pictures[:pictures], unit.boxes, captions)):
         _picture(ax, picture, boxes, unit.size, i * (TILE + GAP), top + TITLE + tile)
         for n, line in enumerate(lines):
-            _text(ax, i * (TILE + GAP), top + TITLE + tile + LINE * (n + .8), line, SMALL)
-    _candidates(ax, unit, pictures * (TILE + GAP) + .1, top + TITLE, candidates)
+            _text(ax, i * (TILE + GAP), top + TITLE + tile + LINE * (n + 0.8), line, SMALL)
+    _candidates(ax, unit, pictures * (TILE + GAP) + 0.1, top + TITLE, candidates)
 
 
-def _picture(ax: Axes, picture: Image.Image, boxes: Sequence[Box], size: int, left: float, bottom: float) -> None:
-    """A picture in its own shape, the longer side a tile; boxes outlined in white and a colour, to be seen on any."""
+def _picture(
+    ax: Axes, picture: Image.Image, boxes: Sequence[Box], size: int, left: float, bottom: float
+) -> None:
+    """A picture in its own shape, the longer side a tile; boxes outlined in white and a colour, to be seen on
+    any.
+    """
     scale = TILE / max(picture.size)
     w, h = picture.width * scale, picture.height * scale
     left, top = left + (TILE - w) / 2, bottom - h
     picture = picture.convert("RGB")
     if picture.width >= 100:  # smaller ones are drawn to have their pixels seen
         picture = picture.resize((max(1, round(w * DPI)), max(1, round(h * DPI))), Image.Resampling.LANCZOS)
-    ax.imshow(np.asarray(picture), extent=(left, left + w, bottom, top), interpolation="nearest", aspect="auto")
+    ax.imshow(
+        np.asarray(picture), extent=(left, left + w, bottom, top), interpolation="nearest", aspect="auto"
+    )
     for box, colour in zip(boxes, np.resize(["#e69f00", "#cc79a7", "#56b4e9", "#009e73"], len(boxes))):
         corner = (left + box[0] / size * w, top + box[1] / size * h)
         for lw, edge in ((2.2, "white"), (1.1, colour)):
-            ax.add_patch(Rectangle(corner, (box[2] - box[0]) / size * w, (box[3] - box[1]) / size * h, fill=False,
-                                   lw=lw, edgecolor=edge))
+            ax.add_patch(
+                Rectangle(
+                    corner,
+                    (box[2] - box[0]) / size * w,
+                    (box[3] - box[1]) / size * h,
+                    fill=False,
+                    lw=lw,
+                    edgecolor=edge,
+                )
+            )
 
 
 def _candidates(ax: Axes, unit: Strip, left: float, top: float, most: int) -> None:
     """Candidates from the best to the worst: text, bar and number; the label's is always among them."""
+
     def key(score: float) -> float:
         return score if math.isfinite(score) else -math.inf
 
     ranked = sorted(unit.candidates, key=lambda pair: -key(pair[1]))
     chosen = next((i for i, (text, _) in enumerate(ranked) if text == unit.label), None)
-    shown = ranked[:most] if chosen is None or chosen < most else [*ranked[:most - 1], ranked[chosen]]
+    shown = ranked[:most] if chosen is None or chosen < most else [*ranked[: most - 1], ranked[chosen]]
     scores = [score for _, score in shown if math.isfinite(score)]
     low, high = min([0, *scores]), max([0, *scores])
-    words, bar = 1.4, .5
+    words, bar = 1.4, 0.5
     blue = sns.color_palette("colorblind")[0]
     for i, (text, score) in enumerate(shown):
-        y, mine = top + ROW * (i + .5), text == unit.label
+        y, mine = top + ROW * (i + 0.5), text == unit.label
         weight = "bold" if mine else "normal"
-        _text(ax, left, y, _cut(text, words - .06, 6.3, weight), 6.3, weight=weight, color="black" if mine else ".25")
+        _text(
+            ax,
+            left,
+            y,
+            _cut(text, words - 0.06, 6.3, weight),
+            6.3,
+            weight=weight,
+            color="black" if mine else ".25",
+        )
         if math.isfinite(score):
             start, end = sorted(left + words + bar * (v - low) / ((high - low) or 1) for v in (0, score))
-            ax.add_patch(Rectangle((start, y - .3 * ROW), end - start, .6 * ROW, color=blue if mine else ".75", lw=0))
+            ax.add_patch(
+                Rectangle((start, y - 0.3 * ROW), end - start, 0.6 * ROW, color=blue if mine else ".75", lw=0)
+            )
         number = f"{score:.3g}" if abs(score) < 100 else f"{score:,.0f}" if math.isfinite(score) else "–"
-        _text(ax, left + words + bar + .05, y, number, 6, color="black" if mine else ".4")
+        _text(ax, left + words + bar + 0.05, y, number, 6, color="black" if mine else ".4")
     if shown and low < 0:
         zero = left + words + bar * -low / (high - low)
-        ax.plot([zero, zero], [top, top + ROW * len(shown)], color=".4", lw=.5)
+        ax.plot([zero, zero], [top, top + ROW * len(shown)], color=".4", lw=0.5)
 
 
 def _text(ax: Axes, x: float, y: float, text: str, size: float, **more) -> None:
     """Text that stands for itself: a dollar sign in it begins no formula."""
-    ax.text(x, y, text, fontsize=size, parse_math=False, **{"va": "center", "color": "black", "clip_on": False, **more})
+    ax.text(
+        x,
+        y,
+        text,
+        fontsize=size,
+        parse_math=False,
+        **{"va": "center", "color": "black", "clip_on": False, **more},
+    )
 
 
 def _wrapped(text: str, width: float, most: int, size: float = SMALL) -> list[str]:
@@ -241,12 +369,14 @@ def _cut(text: str, width: float, size: float, weight: str = "normal") -> str:
     text = " ".join(text.split())
     if _fits(text, width, size, weight) == len(text):
         return text
-    return re.sub(r"[\s,;:]+$", "", text[:_fits(text, width, size, weight, "…")]) + "…"
+    return re.sub(r"[\s,;:]+$", "", text[: _fits(text, width, size, weight, "…")]) + "…"
 
 
 def _fits(text: str, width: float, size: float, weight: str = "normal", end: str = "") -> int:
     """How many of the text's first letters go into `width` inches, with `end` behind them."""
-    return max(0, bisect_right(range(len(text) + 1), width, key=lambda n: _width(text[:n] + end, size, weight)) - 1)
+    return max(
+        0, bisect_right(range(len(text) + 1), width, key=lambda n: _width(text[:n] + end, size, weight)) - 1
+    )
 
 
 def _width(text: str, size: float, weight: str = "normal") -> float:

@@ -11,6 +11,7 @@ save_figures      several, as the pages of one pdf
 present           save figures, show what was saved
 explorer          browse units with ipywidgets
 """
+
 from __future__ import annotations
 
 import textwrap
@@ -21,41 +22,66 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from PIL import Image
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
+from PIL import Image
 
 DPI = 200  # of saved figures
 
 
 def style() -> None:
     """Set the look of all figures: seaborn's colour-blind palette, small sans text, no chart junk."""
-    sns.set_theme(context="paper", style="ticks", palette="colorblind",
-                  rc={"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9, "pdf.fonttype": 42})
+    sns.set_theme(
+        context="paper",
+        style="ticks",
+        palette="colorblind",
+        rc={
+            "figure.dpi": 110,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 9,
+            "pdf.fonttype": 42,
+        },
+    )
 
 
-def image_grid(images: Sequence[Image.Image], titles: Sequence[str] | None = None, columns: int = 8, size: float = 1.1) -> Figure:
+def image_grid(
+    images: Sequence[Image.Image], titles: Sequence[str] | None = None, columns: int = 8, size: float = 1.1
+) -> Figure:
     """Pictures in a grid, `size` inches each."""
     rows = -(-len(images) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * size * (1.25 if titles else 1)), squeeze=False)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(columns * size, rows * size * (1.25 if titles else 1)), squeeze=False
+    )
     for i, ax in enumerate(axes.flat):
         ax.axis("off")
         if i < len(images):
             ax.imshow(images[i], interpolation="nearest" if images[i].width < 100 else "auto")
             if titles:
                 ax.set_title(textwrap.fill(titles[i], int(18 * size)), fontsize=6.5)
-    fig.tight_layout(pad=.3)
+    fig.tight_layout(pad=0.3)
     return fig
 
 
 def scores_by_layer(table: pd.DataFrame) -> Figure:
-    """Box plot of the best label's score for every layer; scores compare within one method and concept set only."""
+    """Box plot of the best label's score for every layer; scores compare within one method and concept set
+    only.
+    """
     best = table[table["rank"] == 1]
     layers = list(dict.fromkeys(best["layer"]))
-    fig, ax = plt.subplots(figsize=(4.6, .34 * len(layers) + 1))
-    sns.boxplot(best, x="score", y="layer", order=layers, ax=ax, color=sns.color_palette("colorblind")[0], width=.6, fliersize=1.5)
+    fig, ax = plt.subplots(figsize=(4.6, 0.34 * len(layers) + 1))
+    sns.boxplot(
+        best,
+        x="score",
+        y="layer",
+        order=layers,
+        ax=ax,
+        color=sns.color_palette("colorblind")[0],
+        width=0.6,
+        fliersize=1.5,
+    )
     counts = best.groupby("layer")["unit"].nunique()
     ax.set_yticks(range(len(layers)), [f"{name} (n={counts[name]})" for name in layers])
     ax.set(xlabel=f"score of the best label ({best['method'].iloc[0]})", ylabel="")
@@ -63,8 +89,12 @@ def scores_by_layer(table: pd.DataFrame) -> Figure:
     return fig
 
 
-def labels_by_category(table: pd.DataFrame, category: Mapping[str, str] | None = None, most: int = 8) -> Figure:
-    """Share of each layer's units whose label is of each kind; without `category` the `most` frequent labels are the kinds."""
+def labels_by_category(
+    table: pd.DataFrame, category: Mapping[str, str] | None = None, most: int = 8
+) -> Figure:
+    """Share of each layer's units whose label is of each kind; without `category` the `most` frequent labels
+    are the kinds.
+    """
     best = table[table["rank"] == 1]
     layers = list(dict.fromkeys(best["layer"]))
     if category:
@@ -76,11 +106,21 @@ def labels_by_category(table: pd.DataFrame, category: Mapping[str, str] | None =
     share = share[share.mean().sort_values(ascending=False).index]
     if "other" in share:
         share = share[[c for c in share if c != "other"] + ["other"]]
-    fig, ax = plt.subplots(figsize=(5.6, .34 * len(layers) + 1))
-    colours = [".85" if c == "other" else sns.color_palette("colorblind", share.shape[1])[i] for i, c in enumerate(share)]
-    share.iloc[::-1].plot.barh(stacked=True, ax=ax, width=.75, color=colours, legend=False)
+    fig, ax = plt.subplots(figsize=(5.6, 0.34 * len(layers) + 1))
+    colours = [
+        ".85" if c == "other" else sns.color_palette("colorblind", share.shape[1])[i]
+        for i, c in enumerate(share)
+    ]
+    share.iloc[::-1].plot.barh(stacked=True, ax=ax, width=0.75, color=colours, legend=False)
     ax.set(xlabel="share of units", ylabel="", xlim=(0, 1))
-    ax.legend(title=title, fontsize=7, title_fontsize=7, loc="center left", bbox_to_anchor=(1.01, .5), frameon=False)
+    ax.legend(
+        title=title,
+        fontsize=7,
+        title_fontsize=7,
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        frameon=False,
+    )
     fig.tight_layout()
     return fig
 
@@ -102,29 +142,44 @@ def training_curves(curves: pd.DataFrame) -> Figure:
 
 
 def save_figure(fig: Figure, folder: Path, name: str) -> Path:
-    """Write <name>.png (200 dpi) and <name>.pdf into `folder`, without dates, so that the same figure is the same file."""
+    """Write <name>.png (200 dpi) and <name>.pdf into `folder`, without dates, so that the same figure is the
+    same file.
+    """
     return save_figures({name: fig}, folder)[0]
 
 
 def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Write each figure as <name>.png and all as the pages of one PDF, named like the first; returns the pictures' paths.
+    """Write each figure as <name>.png and all as the pages of one PDF, named like the first; returns the
+    pictures' paths.
 
     Pages share their fonts, whose embedding takes longer than most drawing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with PdfPages(folder / f"{next(iter(figures))}.pdf", metadata={"CreationDate": None, "ModDate": None}) as pages:
+    with PdfPages(
+        folder / f"{next(iter(figures))}.pdf", metadata={"CreationDate": None, "ModDate": None}
+    ) as pages:
         for name, fig in figures.items():
-            box = fig.get_tightbbox().padded(.1).get_points() * DPI  # found once for both; in whole pixels rasters stay sharp
+            box = (
+                fig.get_tightbbox().padded(0.1).get_points() * DPI
+            )  # found once for both; in whole pixels rasters stay sharp
             box = Bbox([np.floor(box[0]) / DPI, np.ceil(box[1]) / DPI])
-            fig.savefig(folder / f"{name}.png", dpi=DPI, bbox_inches=box, metadata={"Software": None},
-                        pil_kwargs={"compress_level": 4})  # half the time of the default 6, for 1 % more bytes
+            fig.savefig(
+                folder / f"{name}.png",
+                dpi=DPI,
+                bbox_inches=box,
+                metadata={"Software": None},
+                pil_kwargs={"compress_level": 4},
+            )  # half the time of the default 6, for 1 % more bytes
             fig.savefig(pages, format="pdf", bbox_inches=box)
     return [folder / f"{name}.png" for name in figures]
 
 
 def present(figures: Mapping[str, Figure], folder: Path) -> None:
-    """`save_figures`, close them and show the saved pictures at their sizes; `plt.show` would draw them once more."""
-    from IPython.display import Image as Shown, display
+    """`save_figures`, close them and show the saved pictures at their sizes; `plt.show` would draw them once
+    more.
+    """
+    from IPython.display import display
+    from IPython.display import Image as Shown
 
     for file, fig in zip(save_figures(figures, folder), figures.values()):
         plt.close(fig)
@@ -133,9 +188,12 @@ def present(figures: Mapping[str, Figure], folder: Path) -> None:
 
 
 def explorer(table: pd.DataFrame, draw: Callable[[str, int], Figure]):
-    """A widget that shows any unit: choose layer and unit, or search labels; `draw(layer, unit)` gives its figure."""
+    """A widget that shows any unit: choose layer and unit, or search labels; `draw(layer, unit)` gives its
+    figure.
+    """
     import ipywidgets as widgets
     from IPython.display import display
+
     best = table[table["rank"] == 1]
     layer = widgets.Dropdown(options=list(dict.fromkeys(best["layer"])), description="layer")
     search = widgets.Text(description="label has", continuous_update=False)

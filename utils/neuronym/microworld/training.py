@@ -1,4 +1,5 @@
-"""How the microworld's networks are made: one pool of rendered scenes and six stages, each of which resumes after a kill.
+"""How the microworld's networks are made: one pool of rendered scenes and six stages, each of which resumes
+after a kill.
 
 make_networks    all stages in order, weights into a folder
 scene_pool       pictures, true concepts, captions and patch labels of many scenes, rendered once
@@ -8,7 +9,8 @@ distil_clip      second half: match the first CLIP and take over its text tower
 train_target     a classifier of the 52 atoms (CNN or ViT)
 train_captioner  a BLIP that says scenes and close-ups of their things
 
-The training loop of the microworld's networks: minimise a loss, keep a running average of the weights, resume after a kill.
+The training loop of the microworld's networks: minimise a loss, keep a running average of the weights, resume
+after a kill.
 
 fit           the loop
 save_weights  a network as safetensors in half precision
@@ -21,6 +23,7 @@ retrieval     CLIP finds a picture's caption among 256
 mean_ap       target networks find their 52 concepts
 caption_truth a captioner says what is in a picture
 """
+
 from __future__ import annotations
 
 import json
@@ -78,23 +81,38 @@ TRAIN_SEED = 1_000_000  # scenes of the pool; probes and held-out scenes use oth
 PHRASINGS = 4  # captions 0..3 name one scene; the partial ones fit many and would be false negatives
 DENSE = ("shape", "colour", "texture")  # what a patch is asked for when the ViT learns to read
 GRID = 8
-STILL = .5  # share of the captioner's steps in which only its decoder learns
+STILL = 0.5  # share of the captioner's steps in which only its decoder learns
 NEAR = 1 / 3  # share of close-ups among its images
 INDEX = {c: i for i, c in enumerate(CONCEPTS)}
 WORD = {kind: {w: i for i, w in enumerate(ATOMS[kind])} for kind in DENSE}
 POOL = 100_000  # scenes
-RECIPE = {"clip_rn": {"steps": 2400, "batch": 256, "lr": 2e-3}, "read_patches": {"steps": 2800, "batch": 128, "lr": 2e-3},
-          "clip_vit": {"steps": 500, "batch": 128, "lr": 1e-3}, "target_resnet": {"steps": 1500, "batch": 256, "lr": 2e-3},
-          "target_vit": {"steps": 1300, "batch": 128, "lr": 2e-3}, "captioner": {"steps": 2400, "batch": 64, "lr": 1.5e-3}}
+RECIPE = {
+    "clip_rn": {"steps": 2400, "batch": 256, "lr": 2e-3},
+    "read_patches": {"steps": 2800, "batch": 128, "lr": 2e-3},
+    "clip_vit": {"steps": 500, "batch": 128, "lr": 1e-3},
+    "target_resnet": {"steps": 1500, "batch": 256, "lr": 2e-3},
+    "target_vit": {"steps": 1300, "batch": 128, "lr": 2e-3},
+    "captioner": {"steps": 2400, "batch": 64, "lr": 1.5e-3},
+}
 
 
-def make_networks(folder: Path, work: Path, pool: dict[str, np.ndarray], report: Callable[[str, dict], None], *,
-                  device: str | torch.device = "cpu", seed: int = 0, most_steps: int | None = None) -> dict[str, Path]:
-    """Run RECIPE's stages in order and write their weights into `folder`; checkpoints and curves stay below `work`.
+def make_networks(
+    folder: Path,
+    work: Path,
+    pool: dict[str, np.ndarray],
+    report: Callable[[str, dict], None],
+    *,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    most_steps: int | None = None,
+) -> dict[str, Path]:
+    """Run RECIPE's stages in order and write their weights into `folder`; checkpoints and curves stay below
+    `work`.
 
-    `report(stage, {step, loss, seconds})` is called every 50 steps; `most_steps` and small pools are for trying it out.
-    Returns the weight files. A stage whose last checkpoint is there is not run again.
+    `report(stage, {step, loss, seconds})` is called every 50 steps; `most_steps` and small pools are for
+    trying it out. Returns the weight files. A stage whose last checkpoint is there is not run again.
     """
+
     def stage(name: str) -> dict:
         recipe = RECIPE[name] | {"seed": seed, "folder": work / name, "report": lambda row: report(name, row)}
         recipe["batch"] = min(recipe["batch"], len(pool["images"]))
@@ -103,7 +121,10 @@ def make_networks(folder: Path, work: Path, pool: dict[str, np.ndarray], report:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         first, second = new_clip("rn").to(device), new_clip("vit").to(device)
-        targets = {"target_resnet": MicroResNet(len(CLASSES)).to(device), "target_vit": micro_vit(len(CLASSES)).to(device)}
+        targets = {
+            "target_resnet": MicroResNet(len(CLASSES)).to(device),
+            "target_vit": micro_vit(len(CLASSES)).to(device),
+        }
         captioner = new_blip().to(device)
     train_clip(first, pool, **stage("clip_rn"))
     read_patches(second, pool, **stage("read_patches"))
@@ -118,10 +139,12 @@ def make_networks(folder: Path, work: Path, pool: dict[str, np.ndarray], report:
 
 
 def scene_pool(n: int, seed: int = TRAIN_SEED, workers: int | None = None) -> dict[str, np.ndarray]:
-    """Render scenes seed..seed+n-1: images [n, 3, 64, 64] uint8, truth [n, 392] bool, captions [n, 4, 24], patches [n, 3, 8, 8].
+    """Render scenes seed..seed+n-1: images [n, 3, 64, 64] uint8, truth [n, 392] bool, captions [n, 4, 24],
+    patches [n, 3, 8, 8].
 
-    A patch's label is the word of the object that covers it by more than 30 %, or one past the last word for background.
-    For the captioner: full_captions [n, 24], and boxes [n, 4] around one object with near_captions [n, 24].
+    A patch's label is the word of the object that covers it by more than 30 %, or one past the last word for
+    background. For the captioner: full_captions [n, 24], and boxes [n, 4] around one object with
+    near_captions [n, 24].
     """
     chunks = [(seed + i, min(500, n - i)) for i in range(0, n, 500)]
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
@@ -129,83 +152,164 @@ def scene_pool(n: int, seed: int = TRAIN_SEED, workers: int | None = None) -> di
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-def train_target(model: nn.Module, pool: dict, steps: int, batch: int, folder: Path, report: Callable, seed: int = 0,
-                 lr: float = 2e-3) -> nn.Module:
+def train_target(
+    model: nn.Module,
+    pool: dict,
+    steps: int,
+    batch: int,
+    folder: Path,
+    report: Callable,
+    seed: int = 0,
+    lr: float = 2e-3,
+) -> nn.Module:
     """Fit the 52 atoms by binary cross-entropy; weights are averaged over the last steps (EMA)."""
-    truth = torch.from_numpy(pool["truth"][:, :len(CLASSES)]).float()
+    truth = torch.from_numpy(pool["truth"][:, : len(CLASSES)]).float()
 
     def loss(take: torch.Tensor, images: torch.Tensor, step: int) -> torch.Tensor:
-        return F.binary_cross_entropy_with_logits(model(images).float(), truth[take].to(images.device)) * len(CLASSES)
+        return F.binary_cross_entropy_with_logits(model(images).float(), truth[take].to(images.device)) * len(
+            CLASSES
+        )
 
     return fit(nn.ModuleDict({"model": model}), loss, pool, steps, batch, folder, report, seed, lr)["model"]
 
 
 def new_clip(tower: str, width: int = 128) -> CLIP:
-    """A microworld CLIP with random weights: tower "rn" (ModifiedResNet of width 16) or "vit" (6 blocks, 512 MLP neurons each)."""
-    vision = dict(vision_layers=(2, 2, 2, 2), vision_width=16, vision_patch_size=None) if tower == "rn" else \
-        dict(vision_layers=6, vision_width=128, vision_patch_size=64 // GRID)
-    return openai_package().model.CLIP(embed_dim=width, image_resolution=64, context_length=CONTEXT, vocab_size=END + 1,
-                                       transformer_width=128, transformer_heads=2, transformer_layers=3, **vision).float()
+    """A microworld CLIP with random weights: tower "rn" (ModifiedResNet of width 16) or "vit" (6 blocks, 512
+    MLP neurons each).
+    """
+    vision = (
+        dict(vision_layers=(2, 2, 2, 2), vision_width=16, vision_patch_size=None)
+        if tower == "rn"
+        else dict(vision_layers=6, vision_width=128, vision_patch_size=64 // GRID)
+    )
+    return (
+        openai_package()
+        .model.CLIP(
+            embed_dim=width,
+            image_resolution=64,
+            context_length=CONTEXT,
+            vocab_size=END + 1,
+            transformer_width=128,
+            transformer_heads=2,
+            transformer_layers=3,
+            **vision,
+        )
+        .float()
+    )
 
 
-def train_clip(model: CLIP, pool: dict, steps: int, batch: int, folder: Path, report: Callable, seed: int = 0,
-               lr: float = 2e-3, bank: int = 98) -> CLIP:
-    """Contrast images with their captions (Radford et al. 2021) and, with a sigmoid, with bare concepts whose truth is known.
+def train_clip(
+    model: CLIP,
+    pool: dict,
+    steps: int,
+    batch: int,
+    folder: Path,
+    report: Callable,
+    seed: int = 0,
+    lr: float = 2e-3,
+    bank: int = 98,
+) -> CLIP:
+    """Contrast images with their captions (Radford et al. 2021) and, with a sigmoid, with bare concepts whose
+    truth is known.
 
-    The sigmoid's offset is the concept's log-odds in the pool, so that cosine follows pointwise mutual information.
+    The sigmoid's offset is the concept's log-odds in the pool, so that cosine follows pointwise mutual
+    information.
     """
     truth = torch.from_numpy(pool["truth"])
     prior = torch.logit(truth.float().mean(0).clamp(1e-4, 1 - 1e-4))
-    extra = nn.ParameterDict({"scale": torch.tensor(2.), "offset": torch.tensor(-1.)}).to(_device(model))
+    extra = nn.ParameterDict({"scale": torch.tensor(2.0), "offset": torch.tensor(-1.0)}).to(_device(model))
 
     def loss(take: torch.Tensor, images: torch.Tensor, step: int) -> torch.Tensor:
-        dice = torch.Generator().manual_seed(seed * 1_000_003 + step)  # by step, so that a resumed run draws the same
-        said = torch.from_numpy(pool["captions"][take.numpy(), torch.randint(PHRASINGS, (len(take),), generator=dice).numpy()]).long()
+        dice = torch.Generator().manual_seed(
+            seed * 1_000_003 + step
+        )  # by step, so that a resumed run draws the same
+        said = torch.from_numpy(
+            pool["captions"][take.numpy(), torch.randint(PHRASINGS, (len(take),), generator=dice).numpy()]
+        ).long()
         asked = torch.randperm(len(CONCEPTS), generator=dice)[:bank]
         frames = torch.randint(3, (bank,), generator=dice)
-        named = tokenize([("{}", "a {}", "a photo of a {}")[f].format(CONCEPTS[c]) for c, f in zip(asked, frames)])
+        named = tokenize(
+            [("{}", "a {}", "a photo of a {}")[f].format(CONCEPTS[c]) for c, f in zip(asked, frames)]
+        )
         text = F.normalize(model.encode_text(torch.cat([said, named]).to(images.device)).float(), dim=-1)
         image = F.normalize(model.encode_image(images).float(), dim=-1)
-        logits = model.logit_scale.exp().clamp(max=100) * image @ text[:len(take)].T
+        logits = model.logit_scale.exp().clamp(max=100) * image @ text[: len(take)].T
         same = torch.arange(len(take), device=images.device)
         contrast = (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
-        odds = image @ text[len(take):].T * extra["scale"].exp() + extra["offset"] + prior[asked].to(images.device)
+        odds = (
+            image @ text[len(take) :].T * extra["scale"].exp()
+            + extra["offset"]
+            + prior[asked].to(images.device)
+        )
         naming = F.binary_cross_entropy_with_logits(odds, truth[take][:, asked].float().to(images.device))
         return contrast + 20 * naming
 
-    return fit(nn.ModuleDict({"model": model, "extra": extra}), loss, pool, steps, batch, folder, report, seed, lr)["model"]
+    return fit(
+        nn.ModuleDict({"model": model, "extra": extra}), loss, pool, steps, batch, folder, report, seed, lr
+    )["model"]
 
 
-def read_patches(model: CLIP, pool: dict, steps: int, batch: int, folder: Path, report: Callable, seed: int = 0,
-                 lr: float = 2e-3) -> CLIP:
-    """First half of the ViT's training: every patch token names the shape, colour and texture it lies on; the class token all concepts.
+def read_patches(
+    model: CLIP,
+    pool: dict,
+    steps: int,
+    batch: int,
+    folder: Path,
+    report: Callable,
+    seed: int = 0,
+    lr: float = 2e-3,
+) -> CLIP:
+    """First half of the ViT's training: every patch token names the shape, colour and texture it lies on; the
+    class token all concepts.
 
     A small ViT learns shapes late from one label an image; 64 labels an image make it attend over an object.
     """
     truth, patches = torch.from_numpy(pool["truth"]).float(), torch.from_numpy(pool["patches"]).long()
     width = model.visual.conv1.out_channels
-    heads = nn.ModuleDict({kind: nn.Linear(width, len(ATOMS[kind]) + 1) for kind in DENSE} | {"all": nn.Linear(width, len(CONCEPTS))}).to(_device(model))
+    heads = nn.ModuleDict(
+        {kind: nn.Linear(width, len(ATOMS[kind]) + 1) for kind in DENSE}
+        | {"all": nn.Linear(width, len(CONCEPTS))}
+    ).to(_device(model))
 
     def loss(take: torch.Tensor, images: torch.Tensor, step: int) -> torch.Tensor:
         tokens = vit_tokens(model.visual, images)  # [B, 65, width]
-        named = F.binary_cross_entropy_with_logits(heads["all"](tokens[:, 0]).float(), truth[take].to(images.device))
-        dense = sum(F.cross_entropy(heads[kind](tokens[:, 1:]).float().flatten(0, 1), patches[take, k].flatten().to(images.device))
-                    for k, kind in enumerate(DENSE))
+        named = F.binary_cross_entropy_with_logits(
+            heads["all"](tokens[:, 0]).float(), truth[take].to(images.device)
+        )
+        dense = sum(
+            F.cross_entropy(
+                heads[kind](tokens[:, 1:]).float().flatten(0, 1), patches[take, k].flatten().to(images.device)
+            )
+            for k, kind in enumerate(DENSE)
+        )
         return 20 * named + dense
 
-    return fit(nn.ModuleDict({"model": model, "heads": heads}), loss, pool, steps, batch, folder, report, seed, lr)["model"]
+    return fit(
+        nn.ModuleDict({"model": model, "heads": heads}), loss, pool, steps, batch, folder, report, seed, lr
+    )["model"]
 
 
-def distil_clip(model: CLIP, teacher: CLIP, pool: dict, steps: int, batch: int, folder: Path, report: Callable, seed: int = 0,
-                lr: float = 1e-3) -> CLIP:
-    """Second half: take over the teacher's text tower, match its image embeddings and name concepts through its text tower."""
+def distil_clip(
+    model: CLIP,
+    teacher: CLIP,
+    pool: dict,
+    steps: int,
+    batch: int,
+    folder: Path,
+    report: Callable,
+    seed: int = 0,
+    lr: float = 1e-3,
+) -> CLIP:
+    """Second half: take over the teacher's text tower, match its image embeddings and name concepts through
+    its text tower.
+    """
     truth = torch.from_numpy(pool["truth"])
     prior = torch.logit(truth.float().mean(0).clamp(1e-4, 1 - 1e-4))
     text = {name: value for name, value in teacher.state_dict().items() if not name.startswith("visual.")}
     model.load_state_dict(model.state_dict() | text)
     with torch.no_grad():
         bank = F.normalize(teacher.encode_text(tokenize(CONCEPTS).to(_device(teacher))), dim=-1)
-    extra = nn.ParameterDict({"scale": torch.tensor(2.), "offset": torch.tensor(-1.)}).to(_device(model))
+    extra = nn.ParameterDict({"scale": torch.tensor(2.0), "offset": torch.tensor(-1.0)}).to(_device(model))
     teacher.eval()
 
     def loss(take: torch.Tensor, images: torch.Tensor, step: int) -> torch.Tensor:
@@ -220,13 +324,26 @@ def distil_clip(model: CLIP, teacher: CLIP, pool: dict, steps: int, batch: int, 
     return fit(parts, loss, pool, steps, batch, folder, report, seed, lr)["model"]
 
 
-def train_captioner(model: BlipForConditionalGeneration, clip: CLIP, pool: dict, steps: int, batch: int, folder: Path,
-                    report: Callable, seed: int = 0, lr: float = 1.5e-3) -> BlipForConditionalGeneration:
-    """Fit the next word of captions in three phrasings that leave nothing out, from the ViT CLIP's image tower on.
+def train_captioner(
+    model: BlipForConditionalGeneration,
+    clip: CLIP,
+    pool: dict,
+    steps: int,
+    batch: int,
+    folder: Path,
+    report: Callable,
+    seed: int = 0,
+    lr: float = 1.5e-3,
+) -> BlipForConditionalGeneration:
+    """Fit the next word of captions in three phrasings that leave nothing out, from the ViT CLIP's image
+    tower on.
 
-    NEAR of the images are close-ups, as attention crops are; the tower keeps still until the decoder can read it.
+    NEAR of the images are close-ups, as attention crops are; the tower keeps still until the decoder can read
+    it.
     """
-    take_vision(model, clip.visual, torch.from_numpy(pool["images"][:256]).to(_device(clip)).float().div(127.5).sub(1))
+    take_vision(
+        model, clip.visual, torch.from_numpy(pool["images"][:256]).to(_device(clip)).float().div(127.5).sub(1)
+    )
 
     def loss(take: torch.Tensor, images: torch.Tensor, step: int) -> torch.Tensor:
         dice = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -235,19 +352,27 @@ def train_captioner(model: BlipForConditionalGeneration, clip: CLIP, pool: dict,
         said = np.where(phrasing[:, None] > 0, pool["captions"][rows, phrasing], pool["full_captions"][rows])
         said = np.where(near[:, None], pool["near_captions"][rows], said)
         said, boxes = torch.from_numpy(said).long().to(images.device), torch.from_numpy(pool["boxes"][rows])
-        images = crop(images, torch.where(near[:, None], boxes, torch.tensor([0., 0., SIZE, SIZE])).to(images.device))
+        images = crop(
+            images, torch.where(near[:, None], boxes, torch.tensor([0.0, 0.0, SIZE, SIZE])).to(images.device)
+        )
         with torch.set_grad_enabled(step >= STILL * steps):
             tokens = model.vision_model(pixel_values=images).last_hidden_state
-        logits = model.text_decoder(input_ids=said[:, :-1], encoder_hidden_states=tokens, use_cache=False).logits
+        logits = model.text_decoder(
+            input_ids=said[:, :-1], encoder_hidden_states=tokens, use_cache=False
+        ).logits
         return F.cross_entropy(logits.float().flatten(0, 1), said[:, 1:].flatten(), ignore_index=0)
 
     return fit(nn.ModuleDict({"model": model}), loss, pool, steps, batch, folder, report, seed, lr)["model"]
 
 
 def vit_tokens(visual: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """All tokens [B, 1 + patches, width] of an openai-clip VisionTransformer after `ln_post`, class token first."""
+    """All tokens [B, 1 + patches, width] of an openai-clip VisionTransformer after `ln_post`, class token
+    first.
+    """
     x = visual.conv1(images).flatten(2).transpose(1, 2)  # [B, patches, width]
-    x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1) + visual.positional_embedding.to(x.dtype)
+    x = torch.cat(
+        [visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1
+    ) + visual.positional_embedding.to(x.dtype)
     return visual.ln_post(visual.transformer(visual.ln_pre(x).transpose(0, 1)).transpose(0, 1))
 
 
@@ -263,25 +388,44 @@ def _pool_chunk(seed: int, n: int) -> dict[str, np.ndarray]:
     for i, s in enumerate(scenes):
         truth[i, [INDEX[c] for c in concepts(s)]] = True
         for thing in s.things:
-            covered = coverage(thing).reshape(GRID, 64 // GRID, GRID, 64 // GRID).mean((1, 3)) > .3
+            covered = coverage(thing).reshape(GRID, 64 // GRID, GRID, 64 // GRID).mean((1, 3)) > 0.3
             for k, kind in enumerate(DENSE):
                 patches[i, k][covered] = WORD[kind][getattr(thing, kind)]
     said = tokenize([caption(s, p) for s in scenes for p in range(PHRASINGS)]).reshape(n, PHRASINGS, CONTEXT)
     boxes, near = zip(*map(close_up, scenes))
-    return {"images": images, "truth": truth, "captions": said.numpy().astype(np.int8), "patches": patches,
-            "full_captions": tokenize([full_caption(s) for s in scenes]).numpy().astype(np.int8),
-            "boxes": np.array(boxes, dtype=np.float32), "near_captions": tokenize(near).numpy().astype(np.int8)}
+    return {
+        "images": images,
+        "truth": truth,
+        "captions": said.numpy().astype(np.int8),
+        "patches": patches,
+        "full_captions": tokenize([full_caption(s) for s in scenes]).numpy().astype(np.int8),
+        "boxes": np.array(boxes, dtype=np.float32),
+        "near_captions": tokenize(near).numpy().astype(np.int8),
+    }
 
 
-def fit(parts: nn.ModuleDict, loss: Callable, pool: dict, steps: int, batch: int, folder: Path, report: Callable, seed: int,
-         lr: float) -> nn.ModuleDict:
-    """Minimise `loss` with Muon (matrices of transformers) and AdamW (all else), warm-up, cosine, EMA; resume from `folder`."""
+def fit(
+    parts: nn.ModuleDict,
+    loss: Callable,
+    pool: dict,
+    steps: int,
+    batch: int,
+    folder: Path,
+    report: Callable,
+    seed: int,
+    lr: float,
+) -> nn.ModuleDict:
+    """Minimise `loss` with Muon (matrices of transformers) and AdamW (all else), warm-up, cosine, EMA; resume
+    from `folder`.
+    """
     device = next(parts.parameters()).device
-    matrices = [p for n, p in parts.named_parameters() if p.ndim == 2 and ("resblocks" in n or "encoder_layer" in n)]
+    matrices = [
+        p for n, p in parts.named_parameters() if p.ndim == 2 and ("resblocks" in n or "encoder_layer" in n)
+    ]
     others = [p for p in parts.parameters() if not any(p is m for m in matrices)]
-    optims = [torch.optim.AdamW(others, lr=lr, betas=(.9, .98), weight_decay=.01)]
+    optims = [torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)]
     if matrices:
-        optims.append(torch.optim.Muon(matrices, lr=lr, weight_decay=.01, adjust_lr_fn="match_rms_adamw"))
+        optims.append(torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
     shadow = {n: v.clone() for n, v in parts.state_dict().items()}
     start = _resume(parts, optims, shadow, folder)
     order = _order(len(pool["images"]), batch, steps, seed)
@@ -292,17 +436,19 @@ def fit(parts: nn.ModuleDict, loss: Callable, pool: dict, steps: int, batch: int
             continue
         for optim in optims:
             for group in optim.param_groups:
-                group["lr"] = lr * min((step + 1) / 100, .5 + .5 * math.cos(math.pi * step / steps) + 1e-3)
+                group["lr"] = lr * min((step + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * step / steps) + 1e-3)
             optim.zero_grad(set_to_none=True)
         images = torch.from_numpy(pool["images"][take.numpy()]).to(device).float().div(127.5).sub(1)
-        images = _jitter(images, seed + step)  # not channels_last: its backward corrupts memory in torch 2.15 on CPUs
+        images = _jitter(
+            images, seed + step
+        )  # not channels_last: its backward corrupts memory in torch 2.15 on CPUs
         with torch.autocast(device.type, dtype=torch.bfloat16):
             value = loss(take, images, step)
         value.backward()
-        nn.utils.clip_grad_norm_(parts.parameters(), 2.)
+        nn.utils.clip_grad_norm_(parts.parameters(), 2.0)
         for optim in optims:
             optim.step()
-        decay = min(.998, step / (step + 20))
+        decay = min(0.998, step / (step + 20))
         with torch.no_grad():
             for n, v in parts.state_dict().items():
                 shadow[n].lerp_(v, 1 - decay) if v.is_floating_point() else shadow[n].copy_(v)
@@ -327,21 +473,30 @@ def _order(n: int, batch: int, steps: int, seed: int) -> Iterator[torch.Tensor]:
 
 
 def _jitter(images: torch.Tensor, seed: int) -> torch.Tensor:
-    """Shift by up to two pixels and change contrast a little, alike for a batch; keeps every word of the caption true."""
+    """Shift by up to two pixels and change contrast a little, alike for a batch; keeps every word of the
+    caption true.
+    """
     dice = torch.Generator().manual_seed(seed)
     dx, dy = (int(v) for v in torch.randint(-2, 3, (2,), generator=dice))
-    moved = F.pad(images, (2, 2, 2, 2), mode="replicate")[:, :, 2 + dy:66 + dy, 2 + dx:66 + dx]
-    return moved * float(1 + .06 * torch.randn(1, generator=dice)) + float(.04 * torch.randn(1, generator=dice))
+    moved = F.pad(images, (2, 2, 2, 2), mode="replicate")[:, :, 2 + dy : 66 + dy, 2 + dx : 66 + dx]
+    return moved * float(1 + 0.06 * torch.randn(1, generator=dice)) + float(
+        0.04 * torch.randn(1, generator=dice)
+    )
 
 
 def _write_checkpoint(parts: nn.ModuleDict, optims: list, shadow: dict, folder: Path, row: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"now.{n}": v for n, v in parts.state_dict().items()} | {f"ema.{n}": v for n, v in shadow.items()}
+    tensors = {f"now.{n}": v for n, v in parts.state_dict().items()} | {
+        f"ema.{n}": v for n, v in shadow.items()
+    }
     for i, optim in enumerate(optims):
         for p, state in optim.state_dict()["state"].items():
             tensors |= {f"optim.{i}.{p}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    save_file({n: v.detach().cpu().contiguous().clone() for n, v in tensors.items()}, str(folder / "new.safetensors"),
-              metadata={"step": str(row["step"])})
+    save_file(
+        {n: v.detach().cpu().contiguous().clone() for n, v in tensors.items()},
+        str(folder / "new.safetensors"),
+        metadata={"step": str(row["step"])},
+    )
     os.replace(folder / "new.safetensors", folder / "checkpoint.safetensors")
     with open(folder / "curve.jsonl", "a") as curve:
         curve.write(json.dumps(row) + "\n")
@@ -367,51 +522,83 @@ def _resume(parts: nn.ModuleDict, optims: list, shadow: dict, folder: Path) -> i
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a network as safetensors in half precision (openai-clip's own precision; accuracy is measured after it)."""
+    """Write a network as safetensors in half precision (openai-clip's own precision; accuracy is measured
+    after it).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    half = {
+        k: (v.half() if v.is_floating_point() else v).cpu().contiguous().clone()
+        for k, v in model.state_dict().items()
+    }
     save_file(half, str(path))
 
 
-def zero_shot(encode_image: Callable[[Tensor], Tensor], encode_text: Callable[[list[str]], Tensor], preprocess: Callable,
-              scenes: Sequence[Scene], template: str = "a {}") -> dict[str, float]:
-    """Share of single-object scenes whose colour and shape (132 prompts), shape alone and colour alone are named right."""
+def zero_shot(
+    encode_image: Callable[[Tensor], Tensor],
+    encode_text: Callable[[list[str]], Tensor],
+    preprocess: Callable,
+    scenes: Sequence[Scene],
+    template: str = "a {}",
+) -> dict[str, float]:
+    """Share of single-object scenes whose colour and shape (132 prompts), shape alone and colour alone are
+    named right.
+    """
     pairs = [f"{c} {s}" for c in COLOURS for s in SHAPES]
     text = encode_text([template.format(p) for p in pairs])
     best = (_embed(encode_image, preprocess, scenes) @ text.T).argmax(1).tolist()
     said = [pairs[i].split() for i in best]
     colour = [c == s.things[0].colour for (c, _), s in zip(said, scenes)]
     shape = [z == s.things[0].shape for (_, z), s in zip(said, scenes)]
-    return {"shape_colour": _share(a and b for a, b in zip(shape, colour)), "shape": _share(shape), "colour": _share(colour)}
+    return {
+        "shape_colour": _share(a and b for a, b in zip(shape, colour)),
+        "shape": _share(shape),
+        "colour": _share(colour),
+    }
 
 
-def retrieval(encode_image: Callable[[Tensor], Tensor], encode_text: Callable[[list[str]], Tensor], preprocess: Callable,
-              scenes: Sequence[Scene], among: int = 256) -> float:
-    """Image -> caption R@1: share of pictures whose own caption is nearest among `among`, over consecutive groups of scenes."""
+def retrieval(
+    encode_image: Callable[[Tensor], Tensor],
+    encode_text: Callable[[list[str]], Tensor],
+    preprocess: Callable,
+    scenes: Sequence[Scene],
+    among: int = 256,
+) -> float:
+    """Image -> caption R@1: share of pictures whose own caption is nearest among `among`, over consecutive
+    groups of scenes.
+    """
     if not scenes or len(scenes) % among:
         raise ValueError(f"retrieval takes whole groups of {among} scenes, got {len(scenes)} scenes")
     found = []
     for i in range(0, len(scenes), among):
-        group = scenes[i:i + among]
+        group = scenes[i : i + among]
         near = _embed(encode_image, preprocess, group) @ encode_text([caption(s, 0) for s in group]).T
         found += (near.argmax(1).cpu() == torch.arange(among)).tolist()
     return _share(found)
 
 
-def mean_ap(model: torch.nn.Module, preprocess: Callable, scenes: Sequence[Scene]) -> tuple[float, dict[str, float]]:
+def mean_ap(
+    model: torch.nn.Module, preprocess: Callable, scenes: Sequence[Scene]
+) -> tuple[float, dict[str, float]]:
     """Average precision of every final-layer unit for its concept (scikit-learn), and their mean."""
     from sklearn.metrics import average_precision_score
+
     logits = torch.cat([model(x) for x in _images(preprocess, scenes)]).float().cpu().numpy()
     truth = presence(scenes, CLASSES).numpy()
-    ap = {c: float(average_precision_score(truth[:, i], logits[:, i])) for i, c in enumerate(CLASSES) if truth[:, i].any()}
+    ap = {
+        c: float(average_precision_score(truth[:, i], logits[:, i]))
+        for i, c in enumerate(CLASSES)
+        if truth[:, i].any()
+    }
     return sum(ap.values()) / len(ap), ap
 
 
 def caption_truth(texts: Sequence[str], scenes: Sequence[Scene]) -> dict[str, float]:
-    """Share of texts that are right, word by word: shape, colour, texture, size of the first thing; place, light, count.
+    """Share of texts that are right, word by word: shape, colour, texture, size of the first thing; place,
+    light, count.
 
-    A word that is left out counts as wrong, except a number that the things named tell. The words are held against the
-    scene's thing that agrees in most of them; `shape_colour` wants both of it. Texts of other scenes are the control.
+    A word that is left out counts as wrong, except a number that the things named tell. The words are held
+    against the scene's thing that agrees in most of them; `shape_colour` wants both of it. Texts of other
+    scenes are the control.
     """
     if len(texts) != len(scenes):
         raise ValueError(f"each scene has a text, got {len(texts)} texts and {len(scenes)} scenes")
@@ -420,16 +607,25 @@ def caption_truth(texts: Sequence[str], scenes: Sequence[Scene]) -> dict[str, fl
     for text, s in zip(texts, scenes):
         said = read(text)
         first = (said["given"] or [{}])[0]
-        right = max(([first.get(kind) == getattr(thing, kind) for kind in kinds] for thing in s.things), key=sum)
+        right = max(
+            ([first.get(kind) == getattr(thing, kind) for kind in kinds] for thing in s.things), key=sum
+        )
         number = said["count"] or COUNTS[max(len(said["given"]), 1) - 1]
-        rows.append([right[0] and right[1], *right, said["place"] == s.place, said["light"] == s.light,
-                     number == COUNTS[len(s.things) - 1]])
+        rows.append(
+            [
+                right[0] and right[1],
+                *right,
+                said["place"] == s.place,
+                said["light"] == s.light,
+                number == COUNTS[len(s.things) - 1],
+            ]
+        )
     return dict(zip(("shape_colour", *kinds, "place", "light", "count"), map(_share, zip(*rows))))
 
 
 def _images(preprocess: Callable, scenes: Sequence[Scene], batch: int = 128):
     for i in range(0, len(scenes), batch):
-        yield torch.stack([preprocess(render(s)) for s in scenes[i:i + batch]])
+        yield torch.stack([preprocess(render(s)) for s in scenes[i : i + batch]])
 
 
 def _embed(encode_image: Callable, preprocess: Callable, scenes: Sequence[Scene]) -> Tensor:
@@ -449,12 +645,20 @@ def training_report(seconds: float = 10) -> Callable[[str, dict], None]:
         if stage != last["stage"] or time.monotonic() - last["at"] >= seconds:
             last.update(at=time.monotonic(), stage=stage)
             print(f"{stage}: step {row['step']}, loss {row['loss']:.3f}, {row['seconds']:.0f} s", flush=True)
+
     return report
 
 
 def read_curves(folder: Path) -> pd.DataFrame:
-    """Training curves below a folder: <stage>/curve.jsonl or <stage>.jsonl -> columns stage, step, loss, seconds."""
+    """Training curves below a folder: <stage>/curve.jsonl or <stage>.jsonl -> columns stage, step, loss,
+    seconds.
+    """
     files = sorted([*folder.glob("*/curve.jsonl"), *folder.glob("*.jsonl")])
     if not files:
         raise FileNotFoundError(f"no training curves (*.jsonl) below {folder}")
-    return pd.concat([pd.read_json(f, lines=True).assign(stage=f.parent.name if f.stem == "curve" else f.stem) for f in files])
+    return pd.concat(
+        [
+            pd.read_json(f, lines=True).assign(stage=f.parent.name if f.stem == "curve" else f.stem)
+            for f in files
+        ]
+    )

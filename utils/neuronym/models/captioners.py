@@ -9,8 +9,10 @@ Captioner        what is loaded
     blip:ID               BLIP from a Hugging Face id or a folder: blip:Salesforce/blip-image-captioning-base
     blip2:ID              BLIP-2 alike: blip2:Salesforce/blip2-opt-2.7b
     clip_words            the nearest of a list of words in the space of a CLIP
-    vlm:MODEL             a model that reads pictures, on the OpenAI-compatible server of `neuronym.models.llms`
+    vlm:MODEL             a model that reads pictures, on the OpenAI-compatible server of
+                          `neuronym.models.llms`
 """
+
 from __future__ import annotations
 
 import base64
@@ -40,36 +42,58 @@ BLOCK = 4096  # words that pictures are compared with at once
 WORKERS = 8  # pictures that a server is asked about at once
 MOST_TOKENS = 300  # of a server's answer
 LENGTHS = {"max_new_tokens": 32, "min_new_tokens": 4}  # minimum length 5 with the start token
-PROMPT = ("Say in one sentence what this picture shows: the main thing, its colours, patterns and materials, and what "
-          "is around it. Write plain words only, no list and no introduction.")
+PROMPT = (
+    "Say in one sentence what this picture shows: the main thing, its colours, patterns and materials, and what "
+    "is around it. Write plain words only, no list and no introduction."
+)
 
 
 @dataclass
 class Captioner:
     """caption: n pictures -> n captions, each a line of text; the same picture always gets the same caption.
 
-    How many are captioned together changes at most a network's rounding. A server may answer twice differently.
+    How many are captioned together changes at most a network's rounding. A server may answer twice
+    differently.
     """
+
     name: str
     key: str  # stands for all that determines a caption besides the picture
     caption: Callable[[Sequence[Image.Image]], list[str]]
 
 
-def load_captioner(name: str, device: str | torch.device = "cpu", *, clip: Clip | None = None,
-                   words: Sequence[str] = (), timeout: float = TIMEOUT, tries: int = TRIES) -> Captioner:
+def load_captioner(
+    name: str,
+    device: str | torch.device = "cpu",
+    *,
+    clip: Clip | None = None,
+    words: Sequence[str] = (),
+    timeout: float = TIMEOUT,
+    tries: int = TRIES,
+) -> Captioner:
     """Load a captioner by name (see the module's text).
 
-    BLIPs write at most 32 tokens, at least five with the start, without sampling, with as many beams as their folder
-    says (one if it says nothing). `clip` and `words` are for clip_words, `timeout` and `tries` for a server. Errors:
-    KeyError for an unknown name, FileNotFoundError for absent weights, ValueError for weights of another kind of
-    network, or no words; `caption` raises for a server what `neuronym.models.llms.load_llm` says.
+    BLIPs write at most 32 tokens, at least five with the start, without sampling, with as many beams as their
+    folder says (one if it says nothing). `clip` and `words` are for clip_words, `timeout` and `tries` for a
+    server. Errors: KeyError for an unknown name, FileNotFoundError for absent weights, ValueError for weights
+    of another kind of network, or no words; `caption` raises for a server what
+    `neuronym.models.llms.load_llm` says.
     """
     kind, _, rest = name.partition("@" if name.startswith("microworld@") else ":")
-    if kind not in CAPTIONERS or (not rest and kind in ("blip", "blip2", "vlm")) or (rest and kind == "clip_words") \
-            or name.startswith("microworld:"):
-        raise unknown("captioner", name, ["microworld", "microworld@FOLDER", "blip:ID", "blip2:ID", "clip_words",
-                                          "vlm:MODEL"])
-    options = {"clip_words": {"clip": clip, "words": list(words)}, "vlm": {"timeout": timeout, "tries": tries}}
+    if (
+        kind not in CAPTIONERS
+        or (not rest and kind in ("blip", "blip2", "vlm"))
+        or (rest and kind == "clip_words")
+        or name.startswith("microworld:")
+    ):
+        raise unknown(
+            "captioner",
+            name,
+            ["microworld", "microworld@FOLDER", "blip:ID", "blip2:ID", "clip_words", "vlm:MODEL"],
+        )
+    options = {
+        "clip_words": {"clip": clip, "words": list(words)},
+        "vlm": {"timeout": timeout, "tries": tries},
+    }
     captioner = CAPTIONERS[kind](rest, torch.device(device), **options.get(kind, {}))
     return replace(captioner, name=name, caption=_checked(captioner.caption))
 
@@ -81,7 +105,7 @@ def picture_key(picture: Image.Image) -> str:
 
 
 def _microworld(folder: str, device: torch.device) -> Captioner:
-    from neuronym.microworld.networks import SETTINGS, build_blip, say
+    from neuronym.microworld.networks import build_blip, say, SETTINGS
     from neuronym.microworld.world import VOCABULARY
 
     model = build_blip(microworld_weights("captioner", folder)).requires_grad_(False)
@@ -89,8 +113,11 @@ def _microworld(folder: str, device: torch.device) -> Captioner:
     model = model.to(device)
 
     def caption(pictures: Sequence[Image.Image]) -> list[str]:
-        return [text for some in _batches(pictures)
-                for text in say(model, torch.stack([MICRO(picture) for picture in some]).to(device))]
+        return [
+            text
+            for some in _batches(pictures)
+            for text in say(model, torch.stack([MICRO(picture) for picture in some]).to(device))
+        ]
 
     return Captioner("", key, caption)
 
@@ -102,30 +129,52 @@ def _blip(source: str, device: torch.device, kind: str = "blip") -> Captioner:
     new = int(transformers.__version__.split(".")[0]) >= 5
     own = {"dtype": "auto"} if new else {"torch_dtype": "auto"}  # the checkpoint's type
     pil = {"backend": "pil"} if new else {"use_fast": False}  # as released
-    model_type, network = {"blip": ("blip", "BlipForConditionalGeneration"),
-                           "blip2": ("blip-2", "Blip2ForConditionalGeneration")}[kind]
+    model_type, network = {
+        "blip": ("blip", "BlipForConditionalGeneration"),
+        "blip2": ("blip-2", "Blip2ForConditionalGeneration"),
+    }[kind]
     try:
         with quiet_transformers(), random_start(0):
             found = transformers.AutoConfig.from_pretrained(source).model_type
             if found == model_type:
                 processor = transformers.AutoProcessor.from_pretrained(source, **pil)
-                model, info = getattr(transformers, network).from_pretrained(source, output_loading_info=True, **own)
+                model, info = getattr(transformers, network).from_pretrained(
+                    source, output_loading_info=True, **own
+                )
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FileNotFoundError(f"{kind}:{source} could not be loaded ({reason}); download it where there is network "
-                                f"and name its folder as {kind}:PATH, or set HF_HOME to a cache with it") from error
+        raise FileNotFoundError(
+            f"{kind}:{source} could not be loaded ({reason}); download it where there is network "
+            f"and name its folder as {kind}:PATH, or set HF_HOME to a cache with it"
+        ) from error
     if found != model_type:
-        raise ValueError(f"{kind}:ID takes a checkpoint of type {model_type}, got {found} from {source}; name a "
-                         "captioning checkpoint of that type")
+        raise ValueError(
+            f"{kind}:ID takes a checkpoint of type {model_type}, got {found} from {source}; name a "
+            "captioning checkpoint of that type"
+        )
     absent = sorted({name for name, _ in model.named_parameters()} & set(info["missing_keys"]))
     if absent:  # they would be random, and so would every caption
-        raise ValueError(f"{kind}:{source} must hold all weights of a captioner, and lacks {len(absent)} "
-                         f"({', '.join(absent[:3])}); name a captioning checkpoint")
+        raise ValueError(
+            f"{kind}:{source} must hold all weights of a captioner, and lacks {len(absent)} "
+            f"({', '.join(absent[:3])}); name a captioning checkpoint"
+        )
     beams = model.generation_config.num_beams or 1
     # the values behind are transformers' neutral ones: version 4 warns about a folder's own
-    settings = LENGTHS | {"num_beams": beams, "do_sample": False, "temperature": 1., "top_p": 1., "top_k": 50}
-    key = identity(model, None, tokenizer_key(processor.tokenizer), describe(processor.image_processor),
-                   model.generation_config.to_json_string(), repr(settings))
+    settings = LENGTHS | {
+        "num_beams": beams,
+        "do_sample": False,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 50,
+    }
+    key = identity(
+        model,
+        None,
+        tokenizer_key(processor.tokenizer),
+        describe(processor.image_processor),
+        model.generation_config.to_json_string(),
+        repr(settings),
+    )
     model = model.eval().requires_grad_(False).to(device)
 
     def caption(pictures: Sequence[Image.Image]) -> list[str]:
@@ -148,15 +197,19 @@ def _clip_words(rest: str, device: torch.device, clip: Clip | None, words: list[
     from neuronym.activations import embed_concepts
 
     if clip is None or not words:
-        raise ValueError(f"clip_words takes a CLIP and words, got {'a CLIP' if clip else 'none'} and {len(words)} "
-                         "words; write load_captioner('clip_words', clip=load_clip(...), words=load_concepts(...))")
+        raise ValueError(
+            f"clip_words takes a CLIP and words, got {'a CLIP' if clip else 'none'} and {len(words)} "
+            "words; write load_captioner('clip_words', clip=load_clip(...), words=load_concepts(...))"
+        )
     T = embed_concepts(clip, words)  # [M, d]
 
     def caption(pictures: Sequence[Image.Image]) -> list[str]:
         texts: list[str] = []
         for some in _batches(pictures):
             with torch.no_grad():
-                I = clip.encode_image(torch.stack([clip.preprocess(picture) for picture in some])).cpu()  # [n, d]
+                I = clip.encode_image(
+                    torch.stack([clip.preprocess(picture) for picture in some])
+                ).cpu()  # [n, d]
             texts += [words[i] for i in nearest(I, T).tolist()]
         return texts
 
@@ -167,7 +220,7 @@ def nearest(I: Tensor, T: Tensor, block: int = BLOCK) -> Tensor:
     """For each row of I [n, d] the row of T [M, d] of the largest product, the first of equal ones -> [n]."""
     best, index = torch.full((len(I),), -torch.inf, dtype=I.dtype), torch.zeros(len(I), dtype=torch.long)
     for start in range(0, len(T), block):
-        P = I @ T[start:start + block].T  # [n, block]
+        P = I @ T[start : start + block].T  # [n, block]
         most, first = P.max(1)  # the first of equal ones
         index, best = torch.where(most > best, start + first, index), torch.maximum(most, best)
     return index
@@ -181,7 +234,9 @@ def _vlm(model: str, device: torch.device, timeout: float, tries: int) -> Captio
         picture.save(file, "PNG")
         url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
         content = [{"type": "text", "text": PROMPT}, {"type": "image_url", "image_url": {"url": url}}]
-        return llm.ask([{"role": "user", "content": content}], temperature=0., max_tokens=MOST_TOKENS, seed=0)
+        return llm.ask(
+            [{"role": "user", "content": content}], temperature=0.0, max_tokens=MOST_TOKENS, seed=0
+        )
 
     def caption(pictures: Sequence[Image.Image]) -> list[str]:
         with ThreadPoolExecutor(WORKERS) as pool:
@@ -195,20 +250,33 @@ def _vlm(model: str, device: torch.device, timeout: float, tries: int) -> Captio
     return Captioner("", digest(llm.key, PROMPT, str(MOST_TOKENS)), caption)
 
 
-CAPTIONERS: dict[str, Callable[..., Captioner]] = {"microworld": _microworld, "blip": _blip, "blip2": _blip2,
-                                                   "clip_words": _clip_words, "vlm": _vlm}
+CAPTIONERS: dict[str, Callable[..., Captioner]] = {
+    "microworld": _microworld,
+    "blip": _blip,
+    "blip2": _blip2,
+    "clip_words": _clip_words,
+    "vlm": _vlm,
+}
 
 
 def _batches(pictures: Sequence[Image.Image]) -> Iterator[list[Image.Image]]:
     for start in range(0, len(pictures), BATCH):
-        yield list(pictures[start:start + BATCH])
+        yield list(pictures[start : start + BATCH])
 
 
-def _checked(caption: Callable[[Sequence[Image.Image]], list[str]]) -> Callable[[Sequence[Image.Image]], list[str]]:
+def _checked(
+    caption: Callable[[Sequence[Image.Image]], list[str]],
+) -> Callable[[Sequence[Image.Image]], list[str]]:
     def checked(pictures: Sequence[Image.Image]) -> list[str]:
         if not isinstance(pictures, (list, tuple)) or not all(isinstance(p, Image.Image) for p in pictures):
-            raise ValueError(f"a captioner takes a list of PIL pictures, got {type(pictures).__name__}; wrap one "
-                             "picture in a list")
-        return [" ".join(text.split()) for text in caption([p.convert("RGB") for p in pictures])] if pictures else []
+            raise ValueError(
+                f"a captioner takes a list of PIL pictures, got {type(pictures).__name__}; wrap one "
+                "picture in a list"
+            )
+        return (
+            [" ".join(text.split()) for text in caption([p.convert("RGB") for p in pictures])]
+            if pictures
+            else []
+        )
 
     return checked

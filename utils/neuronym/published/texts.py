@@ -7,14 +7,15 @@ beside_printed    a table of ours with the printed values and, for the same enco
 final_layer       labels of final-layer neurons against the names of their classes
 places_accuracy   NetDissect's labels that are the class of Places365
 
-All from stored outputs of notebooks: CLIP-Dissect's table 2 and figure 3, Describe-and-Dissect's tables 2, 9 and 10.
-They were made with half-precision CLIP on a GPU; differences up to .001 mean nothing.
+All from stored outputs of notebooks: CLIP-Dissect's table 2 and figure 3, Describe-and-Dissect's tables 2, 9
+and 10. They were made with half-precision CLIP on a GPU; differences up to .001 mean nothing.
 
 How close are labels to what people or other methods say? Never without what any label would get.
 
 load_encoders   text encoders by name, and a sentence for each that is not at hand
 by_cosine       measure: cosine of two texts
-by_characters   measure: as in the published mpnet column of Describe-and-Dissect's table 9, which is of no use
+by_characters   measure: as in the published mpnet column of Describe-and-Dissect's table 9, which is of no
+                use
 by_words        measure: 1 where two texts share a content word
 against_texts   labels against the texts of their neurons, with interval and controls
 among_people    people against each other
@@ -23,9 +24,10 @@ against_method  two methods against each other, layer by layer
 reliable        neurons whose people agree
 word_counts     how many labels have a word
 
-A measure maps A texts and B texts to a Tensor [A, B], higher is closer. Memory of a comparison grows with the square of
-the number of neurons; 1,000 take 8 MB.
+A measure maps A texts and B texts to a Tensor [A, B], higher is closer. Memory of a comparison grows with the
+square of the number of neurons; 1,000 take 8 MB.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -52,49 +54,182 @@ NAN = float("nan")
 
 
 def _layers(table: str, encoder: str, values: dict[str, Sequence[float]]) -> dict:
-    return {(table, whose, layer, encoder): value for whose, some in values.items() for layer, value in zip(LAYERS, some)}
+    return {
+        (table, whose, layer, encoder): value
+        for whose, some in values.items()
+        for layer, value in zip(LAYERS, some)
+    }
 
 
 PRINTED: dict[tuple[str, str, str, str], float] = {
-    ("class names", "milan_base", "fc", CLIP): .7080, ("class names", "milan_base", "fc", MPNET): .2788,
-    ("class names", "dnd", "fc", CLIP): .7598, ("class names", "dnd", "fc", MPNET): .4586,
-    ("sea lion", "netdissect", "fc", CLIP): .7754, ("sea lion", "netdissect", "fc", MPNET): .3473,
-    ("sea lion", "milan_base", "fc", CLIP): .8047, ("sea lion", "milan_base", "fc", MPNET): .3291,
-    ("places", "netdissect", "fc", CLIP): .8887, ("places", "netdissect", "fc", MPNET): .6697,
-    **_layers("people", CLIP, {
-        "clip_dissect": [.7398, .7472, .7414, .7291, .7390], "dnd": [.7454, .7872, .7858, .7825, .7766],
-        "milan_places365": [.7441, .7627, .7893, .7739, .7698], "depiction": [.7746, .7988, .7900, .7820, .7864],
-        "milannotations": [.7643, .7976, .8026, .7845, .7884]}),
-    **_layers("people", CHARACTERS, {
-        "clip_dissect": [.1962, .1850, .2039, .1995, .1970], "dnd": [.0950, .1075, .1160, .1132, .1089],
-        "milan_places365": [.0801, .1143, .1462, .1973, .1391], "depiction": [.2491, .2513, .2483, .2501, .2496],
-        "milannotations": [.1124, .1167, .1279, .1252, .1215]}),
-    **_layers("BLIP-2", CLIP, {"dnd": [.8394, .8438, .8423, .8682, .8481]}),
+    ("class names", "milan_base", "fc", CLIP): 0.7080,
+    ("class names", "milan_base", "fc", MPNET): 0.2788,
+    ("class names", "dnd", "fc", CLIP): 0.7598,
+    ("class names", "dnd", "fc", MPNET): 0.4586,
+    ("sea lion", "netdissect", "fc", CLIP): 0.7754,
+    ("sea lion", "netdissect", "fc", MPNET): 0.3473,
+    ("sea lion", "milan_base", "fc", CLIP): 0.8047,
+    ("sea lion", "milan_base", "fc", MPNET): 0.3291,
+    ("places", "netdissect", "fc", CLIP): 0.8887,
+    ("places", "netdissect", "fc", MPNET): 0.6697,
+    **_layers(
+        "people",
+        CLIP,
+        {
+            "clip_dissect": [0.7398, 0.7472, 0.7414, 0.7291, 0.7390],
+            "dnd": [0.7454, 0.7872, 0.7858, 0.7825, 0.7766],
+            "milan_places365": [0.7441, 0.7627, 0.7893, 0.7739, 0.7698],
+            "depiction": [0.7746, 0.7988, 0.7900, 0.7820, 0.7864],
+            "milannotations": [0.7643, 0.7976, 0.8026, 0.7845, 0.7884],
+        },
+    ),
+    **_layers(
+        "people",
+        CHARACTERS,
+        {
+            "clip_dissect": [0.1962, 0.1850, 0.2039, 0.1995, 0.1970],
+            "dnd": [0.0950, 0.1075, 0.1160, 0.1132, 0.1089],
+            "milan_places365": [0.0801, 0.1143, 0.1462, 0.1973, 0.1391],
+            "depiction": [0.2491, 0.2513, 0.2483, 0.2501, 0.2496],
+            "milannotations": [0.1124, 0.1167, 0.1279, 0.1252, 0.1215],
+        },
+    ),
+    **_layers("BLIP-2", CLIP, {"dnd": [0.8394, 0.8438, 0.8423, 0.8682, 0.8481]}),
 }
 RELIABLE: dict[str, tuple[int, ...]] = {
-    "layer1": (3, 17, 50, 55, 58, 60, 77, 83, 90, 92, 121, 129, 133, 158, 171, 190, 198, 222, 232, 236, 237, 245),
-    "layer2": (469, 495, 412, 340, 114, 66, 478, 446, 294, 149, 163, 260, 51, 349, 312, 381, 482, 283, 111, 87, 465, 206),
-    "layer3": (846, 835, 781, 237, 873, 253, 318, 361, 816, 418, 8, 412, 627, 306, 438, 535, 819, 248, 853, 749, 217, 201,
-               355, 828, 415, 529, 965, 76, 495, 984, 440),
-    "layer4": (1039, 1602, 1798, 502, 1801, 1022, 1278, 832, 285, 144, 1633, 1200, 1929, 14, 1877, 1013, 991, 1149, 1474,
-               929, 345, 1734, 1083, 1363, 758, 570, 591, 1326),
+    "layer1": (
+        3,
+        17,
+        50,
+        55,
+        58,
+        60,
+        77,
+        83,
+        90,
+        92,
+        121,
+        129,
+        133,
+        158,
+        171,
+        190,
+        198,
+        222,
+        232,
+        236,
+        237,
+        245,
+    ),
+    "layer2": (
+        469,
+        495,
+        412,
+        340,
+        114,
+        66,
+        478,
+        446,
+        294,
+        149,
+        163,
+        260,
+        51,
+        349,
+        312,
+        381,
+        482,
+        283,
+        111,
+        87,
+        465,
+        206,
+    ),
+    "layer3": (
+        846,
+        835,
+        781,
+        237,
+        873,
+        253,
+        318,
+        361,
+        816,
+        418,
+        8,
+        412,
+        627,
+        306,
+        438,
+        535,
+        819,
+        248,
+        853,
+        749,
+        217,
+        201,
+        355,
+        828,
+        415,
+        529,
+        965,
+        76,
+        495,
+        984,
+        440,
+    ),
+    "layer4": (
+        1039,
+        1602,
+        1798,
+        502,
+        1801,
+        1022,
+        1278,
+        832,
+        285,
+        144,
+        1633,
+        1200,
+        1929,
+        14,
+        1877,
+        1013,
+        991,
+        1149,
+        1474,
+        929,
+        345,
+        1734,
+        1083,
+        1363,
+        758,
+        570,
+        591,
+        1326,
+    ),
 }
 
 
 def beside_printed(table: pd.DataFrame) -> pd.DataFrame:
-    """Columns table, whose, layer, encoder, value ... -> also `CLIP` and `mpnet`, as printed (NaN where nothing was),
-    and `difference`, filled only where the encoder is the one of the printed value."""
+    """Columns table, whose, layer, encoder, value ... -> also `CLIP` and `mpnet`, as printed (NaN where
+    nothing was), and `difference`, filled only where the encoder is the one of the printed value.
+    """
     key = list(zip(table["table"], table["whose"], table["layer"]))
     by = [encoder.partition("@")[0] for encoder in table["encoder"]]
     mpnet = [CHARACTERS if encoder.endswith("characters") else MPNET for encoder in by]
-    return table.assign(CLIP=[PRINTED.get((*k, CLIP), NAN) for k in key],
-                        mpnet=[PRINTED.get((*k, m), NAN) for k, m in zip(key, mpnet)],
-                        difference=[value - PRINTED.get((*k, e), NAN) for k, e, value in zip(key, by, table["value"])])
+    return table.assign(
+        CLIP=[PRINTED.get((*k, CLIP), NAN) for k in key],
+        mpnet=[PRINTED.get((*k, m), NAN) for k, m in zip(key, mpnet)],
+        difference=[value - PRINTED.get((*k, e), NAN) for k, e, value in zip(key, by, table["value"])],
+    )
 
 
-def final_layer(measure: Measure, labels: pd.DataFrame, names: Sequence[str] | Mapping[int, str], seed: int = 0) -> pd.DataFrame:
-    """Labels of rank 1 of a network's final layer, by method, against the names of the classes: `whose`, `layer` and the
-    columns of `against_texts`. `names` has a name for every unit of the labels.
+def final_layer(
+    measure: Measure, labels: pd.DataFrame, names: Sequence[str] | Mapping[int, str], seed: int = 0
+) -> pd.DataFrame:
+    """Labels of rank 1 of a network's final layer, by method, against the names of the classes: `whose`,
+    `layer` and the columns of `against_texts`. `names` has a name for every unit of the labels.
 
     Errors: ValueError for units without a name, named ones without a label, and units that have several.
     """
@@ -103,33 +238,47 @@ def final_layer(measure: Measure, labels: pd.DataFrame, names: Sequence[str] | M
     for (method, layer), some in labels[labels["rank"] == 1].groupby(["method", "layer"], sort=False):
         said = dict(zip(some["unit"], some["label"]))
         if len(said) != len(some) or said.keys() != wanted.keys():
-            raise ValueError(f"one label of {method} for each of {len(wanted)} class names, got {len(some)} labels of "
-                             f"{len(said)} neurons of {layer}, {len(said.keys() - wanted.keys())} of them without a name")
+            raise ValueError(
+                f"one label of {method} for each of {len(wanted)} class names, got {len(some)} labels of "
+                f"{len(said)} neurons of {layer}, {len(said.keys() - wanted.keys())} of them without a name"
+            )
         units = sorted(said)
-        rows.append({"whose": method, "layer": layer,
-                     **against_texts(measure, [said[u] for u in units], [[wanted[u]] for u in units], seed)})
+        rows.append(
+            {
+                "whose": method,
+                "layer": layer,
+                **against_texts(measure, [said[u] for u in units], [[wanted[u]] for u in units], seed),
+            }
+        )
     return pd.DataFrame(rows, columns=["whose", "layer", *FOUND])
 
 
 def places_accuracy(labels: pd.DataFrame, categories: Sequence[str], words: Sequence[str]) -> dict[str, int]:
-    """Final-layer neurons of ResNet-18 whose NetDissect label is the class (CLIP-Dissect, table 2); categories are
-    `load_concepts("places365")`, words `load_concepts("broden")`.
+    """Final-layer neurons of ResNet-18 whose NetDissect label is the class (CLIP-Dissect, table 2);
+    categories are `load_concepts("places365")`, words `load_concepts("broden")`.
 
-    `right`; `right_as_released`: without classes of two parts ("balcony, exterior"), whose name the released notebook
-    spells with a slash and so never finds in NetDissect's hyphens. Which classes Broden has is in none of the files:
-    `least` were named as scenes somewhere in them, `most` are among the words (some as objects).
-    Errors: ValueError unless there is one label for every category.
+    `right`; `right_as_released`: without classes of two parts ("balcony, exterior"), whose name the released
+    notebook spells with a slash and so never finds in NetDissect's hyphens. Which classes Broden has is in
+    none of the files: `least` were named as scenes somewhere in them, `most` are among the words (some as
+    objects). Errors: ValueError unless there is one label for every category.
     """
     theirs = labels[labels["method"] == "netdissect"]
     found = theirs[(theirs["model"] == "resnet18_places365") & (theirs["layer"] == "fc")].sort_values("unit")
     if found["unit"].tolist() != list(range(len(categories))):
-        raise ValueError(f"one NetDissect label for every category, got {len(found)} labels of fc and "
-                         f"{len(categories)} categories; load netdissect's and take load_concepts('places365')")
+        raise ValueError(
+            f"one NetDissect label for every category, got {len(found)} labels of fc and "
+            f"{len(categories)} categories; load netdissect's and take load_concepts('places365')"
+        )
     names = [name.replace(", ", "-") for name in categories]
     right = [name for name, label in zip(names, found["label"]) if _scene(label) == name]
     scenes = {_scene(label) for label in theirs["label"] if label.endswith("-s")} | set(right)
-    return {"classes": len(names), "right": len(right), "right_as_released": sum("-" not in name for name in right),
-            "least": sum(name in scenes for name in names), "most": sum(name in set(words) for name in names)}
+    return {
+        "classes": len(names),
+        "right": len(right),
+        "right_as_released": sum("-" not in name for name in right),
+        "least": sum(name in scenes for name in names),
+        "most": sum(name in set(words) for name in names),
+    }
 
 
 def _scene(label: str) -> str:
@@ -141,10 +290,12 @@ CONSTANT = "depiction"  # the word of Describe-and-Dissect's table 9
 FOUND = ["units", "value", "low", "high", "shuffled", "constant", "best_constant"]
 
 
-def load_encoders(sentences: str, clip: str, device: str | torch.device = "cpu",
-                  ) -> tuple[dict[str, Callable[[Sequence[str]], Tensor]], list[str]]:
-    """Name -> encoder of texts to unit rows, for a sentence encoder and an image-text model ("" for neither), each
-    distinct text encoded once and cached on disk; and one sentence for each whose weights are not at hand.
+def load_encoders(
+    sentences: str, clip: str, device: str | torch.device = "cpu"
+) -> tuple[dict[str, Callable[[Sequence[str]], Tensor]], list[str]]:
+    """Name -> encoder of texts to unit rows, for a sentence encoder and an image-text model ("" for neither),
+    each distinct text encoded once and cached on disk; and one sentence for each whose weights are not at
+    hand.
 
     Errors: KeyError for unknown names.
     """
@@ -156,8 +307,11 @@ def load_encoders(sentences: str, clip: str, device: str | torch.device = "cpu",
             absent.append(f"no column for '{name}': {error}")
             continue
         if loaded:
-            found[name] = (_remembering(loaded.encode, loaded.weights_key) if name == sentences
-                           else _remembering(loaded.encode_text, loaded.text_key))
+            found[name] = (
+                _remembering(loaded.encode, loaded.weights_key)
+                if name == sentences
+                else _remembering(loaded.encode_text, loaded.text_key)
+            )
     return found, absent
 
 
@@ -167,12 +321,17 @@ def by_cosine(encode: Callable[[Sequence[str]], Tensor]) -> Measure:
 
 
 def by_characters(encode: Callable[[Sequence[str]], Tensor]) -> Measure:
-    """Mean cosine of a text and every single character of the other, which is what the mpnet column of table 9 holds:
-    its helper got a text where it takes a list of them."""
+    """Mean cosine of a text and every single character of the other, which is what the mpnet column of table
+    9 holds: its helper got a text where it takes a list of them.
+    """
+
     def measure(said: Sequence[str], truth: Sequence[str]) -> Tensor:
         characters = sorted(set("".join(truth)))
-        share = torch.tensor([[text.count(c) / max(len(text), 1) for c in characters] for text in truth]).double()
+        share = torch.tensor(
+            [[text.count(c) / max(len(text), 1) for c in characters] for text in truth]
+        ).double()
         return encode(list(said)).double() @ (share @ encode(characters).double()).T
+
     return measure
 
 
@@ -183,16 +342,26 @@ def by_words(said: Sequence[str], truth: Sequence[str]) -> Tensor:
     return (_marked(ours, at) @ _marked(theirs, at).T > 0).double()
 
 
-def against_texts(measure: Measure, said: Sequence[str], truth: Sequence[Sequence[str]], seed: int = 0) -> dict:
-    """Mean closeness of K labels to the texts of their neurons (equally many for each; the mean over a neuron's texts),
-    with its 95 % bootstrap interval over neurons and two controls: `shuffled`, the expectation when labels are dealt to
-    other neurons, and `constant`, what the best of the labels gets if all neurons have it.
+def against_texts(
+    measure: Measure, said: Sequence[str], truth: Sequence[Sequence[str]], seed: int = 0
+) -> dict:
+    """Mean closeness of K labels to the texts of their neurons (equally many for each; the mean over a
+    neuron's texts), with its 95 % bootstrap interval over neurons and two controls: `shuffled`, the
+    expectation when labels are dealt to other neurons, and `constant`, what the best of the labels gets if
+    all neurons have it.
 
     Errors: ValueError for unequal numbers of labels and neurons or of texts, and for fewer than two neurons.
     """
-    if len(said) != len(truth) or len(truth) < 2 or len({len(texts) for texts in truth}) != 1 or not len(truth[0]):
-        raise ValueError("expected a label and equally many texts for each of at least two neurons, got "
-                         f"{len(said)} labels, {len(truth)} neurons and {sorted({len(texts) for texts in truth})} texts")
+    if (
+        len(said) != len(truth)
+        or len(truth) < 2
+        or len({len(texts) for texts in truth}) != 1
+        or not len(truth[0])
+    ):
+        raise ValueError(
+            "expected a label and equally many texts for each of at least two neurons, got "
+            f"{len(said)} labels, {len(truth)} neurons and {sorted({len(texts) for texts in truth})} texts"
+        )
     columns = [list(texts) for texts in zip(*truth)]
     S = sum(measure(said, texts) for texts in columns) / len(columns)
     best = int(S.mean(1).argmax())
@@ -204,55 +373,80 @@ def among_people(measure: Measure, truth: Sequence[Sequence[str]], seed: int = 0
     columns = [list(texts) for texts in zip(*truth)]
     pairs = list(combinations(columns, 2))
     if not pairs or len(truth) < 2:
-        raise ValueError(f"expected texts of two people for at least two neurons, got {len(columns)} for {len(truth)}")
+        raise ValueError(
+            f"expected texts of two people for at least two neurons, got {len(columns)} for {len(truth)}"
+        )
     S = sum(measure(first, second) for first, second in pairs) / len(pairs)
     return _summary(S, seed) | {"constant": float("nan"), "best_constant": ""}
 
 
-def against_people(measure: Measure, labels: pd.DataFrame, people: str = "milannotations", word: str = CONSTANT,
-                   units: Collection[tuple[str, int]] | None = None, seed: int = 0) -> pd.DataFrame:
-    """Columns whose, layer (and "all") and those of `against_texts`, for every method of a labels table of one model,
-    for `people` among themselves, and for `word` as everyone's label, on neurons that all of them have (of `units`).
+def against_people(
+    measure: Measure,
+    labels: pd.DataFrame,
+    people: str = "milannotations",
+    word: str = CONSTANT,
+    units: Collection[tuple[str, int]] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Columns whose, layer (and "all") and those of `against_texts`, for every method of a labels table of
+    one model, for `people` among themselves, and for `word` as everyone's label, on neurons that all of them
+    have (of `units`).
 
     Errors: ValueError if they have none in common, or a neuron twice.
     """
-    texts = labels[labels["method"] == people].sort_values("rank").groupby(["layer", "unit"])["label"].agg(list)
+    texts = (
+        labels[labels["method"] == people].sort_values("rank").groupby(["layer", "unit"])["label"].agg(list)
+    )
     best = labels[(labels["rank"] == 1) & (labels["method"] != people)]
     if best.duplicated(["method", "layer", "unit"]).any():
         raise ValueError("each neuron has one label of rank 1 of a method, got several; choose one model")
     wide = best.pivot(index=["layer", "unit"], columns="method", values="label").dropna()
     shared = [key for key in wide.index if key in texts.index and (units is None or key in units)]
     if not shared:
-        raise ValueError(f"the methods {sorted(best['method'].unique())} and {people} have no neurons in common; "
-                         "choose tables of one model")
+        raise ValueError(
+            f"the methods {sorted(best['method'].unique())} and {people} have no neurons in common; "
+            "choose tables of one model"
+        )
     rows = []
     for layer in [*dict.fromkeys(layer for layer, _ in shared), "all"]:
         here = [key for key in shared if layer in (key[0], "all")]
         truth = texts[here].tolist()
-        rows += [{"whose": name, "layer": layer, **against_texts(measure, said, truth, seed)}
-                 for name, said in [*((m, wide.loc[here, m].tolist()) for m in wide), (word, [word] * len(here))]]
+        rows += [
+            {"whose": name, "layer": layer, **against_texts(measure, said, truth, seed)}
+            for name, said in [*((m, wide.loc[here, m].tolist()) for m in wide), (word, [word] * len(here))]
+        ]
         rows.append({"whose": people, "layer": layer, **among_people(measure, truth, seed)})
     return pd.DataFrame(rows)[["whose", "layer", *FOUND]]
 
 
-def against_method(measure: Measure, first: pd.DataFrame, second: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """`against_texts` of one method's labels of rank 1 and another's, by layer and for "all", on neurons that both have.
+def against_method(
+    measure: Measure, first: pd.DataFrame, second: pd.DataFrame, seed: int = 0
+) -> pd.DataFrame:
+    """`against_texts` of one method's labels of rank 1 and another's, by layer and for "all", on neurons that
+    both have.
 
     Errors: ValueError if they have none in common, or a neuron twice.
     """
     sides = [table[table["rank"] == 1] for table in (first, second)]
     both = sides[0].merge(sides[1], on=["layer", "unit"], suffixes=("", "_other"))
     if not len(both) or any(side.duplicated(["layer", "unit"]).any() for side in sides):
-        raise ValueError(f"two methods are compared on neurons that both have, one label each, got {len(both)} in common "
-                         "or several labels of a neuron; choose one method and one model for each")
+        raise ValueError(
+            f"two methods are compared on neurons that both have, one label each, got {len(both)} in common "
+            "or several labels of a neuron; choose one method and one model for each"
+        )
     rows = []
     for layer in [*dict.fromkeys(both["layer"]), "all"]:
         here = both[(both["layer"] == layer) | (layer == "all")]
-        rows.append({"layer": layer, **against_texts(measure, here["label"].tolist(), here[["label_other"]].values.tolist(), seed)})
+        rows.append(
+            {
+                "layer": layer,
+                **against_texts(measure, here["label"].tolist(), here[["label_other"]].values.tolist(), seed),
+            }
+        )
     return pd.DataFrame(rows)
 
 
-def reliable(measure: Measure, labels: pd.DataFrame, threshold: float = .81) -> list[tuple[str, int]]:
+def reliable(measure: Measure, labels: pd.DataFrame, threshold: float = 0.81) -> list[tuple[str, int]]:
     """Neurons of which two people's texts are closer than `threshold` (Describe-and-Dissect, table 9)."""
     texts = labels.sort_values("rank").groupby(["layer", "unit"])["label"].agg(list)
     columns = [list(some) for some in zip(*texts)]
@@ -261,7 +455,9 @@ def reliable(measure: Measure, labels: pd.DataFrame, threshold: float = .81) -> 
 
 
 def word_counts(labels: Sequence[str], most: int = 20) -> pd.Series:
-    """The commonest words and how many labels have them, articles and prepositions left out; the index is the word."""
+    """The commonest words and how many labels have them, articles and prepositions left out; the index is the
+    word.
+    """
     counts = Counter(word for label in labels for word in set(re.findall("[a-z]+", label.lower())) - EMPTY)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
     return pd.Series(dict(ordered), dtype="int64", name="labels")
@@ -271,8 +467,13 @@ def _summary(S: Tensor, seed: int) -> dict:
     """S [K, K] -> what its diagonal says (a neuron's own texts) and what the rest does (others')."""
     own, n = S.diagonal(), len(S)
     low, high = interval(own.numpy(), seed)
-    return {"units": n, "value": float(own.mean()), "low": low, "high": high,
-            "shuffled": float((S.sum() - own.sum()) / (n * (n - 1)))}
+    return {
+        "units": n,
+        "value": float(own.mean()),
+        "low": low,
+        "high": high,
+        "shuffled": float((S.sum() - own.sum()) / (n * (n - 1))),
+    }
 
 
 def _marked(words: Sequence[frozenset[str]], at: dict[str, int]) -> Tensor:
@@ -291,7 +492,10 @@ def _remembering(encode: Callable[[Sequence[str]], Tensor], key: str) -> Callabl
         if new:
             spec = {"encoder": key, "texts": hashlib.sha256(json.dumps(new).encode()).hexdigest()}
             with torch.inference_mode():
-                made = cache.array("label_embeddings", spec, lambda: encode(new).float().cpu(), {"texts": len(new)})
+                made = cache.array(
+                    "label_embeddings", spec, lambda: encode(new).float().cpu(), {"texts": len(new)}
+                )
             rows.update(zip(new, torch.from_numpy(np.array(made))))
         return torch.stack([rows[text] for text in texts])
+
     return known

@@ -1,13 +1,15 @@
 """`neuronym NOTEBOOK -p key value ...`: run a notebook headless, as JupyterLab would.
 
-Names and values are checked before anything heavy is imported. The executed notebook, its parameters, metrics, tables,
-figures and seconds by phase end in one folder named by the parameters; what was computed before comes from the cache.
+Names and values are checked before anything heavy is imported. The executed notebook, its parameters,
+metrics, tables, figures and seconds by phase end in one folder named by the parameters; what was computed
+before comes from the cache.
 
 main      the command line
 resolve   key and value texts -> what is set, and all parameters
 execute   one notebook through papermill
 phases    seconds of each cell of an executed notebook that has a name
 """
+
 from __future__ import annotations
 
 import argparse
@@ -38,8 +40,15 @@ def main(arguments: list[str] | None = None) -> int:
         return COMMANDS[arguments[0]](*arguments[1:])
     parser = argparse.ArgumentParser(prog="neuronym", description="Run a notebook of this repository.")
     parser.add_argument("notebook", nargs="?", help="its name without .ipynb, or all")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), dest="values",
-                        help="set a parameter; may be repeated")
+    parser.add_argument(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("KEY", "VALUE"),
+        dest="values",
+        help="set a parameter; may be repeated",
+    )
     parser.add_argument("--list", action="store_true", help="list the notebooks, or the parameters of one")
     parser.add_argument("--force", action="store_true", help="empty the run folder first")
     options = parser.parse_args(arguments)
@@ -68,7 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def resolve(notebook: str, values: list[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is set and the full parameters, from key and value texts; KeyError or ValueError with the valid ones."""
+    """What is set and the full parameters, from key and value texts; KeyError or ValueError with the valid
+    ones.
+    """
     known = read_parameters(notebook_path(notebook))
     listing = "\n  ".join(["", f"parameters of {notebook}:", *map(str, known.values())])
     for key, _ in values:
@@ -81,23 +92,35 @@ def resolve(notebook: str, values: list[tuple[str, str]]) -> tuple[dict[str, Any
     return overrides, {name: parameter.default for name, parameter in known.items()} | overrides
 
 
-def execute(notebook: str, overrides: dict[str, Any], params: dict[str, Any], force: bool = False) -> dict[str, Any]:
+def execute(
+    notebook: str, overrides: dict[str, Any], params: dict[str, Any], force: bool = False
+) -> dict[str, Any]:
     """Run one notebook through papermill into its run folder.
 
     Returns seconds, peak_mb (None when unknown) and error (None when it is done).
     """
     started, folder, error = time.perf_counter(), run_folder(notebook, params), None
-    if force and (folder / "params.json").is_file() and results_dir() in folder.parents:    # only ever a run folder
+    if (
+        force and (folder / "params.json").is_file() and results_dir() in folder.parents
+    ):  # only ever a run folder
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "done").unlink(missing_ok=True)
     print(f"== {notebook}", flush=True)
     with _this_interpreter(), _live_output():
-        import papermill                             # here: it takes a second, and reads the kernels' paths
+        import papermill  # here: it takes a second, and reads the kernels' paths
+
         try:
             papermill.execute_notebook(
-                _literally(notebook_path(notebook)), _literally(folder / "notebook.ipynb"), overrides,
-                kernel_name="python3", cwd=ROOT, log_output=True, progress_bar=False, start_timeout=300)
+                _literally(notebook_path(notebook)),
+                _literally(folder / "notebook.ipynb"),
+                overrides,
+                kernel_name="python3",
+                cwd=ROOT,
+                log_output=True,
+                progress_bar=False,
+                start_timeout=300,
+            )
         except papermill.PapermillExecutionError as failure:
             whole = f"{failure.ename}: {failure.evalue}"
             error = whole.splitlines()[0]
@@ -106,7 +129,7 @@ def execute(notebook: str, overrides: dict[str, Any], params: dict[str, Any], fo
         except KeyboardInterrupt:
             error = "KeyboardInterrupt; the same command goes on from the caches"
             print(f"{notebook} stopped: {error}", file=sys.stderr)
-        except Exception as failure:                 # a kernel that died or never started: any class, several libraries
+        except Exception as failure:  # a kernel that died or never started: any class, several libraries
             error = f"{type(failure).__name__}: {failure}".splitlines()[0]
             print(f"{notebook} failed: {error}", file=sys.stderr)
     metrics, done = folder / "metrics.json", (folder / "done").exists()
@@ -116,7 +139,9 @@ def execute(notebook: str, overrides: dict[str, Any], params: dict[str, Any], fo
         print(f"{notebook} {error}", file=sys.stderr)
     if done:
         with open(folder / "phases.csv", "w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([("phase", "seconds"), *phases(folder / "notebook.ipynb").items()])
+            csv.writer(file, lineterminator="\n").writerows(
+                [("phase", "seconds"), *phases(folder / "notebook.ipynb").items()]
+            )
     if error:
         print(f"executed notebook: {shown(folder / 'notebook.ipynb')}", file=sys.stderr, flush=True)
     else:
@@ -126,10 +151,15 @@ def execute(notebook: str, overrides: dict[str, Any], params: dict[str, Any], fo
 
 
 def phases(executed: Path) -> dict[str, float]:
-    """Seconds of each cell that `# papermill_description=NAME` names, in order, from what papermill noted of its run."""
+    """Seconds of each cell that `# papermill_description=NAME` names, in order, from what papermill noted of
+    its run.
+    """
     cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
-    took = {_title("".join(cell["source"])): cell["metadata"].get("papermill", {}).get("duration") for cell in cells
-            if "".join(cell["source"]).startswith(NAMED)}
+    took = {
+        _title("".join(cell["source"])): cell["metadata"].get("papermill", {}).get("duration")
+        for cell in cells
+        if "".join(cell["source"]).startswith(NAMED)
+    }
     return {name: round(seconds, 3) for name, seconds in took.items() if seconds is not None}
 
 
@@ -185,10 +215,24 @@ def _this_interpreter():
     from ipykernel.kernelspec import write_kernel_spec
 
     with tempfile.TemporaryDirectory() as folder:
-        write_kernel_spec(Path(folder) / "kernels" / "python3", overrides={
-            "argv": [sys.executable, "-m", "ipykernel_launcher", "--log-level=CRITICAL", "-f", "{connection_file}"]})
-        changed = {"JUPYTER_PATH": os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")])),
-                   "NEURONYM_HEADLESS": "1", "NEURONYM_FROM": os.getcwd()}
+        write_kernel_spec(
+            Path(folder) / "kernels" / "python3",
+            overrides={
+                "argv": [
+                    sys.executable,
+                    "-m",
+                    "ipykernel_launcher",
+                    "--log-level=CRITICAL",
+                    "-f",
+                    "{connection_file}",
+                ]
+            },
+        )
+        changed = {
+            "JUPYTER_PATH": os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")])),
+            "NEURONYM_HEADLESS": "1",
+            "NEURONYM_FROM": os.getcwd(),
+        }
         before = {name: os.environ.get(name) for name in changed}
         os.environ.update(changed)
         try:
@@ -200,13 +244,20 @@ def _this_interpreter():
 
 @contextmanager
 def _live_output():
-    """Print what the notebook prints while it runs, as plain text: stdout and tables to stdout, stderr to stderr."""
+    """Print what the notebook prints while it runs, as plain text: stdout and tables to stdout, stderr to
+    stderr.
+    """
+
     class Plain(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             text = record.getMessage()
             if record.funcName == "log_output_message" and not text.startswith(DRAWN):
-                print(text, end="" if text.endswith("\n") else "\n", flush=True,
-                      file=sys.stdout if record.levelno < logging.WARNING else sys.stderr)
+                print(
+                    text,
+                    end="" if text.endswith("\n") else "\n",
+                    flush=True,
+                    file=sys.stdout if record.levelno < logging.WARNING else sys.stderr,
+                )
 
     logger, handler = logging.getLogger("papermill"), Plain(logging.INFO)
     before = logger.level, logger.propagate

@@ -1,8 +1,10 @@
 """What may be set in a notebook: the cell tagged `parameters`, read and checked without running anything.
 
-A line of that cell is `name = literal  # type: T  # help`, where T is int, float, bool, str, list[T] or dict, or
+A line of that cell is `name = literal  # type: T  # help`, where T is int, float, bool, str, list[T] or dict,
+                                        or
 several of them joined by `|` (None included), and a help text may end in `choices: a|b|c`, `at least N`
-or `kinds: a|b|module:function`: what may stand before the colon of a name (a kind with a colon stands for any of its form).
+or `kinds: a|b|module:function`: what may stand before the colon of a name (a kind with a colon stands for any
+of its form).
 
 Parameter          name, type, default, help, choices of one parameter
 read_parameters    all parameters of a notebook file
@@ -10,6 +12,7 @@ from_text          a value written on the command line
 check              a value set in a notebook or given by papermill
 injected           the names that papermill assigned in this kernel
 """
+
 from __future__ import annotations
 
 import ast
@@ -35,6 +38,7 @@ LIST = re.compile(r"list\[(.+)\]")
 @dataclass(frozen=True)
 class Parameter:
     """One parameter of a notebook; `type` is the text after `# type:`, or that of the default."""
+
     name: str
     type: str
     default: Any
@@ -48,15 +52,19 @@ class Parameter:
 
 
 def read_parameters(path: Path) -> dict[str, Parameter]:
-    """Parameters of a notebook file by name, in the order of its parameters cell; {} when it has no such cell.
+    """Parameters of a notebook file by name, in the order of its parameters cell; {} when it has no such
+    cell.
 
     Raises ValueError when the cell holds anything but `name = literal` lines of a known type.
     """
     cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
     tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", ())]
     source = "".join(tagged[0]["source"]) if tagged else ""
-    comments = {t.start[0]: t.string for t in tokenize.generate_tokens(io.StringIO(source).readline)
-                if t.type == tokenize.COMMENT}
+    comments = {
+        t.start[0]: t.string
+        for t in tokenize.generate_tokens(io.StringIO(source).readline)
+        if t.type == tokenize.COMMENT
+    }
     found = {}
     for node in ast.parse(source).body:
         where = f"parameters cell of {Path(path).name}, line {node.lineno}"
@@ -70,21 +78,32 @@ def read_parameters(path: Path) -> dict[str, Parameter]:
         kind = written["type"] if written else type(default).__name__.replace("NoneType", "None")
         for one in _alternatives(kind):
             if (LIST.fullmatch(one) or [one, one])[1] not in SCALARS and one != "list":
-                raise ValueError(f"{where}: unknown type '{one}'; known: {', '.join(SCALARS)}, list[...], joined by |")
+                raise ValueError(
+                    f"{where}: unknown type '{one}'; known: {', '.join(SCALARS)}, list[...], joined by |"
+                )
         text = (written["help"] or "").strip() if written else ""
         choices, least, kinds = CHOICES.search(text), LEAST.search(text), KINDS.search(text)
-        found[name] = Parameter(name, kind, default, text, tuple(choices["names"].split("|")) if choices else (),
-                                int(least[1]) if least else None, tuple(kinds["names"].split("|")) if kinds else ())
+        found[name] = Parameter(
+            name,
+            kind,
+            default,
+            text,
+            tuple(choices["names"].split("|")) if choices else (),
+            int(least[1]) if least else None,
+            tuple(kinds["names"].split("|")) if kinds else (),
+        )
     return found
 
 
 def from_text(parameter: Parameter, text: str) -> Any:
-    """The value meant by `-p name text`: a Python literal of the declared type; a str is taken as it is written."""
+    """The value meant by `-p name text`: a Python literal of the declared type; a str is taken as it is
+    written.
+    """
     kinds = _alternatives(parameter.type)
     bracketed = text.lstrip().startswith(("[", "("))
     for kind in kinds:
         if kind == "str" or "str" in kinds and kind.startswith("list") and not bracketed:
-            continue                                 # where a str will do, a,b is one
+            continue  # where a str will do, a,b is one
         try:
             return check(parameter, _convert(_literal(text, kind), kind))
         except TypeError:
@@ -95,7 +114,9 @@ def from_text(parameter: Parameter, text: str) -> Any:
 
 
 def check(parameter: Parameter, value: Any) -> Any:
-    """The value in its declared type (an int becomes a float where one is declared); ValueError when it has another."""
+    """The value in its declared type (an int becomes a float where one is declared); ValueError when it has
+    another.
+    """
     value = list(value) if isinstance(value, tuple) else value
     kinds = _alternatives(parameter.type)
     for kind in sorted(kinds, key=lambda k: SCALARS.get(k) is not type(value)):  # int|float keeps 3 an int
@@ -108,8 +129,12 @@ def check(parameter: Parameter, value: Any) -> Any:
         raise _ill_typed(parameter, value)
     given = value if isinstance(value, list) else [value]
     if parameter.kinds and value != parameter.default and not _of_kind(str(value), parameter.kinds):
-        raise ValueError(f"parameter '{parameter.name}': {unknown('kind', re.split('[:+]', str(value))[0], parameter.kinds)}")
-    if parameter.least is not None and any(isinstance(v, (int, float)) and v < parameter.least for v in given):
+        raise ValueError(
+            f"parameter '{parameter.name}': {unknown('kind', re.split('[:+]', str(value))[0], parameter.kinds)}"
+        )
+    if parameter.least is not None and any(
+        isinstance(v, (int, float)) and v < parameter.least for v in given
+    ):
         raise ValueError(f"parameter '{parameter.name}' must be at least {parameter.least}, got {value!r}")
     wrong = [v for v in given if parameter.choices and v is not None and str(v) not in parameter.choices]
     if wrong:
@@ -119,15 +144,27 @@ def check(parameter: Parameter, value: Any) -> Any:
 
 
 def injected(namespace: dict) -> set[str]:
-    """Names assigned by the cell that papermill adds after the parameters cell, from the kernel's own input history."""
+    """Names assigned by the cell that papermill adds after the parameters cell, from the kernel's own input
+    history.
+    """
     cells = [source for source in namespace.get("In", ()) if str(source).startswith("# Parameters\n")]
-    return {t.id for source in cells for node in ast.parse(source).body if isinstance(node, ast.Assign)
-            for t in node.targets if isinstance(t, ast.Name)}
+    return {
+        t.id
+        for source in cells
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign)
+        for t in node.targets
+        if isinstance(t, ast.Name)
+    }
 
 
 def _of_kind(value: str, kinds: tuple[str, ...]) -> bool:
-    first, colon, rest = re.match(r"\s*([^:+\s]*)(:?)(.*)", value, re.DOTALL).groups()  # "+" joins probing sets
-    own = any(":" in kind for kind in kinds) and all(part.isidentifier() for part in [*first.split("."), rest])
+    first, colon, rest = re.match(
+        r"\s*([^:+\s]*)(:?)(.*)", value, re.DOTALL
+    ).groups()  # "+" joins probing sets
+    own = any(":" in kind for kind in kinds) and all(
+        part.isidentifier() for part in [*first.split("."), rest]
+    )
     return first in kinds or bool(colon) and own
 
 
@@ -149,7 +186,9 @@ def _literal(text: str, kind: str) -> Any:
 
 
 def _convert(value: Any, kind: str) -> Any:
-    """The value as `kind`; TypeError when it is something else. A bool is no int, NaN and infinity are no floats."""
+    """The value as `kind`; TypeError when it is something else. A bool is no int, NaN and infinity are no
+    floats.
+    """
     inner = LIST.fullmatch(kind)
     if inner or kind == "list":
         if not isinstance(value, (list, tuple)):
@@ -163,5 +202,7 @@ def _convert(value: Any, kind: str) -> Any:
 
 
 def _ill_typed(parameter: Parameter, value: Any) -> ValueError:
-    return ValueError(f"parameter '{parameter.name}' must be {parameter.type}, got {value!r} "
-                      f"(default {parameter.default!r}{'; ' + parameter.help if parameter.help else ''})")
+    return ValueError(
+        f"parameter '{parameter.name}' must be {parameter.type}, got {value!r} "
+        f"(default {parameter.default!r}{'; ' + parameter.help if parameter.help else ''})"
+    )

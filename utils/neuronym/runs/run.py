@@ -1,13 +1,16 @@
 """Where things are, and how one execution of a notebook begins and ends.
 
-ROOT, data_dir, cache_dir, results_dir, notebooks_dir   folders; NEURONYM_DATA, _CACHE, _RESULTS, _NOTEBOOKS override
-Run, start_run, finish_run                              one execution: checked parameters, its folder, device, seed
+ROOT, data_dir, cache_dir, results_dir, notebooks_dir   folders; NEURONYM_DATA, _CACHE, _RESULTS, _NOTEBOOKS
+                                                        override
+Run, start_run, finish_run                              one execution: checked parameters, its folder, device,
+                                                        seed
 run_folder                                              the folder that belongs to a set of parameters
 software, git_state                                     what a result was computed with
 
 `neuronym NOTEBOOK -p key value` executes a notebook (see runs/runner.py). Nothing here imports torch
 before the parameters are known to be right.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -32,8 +35,8 @@ if TYPE_CHECKING:
     import torch
 
 ROOT = Path(__file__).resolve().parents[3]
-NOT_HASHED = ("device", "batch_size", "run_name")                 # they do not change what is computed
-NAMING = ("target", "clip", "probe")                # parameters that name a run's folder
+NOT_HASHED = ("device", "batch_size", "run_name")  # they do not change what is computed
+NAMING = ("target", "clip", "probe")  # parameters that name a run's folder
 PACKAGES = ("torch", "torchvision", "numpy", "transformers", "openai-clip", "papermill")
 
 
@@ -68,6 +71,7 @@ def notebook_path(notebook: str) -> Path:
 @dataclass
 class Run:
     """One execution of a notebook."""
+
     notebook: str
     params: dict[str, Any]
     dir: Path
@@ -81,13 +85,15 @@ class Run:
 
 
 def start_run(notebook: str, namespace: dict) -> Run:
-    """Check the parameters found in `namespace` (a notebook's globals()), make the run folder, say what will be run.
+    """Check the parameters found in `namespace` (a notebook's globals()), make the run folder, say what will
+    be run.
 
-    Raises KeyError for a notebook or parameter that does not exist, ValueError for an ill-typed one, before any work.
+    Raises KeyError for a notebook or parameter that does not exist, ValueError for an ill-typed one, before
+    any work.
     """
     started = time.perf_counter()
     known = read_parameters(notebook_path(notebook))
-    for name in sorted(injected(namespace) - set(known)):    # papermill itself only warns of these
+    for name in sorted(injected(namespace) - set(known)):  # papermill itself only warns of these
         raise unknown(f"parameter of {notebook}", name, known)
     missing = [name for name in known if name not in namespace]
     if missing:
@@ -102,11 +108,31 @@ def start_run(notebook: str, namespace: dict) -> Run:
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     (folder / "done").unlink(missing_ok=True)
     _write_json(folder / "params.json", params)
-    _write_json(folder / "env.json", {
-        "python": platform.python_version(), "platform": platform.platform(), **software(), "git": git_state(),
-        "device": str(device), "device_name": _device_name(device), "threads": torch.get_num_threads(), "seed": seed})
-    run = Run(notebook, params, folder, folder / "figures", folder, _interactive(namespace), device,
-              torch.Generator().manual_seed(seed), seed, started)
+    _write_json(
+        folder / "env.json",
+        {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            **software(),
+            "git": git_state(),
+            "device": str(device),
+            "device_name": _device_name(device),
+            "threads": torch.get_num_threads(),
+            "seed": seed,
+        },
+    )
+    run = Run(
+        notebook,
+        params,
+        folder,
+        folder / "figures",
+        folder,
+        _interactive(namespace),
+        device,
+        torch.Generator().manual_seed(seed),
+        seed,
+        started,
+    )
     width = max(map(len, params), default=0)
     for name, value in params.items():
         note = f"-> {device}" if name == "device" else "" if value == known[name].default else "(set)"
@@ -124,13 +150,19 @@ def finish_run(run: Run, metrics: dict) -> Path:
     cost = {"seconds": round(time.perf_counter() - run.started, 2), "peak_mb": peak_mb()}
     if run.device.type == "cuda":
         import torch
+
         cost["gpu_peak_mb"] = round(torch.cuda.max_memory_allocated(run.device) / 2**20, 1)
     taken = sorted(set(cost) & set(metrics))
     if taken:
-        raise ValueError(f"metrics named {', '.join(taken)} are measured by finish_run; give yours another name")
+        raise ValueError(
+            f"metrics named {', '.join(taken)} are measured by finish_run; give yours another name"
+        )
     _write_json(run.dir / "metrics.json", {**metrics, **cost})
     (run.dir / "done").touch()
-    print(f"{run.notebook} done in {cost['seconds']:.1f} s, peak {cost['peak_mb']:.0f} MB: {shown(run.dir)}", flush=True)
+    print(
+        f"{run.notebook} done in {cost['seconds']:.1f} s, peak {cost['peak_mb']:.0f} MB: {shown(run.dir)}",
+        flush=True,
+    )
     return run.dir
 
 
@@ -156,22 +188,25 @@ def software() -> dict[str, str | None]:
 
 def git_state() -> dict[str, Any]:
     """Commit of this repository and whether tracked files differ from it; None where git cannot say."""
+
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
+
     changed = git("status", "--porcelain", "--untracked-files=no")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
 
 
 def peak_mb() -> float:
     """Largest resident memory of this process so far, in MiB."""
-    try:                                             # getrusage also counts what the parent held when it forked
+    try:  # getrusage also counts what the parent held when it forked
         return round(int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024, 1)
     except (OSError, TypeError):
         import resource
+
         unit = 2**20 if sys.platform == "darwin" else 2**10
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 
@@ -191,13 +226,14 @@ def _slug(text: str) -> str:
 
 def _device(name: str) -> torch.device:
     import torch
+
     if name == "auto":
         mps = getattr(torch.backends, "mps", None)
         name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
     if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
         raise ValueError(f"device is auto, cpu, cuda, cuda:N or mps, got '{name}'")
     try:
-        return torch.empty(0, device=name).device    # also tells whether the device is really there
+        return torch.empty(0, device=name).device  # also tells whether the device is really there
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device '{name}' cannot be used here ({reason}); try auto or cpu") from None
@@ -205,24 +241,35 @@ def _device(name: str) -> torch.device:
 
 def _device_name(device: torch.device) -> str:
     import torch
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
 
 
 def _interactive(namespace: dict) -> bool:
-    """Whether somebody is looking: a live kernel that neither the runner nor a parameterized papermill run started."""
-    return "get_ipython" in namespace and not injected(namespace) and os.environ.get("NEURONYM_HEADLESS") != "1"
+    """Whether somebody is looking: a live kernel that neither the runner nor a parameterized papermill run
+    started.
+    """
+    return (
+        "get_ipython" in namespace and not injected(namespace) and os.environ.get("NEURONYM_HEADLESS") != "1"
+    )
 
 
 def _finite(name: str, value: Any) -> Any:
     """A metric as JSON; ValueError when it, or a number inside it, is NaN or infinite."""
     if isinstance(value, dict):
         return {str(k): _finite(f"{name}.{k}", v) for k, v in value.items()}
-    if hasattr(value, "tolist"):                     # arrays, tensors and their scalars
+    if hasattr(value, "tolist"):  # arrays, tensors and their scalars
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return [_finite(f"{name}[{i}]", v) for i, v in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"metrics must be finite numbers, '{name}' is {value}; the run is not marked as done")
+        raise ValueError(
+            f"metrics must be finite numbers, '{name}' is {value}; the run is not marked as done"
+        )
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise ValueError(f"metrics must be numbers or text, '{name}' is a {type(value).__name__}")
@@ -236,9 +283,12 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def progress(items: Iterable, total: int | None = None, text: str = "") -> Iterator:
-    """Pass `items` through and say how far it is: a widget bar when interactive, else a line after ten seconds, then ever rarer."""
+    """Pass `items` through and say how far it is: a widget bar when interactive, else a line after ten
+    seconds, then ever rarer.
+    """
     if not os.environ.get("NEURONYM_HEADLESS") and "ipykernel" in sys.modules:
         from tqdm.auto import tqdm
+
         yield from tqdm(items, total=total, desc=text)
         return
     total = total if total is not None else len(items) if hasattr(items, "__len__") else None

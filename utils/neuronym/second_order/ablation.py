@@ -3,10 +3,12 @@
 ablated            representations without some of the second-order effects: one of ABLATIONS
 ABLATIONS          the paper's four
 along              representations whose effects are replaced by their parts along given directions
-indirect_effects   change of the representation when one neuron's activation becomes its mean, by running the network on
+indirect_effects   change of the representation when one neuron's activation becomes its mean, by running the
+                   network on
 mean_activations   the mean, for every token
 
-Do a neuron's words say what it does? Predictions on images not seen, and a causal check, for words of any method.
+Do a neuron's words say what it does? Predictions on images not seen, and a causal check, for words of any
+method.
 
 simulated       what words predict for every image
 standard        columns with mean 0 and length 1
@@ -14,6 +16,7 @@ correlation     of prediction and truth, neuron by neuron
 falls           which words' logits fall when a neuron is put to its mean on the images it acts on
 percentile      place of a neuron's own words among all
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -42,12 +45,14 @@ from neuronym.second_order.tower import class_token, read_tower, recorded, repre
 ABLATIONS = ("all", "significant", "insignificant", "all but rank 1")
 
 
-def ablated(rep: Tensor, effects: Effects, about: Mean, directions: Directions, how: str,
-            memory: int = MEMORY) -> Tensor:
-    """Representations rep [N, d] (of length 100) of the effects' images with some effects at their mean (section 4.1).
+def ablated(
+    rep: Tensor, effects: Effects, about: Mean, directions: Directions, how: str, memory: int = MEMORY
+) -> Tensor:
+    """Representations rep [N, d] (of length 100) of the effects' images with some effects at their mean
+    (section 4.1).
 
-    "all" neurons; only the "significant" effects, whose deviation is longer than the neuron's threshold; only the
-    "insignificant"; "all but rank 1" leaves of every deviation its part along the neuron's direction.
+    "all" neurons; only the "significant" effects, whose deviation is longer than the neuron's threshold; only
+    the "insignificant"; "all but rank 1" leaves of every deviation its part along the neuron's direction.
     `about` and `directions` come from other images than these. Errors: KeyError for another name.
     """
     if how not in ABLATIONS:
@@ -60,40 +65,55 @@ def ablated(rep: Tensor, effects: Effects, about: Mean, directions: Directions, 
     return rep - total(effects, about, marked, memory)
 
 
-def along(rep: Tensor, effects: Effects, about: Mean, R: Tensor, released: bool = False,
-          memory: int = MEMORY) -> Tensor:
+def along(
+    rep: Tensor, effects: Effects, about: Mean, R: Tensor, released: bool = False, memory: int = MEMORY
+) -> Tensor:
     """Representations in which every deviation d_n is replaced by <d_n, R_n> R_n, R [K, d] taken to length 1.
 
-    `released` projects without that length, as the released evaluation of text codes does. A row of zeros removes all.
+    `released` projects without that length, as the released evaluation of text codes does. A row of zeros
+    removes all.
     """
     R = R if released else F.normalize(R, dim=1)
     return rep - total(effects, about, memory=memory) + projections(effects, about, R, memory) @ R
 
 
-def mean_activations(clip: Clip, probe: Probe, layer: int, batch_size: int = 64,
-                     progress: Progress | None = None) -> Tensor:
+def mean_activations(
+    clip: Clip, probe: Probe, layer: int, batch_size: int = 64, progress: Progress | None = None
+) -> Tensor:
     """Mean over the images of every neuron's activation at every token, [T, K]."""
     tower = read_tower(clip)
     name = tower.blocks[layer].activation
-    return sum(acts[name].sum(0) for _, acts in recorded(clip, tower, probe, [name], batch_size, progress)) / probe.N
+    return (
+        sum(acts[name].sum(0) for _, acts in recorded(clip, tower, probe, [name], batch_size, progress))
+        / probe.N
+    )
 
 
-def indirect_effects(clip: Clip, probe: Probe, layer: int, units: Sequence[int], mean: Tensor,
-                     progress: Progress | None = None, together: int = 64, tower: Tower | None = None) -> Tensor:
-    """Representation (of length 100) less what it is when a neuron's activation is its mean at all tokens: [N, k, d].
+def indirect_effects(
+    clip: Clip,
+    probe: Probe,
+    layer: int,
+    units: Sequence[int],
+    mean: Tensor,
+    progress: Progress | None = None,
+    together: int = 64,
+    tower: Tower | None = None,
+) -> Tensor:
+    """Representation (of length 100) less what it is when a neuron's activation is its mean at all tokens:
+    [N, k, d].
 
     One run of the blocks behind the layer for every image and unit (`together` units at once): this is what
-    second-order effects stand in for. `mean` [T, K] is that of `mean_activations`; `tower` is read and proved anew for
-    every call that does not bring it.
+    second-order effects stand in for. `mean` [T, K] is that of `mean_activations`; `tower` is read and proved
+    anew for every call that does not bring it.
     """
     tower = tower or read_tower(clip)
     checked_layers(tower, [layer])
     block, out = tower.blocks[layer], []
     units = torch.as_tensor(units, device=mean.device)
     for _, acts in recorded(clip, tower, probe, [block.residual, block.activation], 8, progress):
-        stream, p = acts[block.residual], acts[block.activation][:, :, units]                  # [b, T, D], [b, T, k]
+        stream, p = acts[block.residual], acts[block.activation][:, :, units]  # [b, T, D], [b, T, k]
         whole = _length_100(tower, _behind(tower, layer, stream))
-        change = (mean[:, units] - p).transpose(1, 2)                                          # [b, k, T]
+        change = (mean[:, units] - p).transpose(1, 2)  # [b, k, T]
         for i in range(len(stream)):
             rows = []
             for some in slices(len(units), together):
@@ -106,7 +126,7 @@ def indirect_effects(clip: Clip, probe: Probe, layer: int, units: Sequence[int],
 def _behind(tower: Tower, layer: int, x: Tensor) -> Tensor:
     """The residual stream x [b, T, D] behind block `layer` -> class tokens behind the last block [b, D]."""
     x = x.transpose(0, 1) if tower.tokens_first else x
-    for block in tower.blocks[layer + 1:-1]:
+    for block in tower.blocks[layer + 1 : -1]:
         x = block.run(x)
     return class_token(tower.blocks[-1], x.transpose(0, 1) if tower.tokens_first else x)
 
@@ -118,39 +138,54 @@ def _length_100(tower: Tower, x: Tensor) -> Tensor:
 def simulated(weights: Tensor, present: Tensor) -> Tensor:
     """Predictions [N, K]: the sum over words of a neuron's weight times how much the word is in the image.
 
-    weights [K, M] (a label is one word of weight 1, a code several with signs); present [N, M] is truth (0 or 1), or
-    the CLIP's own cosines of image and text. Scale and offset do not matter to `correlation`.
+    weights [K, M] (a label is one word of weight 1, a code several with signs); present [N, M] is truth (0 or
+    1), or the CLIP's own cosines of image and text. Scale and offset do not matter to `correlation`.
     """
     return present.to(weights.dtype) @ weights.T
 
 
-def falls(clip: Clip, probe: Probe, layer: int, units: Sequence[int], images: Tensor, mean: Tensor, T: Tensor,
-          progress: Progress | None = None) -> Tensor:
-    """Mean fall of every word's logit, [k, M], when the network runs on with the unit's activation at its mean.
+def falls(
+    clip: Clip,
+    probe: Probe,
+    layer: int,
+    units: Sequence[int],
+    images: Tensor,
+    mean: Tensor,
+    T: Tensor,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Mean fall of every word's logit, [k, M], when the network runs on with the unit's activation at its
+    mean.
 
-    images [n, k] are those on which each unit acts; T [M, d] unit rows; logits are of length-100 representations.
-    Positive: the unit held the word up. `mean` [T, K] is that of `ablation.mean_activations`.
+    images [n, k] are those on which each unit acts; T [M, d] unit rows; logits are of length-100
+    representations. Positive: the unit held the word up. `mean` [T, K] is that of
+    `ablation.mean_activations`.
     """
     if images.ndim != 2 or images.shape[1] != len(units) or not len(units):
-        raise ValueError(f"expected images [n, k] for k units, at least one, got {list(images.shape)} and {len(units)}")
+        raise ValueError(
+            f"expected images [n, k] for k units, at least one, got {list(images.shape)} and {len(units)}"
+        )
     out, tower = [], read_tower(clip)
     todo = list(enumerate(units))
     for place, unit in todo if progress is None else progress(todo, len(todo), "neurons ablated"):
         some = only(probe, images[:, place].tolist())
-        effect = indirect_effects(clip, some, layer, [unit], mean, tower=tower)[:, 0]   # [n, d]
+        effect = indirect_effects(clip, some, layer, [unit], mean, tower=tower)[:, 0]  # [n, d]
         out.append(effect.mean(0) @ T.T)
     return torch.stack(out)
 
 
 def percentile(values: Tensor, words: Sequence[int]) -> Tensor:
-    """Share [k] of the other words whose value is below that of each row's own word (ties count half): 1 is the top.
+    """Share [k] of the other words whose value is below that of each row's own word (ties count half): 1 is
+    the top.
 
     values [k, M]; a word of -1 gives .5, which is what chance gives.
     """
     words = torch.as_tensor(words, dtype=torch.long, device=values.device)
     if len(words) != len(values) or (words >= values.shape[1]).any():
-        raise ValueError(f"expected a word below {values.shape[1]} or -1 for each of {len(values)} rows, got "
-                         f"{len(words)} words up to {max(words.tolist(), default=-1)}")
+        raise ValueError(
+            f"expected a word below {values.shape[1]} or -1 for each of {len(values)} rows, got "
+            f"{len(words)} words up to {max(words.tolist(), default=-1)}"
+        )
     own = values.gather(1, words.clamp_min(0)[:, None])
-    below = (values < own).double().sum(1) + .5 * ((values == own).double().sum(1) - 1)
-    return torch.where(words < 0, .5, below / max(values.shape[1] - 1, 1))
+    below = (values < own).double().sum(1) + 0.5 * ((values == own).double().sum(1) - 1)
+    return torch.where(words < 0, 0.5, below / max(values.shape[1] - 1, 1))

@@ -1,4 +1,5 @@
-"""Images of one thing that a CLIP takes for another, drawn from captions full of the words its neurons confuse.
+"""Images of one thing that a CLIP takes for another, drawn from captions full of the words its neurons
+confuse.
 
 duels         pairs of wrong and drawn classes from text
 load_writer   who composes captions, by name: one of WRITERS, or an LLM
@@ -6,6 +7,7 @@ captions      what the writer composes, less what breaks the rules
 attack        captions, pictures of them, and which of these fool the CLIP
 fooled        which pictures the CLIP takes for the wrong class
 """
+
 from __future__ import annotations
 
 import re
@@ -25,11 +27,14 @@ from neuronym.passes import ready
 
 FEWEST = 10  # captions that have to keep the rules
 PICTURE_SEED = 9_000_000_000  # of no scene for training, probing or measuring
-Writer = Callable[[Sequence[str], str, str, int, torch.Generator], list[str]]  # words, drawn, wrong, n -> captions
+Writer = Callable[
+    [Sequence[str], str, str, int, torch.Generator], list[str]
+]  # words, drawn, wrong, n -> captions
 
 
 def duels(text: str, clip: Clip, names: Sequence[str]) -> list[tuple[str, str]]:
-    """(wrong, drawn) of "star<cross,frog<bird", or of "nearest": each name is drawn for the one nearest in CLIP's texts.
+    """(wrong, drawn) of "star<cross,frog<bird", or of "nearest": each name is drawn for the one nearest in
+    CLIP's texts.
 
     An empty text gives none. Errors: ValueError for a pair that is none.
     """
@@ -40,12 +45,15 @@ def duels(text: str, clip: Clip, names: Sequence[str]) -> list[tuple[str, str]]:
     pairs = [tuple(name.strip() for name in part.split("<")) for part in text.split(",") if part.strip()]
     wrong = [pair for pair in pairs if len(pair) != 2 or not all(pair) or pair[0] == pair[1]]
     if wrong:
-        raise ValueError(f"pairs are 'nearest' or wrong<drawn, separated by commas, got '{'<'.join(wrong[0])}'; write frog<bird")
+        raise ValueError(
+            f"pairs are 'nearest' or wrong<drawn, separated by commas, got '{'<'.join(wrong[0])}'; write frog<bird"
+        )
     return pairs
 
 
 def load_writer(name: str, device: str | torch.device = "cpu") -> Writer:
-    """"microworld" composes captions by its grammar; "openai:MODEL" and "hf:ID" ask an LLM (temperature .6, top-p .9).
+    """ "microworld" composes captions by its grammar; "openai:MODEL" and "hf:ID" ask an LLM (temperature .6,
+    top-p .9).
 
     Errors: KeyError for an unknown name, and those of `load_llm`.
     """
@@ -55,51 +63,81 @@ def load_writer(name: str, device: str | torch.device = "cpu") -> Writer:
     return WRITERS[name] if name in WRITERS else _llm_writer(name, device)
 
 
-def captions(writer: Writer, words: Sequence[str], drawn: str, wrong: str, n: int = 10, written: int = 50,
-             generator: torch.Generator | None = None) -> list[str]:
-    """Up to n captions that name the class `drawn`, never the class `wrong`, and as many words as the writer could.
+def captions(
+    writer: Writer,
+    words: Sequence[str],
+    drawn: str,
+    wrong: str,
+    n: int = 10,
+    written: int = 50,
+    generator: torch.Generator | None = None,
+) -> list[str]:
+    """Up to n captions that name the class `drawn`, never the class `wrong`, and as many words as the writer
+    could.
 
-    Of `written` captions those that break the rules are left out, and the first n of the rest taken. Without words
-    the captions are plain. Errors: ValueError when fewer remain than n or FEWEST, whichever is less.
+    Of `written` captions those that break the rules are left out, and the first n of the rest taken. Without
+    words the captions are plain. Errors: ValueError when fewer remain than n or FEWEST, whichever is less.
     """
     whole("n", n)
     right, bad = naming([drawn]), naming([wrong])
     made = writer(list(words), drawn, wrong, max(written, n), generator or torch.Generator().manual_seed(0))
     kept = [text for text in dict.fromkeys(made) if right.search(text) and not bad.search(text)]
     if len(kept) < min(n, FEWEST):
-        raise ValueError(f"at least {min(n, FEWEST)} captions have to name '{drawn}' and not '{wrong}', the writer "
-                         f"gave {len(kept)} such among {len(made)}; use another writer or other words")
+        raise ValueError(
+            f"at least {min(n, FEWEST)} captions have to name '{drawn}' and not '{wrong}', the writer "
+            f"gave {len(kept)} such among {len(made)}; use another writer or other words"
+        )
     return kept[:n]
 
 
-def attack(clip: Clip, writer: Writer, generator: Generator, words: Sequence[str], drawn: str, wrong: str,
-           repeat: int = 0, n: int = 10, each: int = 4,
-           dice: torch.Generator | None = None) -> tuple[list[str], list[Image.Image], list[bool]]:
-    """`each` pictures of n captions: (captions, pictures, fooled?), one entry a picture; `repeat` gives other pictures."""
+def attack(
+    clip: Clip,
+    writer: Writer,
+    generator: Generator,
+    words: Sequence[str],
+    drawn: str,
+    wrong: str,
+    repeat: int = 0,
+    n: int = 10,
+    each: int = 4,
+    dice: torch.Generator | None = None,
+) -> tuple[list[str], list[Image.Image], list[bool]]:
+    """`each` pictures of n captions: (captions, pictures, fooled?), one entry a picture; `repeat` gives other
+    pictures.
+    """
     texts = [text for text in captions(writer, words, drawn, wrong, n, generator=dice) for _ in range(each)]
-    made = pictures(generator, texts, range(PICTURE_SEED + 1000 * repeat, PICTURE_SEED + 1000 * repeat + len(texts)))
+    made = pictures(
+        generator, texts, range(PICTURE_SEED + 1000 * repeat, PICTURE_SEED + 1000 * repeat + len(texts))
+    )
     t = clip.encode_text([wrong, drawn])
     return texts, made, fooled(made, clip, t[0] - t[1]).tolist()
 
 
 def fooled(pictures: Sequence[Image.Image], clip: Clip, v: Tensor) -> Tensor:
-    """For each picture whether its embedding e has e . v > 0, v = t(wrong) - t(drawn) [d] (section 5); bool [n]."""
+    """For each picture whether its embedding e has e . v > 0, v = t(wrong) - t(drawn) [d] (section 5); bool
+    [n].
+    """
     found = [torch.zeros(0, dtype=torch.bool, device=v.device)]
     with ready(clip.model) as place:
         for i in range(0, len(pictures), 32):
-            images = torch.stack([clip.preprocess(picture) for picture in pictures[i:i + 32]])
+            images = torch.stack([clip.preprocess(picture) for picture in pictures[i : i + 32]])
             found += [clip.encode_image(piece) @ v > 0 for piece in place(images)]
     return torch.cat(found)
 
 
-def _by_grammar(words: Sequence[str], drawn: str, wrong: str, n: int, generator: torch.Generator) -> list[str]:
-    """Captions of the microworld: words in random order, each taken if its place in the sentence is still free.
+def _by_grammar(
+    words: Sequence[str], drawn: str, wrong: str, n: int, generator: torch.Generator
+) -> list[str]:
+    """Captions of the microworld: words in random order, each taken if its place in the sentence is still
+    free.
 
     A word of another shape becomes a second object, once; words that say what `drawn` is not are passed over.
     """
     if CATEGORY.get(drawn) != "shape" or CATEGORY.get(wrong) != "shape":
-        raise ValueError(f"the microworld's writer draws one shape for another, got '{drawn}' and '{wrong}'; name two "
-                         f"of {', '.join(ATOMS['shape'])}")
+        raise ValueError(
+            f"the microworld's writer draws one shape for another, got '{drawn}' and '{wrong}'; name two "
+            f"of {', '.join(ATOMS['shape'])}"
+        )
     made = []
     for _ in range(4 * n):
         first: dict[str, str] = {"shape": drawn}
@@ -120,11 +158,18 @@ def _by_grammar(words: Sequence[str], drawn: str, wrong: str, n: int, generator:
 
 def _plain(drawn: str, n: int, generator: torch.Generator) -> list[str]:
     """Captions whose other words are drawn by lot."""
+
     def lot(kind: str) -> str:
         return ATOMS[kind][int(torch.randint(len(ATOMS[kind]), (), generator=generator))]
 
-    return [_sentence({"shape": drawn, **{kind: lot(kind) for kind in ("size", "colour", "texture")}}, {},
-                      {"place": lot("place")}) for _ in range(n)]
+    return [
+        _sentence(
+            {"shape": drawn, **{kind: lot(kind) for kind in ("size", "colour", "texture")}},
+            {},
+            {"place": lot("place")},
+        )
+        for _ in range(n)
+    ]
 
 
 def _sentence(first: dict, second: dict, scene: dict) -> str:
@@ -147,14 +192,22 @@ def _llm_writer(name: str, device: str | torch.device) -> Writer:
     llm = load_llm(name, device)
 
     def write(words: Sequence[str], drawn: str, wrong: str, n: int, generator: torch.Generator) -> list[str]:
-        told = (f"Write {n} short descriptions of different photographs, one a line, without numbers. Each names the "
-                f"word '{drawn}'. None names '{wrong}', its plural, a synonym, or anything that looks like it.")
+        told = (
+            f"Write {n} short descriptions of different photographs, one a line, without numbers. Each names the "
+            f"word '{drawn}'. None names '{wrong}', its plural, a synonym, or anything that looks like it."
+        )
         if words:
-            told += f" Each uses as many of these words as it can, even where that is odd: {', '.join(words)}."
+            told += (
+                f" Each uses as many of these words as it can, even where that is odd: {', '.join(words)}."
+            )
         seed = int(torch.randint(2**31, (), generator=generator))
-        answer = llm.ask([{"role": "user", "content": told}], temperature=.6, top_p=.9, max_tokens=1024, seed=seed)
+        answer = llm.ask(
+            [{"role": "user", "content": told}], temperature=0.6, top_p=0.9, max_tokens=1024, seed=seed
+        )
         lines = [re.sub(r"^\s*(\d+[.):]|[-•])\s*", "", line).strip(' "*') for line in answer.splitlines()]
-        return [line for line in lines if line and not line.endswith(":")]  # "Here are 50 descriptions of a dog:"
+        return [
+            line for line in lines if line and not line.endswith(":")
+        ]  # "Here are 50 descriptions of a dog:"
 
     return write
 

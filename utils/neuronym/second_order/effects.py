@@ -1,4 +1,5 @@
-"""Second-order effects of the MLP neurons of a CLIP's ViT, exactly and in factors (Gandelsman et al. 2025, section 3).
+"""Second-order effects of the MLP neurons of a CLIP's ViT, exactly and in factors (Gandelsman et al. 2025,
+section 3).
 
 second_order     effects of layers for a probe, cached
 Effects          phi[i, n] = sum_j s[i, j, n] V[n, j] + B[i]
@@ -9,31 +10,35 @@ representations  the latter alone
 chosen_layers    layers from "all" or "8,9,10"
 stored           what the factors take of the memory that the effects would
 
-A neuron n of layer l writes its activation p_i times w_n into token i. Attention head h of a later layer l' carries it
-to the class token, with the weight a_i that it gave the token anyway; layer norms divide by the standard deviations sd
-that the model had. So for an image I all that remains of a neuron are J scalars, one for every later layer and head,
+A neuron n of layer l writes its activation p_i times w_n into token i. Attention head h of a later layer l'
+carries it to the class token, with the weight a_i that it gave the token anyway; layer norms divide by the
+standard deviations sd that the model had. So for an image I all that remains of a neuron are J scalars, one
+for every later layer and head,
 
     s[I, j, n] = C / sd_post sum_i a_i p_i / sd_i         C = 100 / |embedding|
     V[n, j]    = P' diag(gamma_post) O_h V_h diag(gamma_1) w_n
 
-and B(I), the neuron's equal share of what no neuron writes: biases and the means of layer norms, spread evenly over
-their contributors (1 + 2 l' before block l', and K neurons each).
+and B(I), the neuron's equal share of what no neuron writes: biases and the means of layer norms, spread
+evenly over their contributors (1 + 2 l' before block l', and K neurons each).
 
-What is measured on second-order effects: deviations, norms, principal directions, projections, sums over neurons.
+What is measured on second-order effects: deviations, norms, principal directions, projections, sums over
+neurons.
 
 mean                  of the effects over images
 norms                 length of every neuron's deviation for every image
-principal_directions  the direction r along which a neuron's largest deviations lie, and how much of them lies along it
+principal_directions  the direction r along which a neuron's largest deviations lie, and how much of them lies
+                      along it
 enough                whether there are as many images as that takes
 significant           which deviations are longer than a threshold
 projections           deviations along given directions
 total                 deviations of all neurons, or of those marked, added up
 Mean, Directions      what the first and the third give
 
-Deviations d = phi - m (m the mean over images) are never formed for all images: with the factors of `neuronym.second_order.effects`,
-d = (s - s_mean) V + (B - B_mean), so that lengths follow from the Gram matrix V V' of J x J values a neuron. Neurons
-are taken a few at a time, as many as `memory` bytes hold.
+Deviations d = phi - m (m the mean over images) are never formed for all images: with the factors of
+`neuronym.second_order.effects`, d = (s - s_mean) V + (B - B_mean), so that lengths follow from the Gram
+matrix V V' of J x J values a neuron. Neurons are taken a few at a time, as many as `memory` bytes hold.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,7 +58,7 @@ from neuronym.passes import compute, Job, ready, VIT_PIECE
 from neuronym.second_order.tower import class_attention, read_tower, representation, statistics, tokens, Tower
 
 SCHEMA = 1
-SCALE = 100.  # the paper's length of an embedding
+SCALE = 100.0  # the paper's length of an embedding
 
 
 @dataclass(frozen=True)
@@ -62,14 +67,14 @@ class Factors:
 
     layer: int
     heads: tuple[tuple[int, int], ...]  # (layer, head) of every j
-    write: Tensor        # w_n, the columns of [D, K]
-    read: Tensor         # diag(gamma_1) V_h', [J, D, D / H]
-    carry: Tensor        # O_h' diag(gamma_post) P, [J, D / H, d]
-    from_bias: Tensor    # [J, d], for each of the c_proj bias ...
-    from_mean: Tensor    # ... the mean of layer norm ...
-    constant: Tensor     # ... and the value, output and layer norm biases: a neuron's share of what they give
+    write: Tensor  # w_n, the columns of [D, K]
+    read: Tensor  # diag(gamma_1) V_h', [J, D, D / H]
+    carry: Tensor  # O_h' diag(gamma_post) P, [J, D / H, d]
+    from_bias: Tensor  # [J, d], for each of the c_proj bias ...
+    from_mean: Tensor  # ... the mean of layer norm ...
+    constant: Tensor  # ... and the value, output and layer norm biases: a neuron's share of what they give
     from_post_mean: Tensor  # [d], the same for the last layer norm
-    post_constant: Tensor   # [d]
+    post_constant: Tensor  # [d]
 
     def V(self, units: slice | Sequence[int] = slice(None)) -> Tensor:
         """Directions [k, J, d] of the units."""
@@ -79,10 +84,12 @@ class Factors:
 
 @dataclass(frozen=True)
 class Effects:
-    """Second-order effects of the K neurons of a layer on N images: phi[i, n] = sum_j s[i, j, n] V[n, j] + B[i]."""
+    """Second-order effects of the K neurons of a layer on N images: phi[i, n] = sum_j s[i, j, n] V[n, j] +
+    B[i].
+    """
 
-    s: Tensor    # [N, J, K]
-    B: Tensor    # [N, d]
+    s: Tensor  # [N, J, K]
+    B: Tensor  # [N, d]
     factors: Factors
     rep: Tensor  # [N, d]: representations of length 100, what the effects are parts of
 
@@ -93,12 +100,13 @@ class Effects:
         return N, K, J, self.B.shape[1]
 
 
-def second_order(clip: Clip, probe: Probe, layers: Iterable[int], batch_size: int = 32,
-                 progress: Progress | None = None) -> dict[int, Effects]:
+def second_order(
+    clip: Clip, probe: Probe, layers: Iterable[int], batch_size: int = 32, progress: Progress | None = None
+) -> dict[int, Effects]:
     """Effects of every neuron of the given MLP layers (counted from 0) for every image: {layer: Effects}.
 
-    What the cache lacks is computed in one pass over the images, all layers together; s stays in the cached file.
-    Errors: ValueError for a clip without ViT, and for layers outside the tower or the last one.
+    What the cache lacks is computed in one pass over the images, all layers together; s stays in the cached
+    file. Errors: ValueError for a clip without ViT, and for layers outside the tower or the last one.
     """
     tower = read_tower(clip)
     layers = checked_layers(tower, layers)
@@ -107,16 +115,29 @@ def second_order(clip: Clip, probe: Probe, layers: Iterable[int], batch_size: in
     for layer, f in factors.items():
         widths |= {f"s {layer}": len(f.heads) * f.write.shape[1], f"B {layer}": widths["rep"]}
     specs = {part: _spec(clip, probe, part) for part in widths}
-    job = Job("second_order", clip.name, clip.preprocess, clip.preprocess_spec, specs, widths,
-              lambda names, device: _reader(tower, names), {"clip": clip.name, "probe": probe.name})
+    job = Job(
+        "second_order",
+        clip.name,
+        clip.preprocess,
+        clip.preprocess_spec,
+        specs,
+        widths,
+        lambda names, device: _reader(tower, names),
+        {"clip": clip.name, "probe": probe.name},
+    )
     compute(probe, [job], batch_size, None, progress, None)
     part = {name: job.result(name).to(tower.projection.device) for name in widths}
-    return {layer: Effects(part[f"s {layer}"].unflatten(1, (len(f.heads), -1)), part[f"B {layer}"], f, part["rep"])
-            for layer, f in factors.items()}
+    return {
+        layer: Effects(
+            part[f"s {layer}"].unflatten(1, (len(f.heads), -1)), part[f"B {layer}"], f, part["rep"]
+        )
+        for layer, f in factors.items()
+    }
 
 
-def coefficients(tower: Tower, images: Tensor,
-                 factors: Iterable[Factors]) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor]:
+def coefficients(
+    tower: Tower, images: Tensor, factors: Iterable[Factors]
+) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor]:
     """One forward pass of images [b, 3, H, W] -> {layer: (s [b, J, K], B [b, d])}, representations [b, d]."""
     factors = list(factors)
     first = min(f.layer for f in factors)
@@ -126,26 +147,33 @@ def coefficients(tower: Tower, images: Tensor,
         last = acts[tower.blocks[-1].residual][:, 0]
         post_mean, post_sd = statistics(last, tower.post.eps)
         rep = representation(tower, last)
-        scale = SCALE / rep.norm(dim=1)                                                        # C, [b]
-        seen = {m: class_attention(tower.blocks[m], acts[tower.blocks[m - 1].residual])
-                for m in range(first + 1, len(tower.blocks))}
-        return {f.layer: _of_layer(f, acts[tower.blocks[f.layer].activation], seen, scale, post_mean, post_sd)
-                for f in factors}, rep * scale[:, None]
+        scale = SCALE / rep.norm(dim=1)  # C, [b]
+        seen = {
+            m: class_attention(tower.blocks[m], acts[tower.blocks[m - 1].residual])
+            for m in range(first + 1, len(tower.blocks))
+        }
+        return {
+            f.layer: _of_layer(f, acts[tower.blocks[f.layer].activation], seen, scale, post_mean, post_sd)
+            for f in factors
+        }, rep * scale[:, None]
 
 
 def layer_factors(tower: Tower, layer: int) -> Factors:
     """Factors of the neurons of MLP `layer`, in the dtype and on the device of the weights."""
     block, L = tower.blocks[layer], len(tower.blocks)
     K = block.write.shape[1]
-    heads, read, carry, bias, mean, constant, post_shares = [], [], [], [], [], [], 0.
+    heads, read, carry, bias, mean, constant, post_shares = [], [], [], [], [], [], 0.0
     for m in range(layer + 1, L):
         later = tower.blocks[m]
-        H, before = later.heads, (1 + 2 * m) * K  # contributors to the residual stream before block m, by neurons
+        H, before = (
+            later.heads,
+            (1 + 2 * m) * K,
+        )  # contributors to the residual stream before block m, by neurons
         shared_output = later.out_bias * tower.post.gamma @ tower.projection / (before * H)
         for h in range(H):
             rows = slice(h * len(later.v) // H, (h + 1) * len(later.v) // H)
-            value, value_bias = later.v[rows], later.v_bias[rows]                               # [D/H, D]
-            out = (later.out[:, rows].T * tower.post.gamma) @ tower.projection                  # [D/H, d]
+            value, value_bias = later.v[rows], later.v_bias[rows]  # [D/H, D]
+            out = (later.out[:, rows].T * tower.post.gamma) @ tower.projection  # [D/H, d]
             through = value * later.norm.gamma
             heads.append((m, h))
             read.append(through.T)
@@ -154,32 +182,48 @@ def layer_factors(tower: Tower, layer: int) -> Factors:
             mean.append(-through.sum(1) / before @ out)
             constant.append((value @ later.norm.beta + value_bias) / before @ out + shared_output)
             post_shares += 1 / (before * (1 + 2 * L) * H)
-    return Factors(layer, tuple(heads), block.write, torch.stack(read), torch.stack(carry), torch.stack(bias),
-                   torch.stack(mean), torch.stack(constant),
-                   -post_shares * (tower.post.gamma @ tower.projection), post_shares * (tower.post.beta @ tower.projection))
+    return Factors(
+        layer,
+        tuple(heads),
+        block.write,
+        torch.stack(read),
+        torch.stack(carry),
+        torch.stack(bias),
+        torch.stack(mean),
+        torch.stack(constant),
+        -post_shares * (tower.post.gamma @ tower.projection),
+        post_shares * (tower.post.beta @ tower.projection),
+    )
 
 
-def form(effects: Effects, images: slice | Sequence[int] = slice(None),
-         units: slice | Sequence[int] = slice(None)) -> Tensor:
+def form(
+    effects: Effects, images: slice | Sequence[int] = slice(None), units: slice | Sequence[int] = slice(None)
+) -> Tensor:
     """The effects phi [n, k, d] themselves, of the images and units chosen; d values each, so choose."""
     s = effects.s[images][:, :, units]
     return torch.einsum("njk,kjd->nkd", s, effects.factors.V(units)) + effects.B[images][:, None]
 
 
-def representations(clip: Clip, probe: Probe, batch_size: int = 64, progress: Progress | None = None) -> Tensor:
+def representations(
+    clip: Clip, probe: Probe, batch_size: int = 64, progress: Progress | None = None
+) -> Tensor:
     """Embeddings of length 100, [N, d], cached: what `SCALE` makes the effects add up to with all else."""
     return SCALE * image_embeddings(clip, probe, batch_size, progress=progress)
 
 
 def chosen_layers(clip: Clip, text: str) -> list[int]:
-    """Layers from "all" (that have effects) or numbers separated by commas, ascending; ValueError for any other."""
+    """Layers from "all" (that have effects) or numbers separated by commas, ascending; ValueError for any
+    other.
+    """
     tower = read_tower(clip)
     parts = [part.strip() for part in text.split(",")]
     if parts == ["all"]:
         return list(tower.lens_layers)
     wrong = [part for part in parts if not part.lstrip("-").isdecimal()]
     if wrong:
-        raise ValueError(f"layers are 'all' or numbers from 0 separated by commas, got '{text}'; write 8,9,10")
+        raise ValueError(
+            f"layers are 'all' or numbers from 0 separated by commas, got '{text}'; write 8,9,10"
+        )
     return checked_layers(tower, map(int, parts))
 
 
@@ -194,22 +238,37 @@ def checked_layers(tower: Tower, layers: Iterable[int]) -> list[int]:
     layers, last = sorted(set(layers)), len(tower.blocks) - 1
     wrong = [layer for layer in layers if layer not in tower.lens_layers]
     if wrong:
-        why = f"layer {wrong[0]} is the last one, behind which no attention carries anything" if wrong[0] == last else \
-            f"there is no layer {wrong[0]}"
-        raise ValueError(f"second-order effects exist in MLP layers 0 to {last - 1} of clip '{tower.name}': {why}")
+        why = (
+            f"layer {wrong[0]} is the last one, behind which no attention carries anything"
+            if wrong[0] == last
+            else f"there is no layer {wrong[0]}"
+        )
+        raise ValueError(
+            f"second-order effects exist in MLP layers 0 to {last - 1} of clip '{tower.name}': {why}"
+        )
     if not layers:
-        raise ValueError(f"no layers were given; clip '{tower.name}' has MLP layers 0 to {last - 1} to look into")
+        raise ValueError(
+            f"no layers were given; clip '{tower.name}' has MLP layers 0 to {last - 1} to look into"
+        )
     return layers
 
 
-def _of_layer(f: Factors, p: Tensor, seen: dict[int, tuple[Tensor, Tensor, Tensor]], scale: Tensor, post_mean: Tensor,
-              post_sd: Tensor) -> tuple[Tensor, Tensor]:
-    """s [b, J, K] and B [b, d] of one layer; p [b, T, K] are its activations, `seen` the attention of later layers."""
-    s, B = [], 0.
+def _of_layer(
+    f: Factors,
+    p: Tensor,
+    seen: dict[int, tuple[Tensor, Tensor, Tensor]],
+    scale: Tensor,
+    post_mean: Tensor,
+    post_sd: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """s [b, J, K] and B [b, d] of one layer; p [b, T, K] are its activations, `seen` the attention of later
+    layers.
+    """
+    s, B = [], 0.0
     for m in sorted({m for m, _ in f.heads}):
         a, mean, sd = seen[m]
         here = slice(f.heads.index((m, 0)), f.heads.index((m, 0)) + a.shape[1])
-        weight = a / sd[:, None] * (scale / post_sd)[:, None, None]                            # [b, H, T]
+        weight = a / sd[:, None] * (scale / post_sd)[:, None, None]  # [b, H, T]
         s.append(weight @ p)
         B = B + weight.sum(2) @ f.from_bias[here] + (weight * mean[:, None]).sum(2) @ f.from_mean[here]
     B = B + (scale / post_sd)[:, None] * f.constant.sum(0)
@@ -222,20 +281,33 @@ def _reader(tower: Tower, names: Sequence[str]) -> Iterator:
     layers = sorted({int(name.split()[1]) for name in names if name != "rep"}) or [0]
     factors = [layer_factors(tower, layer) for layer in layers]
     with ready(tower.module, piece=VIT_PIECE) as place:
+
         def read(images: Tensor) -> dict[str, Tensor]:
             parts = []
             for piece in place(images):
                 made, rep = coefficients(tower, piece, factors)
-                parts.append({f"{name} {layer}": x.flatten(1) for layer, both in made.items()
-                              for name, x in zip("sB", both)} | {"rep": rep})
+                parts.append(
+                    {
+                        f"{name} {layer}": x.flatten(1)
+                        for layer, both in made.items()
+                        for name, x in zip("sB", both)
+                    }
+                    | {"rep": rep}
+                )
             return {name: torch.cat([part[name] for part in parts]) for name in names}
 
         yield read
 
 
 def _spec(clip: Clip, probe: Probe, part: str) -> dict:
-    return {"schema": SCHEMA, "weights": clip.weights_key, "part": part, "preprocess": clip.preprocess_spec,
-            "probe": probe.fingerprint, "tf32": False}
+    return {
+        "schema": SCHEMA,
+        "weights": clip.weights_key,
+        "part": part,
+        "preprocess": clip.preprocess_spec,
+        "probe": probe.fingerprint,
+        "tf32": False,
+    }
 
 
 @dataclass(frozen=True)
@@ -248,12 +320,14 @@ class Mean:
 
 @dataclass(frozen=True)
 class Directions:
-    """Rank-1 view of every neuron: phi is about m + x r. `top` holds the images of largest deviation, largest first."""
+    """Rank-1 view of every neuron: phi is about m + x r. `top` holds the images of largest deviation, largest
+    first.
+    """
 
-    r: Tensor          # [K, d], unit rows
+    r: Tensor  # [K, d], unit rows
     explained: Tensor  # [K], share of the top deviations' squared length that lies along r
     threshold: Tensor  # [K], the smallest length among the top images; beyond it a deviation is significant
-    top: Tensor        # [top, K]
+    top: Tensor  # [top, K]
 
 
 def mean(effects: Effects) -> Mean:
@@ -262,44 +336,53 @@ def mean(effects: Effects) -> Mean:
 
 
 def norms(effects: Effects, about: Mean, memory: int = MEMORY) -> Tensor:
-    """||phi - m|| for every image and neuron, [N, K]; in float64 inside, as squares of differences would cancel.
+    """||phi - m|| for every image and neuron, [N, K]; in float64 inside, as squares of differences would
+    cancel.
 
-    ||x V + b||^2 = x V V' x' + 2 x V b' + ||b||^2, where b lies in a space of few dimensions, the same for all neurons.
+    ||x V + b||^2 = x V V' x' + 2 x V b' + ||b||^2, where b lies in a space of few dimensions, the same for
+    all neurons.
     """
     N, K, J, d = effects.shape
     b = (effects.B - about.B).double()
-    axes, along = _axes(b)                                                                     # [C, d], [N, C]
+    axes, along = _axes(b)  # [C, d], [N, C]
     squares, C = b.pow(2).sum(1), len(axes)
     out = effects.s.new_empty(N, K)
-    for units, x, V in _some(effects, about, memory, 8 * (4 * N * J + 2 * N * C + J * (4 * d + J + C)), torch.float64):
+    for units, x, V in _some(
+        effects, about, memory, 8 * (4 * N * J + 2 * N * C + J * (4 * d + J + C)), torch.float64
+    ):
         square = torch.einsum("knj,knj->kn", x @ (V @ V.transpose(1, 2)), x)
         square += 2 * torch.einsum("knc,nc->kn", x @ (V @ axes.T), along) + squares
         out[:, units] = square.clamp_min_(0).sqrt_().T.to(out.dtype)
     return out
 
 
-def principal_directions(effects: Effects, about: Mean, lengths: Tensor, top: int = 100,
-                         memory: int = MEMORY) -> Directions:
+def principal_directions(
+    effects: Effects, about: Mean, lengths: Tensor, top: int = 100, memory: int = MEMORY
+) -> Directions:
     """First right singular vector of each neuron's `top` largest deviations (section 4.2), not centred again.
 
-    Its sign makes more than half of the projections positive; where exactly half are (the released rule then keeps
-    whatever sign its SVD gave), it makes their sum positive. `lengths` [N, K] are the `norms`. Errors: ValueError for
-    fewer images than `top`.
+    Its sign makes more than half of the projections positive; where exactly half are (the released rule then
+    keeps whatever sign its SVD gave), it makes their sum positive. `lengths` [N, K] are the `norms`. Errors:
+    ValueError for fewer images than `top`.
     """
     N, K, J, d = effects.shape
     enough(N, top)
     best, b = lengths.topk(top, dim=0), effects.B - about.B
     r, explained = effects.s.new_empty(K, d), effects.s.new_empty(K)
-    for units, x, V in _some(effects, about, memory, 8 * (3 * N * J + 5 * J * d + top * (4 * d + 4 * J) + 8 * top * top)):
-        rows = best.indices[:, units].T                                                        # [k, top]
+    for units, x, V in _some(
+        effects, about, memory, 8 * (3 * N * J + 5 * J * d + top * (4 * d + 4 * J) + 8 * top * top)
+    ):
+        rows = best.indices[:, units].T  # [k, top]
         x = x.gather(1, rows[:, :, None].expand(-1, -1, J)).double()
-        deviations = x @ V.double() + b[rows].double()                     # [k, top, d]
+        deviations = x @ V.double() + b[rows].double()  # [k, top, d]
         values, vectors = torch.linalg.eigh(deviations @ deviations.transpose(1, 2))
         first = torch.einsum("kt,ktd->kd", vectors[:, :, -1], deviations)
         first = torch.nn.functional.normalize(first, dim=1)
         along = torch.einsum("ktd,kd->kt", deviations, first)
         votes = 2 * (along > 0).sum(1) - top
-        r[units] = (first * torch.where(torch.where(votes == 0, along.sum(1), votes) > 0, 1, -1)[:, None]).to(r.dtype)
+        r[units] = (first * torch.where(torch.where(votes == 0, along.sum(1), votes) > 0, 1, -1)[:, None]).to(
+            r.dtype
+        )
         explained[units] = (values[:, -1] / values.sum(1).clamp_min(1e-300)).to(r.dtype)
     return Directions(r, explained, best.values[-1].clone(), best.indices)
 
@@ -307,12 +390,16 @@ def principal_directions(effects: Effects, about: Mean, lengths: Tensor, top: in
 def enough(N: int, top: int) -> None:
     """ValueError unless N images are as many as `top`."""
     if not 1 <= top <= N:
-        raise ValueError(f"principal directions take the {top} images of largest effect, got {N} images; use more "
-                         "images or a smaller top")
+        raise ValueError(
+            f"principal directions take the {top} images of largest effect, got {N} images; use more "
+            "images or a smaller top"
+        )
 
 
 def significant(lengths: Tensor, threshold: Tensor) -> Tensor:
-    """lengths [N, K] > threshold [K], bool: beyond rounding, as the image that gave the threshold is not above it."""
+    """lengths [N, K] > threshold [K], bool: beyond rounding, as the image that gave the threshold is not
+    above it.
+    """
     return lengths > threshold * (1 + 1e-6)
 
 
@@ -337,15 +424,19 @@ def total(effects: Effects, about: Mean, marked: Tensor | None = None, memory: i
     return out
 
 
-def _some(effects: Effects, about: Mean, memory: int, size: int,
-          dtype: torch.dtype | None = None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def _some(
+    effects: Effects, about: Mean, memory: int, size: int, dtype: torch.dtype | None = None
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Some neurons at a time, `size` bytes each: (units, s - s_mean [k, N, J], V [k, J, d])."""
     K = effects.shape[1]
     (some,) = fit(memory, (0, size, K))
     for units in slices(K, some):
         x = (effects.s[:, :, units] - about.s[:, units]).permute(2, 0, 1)
-        yield units, x.to(dtype or x.dtype, memory_format=torch.contiguous_format), \
-            effects.factors.V(units).to(dtype or x.dtype)
+        yield (
+            units,
+            x.to(dtype or x.dtype, memory_format=torch.contiguous_format),
+            effects.factors.V(units).to(dtype or x.dtype),
+        )
 
 
 def _axes(b: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,8 @@
-"""The paper's experiments as tables: what is lost and kept when a layer's effects are ablated, coded or counted otherwise.
+"""The paper's experiments as tables: what is lost and kept when a layer's effects are ablated, coded or
+counted otherwise.
 
-Exam, Layer        held-out images with classes; a layer's effects on them, about a mean and along directions from others
+Exam, Layer        held-out images with classes; a layer's effects on them, about a mean and along directions
+                   from others
 ablations          accuracy without some effects, layer by layer and together
 against_indirect   second-order and indirect effects on the same images
 by_words           accuracy when directions are sums of m words, for several pools
@@ -11,8 +13,10 @@ simulations        correlation of what words predict with what neurons do
 
 What released code does otherwise, made on purpose, so that its effect can be measured.
 
-with_plain_gelu   a CLIP whose text tower has GELU where it was trained with QuickGELU (second_order_lens, text scripts)
+with_plain_gelu   a CLIP whose text tower has GELU where it was trained with QuickGELU (second_order_lens,
+                  text scripts)
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,17 +81,19 @@ def ablations(layers: Mapping[int, Layer], exam: Exam, memory: int = MEMORY) -> 
     return pd.DataFrame(rows, columns=["layer", "ablation", "accuracy"])
 
 
-def against_indirect(kinds: Mapping[str, Tensor], rep: Tensor, exam: Exam,
-                     share: float = .1) -> tuple[pd.DataFrame, dict[str, Tensor]]:
-    """Table 1: accuracy with all effects at their mean, and variance along one direction; and these directions [k, d].
+def against_indirect(
+    kinds: Mapping[str, Tensor], rep: Tensor, exam: Exam, share: float = 0.1
+) -> tuple[pd.DataFrame, dict[str, Tensor]]:
+    """Table 1: accuracy with all effects at their mean, and variance along one direction; and these
+    directions [k, d].
 
-    kinds {name: effects [N, k, d]} are of the images of rep [N, d]; directions are those of each neuron's largest
-    deviations, `share` of the images (two at least), as there are too few images for a hundred.
+    kinds {name: effects [N, k, d]} are of the images of rep [N, d]; directions are those of each neuron's
+    largest deviations, `share` of the images (two at least), as there are too few images for a hundred.
     """
     rows, directions = [], {}
     for name, phi in kinds.items():
         d = phi - phi.mean(0)
-        some = d.norm(dim=2).topk(max(2, int(len(d) * share)), dim=0).indices.T[:, :, None]     # [k, n, 1]
+        some = d.norm(dim=2).topk(max(2, int(len(d) * share)), dim=0).indices.T[:, :, None]  # [k, n, 1]
         largest = d.transpose(0, 1).gather(1, some.expand(-1, -1, d.shape[2])).double()
         values, axes = torch.linalg.svd(largest, full_matrices=False)[1:]
         explained = values[:, 0].square() / values.square().sum(1).clamp_min(1e-300)
@@ -96,24 +102,39 @@ def against_indirect(kinds: Mapping[str, Tensor], rep: Tensor, exam: Exam,
     return pd.DataFrame(rows, columns=["effect", "accuracy", "explained"]), directions
 
 
-def by_words(layers: Mapping[int, Layer], exam: Exam, pools: Mapping[str, Tensor], steps: Sequence[int],
-             memory: int = MEMORY) -> pd.DataFrame:
-    """Columns pool, words, accuracy, cosine (of directions and sums of words); figure 4, all layers coded together.
+def by_words(
+    layers: Mapping[int, Layer],
+    exam: Exam,
+    pools: Mapping[str, Tensor],
+    steps: Sequence[int],
+    memory: int = MEMORY,
+) -> pd.DataFrame:
+    """Columns pool, words, accuracy, cosine (of directions and sums of words); figure 4, all layers coded
+    together.
 
     One pursuit for each layer and pool gives all steps.
     """
     rows = []
     for name, atoms in pools.items():
-        orders = {l: matching_pursuit(layer.directions.r, atoms, min(max(steps), len(atoms)), memory=memory)
-                  for l, layer in layers.items()}
+        orders = {
+            l: matching_pursuit(layer.directions.r, atoms, min(max(steps), len(atoms)), memory=memory)
+            for l, layer in layers.items()
+        }
         for m in (m for m in steps if m <= len(atoms)):
             coded = {l: _sums(layers[l], atoms, order[:, :m]) for l, order in orders.items()}
-            rows.append((name, m, exam.accuracy(_replaced(layers, coded, False, memory)), _cosine(layers, coded)))
+            rows.append(
+                (name, m, exam.accuracy(_replaced(layers, coded, False, memory)), _cosine(layers, coded))
+            )
     return pd.DataFrame(rows, columns=["pool", "words", "accuracy", "cosine"])
 
 
-def by_threshold(layers: Mapping[int, Layer], exam: Exam, lengths: Mapping[int, Tensor], counts: Sequence[int],
-                 memory: int = MEMORY) -> pd.DataFrame:
+def by_threshold(
+    layers: Mapping[int, Layer],
+    exam: Exam,
+    lengths: Mapping[int, Tensor],
+    counts: Sequence[int],
+    memory: int = MEMORY,
+) -> pd.DataFrame:
     """Columns value (images counted as significant), metric, score, of all layers together.
 
     lengths {layer: [n, K]} are the `norms` of the images that gave the directions.
@@ -123,60 +144,101 @@ def by_threshold(layers: Mapping[int, Layer], exam: Exam, lengths: Mapping[int, 
     for n in counts:
         limits = {l: lengths[l].topk(n, dim=0).values[-1] for l in layers}
         for how in ("significant", "insignificant"):
-            lost = sum(total(layer.effects, layer.about, significant(held[l], limits[l]) == (how == "significant"), memory)
-                       for l, layer in layers.items())
+            lost = sum(
+                total(
+                    layer.effects,
+                    layer.about,
+                    significant(held[l], limits[l]) == (how == "significant"),
+                    memory,
+                )
+                for l, layer in layers.items()
+            )
             rows.append((n, f"{how} ablated", exam.accuracy(_rep(layers) - lost)))
     return pd.DataFrame(rows, columns=["value", "metric", "score"])
 
 
-def variants(layers: Mapping[int, Layer], exam: Exam, pools: Mapping[str, tuple[Tensor, bool]], m: int,
-             memory: int = MEMORY) -> pd.DataFrame:
+def variants(
+    layers: Mapping[int, Layer],
+    exam: Exam,
+    pools: Mapping[str, tuple[Tensor, bool]],
+    m: int,
+    memory: int = MEMORY,
+) -> pd.DataFrame:
     """How each (atoms, unscaled projection?) compares with the first, all layers together.
 
-    Columns variant, accuracy, cosine with r, words shared (Jaccard, mean over neurons), same first word (share of them).
+    Columns variant, accuracy, cosine with r, words shared (Jaccard, mean over neurons), same first word
+    (share of them).
     """
     rows, usual = [], None
     for name, (atoms, unscaled) in pools.items():
-        orders = {l: matching_pursuit(layer.directions.r, atoms, m, memory=memory) for l, layer in layers.items()}
+        orders = {
+            l: matching_pursuit(layer.directions.r, atoms, m, memory=memory) for l, layer in layers.items()
+        }
         usual = orders if usual is None else usual
         coded = {l: _sums(layers[l], atoms, order) for l, order in orders.items()}
         ours, theirs = (torch.cat([*some.values()]).tolist() for some in (orders, usual))
         sets = [(set(a) - {-1}, set(b) - {-1}) for a, b in zip(ours, theirs)]
-        rows.append((name, exam.accuracy(_replaced(layers, coded, unscaled, memory)), _cosine(layers, coded),
-                     sum(len(a & b) / max(len(a | b), 1) for a, b in sets) / len(sets),
-                     sum(a[0] == b[0] for a, b in zip(ours, theirs)) / len(ours)))
+        rows.append(
+            (
+                name,
+                exam.accuracy(_replaced(layers, coded, unscaled, memory)),
+                _cosine(layers, coded),
+                sum(len(a & b) / max(len(a | b), 1) for a, b in sets) / len(sets),
+                sum(a[0] == b[0] for a, b in zip(ours, theirs)) / len(ours),
+            )
+        )
     return pd.DataFrame(rows, columns=["variant", "accuracy", "cosine", "words shared", "same first word"])
 
 
-def discovery(layer: Layer, atoms: Tensor, order: Tensor, steps: Sequence[int], truth: Tensor | None = None, first: int = 10,
-              memory: int = MEMORY) -> tuple[pd.DataFrame, Tensor]:
-    """Precision of the `first` words found in each image, and that of the words of another image; and the last scores.
+def discovery(
+    layer: Layer,
+    atoms: Tensor,
+    order: Tensor,
+    steps: Sequence[int],
+    truth: Tensor | None = None,
+    first: int = 10,
+    memory: int = MEMORY,
+) -> tuple[pd.DataFrame, Tensor]:
+    """Precision of the `first` words found in each image, and that of the words of another image; and the
+    last scores.
 
-    Ways to score a word: "coefficients" sums gamma times the length of the neuron's deviation over the active neurons
-    (as released); "signed" takes all neurons and their parts along r instead; "reading" is the product of the word with
-    the sum of the neurons' parts, each along its reconstruction. truth [N, M] is bool; without it the table is empty.
+    Ways to score a word: "coefficients" sums gamma times the length of the neuron's deviation over the active
+    neurons (as released); "signed" takes all neurons and their parts along r instead; "reading" is the
+    product of the word with the sum of the neurons' parts, each along its reconstruction. truth [N, M] is
+    bool; without it the table is empty.
     """
     rows, active, push = [], layer.active(memory), layer.push(memory)
     for m in (m for m in steps if m <= order.shape[1]):
         gamma = coefficients(layer.directions.r, atoms, order[:, :m])
         code = order[:, :m], gamma, len(atoms)
-        ways = {"coefficients": concepts_in_images(active, *code), "signed": concepts_in_images(push, *code),
-                "reading": push @ reconstruct(gamma, order[:, :m], atoms) @ atoms.T}
+        ways = {
+            "coefficients": concepts_in_images(active, *code),
+            "signed": concepts_in_images(push, *code),
+            "reading": push @ reconstruct(gamma, order[:, :m], atoms) @ atoms.T,
+        }
         for way, scores in ways.items() if truth is not None else ():
             found = scores.topk(first, dim=1).indices
-            rows.append((m, way, *(float(of.gather(1, found).float().mean()) for of in (truth, truth.roll(1, 0)))))
+            rows.append(
+                (m, way, *(float(of.gather(1, found).float().mean()) for of in (truth, truth.roll(1, 0))))
+            )
     return pd.DataFrame(rows, columns=["words", "way", "precision", "of another image"]), ways["reading"]
 
 
-def simulations(words: Mapping[str, Tensor], present: Mapping[str, Tensor],
-                wanted: Mapping[str, Tensor]) -> pd.DataFrame:
-    """Columns unit, method, predicted, by, correlation: words {method: weights [K, M]} predict wanted {name: [N, K]}.
+def simulations(
+    words: Mapping[str, Tensor], present: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> pd.DataFrame:
+    """Columns unit, method, predicted, by, correlation: words {method: weights [K, M]} predict wanted {name:
+    [N, K]}.
 
     present {by: [N, M]} says how much each word is in each image.
     """
-    rows = [(unit, method, what, by, r) for by, seen in present.items() for method, weights in words.items()
-            for what, values in wanted.items()
-            for unit, r in enumerate(correlation(simulated(weights, seen - seen.mean(0)), values).tolist())]
+    rows = [
+        (unit, method, what, by, r)
+        for by, seen in present.items()
+        for method, weights in words.items()
+        for what, values in wanted.items()
+        for unit, r in enumerate(correlation(simulated(weights, seen - seen.mean(0)), values).tolist())
+    ]
     return pd.DataFrame(rows, columns=["unit", "method", "predicted", "by", "correlation"])
 
 
@@ -189,26 +251,45 @@ def _sums(layer: Layer, atoms: Tensor, order: Tensor) -> Tensor:
     return reconstruct(coefficients(layer.directions.r, atoms, order), order, atoms)
 
 
-def _replaced(layers: Mapping[int, Layer], coded: Mapping[int, Tensor], unscaled: bool, memory: int) -> Tensor:
+def _replaced(
+    layers: Mapping[int, Layer], coded: Mapping[int, Tensor], unscaled: bool, memory: int
+) -> Tensor:
     """Representations [N, d] whose effects, of all layers, lie along the coded directions."""
     rep = _rep(layers)
-    return rep + sum(along(rep, layer.effects, layer.about, coded[l], unscaled, memory) - rep
-                     for l, layer in layers.items())
+    return rep + sum(
+        along(rep, layer.effects, layer.about, coded[l], unscaled, memory) - rep
+        for l, layer in layers.items()
+    )
 
 
 def _cosine(layers: Mapping[int, Layer], coded: Mapping[int, Tensor]) -> float:
-    return float(torch.cat([torch.cosine_similarity(coded[l], layer.directions.r) for l, layer in layers.items()]).mean())
+    return float(
+        torch.cat(
+            [torch.cosine_similarity(coded[l], layer.directions.r) for l, layer in layers.items()]
+        ).mean()
+    )
 
 
 IMAGE_PARTS = ("visual", "vision_model")
 
 
 def with_plain_gelu(clip: Clip) -> Clip:
-    """The same CLIP, texts embedded with GELU in place of QuickGELU; images as they were. ValueError if it has none."""
-    places = [] if clip.model is None else [name for name, part in clip.model.named_modules()
-                                            if "QuickGELU" in type(part).__name__ and name.split(".")[0] not in IMAGE_PARTS]
+    """The same CLIP, texts embedded with GELU in place of QuickGELU; images as they were. ValueError if it
+    has none.
+    """
+    places = (
+        []
+        if clip.model is None
+        else [
+            name
+            for name, part in clip.model.named_modules()
+            if "QuickGELU" in type(part).__name__ and name.split(".")[0] not in IMAGE_PARTS
+        ]
+    )
     if not places:
-        raise ValueError(f"plain GELU can only take the place of QuickGELU, which the text tower of clip '{clip.name}' lacks")
+        raise ValueError(
+            f"plain GELU can only take the place of QuickGELU, which the text tower of clip '{clip.name}' lacks"
+        )
 
     def encode_text(texts: Sequence[str]) -> Tensor:
         with _swapped(clip.model, places):
@@ -220,7 +301,9 @@ def with_plain_gelu(clip: Clip) -> Clip:
 @contextmanager
 def _swapped(model: nn.Module, places: Sequence[str]) -> Iterator[None]:
     """GELU at the given places of the model, for the block."""
-    parents = {name: (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in places}
+    parents = {
+        name: (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in places
+    }
     before = {name: model.get_submodule(name) for name in places}
     try:
         for parent, child in parents.values():

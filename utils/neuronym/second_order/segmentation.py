@@ -17,6 +17,7 @@ bootstrap               their 95 % intervals from the table
 segment                 all of it for several heat maps of the same pictures, and for the baselines
 BASELINES               name -> scores and masks that know nothing of the picture
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -40,28 +41,54 @@ from neuronym.second_order.tower import class_attention, read_tower, recorded, T
 
 
 def clip_target(clip: Clip) -> tuple[Target, list[LayerInfo]]:
-    """The image tower to be named like any target, and its MLP layers, first to last: units are the lens's neurons."""
+    """The image tower to be named like any target, and its MLP layers, first to last: units are the lens's
+    neurons.
+    """
     tower = read_tower(clip)
-    example = torch.zeros_like(clip.preprocess(Image.new("RGB", (64, 64)))).float()[None].to(tower.projection.device)
-    with ready(tower.module), record(tower.module, [block.activation for block in tower.blocks],
-                                     lambda name, output: tuple(output.shape)) as shapes:
+    example = (
+        torch.zeros_like(clip.preprocess(Image.new("RGB", (64, 64))))
+        .float()[None]
+        .to(tower.projection.device)
+    )
+    with (
+        ready(tower.module),
+        record(
+            tower.module,
+            [block.activation for block in tower.blocks],
+            lambda name, output: tuple(output.shape),
+        ) as shapes,
+    ):
         tower.module(example)
         found = dict(shapes)
     layout = "tokens_first" if tower.tokens_first else "tokens"
     layers = []
     for block in tower.blocks:
         shape = found[block.activation]
-        layers.append(LayerInfo(block.activation, "MLP", shape[-1], (shape[0 if tower.tokens_first else 1], shape[-1]),
-                                layout))
-    return Target(clip.name, tower.module, clip.preprocess, clip.preprocess_spec, None, clip.weights_key,
-                  tuple(block.activation for block in tower.blocks), example), layers
+        layers.append(
+            LayerInfo(
+                block.activation, "MLP", shape[-1], (shape[0 if tower.tokens_first else 1], shape[-1]), layout
+            )
+        )
+    return Target(
+        clip.name,
+        tower.module,
+        clip.preprocess,
+        clip.preprocess_spec,
+        None,
+        clip.weights_key,
+        tuple(block.activation for block in tower.blocks),
+        example,
+    ), layers
 
 
-def class_weights(R: Mapping[int, Tensor], head: Tensor, neurons: int = 200, signed: bool = True) -> dict[int, Tensor]:
-    """Weights {layer: [C, K]}: for each class the mean over the `neurons` of all layers with the largest |r . w_c|.
+def class_weights(
+    R: Mapping[int, Tensor], head: Tensor, neurons: int = 200, signed: bool = True
+) -> dict[int, Tensor]:
+    """Weights {layer: [C, K]}: for each class the mean over the `neurons` of all layers with the largest |r .
+    w_c|.
 
-    R {layer: [K, d]}, head [C, d]. `signed` counts a neuron that speaks against the class with -1; the released
-    segmentation ignores the sign.
+    R {layer: [K, d]}, head [C, d]. `signed` counts a neuron that speaks against the class with -1; the
+    released segmentation ignores the sign.
     """
     rows = torch.cat([*R.values()])
     weights = rows.new_zeros(len(head), len(rows))
@@ -71,20 +98,32 @@ def class_weights(R: Mapping[int, Tensor], head: Tensor, neurons: int = 200, sig
     return dict(zip(R, weights.split([len(r) for r in R.values()], dim=1)))
 
 
-def neuron_heat(clip: Clip, probe: Probe, weights: Mapping[str, Mapping[int, Tensor]], classes: Tensor,
-                batch_size: int = 32, progress: Progress | None = None) -> dict[str, Tensor]:
-    """Weighted sums of post-activations on the patches of each image, {name: [N, h, w]}; the class token is left out.
+def neuron_heat(
+    clip: Clip,
+    probe: Probe,
+    weights: Mapping[str, Mapping[int, Tensor]],
+    classes: Tensor,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """Weighted sums of post-activations on the patches of each image, {name: [N, h, w]}; the class token is
+    left out.
 
-    weights {name: those of `class_weights`}, all from one pass; classes [N] says whose weights an image gets. Errors:
-    ValueError for layers that have no second-order effects.
+    weights {name: those of `class_weights`}, all from one pass; classes [N] says whose weights an image gets.
+    Errors: ValueError for layers that have no second-order effects.
     """
     if len(classes) != probe.N:  # one alone would be taken for all
         raise ValueError(f"expected a class for each of the {probe.N} images, got {len(classes)}")
 
     def heat(tower: Tower, acts: dict[str, Tensor], rows: slice) -> Tensor:
-        sums = [sum(torch.einsum("btk,bk->bt", acts[tower.blocks[layer].activation][:, 1:], w[classes[rows]])
-                    for layer, w in by_layer.items()) for by_layer in weights.values()]
-        return torch.stack(sums, dim=1)                                                        # [b, names, T - 1]
+        sums = [
+            sum(
+                torch.einsum("btk,bk->bt", acts[tower.blocks[layer].activation][:, 1:], w[classes[rows]])
+                for layer, w in by_layer.items()
+            )
+            for by_layer in weights.values()
+        ]
+        return torch.stack(sums, dim=1)  # [b, names, T - 1]
 
     def names(tower: Tower) -> list[str]:
         layers = {layer for by_layer in weights.values() for layer in by_layer}
@@ -93,8 +132,11 @@ def neuron_heat(clip: Clip, probe: Probe, weights: Mapping[str, Mapping[int, Ten
     return dict(zip(weights, _patches(clip, probe, names, heat, batch_size, progress).unbind(1)))
 
 
-def attention_heat(clip: Clip, probe: Probe, batch_size: int = 32, progress: Progress | None = None) -> Tensor:
+def attention_heat(
+    clip: Clip, probe: Probe, batch_size: int = 32, progress: Progress | None = None
+) -> Tensor:
     """How much the class token looks at each patch in the last block, mean over heads, [N, h, w]."""
+
     def heat(tower: Tower, acts: dict[str, Tensor], rows: slice) -> Tensor:
         return class_attention(tower.blocks[-1], acts[tower.blocks[-2].residual])[0].mean(1)[:, None, 1:]
 
@@ -107,7 +149,7 @@ def _patches(clip: Clip, probe: Probe, names, heat, batch_size: int, progress: P
     for rows, acts in recorded(clip, tower, probe, names(tower), batch_size, progress):
         parts.append(heat(tower, acts, rows))
     flat = torch.cat(parts)
-    side = round(flat.shape[2] ** .5)
+    side = round(flat.shape[2] ** 0.5)
     return flat.unflatten(2, (side, side))
 
 
@@ -115,14 +157,17 @@ METRICS = ("pixel_accuracy", "mean_iou", "mean_average_precision")
 COUNTS = ["tp", "fp", "fn", "tn"]  # pixels; positive is foreground
 
 
-def heat_to_mask(heat: Tensor, size: int | tuple[int, int], threshold: float = .5) -> tuple[Tensor, Tensor]:
-    """Heat maps [n, h, w] -> scores [n, H, W] in 0..1 and masks (bool), scores > threshold (algorithms.md, 3).
+def heat_to_mask(heat: Tensor, size: int | tuple[int, int], threshold: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Heat maps [n, h, w] -> scores [n, H, W] in 0..1 and masks (bool), scores > threshold (algorithms.md,
+    3).
 
-    Resized bilinearly (pixel centres, corners not aligned), then each image's minimum to 0 and maximum to 1; a constant
-    map says nothing and gives zeros. `size` is one side of a square, or (H, W).
+    Resized bilinearly (pixel centres, corners not aligned), then each image's minimum to 0 and maximum to 1;
+    a constant map says nothing and gives zeros. `size` is one side of a square, or (H, W).
     """
     if heat.ndim != 3 or not heat.is_floating_point() or not heat.numel():
-        raise ValueError(f"expected heat as floats [n, h, w], none empty, got {heat.dtype} {list(heat.shape)}")
+        raise ValueError(
+            f"expected heat as floats [n, h, w], none empty, got {heat.dtype} {list(heat.shape)}"
+        )
     if not bool(heat.isfinite().all()):
         raise ValueError(f"heat must be finite, got {heat[~heat.isfinite()][0].item()}; leave that map out")
     number("threshold", threshold, 0, 1)
@@ -140,7 +185,8 @@ def pixel_accuracy(masks: Tensor, truth: Tensor) -> float:
 
 
 def mean_iou(masks: Tensor, truth: Tensor) -> float:
-    """Intersection over union, each summed over all images, then the mean of background and foreground; [n, H, W].
+    """Intersection over union, each summed over all images, then the mean of background and foreground; [n,
+    H, W].
 
     A class that is neither in the truth nor in any mask is left out of the mean.
     """
@@ -148,51 +194,66 @@ def mean_iou(masks: Tensor, truth: Tensor) -> float:
 
 
 def mean_average_precision(scores: Tensor, truth: Tensor, both_classes: bool = False) -> float:
-    """Average precision of an image's pixels ranked by score, as in scikit-learn, averaged over images; [n, H, W].
+    """Average precision of an image's pixels ranked by score, as in scikit-learn, averaged over images; [n,
+    H, W].
 
-    An image without foreground has 0. `both_classes` is the field's evaluation (published tables): each pixel counts
-    twice in one ranking, by its score for the foreground and by 1 - score for the background.
+    An image without foreground has 0. `both_classes` is the field's evaluation (published tables): each pixel
+    counts twice in one ranking, by its score for the foreground and by 1 - score for the background.
     """
     return float(np.mean(_precisions(scores, truth, both_classes)))
 
 
-def segmentation_scores(scores: Tensor, masks: Tensor, truth: Tensor, both_classes: bool = False) -> dict[str, object]:
+def segmentation_scores(
+    scores: Tensor, masks: Tensor, truth: Tensor, both_classes: bool = False
+) -> dict[str, object]:
     """METRICS of a set by name, and `table`: one row an image with its pixel counts and its own metrics.
 
-    scores, masks and truth are [n, H, W]. Over images, accuracy is the mean of the table's column, and so is average
-    precision; mean IoU is not, because it sums intersections and unions first.
+    scores, masks and truth are [n, H, W]. Over images, accuracy is the mean of the table's column, and so is
+    average precision; mean IoU is not, because it sums intersections and unions first.
     """
     counts = _counts(masks, truth)
     precisions = _precisions(scores, truth, both_classes)
     accuracy, iou = _ratios(counts)
     table = pd.DataFrame(counts.numpy().astype(np.int64), columns=COUNTS).assign(
-        pixel_accuracy=accuracy.numpy(), mean_iou=iou.numpy(), average_precision=precisions)
+        pixel_accuracy=accuracy.numpy(), mean_iou=iou.numpy(), average_precision=precisions
+    )
     table.insert(0, "image", range(len(table)))
     whole_set = (*map(float, _ratios(counts.sum(0))), float(np.mean(precisions)))
     return {**dict(zip(METRICS, whole_set)), "table": table}
 
 
-def bootstrap(table: pd.DataFrame, n: int = 1000, generator: torch.Generator | None = None,
-              ) -> dict[str, tuple[float, float]]:
-    """95 % intervals (low, high) of METRICS: 2.5 and 97.5 % quantiles over n resamplings of the table's images.
+def bootstrap(
+    table: pd.DataFrame, n: int = 1000, generator: torch.Generator | None = None
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals (low, high) of METRICS: 2.5 and 97.5 % quantiles over n resamplings of the table's
+    images.
 
-    `table` is that of `segmentation_scores`; a part of it (the images of one class, say) gives the part's intervals.
+    `table` is that of `segmentation_scores`; a part of it (the images of one class, say) gives the part's
+    intervals.
     """
     whole("n", n)
     N = len(table)
     if not N:
         raise ValueError("a bootstrap needs images to draw from, got a table without rows")
-    draws = torch.randint(N, (n, N), generator=generator, device=generator.device if generator else None).cpu()
-    times = torch.zeros(n, N, dtype=torch.float64).scatter_add_(1, draws, torch.ones_like(draws, dtype=torch.float64))
+    draws = torch.randint(
+        N, (n, N), generator=generator, device=generator.device if generator else None
+    ).cpu()
+    times = torch.zeros(n, N, dtype=torch.float64).scatter_add_(
+        1, draws, torch.ones_like(draws, dtype=torch.float64)
+    )
     counts = times @ torch.tensor(table[COUNTS].to_numpy(np.float64))
     precision = times @ torch.tensor(table["average_precision"].to_numpy(np.float64)) / N
-    limits = torch.tensor([.025, .975], dtype=torch.float64)
+    limits = torch.tensor([0.025, 0.975], dtype=torch.float64)
     drawn = zip(METRICS, (*_ratios(counts), precision))
     return {name: tuple(values.quantile(limits).tolist()) for name, values in drawn}
 
 
-def segment(heats: Mapping[str, Tensor], mask: Callable[[int], np.ndarray], size: int) -> tuple[dict[str, dict], Tensor]:
-    """`segmentation_scores` by name of each of heats [n, h, w] and of BASELINES, and the true masks bool [n, size, size]."""
+def segment(
+    heats: Mapping[str, Tensor], mask: Callable[[int], np.ndarray], size: int
+) -> tuple[dict[str, dict], Tensor]:
+    """`segmentation_scores` by name of each of heats [n, h, w] and of BASELINES, and the true masks bool [n,
+    size, size].
+    """
     n = len(next(iter(heats.values())))
     truth = torch.stack([fit_mask(mask(i), size) for i in range(n)])
     made = {name: heat_to_mask(heat, size) for name, heat in heats.items()}
@@ -210,9 +271,14 @@ def _all_background(n: int, size: int | tuple[int, int]) -> tuple[Tensor, Tensor
     return torch.zeros(n, *_sides(size)), torch.zeros(n, *_sides(size), dtype=torch.bool)
 
 
-def _centre_prior(n: int, size: int | tuple[int, int], spread: float = .25) -> tuple[Tensor, Tensor]:
-    """A gaussian in the middle, its standard deviation that share of each side: photographers centre their objects."""
-    y, x = (torch.exp(-((torch.arange(side) + .5) / side - .5) ** 2 / (2 * spread ** 2)) for side in _sides(size))
+def _centre_prior(n: int, size: int | tuple[int, int], spread: float = 0.25) -> tuple[Tensor, Tensor]:
+    """A gaussian in the middle, its standard deviation that share of each side: photographers centre their
+    objects.
+    """
+    y, x = (
+        torch.exp(-(((torch.arange(side) + 0.5) / side - 0.5) ** 2) / (2 * spread**2))
+        for side in _sides(size)
+    )
     scores, masks = heat_to_mask((y[:, None] * x)[None], size)
     return scores.expand(n, -1, -1), masks.expand(n, -1, -1)
 
@@ -226,8 +292,10 @@ BASELINES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {  # (n, size) -> w
 
 def _same(name: str, first: Tensor, truth: Tensor) -> None:
     if first.ndim != 3 or first.shape != truth.shape or not truth.numel():
-        raise ValueError(f"expected {name} and truth [n, H, W] of equal shape, none empty, got {list(first.shape)} and "
-                         f"{list(truth.shape)}; heat_to_mask and fit_mask give one size")
+        raise ValueError(
+            f"expected {name} and truth [n, H, W] of equal shape, none empty, got {list(first.shape)} and "
+            f"{list(truth.shape)}; heat_to_mask and fit_mask give one size"
+        )
     if truth.dtype != torch.bool:
         raise ValueError(f"expected truth as bool, got {truth.dtype}; fit_mask gives it")
 
@@ -244,7 +312,9 @@ def _counts(masks: Tensor, truth: Tensor) -> Tensor:
 def _ratios(counts: Tensor) -> tuple[Tensor, Tensor]:
     """Pixel accuracy and mean IoU [...] of counts [..., 4]."""
     tp, fp, fn, tn = counts.unbind(-1)
-    classes = torch.stack([tp / (tp + fp + fn), tn / (tn + fp + fn)], -1)  # nan: there is no pixel of that class
+    classes = torch.stack(
+        [tp / (tp + fp + fn), tn / (tn + fp + fn)], -1
+    )  # nan: there is no pixel of that class
     return (tp + tn) / counts.sum(-1), classes.nanmean(-1)
 
 
@@ -254,12 +324,16 @@ def _precisions(scores: Tensor, truth: Tensor, both_classes: bool) -> list[float
 
     _same("scores", scores, truth)
     if not bool(scores.isfinite().all()):
-        raise ValueError(f"scores must be finite, got {scores[~scores.isfinite()][0].item()}; heat_to_mask gives such")
+        raise ValueError(
+            f"scores must be finite, got {scores[~scores.isfinite()][0].item()}; heat_to_mask gives such"
+        )
     found = []
     for score, true in zip(scores, truth):
         if both_classes:
             score, true = torch.stack([1 - score, score]), torch.stack([~true, true])
         ranked = score.flatten().double().cpu().numpy()
         # scikit-learn gives 0 as well, and a warning
-        found.append(float(average_precision_score(true.flatten().cpu().numpy(), ranked)) if bool(true.any()) else 0.)
+        found.append(
+            float(average_precision_score(true.flatten().cpu().numpy(), ranked)) if bool(true.any()) else 0.0
+        )
     return found

@@ -1,4 +1,5 @@
-"""ViT image towers of CLIPs read as matrices, whoever wrote the module: openai-clip, open_clip, Hugging Face's CLIP.
+"""ViT image towers of CLIPs read as matrices, whoever wrote the module: openai-clip, open_clip, Hugging
+Face's CLIP.
 
 read_tower       clip -> Tower, proved on one image
 Tower, Block     the matrices, and the names of the layers whose outputs are recorded
@@ -9,6 +10,7 @@ statistics       mean and standard deviation of layer norm
 tokens           what a layer gives, tokens behind the batch
 recorded         layers of a tower over a probe, some images at a time
 """
+
 from __future__ import annotations
 
 import inspect
@@ -40,20 +42,22 @@ class Norm:
 
 @dataclass(frozen=True)
 class Block:
-    """One block of a ViT: x + attention(norm(x)), to which its MLP is added; matrices [out, in] as in nn.Linear."""
+    """One block of a ViT: x + attention(norm(x)), to which its MLP is added; matrices [out, in] as in
+    nn.Linear.
+    """
 
-    residual: str    # layer whose output is the residual stream behind the block
+    residual: str  # layer whose output is the residual stream behind the block
     activation: str  # layer whose output are the MLP's neurons
     heads: int
     norm: Norm
-    q: Tensor        # [D, D], as k, v and out
+    q: Tensor  # [D, D], as k, v and out
     q_bias: Tensor
-    k: Tensor        # its bias moves all tokens alike and cannot change the attention
+    k: Tensor  # its bias moves all tokens alike and cannot change the attention
     v: Tensor
     v_bias: Tensor
     out: Tensor
     out_bias: Tensor
-    write: Tensor    # [D, K]: column n is what neuron n writes into the residual stream
+    write: Tensor  # [D, K]: column n is what neuron n writes into the residual stream
     write_bias: Tensor
     mlp: Callable[[Tensor], Tensor]  # what the MLP adds to tokens [b, D], its own layer norm included
     run: Callable[[Tensor], Tensor]  # residual stream before the block, as recorded -> behind it
@@ -79,9 +83,9 @@ class Tower:
 def read_tower(clip: Clip) -> Tower:
     """The image tower of a CLIP as matrices, which share its weights.
 
-    They are proved on one image of noise: every block's class token and the embedding are rebuilt from them. So a
-    variant of the ViT that computes anything else (layer scale, other pooling) is refused and never misread.
-    Errors: ValueError for towers that are no such ViT.
+    They are proved on one image of noise: every block's class token and the embedding are rebuilt from them.
+    So a variant of the ViT that computes anything else (layer scale, other pooling) is refused and never
+    misread. Errors: ValueError for towers that are no such ViT.
     """
     parts = vars(clip.model).get("_modules", {}) if clip.model is not None else {}
     visual = parts.get("visual")
@@ -92,36 +96,44 @@ def read_tower(clip: Clip) -> Tower:
             tower = _hf(clip.model)
         else:
             kind = type(visual if visual is not None else clip.model).__name__
-            raise ValueError(f"second-order effects exist in ViT image towers of CLIPs, clip '{clip.name}' has a {kind}; "
-                             "use microworld:vit, openai:ViT-B/32, open_clip:ViT-..., or hf: with a CLIPModel")
+            raise ValueError(
+                f"second-order effects exist in ViT image towers of CLIPs, clip '{clip.name}' has a {kind}; "
+                "use microworld:vit, openai:ViT-B/32, open_clip:ViT-..., or hf: with a CLIPModel"
+            )
     except AttributeError as error:
         raise _no_plain_vit(clip.name, str(error)) from error
     tower = replace(tower, name=clip.name)
     if len(tower.post.gamma) != len(tower.blocks[0].out):
-        raise _no_plain_vit(clip.name, f"its last layer norm has {len(tower.post.gamma)} values, its blocks "
-                                       f"{len(tower.blocks[0].out)}")
+        raise _no_plain_vit(
+            clip.name,
+            f"its last layer norm has {len(tower.post.gamma)} values, its blocks {len(tower.blocks[0].out)}",
+        )
     _prove(tower, clip)
     return tower
 
 
 def class_attention(block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention of the class token to all tokens, a [b, H, T], and the mean and sd [b, T] of the block's layer norm.
+    """Attention of the class token to all tokens, a [b, H, T], and the mean and sd [b, T] of the block's
+    layer norm.
 
-    x [b, T, D] is the residual stream before the block. Keys are never formed: q_h (W_K,h y_i) = (q_h W_K,h) y_i.
+    x [b, T, D] is the residual stream before the block. Keys are never formed: q_h (W_K,h y_i) = (q_h W_K,h)
+    y_i.
     """
     mean, sd = statistics(x, block.norm.eps)
     y = (x - mean[..., None]) / sd[..., None] * block.norm.gamma + block.norm.beta
     size = len(block.q) // block.heads
-    q = F.linear(y[:, 0], block.q, block.q_bias).unflatten(1, (block.heads, size)) * size ** -.5   # [b, H, D/H]
+    q = F.linear(y[:, 0], block.q, block.q_bias).unflatten(1, (block.heads, size)) * size**-0.5  # [b, H, D/H]
     looks = torch.einsum("bhe,heD->bhD", q, block.k.unflatten(0, (block.heads, size)))
     return torch.matmul(looks, y.transpose(1, 2)).softmax(dim=-1), mean, sd
 
 
 def class_token(block: Block, x: Tensor) -> Tensor:
-    """Class tokens [b, D] behind the block, from the residual stream x [b, T, D] before it; other tokens cost nothing."""
+    """Class tokens [b, D] behind the block, from the residual stream x [b, T, D] before it; other tokens cost
+    nothing.
+    """
     a, mean, sd = class_attention(block, x)
     y = (x - mean[..., None]) / sd[..., None] * block.norm.gamma + block.norm.beta
-    value = block.v.unflatten(0, (block.heads, -1))                                            # [H, D/H, D]
+    value = block.v.unflatten(0, (block.heads, -1))  # [H, D/H, D]
     seen = torch.einsum("bhD,heD->bhe", a @ y, value).flatten(1) + block.v_bias
     moved = x[:, 0] + F.linear(seen, block.out, block.out_bias)
     return moved + block.mlp(moved)
@@ -144,13 +156,24 @@ def tokens(tower: Tower, name: str, output: Tensor) -> Tensor:
     return output.transpose(0, 1) if tower.tokens_first else output
 
 
-def recorded(clip: Clip, tower: Tower, probe: Probe, names: Sequence[str], batch_size: int,
-             progress: Progress | None = None) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-    """(rows, {layer: [b, T, ...]}) of some images at a time, in order; layers not named may be run by the caller."""
+def recorded(
+    clip: Clip,
+    tower: Tower,
+    probe: Probe,
+    names: Sequence[str],
+    batch_size: int,
+    progress: Progress | None = None,
+) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """(rows, {layer: [b, T, ...]}) of some images at a time, in order; layers not named may be run by the
+    caller.
+    """
     stream = batches(probe, [clip.preprocess], batch_size)
     if progress is not None:
         stream = progress(stream, -(-probe.N // batch_size), f"{clip.name} over {probe.name}")
-    with ready(tower.module, piece=VIT_PIECE) as place, record(tower.module, names, partial(tokens, tower)) as acts:
+    with (
+        ready(tower.module, piece=VIT_PIECE) as place,
+        record(tower.module, names, partial(tokens, tower)) as acts,
+    ):
         for rows, (images,) in stream:
             start = rows.start
             for piece in place(images):
@@ -165,12 +188,30 @@ def _openai(visual: nn.Module) -> Tower:
     for i, block in enumerate(visual.transformer.resblocks):
         attention, name = block.attn, f"transformer.resblocks.{i}"
         if not isinstance(attention, nn.MultiheadAttention) or attention.in_proj_weight is None:
-            raise ValueError(f"the lens reads torch's MultiheadAttention, got {type(attention).__name__} in {name}; use "
-                             "a CLIP without variants of attention")
+            raise ValueError(
+                f"the lens reads torch's MultiheadAttention, got {type(attention).__name__} in {name}; use "
+                "a CLIP without variants of attention"
+            )
         (q, k, v), (q_bias, _, v_bias) = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-        blocks.append(Block(name, f"{name}.mlp.gelu", attention.num_heads, _norm(block.ln_1), q, q_bias, k, v, v_bias,
-                            attention.out_proj.weight, attention.out_proj.bias, block.mlp.c_proj.weight,
-                            block.mlp.c_proj.bias, lambda x, b=block: b.mlp(b.ln_2(x)), block))
+        blocks.append(
+            Block(
+                name,
+                f"{name}.mlp.gelu",
+                attention.num_heads,
+                _norm(block.ln_1),
+                q,
+                q_bias,
+                k,
+                v,
+                v_bias,
+                attention.out_proj.weight,
+                attention.out_proj.bias,
+                block.mlp.c_proj.weight,
+                block.mlp.c_proj.bias,
+                lambda x, b=block: b.mlp(b.ln_2(x)),
+                block,
+            )
+        )
     tokens_first = not visual.transformer.resblocks[0].attn.batch_first
     return Tower("", visual, tuple(blocks), _norm(visual.ln_post), visual.proj, tokens_first)
 
@@ -180,13 +221,33 @@ def _hf(model: nn.Module) -> Tower:
     for i, block in enumerate(model.vision_model.encoder.layers):
         a, name = block.self_attn, f"encoder.layers.{i}"
         masks = {key: None for key in inspect.signature(block.forward).parameters if "mask" in key}
-        blocks.append(Block(name, f"{name}.mlp.activation_fn", a.num_heads, _norm(block.layer_norm1), a.q_proj.weight,
-                            a.q_proj.bias, a.k_proj.weight, a.v_proj.weight, a.v_proj.bias, a.out_proj.weight,
-                            a.out_proj.bias, block.mlp.fc2.weight, block.mlp.fc2.bias,
-                            lambda x, b=block: b.mlp(b.layer_norm2(x)),
-                            lambda x, run=partial(block, **masks): first_tensor(run(x))))
-    return Tower("", model.vision_model, tuple(blocks), _norm(model.vision_model.post_layernorm),
-                 model.visual_projection.weight.T, tokens_first=False)
+        blocks.append(
+            Block(
+                name,
+                f"{name}.mlp.activation_fn",
+                a.num_heads,
+                _norm(block.layer_norm1),
+                a.q_proj.weight,
+                a.q_proj.bias,
+                a.k_proj.weight,
+                a.v_proj.weight,
+                a.v_proj.bias,
+                a.out_proj.weight,
+                a.out_proj.bias,
+                block.mlp.fc2.weight,
+                block.mlp.fc2.bias,
+                lambda x, b=block: b.mlp(b.layer_norm2(x)),
+                lambda x, run=partial(block, **masks): first_tensor(run(x)),
+            )
+        )
+    return Tower(
+        "",
+        model.vision_model,
+        tuple(blocks),
+        _norm(model.vision_model.post_layernorm),
+        model.visual_projection.weight.T,
+        tokens_first=False,
+    )
 
 
 def _norm(norm: nn.LayerNorm) -> Norm:
@@ -200,7 +261,9 @@ def _prove(tower: Tower, clip: Clip) -> None:
     image = torch.rand(1, *size, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
     names = [name for block in tower.blocks for name in (block.residual, block.activation)]
     with ready(tower.module):
-        with record(tower.module, names, partial(tokens, tower)) as acts:  # blocks are run again, without the hooks
+        with record(
+            tower.module, names, partial(tokens, tower)
+        ) as acts:  # blocks are run again, without the hooks
             tower.module(image)
             kept = dict(acts)
         for before, block in zip(tower.blocks, tower.blocks[1:]):
@@ -208,8 +271,12 @@ def _prove(tower: Tower, clip: Clip) -> None:
             written = F.linear(kept[block.activation][:, 0], block.write, block.write_bias)
             _same(tower, block.residual, class_token(block, kept[before.residual]), behind)
             _same(tower, block.activation, block.mlp(behind - written), written)
-        _same(tower, "the embedding", F.normalize(representation(tower, behind), dim=-1),
-              clip.encode_image(image).to(behind.dtype))
+        _same(
+            tower,
+            "the embedding",
+            F.normalize(representation(tower, behind), dim=-1),
+            clip.encode_image(image).to(behind.dtype),
+        )
 
 
 def _same(tower: Tower, what: str, ours: Tensor, theirs: Tensor) -> None:
@@ -219,5 +286,7 @@ def _same(tower: Tower, what: str, ours: Tensor, theirs: Tensor) -> None:
 
 
 def _no_plain_vit(name: str, reason: str) -> ValueError:
-    return ValueError(f"the image tower of clip '{name}' is no plain ViT: {reason}; use a CLIP without layer scale, "
-                      "register tokens or other pooling than the class token")
+    return ValueError(
+        f"the image tower of clip '{name}' is no plain ViT: {reason}; use a CLIP without layer scale, "
+        "register tokens or other pooling than the class token"
+    )

@@ -4,17 +4,19 @@ add_powers, write_powers   exp(a P) of a block: its sums and extremes, and itsel
 products                   products over the top images of each unit, for some concepts (pmi)
 compiled                   how numba compiles
 
-Each runs on one thread and releases Python's lock, so that callers share the work among threads (`blocks.in_threads`).
-The first call compiles, for some seconds; the result is kept beside this file. Importing this module fails without
-numba: callers then use torch, as on a GPU.
+Each runs on one thread and releases Python's lock, so that callers share the work among threads
+(`blocks.in_threads`). The first call compiles, for some seconds; the result is kept beside this file.
+Importing this module fails without numba: callers then use torch, as on a GPU.
 
 The loop of rank_reorder, compiled: ranks by counting bits, after one sort for all units.
 
 reorder_errors   how far each concept reorders a unit's top images
 
-Among n of U images, the rank of one is the number of the others that come before it in the order of all U. These are
-kept as a set of bits, and counted 64 at a time: n + U / 64 steps for a unit and concept, instead of a sort.
+Among n of U images, the rank of one is the number of the others that come before it in the order of all U.
+These are kept as a set of bits, and counted 64 at a time: n + U / 64 steps for a unit and concept, instead of
+a sort.
 """
+
 from __future__ import annotations
 
 import math
@@ -26,34 +28,60 @@ from torch import Tensor
 from neuronym.common.memory import order, slices
 
 LOG2E = np.float32(math.log2(math.e))
-SERIES = tuple(np.float32(math.log(2)**k / math.factorial(k)) for k in range(8))
+SERIES = tuple(np.float32(math.log(2) ** k / math.factorial(k)) for k in range(8))
 # sums and products may be taken in another order; inputs are never nan, and zero needs no sign
-compiled = numba.njit(nogil=True, cache=True, error_model="numpy",
-                      fastmath={"reassoc", "contract", "arcp", "nnan", "nsz"})
+compiled = numba.njit(
+    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nnan", "nsz"}
+)
 
 
-def add_powers(P: Tensor, rows: Tensor, cols: slice, a: float, shift: Tensor, total: Tensor, extremes: Tensor) -> None:
-    """Add sums of exp(a P[rows, cols] - shift) to total [U], and keep the least and largest in extremes [U, 2].
+def add_powers(
+    P: Tensor, rows: Tensor, cols: slice, a: float, shift: Tensor, total: Tensor, extremes: Tensor
+) -> None:
+    """Add sums of exp(a P[rows, cols] - shift) to total [U], and keep the least and largest in extremes [U,
+    2].
 
     P [N, M] is float32.
     """
     P, rows, shift, total, extremes = (tensor.numpy() for tensor in (P, rows, shift, total, extremes))
     # floats that are not negative are in the order of their bits, and extremes of integers are fast
-    sum_powers(P, rows, cols.start, cols.stop - cols.start, np.float32(a * LOG2E), shift, total, extremes.view(np.int32))
+    sum_powers(
+        P,
+        rows,
+        cols.start,
+        cols.stop - cols.start,
+        np.float32(a * LOG2E),
+        shift,
+        total,
+        extremes.view(np.int32),
+    )
 
 
-def write_powers(P: Tensor, rows: Tensor, cols: slice, a: float, shift: Tensor, scale: Tensor, out: Tensor, start: int,
-                 width: int) -> None:
-    """Put scale exp(a P[rows, cols] - shift) into tiles of `width` columns, each whole in out, one after the other.
+def write_powers(
+    P: Tensor,
+    rows: Tensor,
+    cols: slice,
+    a: float,
+    shift: Tensor,
+    scale: Tensor,
+    out: Tensor,
+    start: int,
+    width: int,
+) -> None:
+    """Put scale exp(a P[rows, cols] - shift) into tiles of `width` columns, each whole in out, one after the
+    other.
 
-    P [N, M] is float32; shift, scale [r]; out [U, m] as the memory of the tiles; its rows from `start` are written.
+    P [N, M] is float32; shift, scale [r]; out [U, m] as the memory of the tiles; its rows from `start` are
+    written.
     """
     P, rows, shift, scale, out = (tensor.numpy() for tensor in (P, rows, shift, scale, out))
     fill_powers(P, rows, cols.start, np.float32(a * LOG2E), shift, scale, out, start, width)
 
 
 def products(x: Tensor, top: Tensor, rest: Tensor, gain: Tensor, out: Tensor) -> None:
-    """out_kc = product_j of (rest_j + gain_j x_ic), i = top_kj: x [U, m], top [K, J] int32; rest, gain [J]; out [K, m]."""
+    """out_kc = product_j of (rest_j + gain_j x_ic), i = top_kj: x [U, m], top [K, J] int32; rest, gain [J];
+    out [K, m].
+    """
     multiply(x.numpy(), top.numpy().view(np.uint32), rest.numpy(), gain.numpy(), out.numpy())
 
 
@@ -62,7 +90,7 @@ def sum_powers(P, rows, start, width, a, shift, total, extremes):
     powers, exponents = np.empty(width, np.float32), np.empty(width, np.int32)
     bits = powers.view(np.int32)
     for u in range(len(rows)):
-        power(P[rows[u]][start:start + width], a, shift[u] * LOG2E, np.float32(1), powers, exponents)
+        power(P[rows[u]][start : start + width], a, shift[u] * LOG2E, np.float32(1), powers, exponents)
         added, low, high = np.float32(0), extremes[u, 0], extremes[u, 1]
         for c in range(width):
             added += powers[c]
@@ -81,15 +109,24 @@ def fill_powers(P, rows, first, a, shift, scale, out, start, width):
         for c in range(0, m, width):
             some = min(width, m - c)
             at = U * c + (start + u) * some
-            power(P[rows[u]][first + c:first + c + some], a, shift[u] * LOG2E, scale[u], flat[at:at + some], exponents)
+            power(
+                P[rows[u]][first + c : first + c + some],
+                a,
+                shift[u] * LOG2E,
+                scale[u],
+                flat[at : at + some],
+                exponents,
+            )
 
 
 @compiled
 def power(x, a, shift, scale, out, exponents):
-    """scale 2^(a x - shift): 2^f, |f| <= 1/2, by its series (wrong by 5e-9), and the whole part by a float's exponent."""
+    """scale 2^(a x - shift): 2^f, |f| <= 1/2, by its series (wrong by 5e-9), and the whole part by a float's
+    exponent.
+    """
     for c in range(len(out)):
         t = max(a * x[c] - shift, np.float32(-126))
-        whole = np.floor(t + np.float32(.5))
+        whole = np.floor(t + np.float32(0.5))
         f = t - whole
         series = SERIES[7]
         for k in (6, 5, 4, 3, 2, 1, 0):
@@ -121,21 +158,30 @@ def multiply(x, top, rest, gain, out):
 
 
 GROUP_BYTES = 2**18  # values and places of the concepts taken together: they stay in a core's cache
-# Indices are unsigned: numba then leaves out the test for negative ones, and the loops run three times as fast.
+# Indices are unsigned: numba then leaves out the test for negative ones, and the loops run three times as
+# fast.
 SIX, LOW, ONE = np.uint32(6), np.uint32(63), np.uint64(1)
 
 
 def reorder_errors(values: Tensor, top: Tensor, a: Tensor, p: float) -> tuple[Tensor, Tensor]:
     """Mean_j |a_j - b_(r_j)|^p and mean_j of the values: values [m, U] of m concepts -> two [m, K].
 
-    top [K, n] int32 indexes U; a [K, n] are the activations, descending, and b the same ascending; r_j is the rank of
-    image j among the n, equal values ranked upwards from the first. One sort of all U serves every unit.
+    top [K, n] int32 indexes U; a [K, n] are the activations, descending, and b the same ascending; r_j is the
+    rank of image j among the n, equal values ranked upwards from the first. One sort of all U serves every
+    unit.
     """
     errors, means = values.new_empty(2, len(values), len(top))
     group = max(1, GROUP_BYTES // (values.shape[1] * (values.itemsize + 4)))
     for some in slices(len(values), group):
-        reorder(values[some].numpy(), order(values[some]).numpy(), top.numpy().view(np.uint32), a.numpy(), p,
-                errors[some].numpy(), means[some].numpy())
+        reorder(
+            values[some].numpy(),
+            order(values[some]).numpy(),
+            top.numpy().view(np.uint32),
+            a.numpy(),
+            p,
+            errors[some].numpy(),
+            means[some].numpy(),
+        )
     return errors, means
 
 
@@ -153,7 +199,8 @@ def reorder(values, ascending, top, a, p, errors, means):
     taken, last = np.empty(n, np.uint32), np.uint32(n - 1)
     for k in range(K):
         for c in range(m):
-            # the places that the unit's images take, as a set of bits: the rank of one is the number of bits below it
+            # the places that the unit's images take, as a set of bits: the rank of one is the number of bits
+            # below it
             bits[:] = 0
             total = error = values[c, 0] * 0
             for j in range(n):
@@ -173,7 +220,7 @@ def reorder(values, ascending, top, a, p, errors, means):
                     error += gap * gap * gap
             else:
                 for j in range(n):
-                    error += abs(a[k, j] - a[k, last - rank(bits, below, taken[j])])**p
+                    error += abs(a[k, j] - a[k, last - rank(bits, below, taken[j])]) ** p
             errors[c, k], means[c, k] = error / n, total / n
 
 

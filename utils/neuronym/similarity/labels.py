@@ -5,6 +5,7 @@ labels_table  scores of one layer -> table
 write_labels  table -> labels.parquet and labels.csv
 read_labels   table of ours or of a published CSV, with its unit base checked
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,25 +17,55 @@ import torch
 from neuronym.similarity.scores import top_labels
 
 COLUMNS = ["model", "layer", "unit", "method", "rank", "label", "score"]
-RENAMED = {"description": "label", "similarity": "score", "summary": "label", "Neuron ID": "unit", "Label 1": "label"}
+RENAMED = {
+    "description": "label",
+    "similarity": "score",
+    "summary": "label",
+    "Neuron ID": "unit",
+    "Label 1": "label",
+}
 
 
-def labels_table(scores: torch.Tensor, concepts: Sequence[str], *, model: str, layer: str, method: str, k: int = 5,
-                 units: Sequence[int] | None = None, **more: object) -> pd.DataFrame:
-    """The k best labels of every unit of a layer; scores [K, M] -> K x k rows of COLUMNS, rank 1 first, units from 0.
+def labels_table(
+    scores: torch.Tensor,
+    concepts: Sequence[str],
+    *,
+    model: str,
+    layer: str,
+    method: str,
+    k: int = 5,
+    units: Sequence[int] | None = None,
+    **more: object,
+) -> pd.DataFrame:
+    """The k best labels of every unit of a layer; scores [K, M] -> K x k rows of COLUMNS, rank 1 first, units
+    from 0.
 
-    `units` names the rows of `scores` when they are not 0..K-1; `more` adds columns, one value each for all rows.
+    `units` names the rows of `scores` when they are not 0..K-1; `more` adds columns, one value each for all
+    rows.
     """
     if scores.shape[1] != len(concepts):
-        raise ValueError(f"expected one score per concept, got scores {tuple(scores.shape)} and {len(concepts)} concepts")
+        raise ValueError(
+            f"expected one score per concept, got scores {tuple(scores.shape)} and {len(concepts)} concepts"
+        )
     k = min(k, len(concepts))
     values, indices = top_labels(scores, concepts, k)
     units = list(range(len(scores))) if units is None else [int(u) for u in units]
     if len(units) != len(scores):
-        raise ValueError(f"expected one unit per row of scores, got {len(units)} units and {len(scores)} rows")
-    table = pd.DataFrame({"model": model, "layer": layer, "unit": [u for u in units for _ in range(k)], "method": method,
-                          "rank": list(range(1, k + 1)) * len(units), "label": [concepts[i] for i in indices.flatten().tolist()],
-                          "score": values.flatten().double().cpu().numpy()}, columns=COLUMNS)
+        raise ValueError(
+            f"expected one unit per row of scores, got {len(units)} units and {len(scores)} rows"
+        )
+    table = pd.DataFrame(
+        {
+            "model": model,
+            "layer": layer,
+            "unit": [u for u in units for _ in range(k)],
+            "method": method,
+            "rank": list(range(1, k + 1)) * len(units),
+            "label": [concepts[i] for i in indices.flatten().tolist()],
+            "score": values.flatten().double().cpu().numpy(),
+        },
+        columns=COLUMNS,
+    )
     return table.assign(**more)
 
 
@@ -42,7 +73,9 @@ def write_labels(table: pd.DataFrame, folder: Path) -> Path:
     """Write labels.parquet (exact) and labels.csv (for people) into `folder`; returns the path of the former."""
     missing = [c for c in COLUMNS if c not in table]
     if missing:
-        raise ValueError(f"a labels table needs the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}")
+        raise ValueError(
+            f"a labels table needs the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     table.to_parquet(folder / "labels.parquet", index=False)
     table.to_csv(folder / "labels.csv", index=False, float_format="%.6g")
@@ -50,10 +83,12 @@ def write_labels(table: pd.DataFrame, folder: Path) -> Path:
 
 
 def read_labels(path: Path | str, *, unit_base: int | None = None, **given: str) -> pd.DataFrame:
-    """Read a labels table, ours or one with `layer, unit, description[, similarity]`; units come back counted from 0.
+    """Read a labels table, ours or one with `layer, unit, description[, similarity]`; units come back counted
+    from 0.
 
-    `given` fills what a foreign file lacks (model, method, layer). A file whose units start at 1 (NetDissect's) is refused
-    unless `unit_base=1` says so, because joining it by unit would pair every label with its neighbour.
+    `given` fills what a foreign file lacks (model, method, layer). A file whose units start at 1
+    (NetDissect's) is refused unless `unit_base=1` says so, because joining it by unit would pair every label
+    with its neighbour.
     """
     path = Path(path)
     if not path.exists():
@@ -63,11 +98,15 @@ def read_labels(path: Path | str, *, unit_base: int | None = None, **given: str)
     table = table.assign(**{c: v for c, v in {"rank": 1, "score": float("nan")}.items() if c not in table})
     missing = [c for c in COLUMNS if c not in table]
     if missing:
-        raise ValueError(f"{path.name} lacks {', '.join(missing)}; pass them, e.g. {missing[0]}='...'; it has {', '.join(table)}")
+        raise ValueError(
+            f"{path.name} lacks {', '.join(missing)}; pass them, e.g. {missing[0]}='...'; it has {', '.join(table)}"
+        )
     first = int(table["unit"].min())
     if unit_base is None and first > 0 and (table.groupby("layer")["unit"].min() == 1).all():
-        raise ValueError(f"units of {path.name} start at 1; if its author counts from 1 pass unit_base=1, "
-                         "if unit 0 is only missing pass unit_base=0")
+        raise ValueError(
+            f"units of {path.name} start at 1; if its author counts from 1 pass unit_base=1, "
+            "if unit 0 is only missing pass unit_base=0"
+        )
     table["unit"] -= unit_base or 0
     table["label"] = table["label"].astype(str).str.strip()
     return table[COLUMNS + [c for c in table if c not in COLUMNS]]

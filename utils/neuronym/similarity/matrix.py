@@ -1,4 +1,5 @@
 """"""
+
 from __future__ import annotations
 
 import importlib
@@ -17,7 +18,9 @@ from neuronym.common.memory import at_hand, slices
 
 @dataclass(frozen=True)
 class Embedded:
-    """Concept-activation matrix P = I T' of image embeddings I [N, d] and text embeddings T [M, d], made in blocks."""
+    """Concept-activation matrix P = I T' of image embeddings I [N, d] and text embeddings T [M, d], made in
+    blocks.
+    """
 
     I: Tensor
     T: Tensor
@@ -58,49 +61,78 @@ def compiled_loops(device: torch.device) -> ModuleType | None:
         return None
 
 
-def checked(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], units: Sequence[int] | None,
-            memory: int) -> tuple[list[Tensor], list[Tensor], torch.dtype, int]:
-    """The layers as a list, the units to score of each, the dtype to compute in, and the width d of embeddings (or 0)."""
-    layers = {"Q": Q} if isinstance(Q, Tensor) or not isinstance(Q, Sequence) else {f"Q[{i}]": q for i, q in enumerate(Q)}
+def checked(
+    P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], units: Sequence[int] | None, memory: int
+) -> tuple[list[Tensor], list[Tensor], torch.dtype, int]:
+    """The layers as a list, the units to score of each, the dtype to compute in, and the width d of
+    embeddings (or 0).
+    """
+    layers = (
+        {"Q": Q}
+        if isinstance(Q, Tensor) or not isinstance(Q, Sequence)
+        else {f"Q[{i}]": q for i, q in enumerate(Q)}
+    )
     factors = {"I": P.I, "T": P.T} if isinstance(P, Embedded) else {"P": P}
     for name, X in (factors | layers).items():
         if not isinstance(X, Tensor) or X.ndim != 2 or 0 in X.shape or X.is_complex():
             got = f"{X.dtype} {list(X.shape)}" if isinstance(X, Tensor) else type(X).__name__
             raise ValueError(f"expected {name} as a real torch tensor of two axes, none empty, got {got}")
     if not layers or (units is not None and len(layers) > 1):
-        raise ValueError(f"expected one layer or more, and units for one layer only, got {len(layers)} layers")
+        raise ValueError(
+            f"expected one layer or more, and units for one layer only, got {len(layers)} layers"
+        )
     given = factors | layers
     if len({X.device for X in given.values()}) > 1:
         found = ", ".join(f"{name} on {X.device}" for name, X in given.items())
         raise ValueError(f"expected all tensors on one device, got {found}; move them with .to(device)")
     if isinstance(P, Embedded) and P.I.shape[1] != P.T.shape[1]:
-        raise ValueError(f"expected I [N, d] and T [M, d] with equal d, got {P.I.shape[1]} and {P.T.shape[1]}")
+        raise ValueError(
+            f"expected I [N, d] and T [M, d] with equal d, got {P.I.shape[1]} and {P.T.shape[1]}"
+        )
     for name, X in layers.items():
         if P.shape[0] != len(X):
-            raise ValueError(f"expected {'I [N, d]' if 'I' in given else 'P [N, M]'} and {name} [N, K] with equal N, "
-                             f"got {P.shape[0]} and {len(X)}")
+            raise ValueError(
+                f"expected {'I [N, d]' if 'I' in given else 'P [N, M]'} and {name} [N, K] with equal N, "
+                f"got {P.shape[0]} and {len(X)}"
+            )
     axes = {"P": "image concept", "I": "image dimension", "T": "concept dimension"}
     for name, X in given.items():
         _finite(name, X, *axes.get(name, "image unit").split())
     whole("memory", memory)
     dtype = torch.float64 if any(X.dtype == torch.float64 for X in given.values()) else torch.float32
     chosen = [_units(units, X.shape[1]).to(X.device) for X in layers.values()]
-    return [X.detach() for X in layers.values()], chosen, dtype, P.I.shape[1] if isinstance(P, Embedded) else 0
+    return (
+        [X.detach() for X in layers.values()],
+        chosen,
+        dtype,
+        P.I.shape[1] if isinstance(P, Embedded) else 0,
+    )
 
 
 def _finite(name: str, X: Tensor, row: str, column: str) -> None:
     for part in slices(len(X), 2**22 // X.shape[1]):
-        if not bool(X[part].sum().isfinite()) and not bool(X[part].isfinite().all()):  # a sum alone may overflow
+        if not bool(X[part].sum().isfinite()) and not bool(
+            X[part].isfinite().all()
+        ):  # a sum alone may overflow
             i, j = (~X[part].isfinite()).nonzero()[0].tolist()
-            raise ValueError(f"{name} must be finite, got {X[part][i, j].item()} at {row} {part.start + i}, "
-                             f"{column} {j}; leave that {row} or {column} out")
+            raise ValueError(
+                f"{name} must be finite, got {X[part][i, j].item()} at {row} {part.start + i}, "
+                f"{column} {j}; leave that {row} or {column} out"
+            )
 
 
 def _units(units: Sequence[int] | None, K: int) -> Tensor:
     if units is None:
         return torch.arange(K)
-    listed = units.tolist() if hasattr(units, "tolist") else list(units) if isinstance(units, Sequence) else []
-    if not listed or not isinstance(listed, list) or not all(
-            isinstance(unit, Integral) and not isinstance(unit, bool) and 0 <= unit < K for unit in listed):
+    listed = (
+        units.tolist() if hasattr(units, "tolist") else list(units) if isinstance(units, Sequence) else []
+    )
+    if (
+        not listed
+        or not isinstance(listed, list)
+        or not all(
+            isinstance(unit, Integral) and not isinstance(unit, bool) and 0 <= unit < K for unit in listed
+        )
+    ):
         raise ValueError(f"units must be a list of indices from 0 to {K - 1} (K {K}), got {units}")
     return torch.tensor(listed)

@@ -1,21 +1,24 @@
 """wpmi and soft_wpmi, the similarity functions that weigh how well a unit's top images predict a concept.
 
-Both sum logarithms of p_j x_ic + rest_j over a unit's top images i, where x is the softmax over concepts of a P. With
-scales c_j = exp((the least + the largest such logarithm) / 2), which keep products near 1,
-    sum_j log(p_j x_ic + rest_j) = sum_j log c_j + log of the product over j of (p_j / c_j x_ic + rest_j / c_j),
-where a product is broken off only when it might leave the range of its dtype: there are two multiplications and an
-addition for each image and concept, and for each concept about one logarithm instead of top_k.
+Both sum logarithms of p_j x_ic + rest_j over a unit's top images i, where x is the softmax over concepts of a
+P. With scales c_j = exp((the least + the largest such logarithm) / 2), which keep products near 1,
+    sum_j log(p_j x_ic + rest_j) = sum_j log c_j + log of the product over j of (p_j / c_j x_ic + rest_j /
+    c_j),
+where a product is broken off only when it might leave the range of its dtype: there are two multiplications
+and an addition for each image and concept, and for each concept about one logarithm instead of top_k.
 
-Rounding, in units of u = 2^-24 (float32) or 2^-53: x is off by |a P| + 8, as in any softmax, and each factor and product
-by 4 more, so that a sum of top_k logarithms is off by at most top_k (|a P| + 12) u beside its own rounding.
+Rounding, in units of u = 2^-24 (float32) or 2^-53: x is off by |a P| + 8, as in any softmax, and each factor
+and product by 4 more, so that a sum of top_k logarithms is off by at most top_k (|a P| + 12) u beside its own
+rounding.
 
 The softmax over concepts of a P, for some images and a few concepts at a time, in bounded memory.
 
 softmax_tiles   the extremes of every image, and tile after tile
 
-The denominators run over all concepts, so P is gone through twice. What the first time was made from embeddings is kept
-as far as the memory goes.
+The denominators run over all concepts, so P is gone through twice. What the first time was made from
+embeddings is kept as far as the memory goes.
 """
+
 from __future__ import annotations
 
 import math
@@ -39,31 +42,53 @@ from neuronym.common.memory import (
 )
 from neuronym.similarity.matrix import block, checked, compiled_loops, Embedded, largest
 
-WIDE = 1024    # concepts in a block of P: enough for a fast matrix product
+WIDE = 1024  # concepts in a block of P: enough for a fast matrix product
 TILES = 2**25  # bytes of tiles worked on at once on a CPU; the narrower, the worse memory reads P
 
 
 @torch.no_grad()
-def wpmi(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], *, top_k: int | None = None, a: float = 2, lam: float = .6,
-         eps: float = 1e-7, units: Sequence[int] | None = None, memory: int = MEMORY) -> Tensor | list[Tensor]:
+def wpmi(
+    P: Tensor | Embedded,
+    Q: Tensor | Sequence[Tensor],
+    *,
+    top_k: int | None = None,
+    a: float = 2,
+    lam: float = 0.6,
+    eps: float = 1e-7,
+    units: Sequence[int] | None = None,
+    memory: int = MEMORY,
+) -> Tensor | list[Tensor]:
     """Weighted pointwise mutual information of unit and concept. P [N, M], Q [N, K] -> scores [K, M]
 
-    S = l(c|k) - lam l(c): l(c|k) = sum over the top_k images of unit k of log(softmax over concepts(a P) + eps), and
-    l(c) = log of the mean over all K units of exp l(c|k). top_k=None: 28, or N when there are fewer images.
+    S = l(c|k) - lam l(c): l(c|k) = sum over the top_k images of unit k of log(softmax over concepts(a P) +
+    eps), and l(c) = log of the mean over all K units of exp l(c|k). top_k=None: 28, or N when there are fewer
+    images.
     """
     number("eps", eps, 0)
     return _pmi(P, Q, units, memory, top_k, 28, a, lam, lambda share: (1, eps))
 
 
 @torch.no_grad()
-def soft_wpmi(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], *, top_k: int | None = None, a: float = 10,
-              lam: float = 1, p_start: float = .998, p_end: float = .97, eps: float = 1e-7,
-              units: Sequence[int] | None = None, memory: int = MEMORY) -> Tensor | list[Tensor]:
-    """WPMI that trusts the j-th image with probability p_j = p_start - (j / top_k)(p_start - p_end). -> scores [K, M]
+def soft_wpmi(
+    P: Tensor | Embedded,
+    Q: Tensor | Sequence[Tensor],
+    *,
+    top_k: int | None = None,
+    a: float = 10,
+    lam: float = 1,
+    p_start: float = 0.998,
+    p_end: float = 0.97,
+    eps: float = 1e-7,
+    units: Sequence[int] | None = None,
+    memory: int = MEMORY,
+) -> Tensor | list[Tensor]:
+    """WPMI that trusts the j-th image with probability p_j = p_start - (j / top_k)(p_start - p_end). ->
+    scores [K, M]
 
-    As wpmi, with l(c|k) = sum over j, in order of activation, of log(1 + p_j (softmax over concepts(a P) - 1) + eps).
-    top_k=None: 100, or N when there are fewer images.
+    As wpmi, with l(c|k) = sum over j, in order of activation, of log(1 + p_j (softmax over concepts(a P) - 1)
+    + eps). top_k=None: 100, or N when there are fewer images.
     """
+
     def trust(share: float) -> tuple[float, float]:
         p = p_start - share * (p_start - p_end)
         return p, 1 - p + eps
@@ -74,8 +99,17 @@ def soft_wpmi(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], *, top_k: int 
     return _pmi(P, Q, units, memory, top_k, 100, a, lam, trust)
 
 
-def _pmi(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], units: Sequence[int] | None, memory: int, top_k: int | None,
-         usual: int, a: float, lam: float, trust: Callable[[float], tuple[float, float]]) -> Tensor | list[Tensor]:
+def _pmi(
+    P: Tensor | Embedded,
+    Q: Tensor | Sequence[Tensor],
+    units: Sequence[int] | None,
+    memory: int,
+    top_k: int | None,
+    usual: int,
+    a: float,
+    lam: float,
+    trust: Callable[[float], tuple[float, float]],
+) -> Tensor | list[Tensor]:
     """S = l - lam (logsumexp of l over a layer's units - log K), l = sum over j of log(p_j x + rest_j).
 
     (p_j, rest_j) = trust(j / top_k), x the softmax over concepts of a P.
@@ -91,19 +125,28 @@ def _pmi(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], units: Sequence[int
     threads = torch.get_num_threads() if loops else 1
     U, work = min(N, K * top_k), at_hand(memory, layers[0].device, TILES)
     held, column = 24 * K * top_k + (24 + 6 * size) * N, (3 * U + 4 * K + 2 * d) * size
-    some, m = fit(memory, (held, N * SORTING_BYTES_PER_VALUE, K), (held, column, min(M, max(WIDE, work // (U * size)))))
+    some, m = fit(
+        memory, (held, N * SORTING_BYTES_PER_VALUE, K), (held, column, min(M, max(WIDE, work // (U * size))))
+    )
     threads = min(threads, m)
-    width = max(1, min(m // threads, max(32, work // threads // (U * size))))  # of a tile that a thread works on
+    width = max(
+        1, min(m // threads, max(32, work // threads // (U * size)))
+    )  # of a tile that a thread works on
 
     # no other rows of P are needed; the prior is that of the layer, so all its units are scored
-    top = torch.cat([strongest(layer, torch.arange(K_l, device=layer.device), top_k, dtype, some)
-                     for layer, K_l in zip(layers, sizes)])
+    top = torch.cat(
+        [
+            strongest(layer, torch.arange(K_l, device=layer.device), top_k, dtype, some)
+            for layer, K_l in zip(layers, sizes)
+        ]
+    )
     rows, top = used(top, N)
     keep = (memory - held - column * m) // (U * m * size)
     extremes, blocks = softmax_tiles(P, rows, a, dtype, m, keep, width, work)
     runs, constant = _runs(top, trust, extremes)
     scores = [extremes.new_empty(len(chosen), M) for chosen in units]
     for tiles in blocks:
+
         def score_some(part: slice) -> None:
             for concepts, x in tiles[part]:
                 l = _sum_of_logs(loops, x, runs, constant, K)
@@ -115,12 +158,18 @@ def _pmi(P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], units: Sequence[int
     return scores[0] if isinstance(Q, Tensor) else scores
 
 
-def _runs(top: Tensor, trust: Callable[[float], tuple[float, float]],
-          extremes: Tensor) -> tuple[list[tuple[Tensor, Tensor, Tensor]], float]:
-    """Images [K, run], rests and gains [run] of runs of factors whose product stays in range, and the sum of log c_j."""
+def _runs(
+    top: Tensor, trust: Callable[[float], tuple[float, float]], extremes: Tensor
+) -> tuple[list[tuple[Tensor, Tensor, Tensor]], float]:
+    """Images [K, run], rests and gains [run] of runs of factors whose product stays in range, and the sum of
+    log c_j.
+    """
     J, info = top.shape[1], torch.finfo(extremes.dtype)
-    low, high = extremes[:, 0][top].amin(0).tolist(), extremes[:, 1][top].amax(0).tolist()  # of the j-th images
-    rests, gains, edges, constant, spread = [], [], [0], 0., 0.
+    low, high = (
+        extremes[:, 0][top].amin(0).tolist(),
+        extremes[:, 1][top].amax(0).tolist(),
+    )  # of the j-th images
+    rests, gains, edges, constant, spread = [], [], [0], 0.0, 0.0
     for j in range(J):
         p, rest = trust(j / J)
         rest = max(rest, 1e3 * info.tiny)
@@ -130,15 +179,20 @@ def _runs(top: Tensor, trust: Callable[[float], tuple[float, float]],
         gains.append(p / math.exp(middle))
         if spread + (largest - middle) > SAFE * math.log(info.max) and j > edges[-1]:
             edges.append(j)
-            spread = 0.
+            spread = 0.0
         constant, spread = constant + middle, spread + largest - middle
     rests, gains = extremes.new_tensor(rests), extremes.new_tensor(gains)
-    return [tuple(y[..., i:j].contiguous() for y in (top, rests, gains)) for i, j in zip(edges, edges[1:] + [J])], constant
+    return [
+        tuple(y[..., i:j].contiguous() for y in (top, rests, gains)) for i, j in zip(edges, edges[1:] + [J])
+    ], constant
 
 
-def _sum_of_logs(loops: ModuleType | None, x: Tensor, runs: list[tuple[Tensor, Tensor, Tensor]], constant: float,
-                 K: int) -> Tensor:
-    """l_kc = constant + sum over runs of log of products of (rest_j + gain_j x_ic), i = top_kj: x [U, m] -> l [K, m]."""
+def _sum_of_logs(
+    loops: ModuleType | None, x: Tensor, runs: list[tuple[Tensor, Tensor, Tensor]], constant: float, K: int
+) -> Tensor:
+    """l_kc = constant + sum over runs of log of products of (rest_j + gain_j x_ic), i = top_kj: x [U, m] -> l
+    [K, m].
+    """
     l, product = x.new_full((K, x.shape[1]), constant), x.new_empty(K, x.shape[1])
     for top, rest, gain in runs:
         if loops:
@@ -151,12 +205,14 @@ def _sum_of_logs(loops: ModuleType | None, x: Tensor, runs: list[tuple[Tensor, T
     return l
 
 
-SAFE = .7  # share of a dtype's range of exponents that powers, and products of them, may use
+SAFE = 0.7  # share of a dtype's range of exponents that powers, and products of them, may use
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where blocks of P[rows] come from: the matrix itself if there are no stores, or stores that hold a block each."""
+    """Where blocks of P[rows] come from: the matrix itself if there are no stores, or stores that hold a
+    block each.
+    """
 
     P: Tensor | Embedded
     rows: Tensor
@@ -168,24 +224,31 @@ class Source:
         if not self.stores:
             return self.P, self.rows, self.blocks[i]
         width, last = self.blocks[i].stop - self.blocks[i].start, len(self.stores) - 1
-        S = self.stores[min(i, last)][:len(self.rows) * width].view(-1, width)
+        S = self.stores[min(i, last)][: len(self.rows) * width].view(-1, width)
         if not again or last <= i < len(self.blocks) - 1:  # blocks from the last store on have shared it
             block(self.P, self.rows, self.blocks[i], S)
         return S, torch.arange(len(S), device=S.device), slice(0, width)
 
 
-def softmax_tiles(P: Tensor | Embedded, rows: Tensor, a: float, dtype: torch.dtype, m: int, keep: int, width: int,
-                  work: int) -> tuple[Tensor, Iterator[list[tuple[slice, Tensor]]]]:
-    """Softmax x over concepts of a P[rows]: least and largest by image [U, 2], and an iterator of lists of (concepts, x).
+def softmax_tiles(
+    P: Tensor | Embedded, rows: Tensor, a: float, dtype: torch.dtype, m: int, keep: int, width: int, work: int
+) -> tuple[Tensor, Iterator[list[tuple[slice, Tensor]]]]:
+    """Softmax x over concepts of a P[rows]: least and largest by image [U, 2], and an iterator of lists of
+    (concepts, x).
 
-    A list has the tiles [U, width] of a block of m concepts, in memory that the next list overwrites. `keep` blocks of
-    P are kept; `work` bytes are worked on at a time. ValueError when a P overflows.
+    A list has the tiles [U, width] of a block of m concepts, in memory that the next list overwrites. `keep`
+    blocks of P are kept; `work` bytes are worked on at a time. ValueError when a P overflows.
     """
     example = P if isinstance(P, Tensor) else P.I
     blocks = list(slices(P.shape[1], m))
     ready = isinstance(P, Tensor) and P.dtype == dtype
     stores = 0 if ready else min(len(blocks), 1 + keep)
-    source = Source(P.detach() if ready else P, rows, blocks, [example.new_empty(len(rows) * m, dtype=dtype) for _ in range(stores)])
+    source = Source(
+        P.detach() if ready else P,
+        rows,
+        blocks,
+        [example.new_empty(len(rows) * m, dtype=dtype) for _ in range(stores)],
+    )
     shift = example.new_zeros(len(rows), dtype=dtype)
     if _exceeds(P, a, dtype):
         shift -= math.inf
@@ -203,13 +266,16 @@ def _exceeds(P: Tensor | Embedded, a: float, dtype: torch.dtype) -> bool:
     """Whether exp(a P) may leave the safe range; ValueError when a P itself leaves that of the dtype."""
     bound = abs(a) * largest(P)
     if not bound < torch.finfo(dtype).max:
-        raise ValueError(f"a {a} times P overflows {str(dtype).removeprefix('torch.')}; "
-                         "pass a smaller a, or float64 inputs")
+        raise ValueError(
+            f"a {a} times P overflows {str(dtype).removeprefix('torch.')}; "
+            "pass a smaller a, or float64 inputs"
+        )
     return bound > SAFE * math.log(torch.finfo(dtype).max)
 
 
-def _parts(S: Tensor, rows: Tensor, cols: slice, a: float, shift: Tensor | None, dtype: torch.dtype,
-           work: int) -> Iterator[tuple[slice, Tensor]]:
+def _parts(
+    S: Tensor, rows: Tensor, cols: slice, a: float, shift: Tensor | None, dtype: torch.dtype, work: int
+) -> Iterator[tuple[slice, Tensor]]:
     """Ranges of rows, each with exp(a S[rows, cols] - shift), or without a shift with a S[rows, cols]."""
     for part in slices(len(rows), work // ((cols.stop - cols.start) * dtype.itemsize)):
         x = S[:, cols].index_select(0, rows[part]).to(dtype).mul_(a)
@@ -220,33 +286,55 @@ def _loops(S: Tensor, dtype: torch.dtype):
     return compiled_loops(S.device) if dtype == S.dtype == torch.float32 and S.is_contiguous() else None
 
 
-def _add_powers(S: Tensor, rows: Tensor, cols: slice, a: float, shift: Tensor, total: Tensor, extremes: Tensor,
-                work: int) -> None:
-    """Add the sums of exp(a S[rows, cols] - shift) to total [U], and keep the least and largest in extremes [U, 2]."""
+def _add_powers(
+    S: Tensor, rows: Tensor, cols: slice, a: float, shift: Tensor, total: Tensor, extremes: Tensor, work: int
+) -> None:
+    """Add the sums of exp(a S[rows, cols] - shift) to total [U], and keep the least and largest in extremes
+    [U, 2].
+    """
     if loops := _loops(S, total.dtype):
-        return in_threads(len(rows), torch.get_num_threads(), lambda part: loops.add_powers(
-            S, rows[part], cols, a, shift[part], total[part], extremes[part]))
+        return in_threads(
+            len(rows),
+            torch.get_num_threads(),
+            lambda part: loops.add_powers(S, rows[part], cols, a, shift[part], total[part], extremes[part]),
+        )
     for part, x in _parts(S, rows, cols, a, shift, total.dtype, work):
         total[part] += x.sum(1)
         low, high = x.aminmax(dim=1)
-        extremes[part] = torch.stack([torch.minimum(extremes[part, 0], low), torch.maximum(extremes[part, 1], high)], 1)
+        extremes[part] = torch.stack(
+            [torch.minimum(extremes[part, 0], low), torch.maximum(extremes[part, 1], high)], 1
+        )
 
 
-def _tiles(source: Source, a: float, shift: Tensor, scale: Tensor, width: int,
-           work: int) -> Iterator[list[tuple[slice, Tensor]]]:
-    """(concepts, scale exp(a P - shift)) of every tile, from the last block to the first: the last is in its store."""
+def _tiles(
+    source: Source, a: float, shift: Tensor, scale: Tensor, width: int, work: int
+) -> Iterator[list[tuple[slice, Tensor]]]:
+    """(concepts, scale exp(a P - shift)) of every tile, from the last block to the first: the last is in its
+    store.
+    """
     U, store = len(scale), scale.new_empty(len(scale) * (source.blocks[0].stop - source.blocks[0].start))
     for i in reversed(range(len(source.blocks))):
         S, rows, cols = source.take(i, again=True)
         first, count = source.blocks[i].start, cols.stop - cols.start
-        tiles = [(slice(first + some.start, first + some.stop), store[U * some.start:U * some.stop].view(U, -1))
-                 for some in slices(count, width)]
+        tiles = [
+            (slice(first + some.start, first + some.stop), store[U * some.start : U * some.stop].view(U, -1))
+            for some in slices(count, width)
+        ]
         if loops := _loops(S, scale.dtype):
-            out = store[:U * count].view(U, count)
-            in_threads(U, torch.get_num_threads(), lambda part: loops.write_powers(
-                S, rows[part], cols, a, shift[part], scale[part], out, part.start, width))
+            out = store[: U * count].view(U, count)
+            in_threads(
+                U,
+                torch.get_num_threads(),
+                lambda part: loops.write_powers(
+                    S, rows[part], cols, a, shift[part], scale[part], out, part.start, width
+                ),
+            )
         else:
             for part, powers in _parts(S, rows, cols, a, shift, scale.dtype, work):
                 for concepts, x in tiles:
-                    torch.mul(powers[:, concepts.start - first:concepts.stop - first], scale[part, None], out=x[part])
+                    torch.mul(
+                        powers[:, concepts.start - first : concepts.stop - first],
+                        scale[part, None],
+                        out=x[part],
+                    )
         yield tiles

@@ -1,4 +1,5 @@
-"""How far can a label found with a similarity function be trusted? Its score against those of shuffled activations.
+"""How far can a label found with a similarity function be trusted? Its score against those of shuffled
+activations.
 
 best_scores  the best score of each unit, as it is compared with
 null_best    best scores that units get when their activations are dealt to other images
@@ -7,8 +8,10 @@ z_values     its distance from them in standard deviations
 abstain      which units should get no label, corrected for the number of units
 CORRECTIONS  bh, holm, none
 
-N images, K units, M concepts. `options` are those of the similarity function. Without a generator its seed is 0.
+N images, K units, M concepts. `options` are those of the similarity function. Without a generator its seed is
+0.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -28,16 +31,23 @@ from neuronym.similarity.scores import score, SIMILARITIES
 
 TOP_IMAGES = {"wpmi": 28, "soft_wpmi": 100}  # where neuronym.similarity.pmi is not told top_k
 FEW = 8
-CORRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"bh": benjamini_hochberg, "holm": holm, "none": as_p_values}
+CORRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "bh": benjamini_hochberg,
+    "holm": holm,
+    "none": as_p_values,
+}
 
 
 @torch.no_grad()
-def best_scores(P: Tensor | Embedded, Q: Tensor, method: str = "soft_wpmi", *, memory: int = MEMORY, **options) -> Tensor:
+def best_scores(
+    P: Tensor | Embedded, Q: Tensor, method: str = "soft_wpmi", *, memory: int = MEMORY, **options
+) -> Tensor:
     """Best score over concepts, to be tested against `null_best`: P [N, M], Q [N, K] -> [K]
 
-    Of wpmi and soft_wpmi it is the best of l(c|k) - lam l(c) with the prior l(c) over the *other* K - 1 units. Theirs is
-    over all K, so that a unit with evidence of its own caps its score (at log K where lam is 1), which a shuffled unit
-    that belongs to no layer would not. With lam = 1 one grows with the other: label and order of units are the same.
+    Of wpmi and soft_wpmi it is the best of l(c|k) - lam l(c) with the prior l(c) over the *other* K - 1
+    units. Theirs is over all K, so that a unit with evidence of its own caps its score (at log K where lam is
+    1), which a shuffled unit that belongs to no layer would not. With lam = 1 one grows with the other: label
+    and order of units are the same.
     """
     if method not in TOP_IMAGES:
         return score(P, Q, method, memory=memory, **options).amax(1)
@@ -49,29 +59,41 @@ def best_scores(P: Tensor | Embedded, Q: Tensor, method: str = "soft_wpmi", *, m
 
 
 @torch.no_grad()
-def null_best(P: Tensor | Embedded, Q: Tensor, method: str = "soft_wpmi", *, draws: int = 200,
-              generator: torch.Generator | None = None, memory: int = MEMORY, **options) -> Tensor:
+def null_best(
+    P: Tensor | Embedded,
+    Q: Tensor,
+    method: str = "soft_wpmi",
+    *,
+    draws: int = 200,
+    generator: torch.Generator | None = None,
+    memory: int = MEMORY,
+    **options,
+) -> Tensor:
     """`best_scores` of units whose activations are dealt to random images: P [N, M], Q [N, K] -> [draws, K]
 
-    What belongs to the real layer stays: what rank_reorder divides errors by (as `score` finds it without a generator),
-    and the prior of wpmi and soft_wpmi. These two see only the order of activations, so that one null serves all units
-    without equal activations among their top images: where all are such, the result is [draws, 1], and the unit that a
-    shuffled one stands for (whose share the prior lacks) is drawn. A constant unit has its own score in every draw.
-    `memory` is for the shuffled activations, and once more for scoring them.
+    What belongs to the real layer stays: what rank_reorder divides errors by (as `score` finds it without a
+    generator), and the prior of wpmi and soft_wpmi. These two see only the order of activations, so that one
+    null serves all units without equal activations among their top images: where all are such, the result is
+    [draws, 1], and the unit that a shuffled one stands for (whose share the prior lacks) is drawn. A constant
+    unit has its own score in every draw. `memory` is for the shuffled activations, and once more for scoring
+    them.
 
-    No p-value is below 1 / (draws + 1): Holm's correction over K units needs draws > K / level to find anything.
-    Errors: those of `score`; ValueError where no shuffle can matter (wpmi with top_k = N), and for as_shipped.
+    No p-value is below 1 / (draws + 1): Holm's correction over K units needs draws > K / level to find
+    anything. Errors: those of `score`; ValueError where no shuffle can matter (wpmi with top_k = N), and for
+    as_shipped.
     """
     whole("draws", draws)
     if not isinstance(Q, Tensor):
         raise ValueError(f"expected Q [N, K] of one layer, got {type(Q).__name__}; test layer after layer")
     for name in sorted({"units", "as_shipped"} & set(options)):
-        raise ValueError(f"a null is made without the option '{name}', got {options[name]!r}; score without it")
+        raise ValueError(
+            f"a null is made without the option '{name}', got {options[name]!r}; score without it"
+        )
     checked(P, Q, None, memory)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    alone, scale, pmi = options, 1., method in TOP_IMAGES
+    alone, scale, pmi = options, 1.0, method in TOP_IMAGES
     if pmi:
-        alone = options | {"lam": 0.}
+        alone = options | {"lam": 0.0}
         l, lam = _conditional(P, Q, method, memory, options)
         others = _Others.of(l, memory)
     elif method == "rank_reorder":
@@ -80,27 +102,28 @@ def null_best(P: Tensor | Embedded, Q: Tensor, method: str = "soft_wpmi", *, dra
     N, M = P.shape
     units, null_of = _different(Q, method, options.get("top_k"), memory)
     G = len(units)
-    replaced = _members(null_of, G, draws, generator)                                       # [draws * G]
+    replaced = _members(null_of, G, draws, generator)  # [draws * G]
     best = []
     [some] = fit(memory, (0, N * (SORTING_BYTES_PER_VALUE + 16 + 3 * Q.itemsize) + 48 * M, draws * G))
     for part in slices(draws * G, some):
         chosen = units[torch.arange(part.start, part.stop, device=Q.device) % G]
         dealt = order(torch.rand(len(chosen), N, generator=generator, device=generator.device)).to(Q.device)
-        shuffled = Q.T.index_select(0, chosen).gather(1, dealt).T                           # [N, some]
-        scores = score(P, shuffled, method, memory=memory, **alone)                         # [some, M]
+        shuffled = Q.T.index_select(0, chosen).gather(1, dealt).T  # [N, some]
+        scores = score(P, shuffled, method, memory=memory, **alone)  # [some, M]
         best.append((scores - lam * others.prior(l, replaced[part]) if pmi else scores).amax(1))
     null = torch.cat(best).view(draws, G)
     constant = Q.amax(0) == Q.amin(0)
     if G == 1 and not bool(constant.any()):
         return null * scale
-    null = null[:, null_of] * scale                                                         # [draws, K]
+    null = null[:, null_of] * scale  # [draws, K]
     if bool(constant.any()):
         null[:, constant] = best_scores(P, Q, method, memory=memory, **options)[constant]
     return null
 
 
 def p_values(best: Tensor, null: Tensor) -> Tensor:
-    """(1 + number of draws whose score is at least the unit's) / (1 + draws): best [K], null [draws, K or 1] -> [K].
+    """(1 + number of draws whose score is at least the unit's) / (1 + draws): best [K], null [draws, K or 1]
+    -> [K].
 
     Scores that differ by no more than rounding count as equal.
     """
@@ -110,7 +133,9 @@ def p_values(best: Tensor, null: Tensor) -> Tensor:
 
 
 def z_values(best: Tensor, null: Tensor) -> Tensor:
-    """(best - mean of null) / standard deviation of null: best [K], null [draws, K or 1] -> [K]; 0 where that is 0."""
+    """(best - mean of null) / standard deviation of null: best [K], null [draws, K or 1] -> [K]; 0 where that
+    is 0.
+    """
     _compared(best, null)
     null = null.double()
     varied = null.amax(0) > null.amin(0)
@@ -118,10 +143,11 @@ def z_values(best: Tensor, null: Tensor) -> Tensor:
     return ((best.double() - null.mean(0)) / spread) * varied
 
 
-def abstain(p: Tensor | Sequence[float], level: float = .05, correction: str = "bh") -> Tensor:
+def abstain(p: Tensor | Sequence[float], level: float = 0.05, correction: str = "bh") -> Tensor:
     """True for units that should get no label: p [K], corrected for K units, above `level` -> [K].
 
-    "bh" bounds the share of labelled units that are no better than shuffled ones, "holm" the chance of a single one.
+    "bh" bounds the share of labelled units that are no better than shuffled ones, "holm" the chance of a
+    single one.
     """
     if correction not in CORRECTIONS:
         raise unknown("correction", correction, CORRECTIONS)
@@ -132,12 +158,13 @@ def abstain(p: Tensor | Sequence[float], level: float = .05, correction: str = "
 
 @dataclass(frozen=True)
 class _Others:
-    """log-mean-exp of l [K, M] over all units but one: that one's share is taken from the sum over all, but where it is
-    most of the sum, that over the others is needed."""
+    """log-mean-exp of l [K, M] over all units but one: that one's share is taken from the sum over all, but
+    where it is most of the sum, that over the others is needed.
+    """
 
     every: Tensor  # log of the sum over all units, [M]
     first: Tensor  # the unit of the largest l
-    rest: Tensor   # log of the sum over the others
+    rest: Tensor  # log of the sum over the others
 
     @classmethod
     def of(cls, l: Tensor, memory: int) -> _Others:
@@ -150,35 +177,48 @@ class _Others:
 
     def prior(self, l: Tensor, but: Tensor) -> Tensor:
         """[k, M] for the units `but` [k]."""
-        share = (l[but] - self.every).exp_().clamp_(max=.75)  # above a half only for `first`
+        share = (l[but] - self.every).exp_().clamp_(max=0.75)  # above a half only for `first`
         out = torch.where(but[:, None] == self.first, self.rest, self.every + share.neg_().log1p_())
         return out.sub_(math.log(len(l) - 1))
 
 
-def _conditional(P: Tensor | Embedded, Q: Tensor, method: str, memory: int, options: dict) -> tuple[Tensor, float]:
+def _conditional(
+    P: Tensor | Embedded, Q: Tensor, method: str, memory: int, options: dict
+) -> tuple[Tensor, float]:
     """l(c|k) [K, M] and lam."""
     lam = options.get("lam", inspect.signature(SIMILARITIES[method]).parameters["lam"].default)
     number("lam", lam)
     if isinstance(Q, Tensor) and Q.ndim == 2 and Q.shape[1] == 1:
-        raise ValueError(f"{method} compares a unit with the others of its layer, got Q {list(Q.shape)} of one; pass all "
-                         "units")
-    return score(P, Q, method, memory=memory, **options | {"lam": 0.}), lam
+        raise ValueError(
+            f"{method} compares a unit with the others of its layer, got Q {list(Q.shape)} of one; pass all "
+            "units"
+        )
+    return score(P, Q, method, memory=memory, **options | {"lam": 0.0}), lam
 
 
 def _members(null_of: Tensor, G: int, draws: int, generator: torch.Generator) -> Tensor:
     """A random one of the units of each null, for each draw: [draws * G]."""
     sizes = null_of.bincount(minlength=G)
-    place = torch.rand(draws, G, generator=generator, device=generator.device).to(null_of.device).mul(sizes).long()
+    place = (
+        torch.rand(draws, G, generator=generator, device=generator.device)
+        .to(null_of.device)
+        .mul(sizes)
+        .long()
+    )
     return null_of.argsort(stable=True)[sizes.cumsum(0) - sizes + place.minimum(sizes - 1)].flatten()
 
 
 def _ratio(P: Tensor | Embedded, Q: Tensor, method: str, memory: int, alone: dict, options: dict) -> Tensor:
-    """Score over score with the expected error, [K]: the same for all concepts, and for a unit however it is shuffled."""
+    """Score over score with the expected error, [K]: the same for all concepts, and for a unit however it is
+    shuffled.
+    """
     few = P[:, :FEW] if isinstance(P, Tensor) else Embedded(P.I, P.T[:FEW])
     given, expected = (score(few, Q, method, memory=memory, **x) for x in (options, alone))
     worst = expected.argmin(1, keepdim=True)
     given, expected = given.gather(1, worst)[:, 0], expected.gather(1, worst)[:, 0]
-    return torch.where(expected < 0, given / expected, 1)  # 0: all few concepts order the unit's images perfectly
+    return torch.where(
+        expected < 0, given / expected, 1
+    )  # 0: all few concepts order the unit's images perfectly
 
 
 def _different(Q: Tensor, method: str, top_k: int | None, memory: int) -> tuple[Tensor, Tensor]:
@@ -189,13 +229,17 @@ def _different(Q: Tensor, method: str, top_k: int | None, memory: int) -> tuple[
         return every, every
     k = min(TOP_IMAGES[method], N) if top_k is None else top_k
     if k == N and method == "wpmi":
-        raise ValueError(f"wpmi sums over top_k images, in any order, so that of all N {N} images no shuffle changes it; "
-                         f"pass top_k below {N}, or more images")
+        raise ValueError(
+            f"wpmi sums over top_k images, in any order, so that of all N {N} images no shuffle changes it; "
+            f"pass top_k below {N}, or more images"
+        )
     patterns = []
     for part in slices(K, memory // (SORTING_BYTES_PER_VALUE * N)):
         q = Q[:, part]
         top = q.topk(min(k + 1, N), dim=0).values
-        equal = top[1:] == top[:-1]  # which of the top images' activations equal the next one, and how many the last
+        equal = (
+            top[1:] == top[:-1]
+        )  # which of the top images' activations equal the next one, and how many the last
         last = (q == top[k - 1]).sum(0) * equal.any(0)
         patterns.append(torch.cat([equal.to(torch.int32), last[None].to(torch.int32)]).T)
     found, null_of = torch.cat(patterns).unique(dim=0, return_inverse=True)
@@ -204,8 +248,12 @@ def _different(Q: Tensor, method: str, top_k: int | None, memory: int) -> tuple[
 
 def _compared(best: Tensor, null: Tensor) -> None:
     if best.ndim != 1 or null.ndim != 2 or not len(null) or null.shape[1] not in (1, len(best)):
-        raise ValueError(f"expected best [K] and null [draws, K or 1], at least one draw, got {list(best.shape)} and "
-                         f"{list(null.shape)}")
+        raise ValueError(
+            f"expected best [K] and null [draws, K or 1], at least one draw, got {list(best.shape)} and "
+            f"{list(null.shape)}"
+        )
     for name, x in (("best", best), ("null", null)):
         if not bool(x.isfinite().all()):
-            raise ValueError(f"{name} must be finite, got {x[~x.isfinite()][0].item()}; score without as_shipped")
+            raise ValueError(
+                f"{name} must be finite, got {x[~x.isfinite()][0].item()}; score without as_shipped"
+            )

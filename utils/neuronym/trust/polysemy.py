@@ -1,4 +1,5 @@
-"""Units that mean more than one thing: clusters of their top images, a label for each, and for what switches them off.
+"""Units that mean more than one thing: clusters of their top images, a label for each, and for what switches
+them off.
 
 clusters           which of a unit's most active images belong together
 labels_by_cluster  a label for each cluster
@@ -9,6 +10,7 @@ superposed         made-up units that act on what either of two units acts on
 
 N images, K units, M concepts, d embedding width, n top images of a unit.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -24,23 +26,32 @@ from neuronym.common.statistics import standard
 from neuronym.similarity.matrix import checked, Embedded
 from neuronym.similarity.scores import score
 
-FEWEST = 20    # images a unit is judged by, at least
-SMALLEST = .1  # share of them that makes a cluster
-DRAWS = 39     # of images at random: a unit beats them all by chance once in 40
+FEWEST = 20  # images a unit is judged by, at least
+SMALLEST = 0.1  # share of them that makes a cluster
+DRAWS = 39  # of images at random: a unit beats them all by chance once in 40
 READ = {"wpmi": 28, "soft_wpmi": 100}  # images that these read of each unit, unless told
 
 
-def clusters(Q: Tensor, I: Tensor, *, top: float = .02, most: int = 4, least: float = .15,
-             generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Cluster every unit's n most active images by their embeddings: assignment [n, K], images [n, K], best first.
+def clusters(
+    Q: Tensor,
+    I: Tensor,
+    *,
+    top: float = 0.02,
+    most: int = 4,
+    least: float = 0.15,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Cluster every unit's n most active images by their embeddings: assignment [n, K], images [n, K], best
+    first.
 
-    Q [N, K], I [N, d] unit rows; n is the share `top` of the images, at least 20. Average linkage by cosine distance is
-    cut into 2..most clusters; those of fewer than 10 % of the n images are dropped (-1), and the cut with the largest
-    mean silhouette over the others counts. It is taken when that exceeds `least` and each of those found alike for 39
-    sets of n images drawn at random, so that a unit without meaning is split once in 40 times; else all images are
-    cluster 0. Clusters are numbered by size, the largest 0. Dead units have one cluster. A split says that the images
-    differ, not that the unit means two things ("red" has red circles and red squares): `held_out` says that.
-    Errors: ValueError for fewer than 20 images and for inputs that are not finite or do not fit together.
+    Q [N, K], I [N, d] unit rows; n is the share `top` of the images, at least 20. Average linkage by cosine
+    distance is cut into 2..most clusters; those of fewer than 10 % of the n images are dropped (-1), and the
+    cut with the largest mean silhouette over the others counts. It is taken when that exceeds `least` and
+    each of those found alike for 39 sets of n images drawn at random, so that a unit without meaning is split
+    once in 40 times; else all images are cluster 0. Clusters are numbered by size, the largest 0. Dead units
+    have one cluster. A split says that the images differ, not that the unit means two things ("red" has red
+    circles and red squares): `held_out` says that. Errors: ValueError for fewer than 20 images and for inputs
+    that are not finite or do not fit together.
     """
     checked(Embedded(I, I), Q, None, MEMORY)
     number("top", top, 0, 1)
@@ -49,44 +60,66 @@ def clusters(Q: Tensor, I: Tensor, *, top: float = .02, most: int = 4, least: fl
     if len(Q) < FEWEST:
         raise ValueError(f"clusters take at least {FEWEST} images, got {len(Q)}; probe with more")
     n = max(FEWEST, round(top * len(Q)))
-    images = top_images(Q, n)                                                               # [n, K]
+    images = top_images(Q, n)  # [n, K]
     embedded = torch.nn.functional.normalize(I.detach().double(), dim=1).cpu()
-    draws = [torch.randperm(len(Q), generator=generator, device=generator.device if generator else None)[:n].cpu()
-             for _ in range(DRAWS if most > 1 else 0)]
+    draws = [
+        torch.randperm(len(Q), generator=generator, device=generator.device if generator else None)[:n].cpu()
+        for _ in range(DRAWS if most > 1 else 0)
+    ]
     limit = max([least, *(_cut(embedded[rows], most)[0] for rows in draws)])
     alive = (Q.amax(0) > Q.amin(0)).tolist()
     assignment = torch.zeros_like(images)
     for unit, rows in enumerate(images.T.cpu()):
-        silhouette, members = _cut(embedded[rows], most) if alive[unit] else (-1., None)
+        silhouette, members = _cut(embedded[rows], most) if alive[unit] else (-1.0, None)
         if silhouette > limit:
             assignment[:, unit] = members.to(images.device)
     return assignment, images
 
 
-def labels_by_cluster(P: Tensor | Embedded, Q: Tensor, assignment: Tensor, images: Tensor, method: str = "soft_wpmi", *,
-                      memory: int = MEMORY, generator: torch.Generator | None = None,
-                      **options) -> list[list[tuple[int, float, float]]]:
-    """A label for every cluster: for each unit a list of (concept, score, share of top images), largest cluster first.
+def labels_by_cluster(
+    P: Tensor | Embedded,
+    Q: Tensor,
+    assignment: Tensor,
+    images: Tensor,
+    method: str = "soft_wpmi",
+    *,
+    memory: int = MEMORY,
+    generator: torch.Generator | None = None,
+    **options,
+) -> list[list[tuple[int, float, float]]]:
+    """A label for every cluster: for each unit a list of (concept, score, share of top images), largest
+    cluster first.
 
-    A cluster is scored as a unit of its own: the unit with the other top images, dropped ones too, at its lowest value.
-    All clusters of the layer are units of one call, so that what a function takes over units it takes over clusters.
-    P [N, M], Q [N, K]; assignment and images [n, K] of `clusters`; `options` are those of the function. wpmi and
-    soft_wpmi read half the n images at most, unless told `top_k`: below the n, all clusters of a unit are the same.
-    Dead units get no label. Errors: ValueError for assignments of other images or units.
+    A cluster is scored as a unit of its own: the unit with the other top images, dropped ones too, at its
+    lowest value. All clusters of the layer are units of one call, so that what a function takes over units it
+    takes over clusters. P [N, M], Q [N, K]; assignment and images [n, K] of `clusters`; `options` are those
+    of the function. wpmi and soft_wpmi read half the n images at most, unless told `top_k`: below the n, all
+    clusters of a unit are the same. Dead units get no label. Errors: ValueError for assignments of other
+    images or units.
     """
     checked(P, Q, None, memory)
     n, K = images.shape if images.ndim == 2 else (0, 0)
-    if (assignment.shape != images.shape or K != Q.shape[1] or not n
-            or not 0 <= int(images.min()) <= int(images.max()) < len(Q)):
-        raise ValueError(f"expected assignment and images [n, K] of clusters for Q {list(Q.shape)}, got "
-                         f"{list(assignment.shape)} and {list(images.shape)}; give all three of the same images")
+    if (
+        assignment.shape != images.shape
+        or K != Q.shape[1]
+        or not n
+        or not 0 <= int(images.min()) <= int(images.max()) < len(Q)
+    ):
+        raise ValueError(
+            f"expected assignment and images [n, K] of clusters for Q {list(Q.shape)}, got "
+            f"{list(assignment.shape)} and {list(images.shape)}; give all three of the same images"
+        )
     alive = Q.amax(0) > Q.amin(0)
-    pairs = [(unit, c) for unit in alive.nonzero()[:, 0].tolist() for c in range(int(assignment[:, unit].max()) + 1)]
+    pairs = [
+        (unit, c)
+        for unit in alive.nonzero()[:, 0].tolist()
+        for c in range(int(assignment[:, unit].max()) + 1)
+    ]
     if not pairs:
         return [[] for _ in range(K)]
     unit, c = torch.tensor(pairs, device=Q.device).T
-    mine = assignment[:, unit] == c                                                         # [n, K']
-    made = Q.detach()[:, unit]                                                              # [N, K']
+    mine = assignment[:, unit] == c  # [n, K']
+    made = Q.detach()[:, unit]  # [N, K']
     rows = images[:, unit]
     made.scatter_(0, rows, torch.where(mine, made.gather(0, rows), made.amin(0)))
     if method in READ:
@@ -99,12 +132,20 @@ def labels_by_cluster(P: Tensor | Embedded, Q: Tensor, assignment: Tensor, image
     return found
 
 
-def negative(P: Tensor | Embedded, Q: Tensor, method: str = "soft_wpmi", *, silent: float = .5, memory: int = MEMORY,
-             generator: torch.Generator | None = None, **options) -> Tensor:
+def negative(
+    P: Tensor | Embedded,
+    Q: Tensor,
+    method: str = "soft_wpmi",
+    *,
+    silent: float = 0.5,
+    memory: int = MEMORY,
+    generator: torch.Generator | None = None,
+    **options,
+) -> Tensor:
     """Scores [K, M] of -Q: what is in the images that put a unit to its lowest values; P [N, M], Q [N, K].
 
-    A unit that is at its lowest value for more than the share `silent` of the images (an inactive ReLU, a dead unit)
-    singles out nothing below: all its scores are 0, and it has no such label.
+    A unit that is at its lowest value for more than the share `silent` of the images (an inactive ReLU, a
+    dead unit) singles out nothing below: all its scores are 0, and it has no such label.
     """
     checked(P, Q, None, memory)
     number("silent", silent, 0, 1)
@@ -118,21 +159,25 @@ def at_lowest(Q: Tensor) -> Tensor:
 
 
 def held_out(present: Tensor, Q: Tensor, labels: Mapping[str, Sequence[Sequence[int]]]) -> pd.DataFrame:
-    """Do labels say when units act, on images not used for naming? Columns unit, kind, labels, correlation, shuffled.
+    """Do labels say when units act, on images not used for naming? Columns unit, kind, labels, correlation,
+    shuffled.
 
-    present [N, M] (truth, or probabilities) and Q [N, K] are of those other images; `labels` has for each kind
-    ("single", "clusters", "negative") a list of concept indices for each unit; units without any have no row.
-    `correlation` is Pearson's, of the activation and the union, max over the labels of their presence; for the kind
-    "negative" of -Q. `shuffled` is its mean over the label lists of all other units with one: more labels correlate
-    more by themselves. It is 0 for the only unit of a kind; correlations with what is constant are 0.
-    Errors: ValueError for lists that are not one a unit, for concepts there are not, and without any label.
+    present [N, M] (truth, or probabilities) and Q [N, K] are of those other images; `labels` has for each
+    kind ("single", "clusters", "negative") a list of concept indices for each unit; units without any have no
+    row. `correlation` is Pearson's, of the activation and the union, max over the labels of their presence;
+    for the kind "negative" of -Q. `shuffled` is its mean over the label lists of all other units with one:
+    more labels correlate more by themselves. It is 0 for the only unit of a kind; correlations with what is
+    constant are 0. Errors: ValueError for lists that are not one a unit, for concepts there are not, and
+    without any label.
     """
     checked(present, Q, None, MEMORY)
     M, K = present.shape[1], Q.shape[1]
     tables = []
     for kind, lists in labels.items():
         if len(lists) != K:
-            raise ValueError(f"expected one list of concepts for each of {K} units, got {len(lists)} of kind '{kind}'")
+            raise ValueError(
+                f"expected one list of concepts for each of {K} units, got {len(lists)} of kind '{kind}'"
+            )
         wrong = [m for listed in lists for m in listed if not 0 <= m < M]
         if wrong:
             raise ValueError(f"labels are indices of {M} concepts, from 0, got {wrong[0]} of kind '{kind}'")
@@ -145,18 +190,28 @@ def held_out(present: Tensor, Q: Tensor, labels: Mapping[str, Sequence[Sequence[
         said, acts = standard(union), standard(-Q[:, units] if kind == "negative" else Q[:, units])
         own = (said * acts).sum(0)
         others = (said.sum(1) @ acts - own) / (len(units) - 1) if len(units) > 1 else torch.zeros_like(own)
-        tables.append(pd.DataFrame({"unit": units, "kind": kind, "labels": [len(set(lists[unit])) for unit in units],
-                                    "correlation": own.cpu().numpy(), "shuffled": others.cpu().numpy()}))
+        tables.append(
+            pd.DataFrame(
+                {
+                    "unit": units,
+                    "kind": kind,
+                    "labels": [len(set(lists[unit])) for unit in units],
+                    "correlation": own.cpu().numpy(),
+                    "shuffled": others.cpu().numpy(),
+                }
+            )
+        )
     if not tables:
         raise ValueError("expected labels for one unit or more, got none")
     return pd.concat(tables, ignore_index=True)
 
 
 def superposed(Q: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """Units that act on what either of two acts on: max of the two, each with mean 0 and deviation 1; [N, len(pairs)].
+    """Units that act on what either of two acts on: max of the two, each with mean 0 and deviation 1; [N,
+    len(pairs)].
 
-    Q [N, K] of units whose meanings are known, and so both meanings of the made-up unit. A dead unit counts as 0.
-    Errors: ValueError for a pair of one unit with itself, or of units there are not.
+    Q [N, K] of units whose meanings are known, and so both meanings of the made-up unit. A dead unit counts
+    as 0. Errors: ValueError for a pair of one unit with itself, or of units there are not.
     """
     top_images(Q, 1)  # refuses what is not finite
     if not len(pairs):
@@ -165,12 +220,13 @@ def superposed(Q: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
         if len(pair) != 2 or pair[0] == pair[1] or not all(0 <= unit < Q.shape[1] for unit in pair):
             raise ValueError(f"a pair has two different units from 0 to {Q.shape[1] - 1}, got {tuple(pair)}")
     first, second = torch.tensor([tuple(map(int, pair)) for pair in pairs], device=Q.device).T
-    z = standard(Q) * len(Q) ** .5
+    z = standard(Q) * len(Q) ** 0.5
     return torch.maximum(z[:, first], z[:, second]).to(Q.dtype if Q.is_floating_point() else torch.float64)
 
 
 def _cut(embedded: Tensor, most: int) -> tuple[float, Tensor | None]:
-    """The best mean silhouette of 2..most clusters of n unit rows, and the clusters [n], largest 0, dropped -1.
+    """The best mean silhouette of 2..most clusters of n unit rows, and the clusters [n], largest 0, dropped
+    -1.
 
     -1 and None where no cut leaves two clusters of a tenth of the rows.
     """
@@ -178,7 +234,7 @@ def _cut(embedded: Tensor, most: int) -> tuple[float, Tensor | None]:
     from scipy.spatial.distance import squareform
     from sklearn.metrics import silhouette_score
 
-    n, best = len(embedded), (-1., None)
+    n, best = len(embedded), (-1.0, None)
     distance = (1 - embedded @ embedded.T).clamp_min(0).fill_diagonal_(0).numpy()
     tree = linkage(squareform(distance, checks=False), "average")
     for cut in cut_tree(tree, range(2, min(most, n - 1) + 1)).T:

@@ -18,6 +18,7 @@ coverage_area               that share, averaged over all coverages
 
 All in float64. A neuron is the unit of resampling.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -40,11 +41,22 @@ from neuronym.trust.stability import best_concepts, bootstrap_labels, consensus,
 SHARES = ("bootstrap", "halves", "conditions", "methods")
 
 
-def signals(P: Tensor | Embedded, Q: Tensor, method: str = "soft_wpmi", *, draws: int = 1000, samples: int = 50,
-            splits: int = 10, level: float = .05, correction: str = "bh", generator: torch.Generator | None = None,
-            memory: int = MEMORY) -> pd.DataFrame:
-    """One row a unit of Q [N, K]: label (index of the concept), score, p, z, abstain, margin, bootstrap, low, high,
-    alternative, halves; see `neuronym.trust.null`, `neuronym.trust.stability` and `neuronym.trust.stability`.
+def signals(
+    P: Tensor | Embedded,
+    Q: Tensor,
+    method: str = "soft_wpmi",
+    *,
+    draws: int = 1000,
+    samples: int = 50,
+    splits: int = 10,
+    level: float = 0.05,
+    correction: str = "bh",
+    generator: torch.Generator | None = None,
+    memory: int = MEMORY,
+) -> pd.DataFrame:
+    """One row a unit of Q [N, K]: label (index of the concept), score, p, z, abstain, margin, bootstrap, low,
+    high, alternative, halves; see `neuronym.trust.null`, `neuronym.trust.stability` and
+    `neuronym.trust.stability`.
     """
     scores = score(P, Q, method, memory=memory)
     alone = best_scores(P, Q, method, memory=memory)
@@ -52,26 +64,48 @@ def signals(P: Tensor | Embedded, Q: Tensor, method: str = "soft_wpmi", *, draws
     p = p_values(alone, null)
     again = bootstrap_labels(P, Q, method, draws=samples, generator=generator, memory=memory)
     share, _ = halves(P, Q, method, repeats=splits, generator=generator, memory=memory)
-    columns = {"label": best_concepts(scores), "score": scores.amax(1), "p": p, "z": z_values(alone, null),
-               "abstain": abstain(p, level, correction), "margin": margin(scores), "bootstrap": again.stability,
-               "low": again.low, "high": again.high, "alternative": again.alternative, "halves": share}
-    return pd.DataFrame({"unit": range(len(scores)), **{name: x.cpu().numpy() for name, x in columns.items()}})
+    columns = {
+        "label": best_concepts(scores),
+        "score": scores.amax(1),
+        "p": p,
+        "z": z_values(alone, null),
+        "abstain": abstain(p, level, correction),
+        "margin": margin(scores),
+        "bootstrap": again.stability,
+        "low": again.low,
+        "high": again.high,
+        "alternative": again.alternative,
+        "halves": share,
+    }
+    return pd.DataFrame(
+        {"unit": range(len(scores)), **{name: x.cpu().numpy() for name, x in columns.items()}}
+    )
 
 
-def conditions(labels: Sequence[str], others: Mapping[str, Sequence[str]], methods: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Columns same_NAME for each other condition (noise, CLIP, prompt), `conditions` (share of them with the same label; 1
-    when there are none), `methods` (share of methods that give it), `consensus` (the label most methods give). K labels each.
+def conditions(
+    labels: Sequence[str], others: Mapping[str, Sequence[str]], methods: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """Columns same_NAME for each other condition (noise, CLIP, prompt), `conditions` (share of them with the
+    same label; 1 when there are none), `methods` (share of methods that give it), `consensus` (the label most
+    methods give). K labels each.
     """
-    table = pd.DataFrame({f"same_{name}": same(labels, some).numpy() for name, some in others.items()}, index=range(len(labels)))
+    table = pd.DataFrame(
+        {f"same_{name}": same(labels, some).numpy() for name, some in others.items()},
+        index=range(len(labels)),
+    )
     by_method = pd.DataFrame({name: same(labels, some).numpy() for name, some in methods.items()})
-    return table.assign(conditions=table.mean(axis=1) if others else 1., methods=by_method.mean(axis=1),
-                        consensus=consensus(methods)["label"])
+    return table.assign(
+        conditions=table.mean(axis=1) if others else 1.0,
+        methods=by_method.mean(axis=1),
+        consensus=consensus(methods)["label"],
+    )
 
 
 def foreseen(I: Tensor, T: Tensor, Q: Tensor, labels: Sequence[int]) -> Tensor:
     """Correlation [K] of a CLIP's cosine of image and label with the activation, on images held out.
 
-    I [N, d] and Q [N, K] are of those images, T [M, d] of the concepts; needs no truth, and shares the CLIP's mistakes.
+    I [N, d] and Q [N, K] are of those images, T [M, d] of the concepts; needs no truth, and shares the CLIP's
+    mistakes.
     """
     chosen = torch.as_tensor(labels, dtype=torch.long, device=I.device)
     return correlation(I @ T[chosen].to(I.device).T, Q)
@@ -82,12 +116,15 @@ def trusted(table: pd.DataFrame, shares: Sequence[str] = SHARES) -> pd.Series:
     return table[list(shares)].mean(axis=1)
 
 
-def rightness(labels: Sequence[int], present: Tensor, Q: Tensor, names: Sequence[int] | None = None, good: float = .5) -> pd.DataFrame:
-    """Columns reached, possible, exact, near: correlation of the label's true presence with the unit, that of the best
-    concept, whether the label is that concept (or the unit's true name, where `names` has them), and whether it reaches
-    the share `good` of what is possible.
+def rightness(
+    labels: Sequence[int], present: Tensor, Q: Tensor, names: Sequence[int] | None = None, good: float = 0.5
+) -> pd.DataFrame:
+    """Columns reached, possible, exact, near: correlation of the label's true presence with the unit, that of
+    the best concept, whether the label is that concept (or the unit's true name, where `names` has them), and
+    whether it reaches the share `good` of what is possible.
 
-    present [N, M] bool and Q [N, K] are of images held out. A unit that no concept correlates with is never named right.
+    present [N, M] bool and Q [N, K] are of images held out. A unit that no concept correlates with is never
+    named right.
     """
     number("good", good, 0, 1)
     oracle = presence_oracle(Q, present)
@@ -98,16 +135,28 @@ def rightness(labels: Sequence[int], present: Tensor, Q: Tensor, names: Sequence
     true = best if names is None else torch.as_tensor(names, dtype=torch.long, device=oracle.device)
     alive = possible > 0
     exact = (chosen == true) & alive
-    return pd.DataFrame({name: x.cpu().numpy() for name, x in {
-        "reached": reached, "possible": possible, "exact": exact, "near": (reached >= good * possible) & alive}.items()})
+    return pd.DataFrame(
+        {
+            name: x.cpu().numpy()
+            for name, x in {
+                "reached": reached,
+                "possible": possible,
+                "exact": exact,
+                "near": (reached >= good * possible) & alive,
+            }.items()
+        }
+    )
 
 
-def auroc_intervals(trust: pd.DataFrame, right: Numbers, seed: int = 0, draws: int = 2000, level: float = .95) -> pd.DataFrame:
-    """`auroc` of every column of `trust` (one row a neuron) with its percentile bootstrap interval: trust, units, right,
-    auroc, low, high.
+def auroc_intervals(
+    trust: pd.DataFrame, right: Numbers, seed: int = 0, draws: int = 2000, level: float = 0.95
+) -> pd.DataFrame:
+    """`auroc` of every column of `trust` (one row a neuron) with its percentile bootstrap interval: trust,
+    units, right, auroc, low, high.
 
-    Resampled are neurons, jointly: trust and rightness stay together, and each draw takes the same neurons for all
-    columns. Draws with one kind only are left out; when all neurons are of one kind the interval is 0 to 1.
+    Resampled are neurons, jointly: trust and rightness stay together, and each draw takes the same neurons
+    for all columns. Draws with one kind only are left out; when all neurons are of one kind the interval is 0
+    to 1.
     """
     number("level", level, 0, 1)
     columns = [_pairs(trust[name].to_numpy(), right) for name in trust]
@@ -119,18 +168,28 @@ def auroc_intervals(trust: pd.DataFrame, right: Numbers, seed: int = 0, draws: i
         times = np.stack([np.bincount(row, minlength=K) for row in some]).astype(np.float64)  # [some, K]
         drawn.append(np.stack([_aurocs(values, right, times) for values, _ in columns], 1))
     drawn = np.concatenate(drawn)
-    drawn = drawn[~np.isnan(drawn[:, 0])]                                                   # [draws, columns]
+    drawn = drawn[~np.isnan(drawn[:, 0])]  # [draws, columns]
     limits = [(1 - level) / 2, (1 + level) / 2]
-    low, high = np.quantile(drawn, limits, axis=0) if len(drawn) else (0., 1.)
-    return pd.DataFrame({"trust": list(trust), "units": K, "right": int(right.sum()),
-                         "auroc": [auroc(values, right) for values, _ in columns], "low": low, "high": high})
+    low, high = np.quantile(drawn, limits, axis=0) if len(drawn) else (0.0, 1.0)
+    return pd.DataFrame(
+        {
+            "trust": list(trust),
+            "units": K,
+            "right": int(right.sum()),
+            "auroc": [auroc(values, right) for values, _ in columns],
+            "low": low,
+            "high": high,
+        }
+    )
 
 
 def reliability(trust: Numbers, right: Numbers, bins: int = 10) -> pd.DataFrame:
-    """Neurons by trust, in bins of about equal numbers: bin, units, trust (mean), right (share), low, high (Wilson, 95 %).
+    """Neurons by trust, in bins of about equal numbers: bin, units, trust (mean), right (share), low, high
+    (Wilson, 95 %).
 
-    trust [K] in 0..1, right [K] bool. Equal trust is never torn apart: its bin is that of its middle neuron, so bins may
-    differ in size, and those without neurons are left out. The intervals take neurons as independent.
+    trust [K] in 0..1, right [K] bool. Equal trust is never torn apart: its bin is that of its middle neuron,
+    so bins may differ in size, and those without neurons are left out. The intervals take neurons as
+    independent.
     """
     whole("bins", bins)
     trust, right = _pairs(trust, right, share=True)
@@ -140,9 +199,17 @@ def reliability(trust: Numbers, right: Numbers, bins: int = 10) -> pd.DataFrame:
     place = place[value]
     units = np.bincount(place)
     share = np.bincount(place, right) / units
-    low, high = _wilson(share, units, NormalDist().inv_cdf(.975))
-    return pd.DataFrame({"bin": np.arange(len(units)), "units": units, "trust": np.bincount(place, trust) / units,
-                         "right": share, "low": low, "high": high})
+    low, high = _wilson(share, units, NormalDist().inv_cdf(0.975))
+    return pd.DataFrame(
+        {
+            "bin": np.arange(len(units)),
+            "units": units,
+            "trust": np.bincount(place, trust) / units,
+            "right": share,
+            "low": low,
+            "high": high,
+        }
+    )
 
 
 def expected_calibration_error(trust: Numbers, right: Numbers, bins: int = 10) -> float:
@@ -158,12 +225,14 @@ def brier(trust: Numbers, right: Numbers) -> float:
 
 
 def risk_coverage(trust: Numbers, right: Numbers) -> pd.DataFrame:
-    """Labels kept when those of less trust are withheld: threshold (least trust kept), units, coverage (share kept),
-    right (share of these); one row for each value of trust, the highest first.
+    """Labels kept when those of less trust are withheld: threshold (least trust kept), units, coverage (share
+    kept), right (share of these); one row for each value of trust, the highest first.
     """
     trust, right = _pairs(trust, right)
     values, kept, good = _kept(trust, right)
-    return pd.DataFrame({"threshold": values, "units": kept, "coverage": kept / len(trust), "right": good / kept})
+    return pd.DataFrame(
+        {"threshold": values, "units": kept, "coverage": kept / len(trust), "right": good / kept}
+    )
 
 
 def coverage_area(trust: Numbers, right: Numbers) -> float:
