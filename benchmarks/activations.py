@@ -5,7 +5,7 @@
                                      [--batch 32] [--repeats 2] [--threads 0] [--device cpu] [--dtype float32]
 
 For each pair of networks, in a process of its own: images/s of decoding and preprocessing alone, of the bare
-forward passes (preprocessed images at hand, in whole batches and in the pieces that `neuronym.passes.ready`
+forward passes (preprocessed images at hand, in whole batches and in the pieces that `neuronym.passes.inference`
 makes of them on a CPU) and of the pass with an empty cache; user and system seconds of the pass; MiB by which
 the first pass raises the process's memory (and a device's); and the ratio pass / (decoding + faster
 forwards). Each is the shortest of interleaved repeats: compare the ratios. "photos:N" are N made-up JPEGs of
@@ -33,7 +33,7 @@ from neuronym.datasets.probe import batches, load_probe
 from neuronym.hooks import resolve_layers
 from neuronym.models.clips import load_clip
 from neuronym.models.targets import load_target
-from neuronym.passes import ready
+from neuronym.passes import inference
 
 PAIRS = [
     ("efficientnet_lite0", "conse:efficientnet_lite2", "photos:96"),
@@ -94,7 +94,7 @@ def forward(args, network, images, whole):
     beforehand.
     """
     model, function = network
-    with ready(model, args.device, args.dtype) as place:
+    with inference(model, args.device, args.dtype) as place:
         pieces = [list(place(batch)) for batch in images]
         inputs = (
             [torch.cat(some) for some in pieces] if whole else [piece for some in pieces for piece in some]

@@ -38,12 +38,12 @@ import torch
 
 from neuronym import hooks
 from neuronym.activations import unit_activations
-from neuronym.common.checks import whole
+from neuronym.common.checks import check_positive_int
 from neuronym.common.memory import top_images
 from neuronym.datasets.probe import load_probe
 from neuronym.describe.candidates import extract, propose, tidy
 from neuronym.describe.examples import attention_crops, Example, picture
-from neuronym.describe.pipeline import look, ordinary_captions, spread
+from neuronym.describe.pipeline import caption_examples, ordinary_captions, evenly_spaced_units
 from neuronym.describe.selection import APART, rank_candidates
 from neuronym.microworld.world import read
 from neuronym.models.captioners import load_captioner
@@ -83,7 +83,7 @@ def ours(args, layer, units, probe, Q, captioner, reference, folder):
         )
         generator = load_generator("microworld")
     with timed(took, "crops"):
-        seen = look(
+        seen = caption_examples(
             target,
             layer,
             units,
@@ -248,7 +248,7 @@ def main():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     args = parser.parse_args()
     for name in sizes:
-        whole(f"--{name}", getattr(args, name.replace("-", "_")))
+        check_positive_int(f"--{name}", getattr(args, name.replace("-", "_")))
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder, exact_float32():
         measure(args, Path(folder))
@@ -258,7 +258,7 @@ def measure(args, folder):
     os.environ["NEURONYM_CACHE"] = str(folder / "probe")
     target, probe = load_target(args.target, args.device, suggest=False), load_probe(args.probe)
     [layer] = hooks.resolve_layers(target.model, args.layer, target.example)
-    units = spread([layer], str(args.units))[layer.name]
+    units = evenly_spaced_units([layer], str(args.units))[layer.name]
     few = units[:: max(1, len(units) // args.literal_units)][: args.literal_units]
     say(f"{layer.name}: activations of {probe.N} images, captions of ordinary ones")
     Q = unit_activations(target, probe, [layer], device=args.device)[layer.name]

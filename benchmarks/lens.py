@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from similarity import peak, seconds
 
 from neuronym.common.checks import openai_package
-from neuronym.passes import ready, VIT_PIECE
+from neuronym.passes import inference, VIT_PIECE
 from neuronym.second_order import effects
 from neuronym.second_order.tower import _openai
 
@@ -166,7 +166,7 @@ def lean(visual, layer, image):
 
 
 def literal(form, visual, layer, image):
-    with ready(visual, piece=VIT_PIECE):
+    with inference(visual, piece=VIT_PIECE):
         return form(visual, layer, image)
 
 
@@ -176,7 +176,7 @@ def literal(form, visual, layer, image):
 def our_pass(tower, images, factors):
     """Effects of all images, in factors, by layer; some images at a time."""
     found = []
-    with ready(tower.module, piece=VIT_PIECE) as place:
+    with inference(tower.module, piece=VIT_PIECE) as place:
         for batch in images.split(BATCH):
             found += [effects.coefficients(tower, piece, factors) for piece in place(batch)]
     rep = torch.cat([rep for _, rep in found])
@@ -189,7 +189,7 @@ def our_pass(tower, images, factors):
 
 
 def bare_pass(tower, images):
-    with ready(tower.module, piece=VIT_PIECE) as place:
+    with inference(tower.module, piece=VIT_PIECE) as place:
         for batch in images.split(BATCH):
             for piece in place(batch):
                 tower.module(piece)
@@ -208,13 +208,13 @@ def one_image(visual, tower, layer, images, args):
     """The first table; gives the effects of the images."""
     making, factors = seconds(lambda: effects.layer_factors(tower, layer), images, args.repeats)
     found = our_pass(tower, images, [factors])[layer]
-    ours = effects.form(found, slice(1))
+    ours = effects.materialize(found, slice(1))
     calls = {
         "released": partial(literal, released, visual, layer, images[0]),
         "lean": partial(literal, lean, visual, layer, images[0]),
         "ours": partial(our_pass, tower, images[:BATCH], [factors]),
         "bare": partial(bare_pass, tower, images[:BATCH]),
-        "form": partial(effects.form, found, slice(1)),
+        "form": partial(effects.materialize, found, slice(1)),
     }
     rows, mib, phi = dict.fromkeys(calls, math.inf), {}, {}
     for i in range(args.repeats):  # in turn, as the machine may be busier at one time than at another
@@ -342,7 +342,7 @@ def follow(found, args):
     once = {"found": found, "memory": args.memory_mib * 2**20}
     units = torch.arange(args.units, device=found.s.device) * K // args.units
     some = {"found": found, "units": units}
-    form_mib, form, some["phi"] = measured(lambda: effects.form(found, units=units), found.s, args)
+    form_mib, form, some["phi"] = measured(lambda: effects.materialize(found, units=units), found.s, args)
     sums, most = {"ours": 0.0, "literal": form}, {"ours": 0.0, "literal": form_mib}
     print(
         f"\n3. N {N}, K {K}, J {J}, d {d}; s is {found.s.nbytes / 2**20:.0f} MiB, the effects would be "

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from neuronym import hooks
 from neuronym.activations import zero_shot_head
-from neuronym.datasets.probe import load_probe, of_scenes
+from neuronym.datasets.probe import load_probe, probe_from_scenes
 from neuronym.datasets.tasks import accuracy, load_prompts, load_task
 from neuronym.models.clips import load_clip
 from neuronym.second_order import ablation, effects
@@ -32,14 +32,17 @@ def test_ablations_are_the_literal_ones(made, how):
     about = effects.mean(found)
     directions = effects.principal_directions(found, about, effects.norms(found, about), top=9)
     rep = torch.randn(23, 7, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    ours = ablation.ablated(rep, found, about, directions, how)
+    ours = ablation.effect_ablation(rep, found, about, directions, how)
     for memory in (
         60_000,
         90_000,
         300_000,
     ):  # the image at the threshold is on one side of it however neurons are taken
         assert_close(
-            ablation.ablated(rep, found, about, directions, how, memory=memory), ours, rtol=1e-11, atol=1e-11
+            ablation.effect_ablation(rep, found, about, directions, how, memory=memory),
+            ours,
+            rtol=1e-11,
+            atol=1e-11,
         )
     theta = directions.threshold * (
         1 + 1e-6
@@ -47,7 +50,9 @@ def test_ablations_are_the_literal_ones(made, how):
     for i in (0, 7, 22):
         same(ours[i], literal.ablate(rep[i], phi[i], phi.mean(0), NAMES[how], theta, directions.r))
     if how != "all":
-        assert (ours - ablation.ablated(rep, found, about, directions, "all")).norm(dim=1).mean() > 0.1
+        assert (ours - ablation.effect_ablation(rep, found, about, directions, "all")).norm(
+            dim=1
+        ).mean() > 0.1
 
 
 def test_along_takes_unit_rows_unless_released(made):
@@ -58,12 +63,12 @@ def test_along_takes_unit_rows_unless_released(made):
     unit = torch.nn.functional.normalize(R, dim=1)
     for rows, released in ((unit, False), (R, True)):
         parts = torch.einsum("nkd,kd->nk", deviations, rows) @ rows
-        same(ablation.along(rep, found, about, R, released), rep - deviations.sum(1) + parts)
+        same(ablation.along_directions(rep, found, about, R, released), rep - deviations.sum(1) + parts)
 
 
 def test_unknown_ablation(made):
     with pytest.raises(KeyError, match="no ablation 'some'; known: all, significant, insignificant"):
-        ablation.ablated(None, *made, None, "some")
+        ablation.effect_ablation(None, *made, None, "some")
 
 
 def test_indirect_effects_by_editing_the_network(small):
@@ -96,7 +101,7 @@ def test_indirect_and_second_order_effects_point_alike(small):
     about = effects.mean(found)
     mean = ablation.mean_activations(clip, probe, 0)
     indirect = ablation.indirect_effects(clip, probe, 0, range(256), mean)
-    direct = effects.form(found) - effects.form(
+    direct = effects.materialize(found) - effects.materialize(
         effects.Effects(about.s[None], about.B[None], found.factors, found.rep[:1])
     )
     assert torch.nn.functional.cosine_similarity(indirect, direct, dim=2).mean() > 0.1
@@ -182,6 +187,6 @@ def test_prompts(tmp_path):
 
 def test_probes_of_scenes():
     probe = load_probe("microworld:3")
-    same_scenes = of_scenes("mine", probe.items)
+    same_scenes = probe_from_scenes("mine", probe.items)
     assert same_scenes.fingerprint == probe.fingerprint and same_scenes.labels is None
-    assert of_scenes("mine", probe.items[::-1]).fingerprint != probe.fingerprint
+    assert probe_from_scenes("mine", probe.items[::-1]).fingerprint != probe.fingerprint

@@ -27,7 +27,7 @@ from neuronym.activations import (
 from neuronym.common.memory import top_images
 from neuronym.datasets.probe import Probe
 from neuronym.hooks import LayerInfo, list_layers
-from neuronym.passes import ready
+from neuronym.passes import inference
 from neuronym.similarity.scores import score_embeddings
 
 N, SIDE = 23, 6
@@ -350,7 +350,7 @@ def test_no_stale_activations(target, probe, changed):
     assert cache.key_of(old) != cache.key_of(new)
     fresh = unit_activations(t, p, [l], how, dtype=dtype)[l.name]
     assert fresh.shape != Q.shape or not torch.equal(fresh, Q)
-    with ready(t.model, dtype=dtype) as place:
+    with inference(t.model, dtype=dtype) as place:
         expected = torch.cat(
             [t.model.outputs(x)[l.name] for x in place(images_of(t, p))]
         )  # [N, positions, K]

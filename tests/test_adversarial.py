@@ -318,12 +318,12 @@ def test_attack_draws_captions_and_says_which_fool():
 
 def test_duels():
     clip = load_clip("microworld:vit")
-    assert adversarial.duels("star<cross, ring < circle", clip, SHAPES) == [
+    assert adversarial.class_pairs("star<cross, ring < circle", clip, SHAPES) == [
         ("star", "cross"),
         ("ring", "circle"),
     ]
-    assert adversarial.duels("", clip, SHAPES) == []
-    nearest = adversarial.duels("nearest", clip, SHAPES)
+    assert adversarial.class_pairs("", clip, SHAPES) == []
+    nearest = adversarial.class_pairs("nearest", clip, SHAPES)
     assert [drawn for _, drawn in nearest] == list(SHAPES) and all(wrong != drawn for wrong, drawn in nearest)
     t = {name: row for name, row in zip(SHAPES, clip.encode_text(list(SHAPES)))}
     for wrong, drawn in nearest:
@@ -333,4 +333,4 @@ def test_duels():
 @pytest.mark.parametrize("text", ["star", "star<", "star<star", "a<b<c"])
 def test_duels_that_are_none(text):
     with pytest.raises(ValueError, match=f"wrong<drawn, separated by commas, got '{text}'; write frog<bird"):
-        adversarial.duels(text, load_clip("microworld:vit"), SHAPES)
+        adversarial.class_pairs(text, load_clip("microworld:vit"), SHAPES)

@@ -11,9 +11,9 @@ from torch.testing import assert_close
 
 from neuronym import hooks
 from neuronym.common.statistics import correlation
-from neuronym.datasets.probe import only
+from neuronym.datasets.probe import subset
 from neuronym.second_order import ablation
-from neuronym.second_order.ablation import falls, percentile, simulated
+from neuronym.second_order.ablation import logit_drop, word_percentile, predicted_effect
 from neuronym.second_order.tower import read_tower
 from tests.test_lens import clip_of, small  # fixture too
 
@@ -29,12 +29,15 @@ def test_simulated_is_the_literal_sum():
         for i in range(5)
     ]
     assert_close(
-        simulated(weights, present), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
+        predicted_effect(weights, present),
+        torch.tensor(expected, dtype=torch.float64),
+        rtol=1e-12,
+        atol=1e-12,
     )
     label = torch.zeros(1, 7)
     label[0, 4] = 1
-    assert simulated(label, present)[:, 0].tolist() == present[:, 4].tolist()
-    assert simulated(label, random(5, 7)).dtype == torch.float32
+    assert predicted_effect(label, present)[:, 0].tolist() == present[:, 4].tolist()
+    assert predicted_effect(label, random(5, 7)).dtype == torch.float32
 
 
 # correlation
@@ -89,9 +92,11 @@ def test_percentile_by_hand():
             [4.0, 4.0, 4.0, 4.0, 4.0],
         ]
     )
-    assert percentile(values, [2, 0, 1, -1, 0, 3]).tolist() == [1.0, 0.0, 0.5, 0.5, 0.5, 0.5]
-    assert percentile(values[4:5], torch.tensor([3])).tolist() == [0.5]  # above one, equal to two, of four
-    assert percentile(values[4:], [2, -1]).tolist() == [0.0, 0.5] and percentile(
+    assert word_percentile(values, [2, 0, 1, -1, 0, 3]).tolist() == [1.0, 0.0, 0.5, 0.5, 0.5, 0.5]
+    assert word_percentile(values[4:5], torch.tensor([3])).tolist() == [
+        0.5
+    ]  # above one, equal to two, of four
+    assert word_percentile(values[4:], [2, -1]).tolist() == [0.0, 0.5] and word_percentile(
         values[4:], [4, 4]
     ).tolist() == [1.0, 0.5]
 
@@ -99,13 +104,13 @@ def test_percentile_by_hand():
 def test_percentile_of_chance_is_one_half():
     values = random(400, 9).round()  # with many ties
     words = torch.randint(9, (400,), generator=torch.Generator().manual_seed(2))
-    assert percentile(values, words).mean() == pytest.approx(0.5, abs=0.04)
+    assert word_percentile(values, words).mean() == pytest.approx(0.5, abs=0.04)
     own = values.gather(1, words[:, None])[:, 0]
     expected = [
         sum((x < y) + 0.5 * (x == y) for j, x in enumerate(row) if j != word) / 8
         for row, y, word in zip(values.tolist(), own.tolist(), words.tolist())
     ]
-    assert percentile(values, words).tolist() == pytest.approx(expected)
+    assert word_percentile(values, words).tolist() == pytest.approx(expected)
 
 
 # the causal check
@@ -118,7 +123,7 @@ def test_falls_by_editing_the_network(small):
     units, rows = [3, 200, 41], torch.tensor([[7, 0, 10], [2, 9, 0]])
     T = torch.nn.functional.normalize(random(6, 20), dim=1).float()
     seen = []
-    ours = falls(
+    ours = logit_drop(
         clip, probe, 0, units, rows, mean, T, lambda todo, total, text: seen.append((total, text)) or todo
     )
     assert ours.shape == (3, 6) and seen == [(3, "neurons ablated")] and ours.abs().max() > 1e-3
@@ -138,14 +143,14 @@ def test_falls_by_editing_the_network(small):
 
 def test_only_some_images(small):
     _, probe = small
-    some = only(probe, [9, 2, 2])
+    some = subset(probe, [9, 2, 2])
     assert (some.N, some.ids) == (3, [probe.ids[9], probe.ids[2], probe.ids[2]]) and some.labels is None
     assert [some.image(i).tobytes() for i in range(3)] == [probe.image(i).tobytes() for i in (9, 2, 2)]
-    prints = [only(probe, rows).fingerprint for rows in ([9, 2, 2], [2, 9, 2], [9, 2])]
-    assert len({*prints, probe.fingerprint}) == 4 and only(probe, [9, 2]).fingerprint == prints[2]
-    from neuronym.datasets.probe import of_scenes
+    prints = [subset(probe, rows).fingerprint for rows in ([9, 2, 2], [2, 9, 2], [9, 2])]
+    assert len({*prints, probe.fingerprint}) == 4 and subset(probe, [9, 2]).fingerprint == prints[2]
+    from neuronym.datasets.probe import probe_from_scenes
 
-    assert only(of_scenes("mine", [5, 6, 7], ["a", "b", "c"]), [2, 0]).labels == ["c", "a"]
+    assert subset(probe_from_scenes("mine", [5, 6, 7], ["a", "b", "c"]), [2, 0]).labels == ["c", "a"]
 
 
 # bad input
@@ -159,16 +164,19 @@ def test_only_some_images(small):
             r"predicted and true values \[N, K\] of one shape, got \[4, 2\] and \[4, 3\]",
         ),
         (
-            lambda: percentile(random(2, 3), [0]),
+            lambda: word_percentile(random(2, 3), [0]),
             r"expected a word below 3 or -1 for each of 2 rows, got 1 words up to 0",
         ),
-        (lambda: percentile(random(2, 3), [0, 3]), "below 3 or -1 for each of 2 rows, got 2 words up to 3"),
         (
-            lambda: falls(None, None, 0, [1, 2], torch.zeros(5, 3), None, None),
+            lambda: word_percentile(random(2, 3), [0, 3]),
+            "below 3 or -1 for each of 2 rows, got 2 words up to 3",
+        ),
+        (
+            lambda: logit_drop(None, None, 0, [1, 2], torch.zeros(5, 3), None, None),
             r"expected images \[n, k\] for k units, at least one, got \[5, 3\] and 2",
         ),
         (
-            lambda: falls(None, None, 0, [], torch.zeros(5, 0), None, None),
+            lambda: logit_drop(None, None, 0, [], torch.zeros(5, 0), None, None),
             r"at least one, got \[5, 0\] and 0",
         ),
     ],
@@ -181,4 +189,4 @@ def test_bad_input_is_refused_in_a_sentence(call, message):
 def test_falls_of_a_layer_without_effects(small):
     clip, probe = small
     with pytest.raises(ValueError, match="layer 1 is the last one"):
-        falls(clip, probe, 1, [0], torch.tensor([[0]]), torch.zeros(5, 256), torch.eye(20))
+        logit_drop(clip, probe, 1, [0], torch.tensor([[0]]), torch.zeros(5, 256), torch.eye(20))

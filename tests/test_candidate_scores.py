@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from neuronym.describe.selection import best, NEGATIVE, ranks, score_candidates, SCORES, several, TIES
+from neuronym.describe.selection import best, NEGATIVE, ranks, score_candidates, SCORES, distinct_best, TIES
 
 NAN = math.nan
 SIZES = [(1, 1), (1, 4), (4, 7), (7, 3), (5, 13)]  # C candidates, n pictures; fewer and more than beta
@@ -232,9 +232,9 @@ def test_several_labels_are_apart_from_each_other():
     angles = torch.tensor([0.0, 10.0, 50.0, 60.0, 120.0]).deg2rad()
     T = torch.stack([angles.cos(), angles.sin()], 1)  # cosine .81 is 35.9 degrees
     scores = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])
-    assert several(scores, T) == [0, 2, 4]
-    assert several(scores, T, most=2) == [0, 2] and several(scores.flip(0), T) == [4, 3, 1]
-    assert several(scores, T, limit=1.0) == [0, 1, 2] and several(scores, T, limit=-0.4) == [0, 4]
+    assert distinct_best(scores, T) == [0, 2, 4]
+    assert distinct_best(scores, T, most=2) == [0, 2] and distinct_best(scores.flip(0), T) == [4, 3, 1]
+    assert distinct_best(scores, T, limit=1.0) == [0, 1, 2] and distinct_best(scores, T, limit=-0.4) == [0, 4]
     for seed in range(5):
         T = torch.nn.functional.normalize(torch.randn(9, 3, generator=dice(seed), dtype=torch.float64), dim=1)
         scores, rows, kept = torch.randn(9, generator=dice(seed + 50)), T.tolist(), []
@@ -242,8 +242,8 @@ def test_several_labels_are_apart_from_each_other():
             cosines = [math.fsum(x * y for x, y in zip(rows[i], rows[j])) for j in kept]
             if len(kept) < 3 and all(cosine <= 0.3 for cosine in cosines):
                 kept.append(i)
-        assert several(scores, T, limit=0.3) == kept
-    assert several(scores[:0], T[:0]) == []
+        assert distinct_best(scores, T, limit=0.3) == kept
+    assert distinct_best(scores[:0], T[:0]) == []
 
 
 # --- bad input
@@ -292,12 +292,12 @@ A, X = torch.zeros(3, 4), torch.zeros(3, 4)
         (lambda: score_candidates(A, X, top=1.5), ValueError, "top must be a positive whole number, got 1.5"),
         (lambda: best(["a"], torch.zeros(2)), ValueError, r"one score for each of 1 texts, got scores \[2\]"),
         (
-            lambda: several(torch.zeros(2), A),
+            lambda: distinct_best(torch.zeros(2), A),
             ValueError,
             r"scores \[C\] and T \[C, d\] .* got \[2\] and \[3, 4\]",
         ),
         (
-            lambda: several(torch.zeros(3), A, limit=2),
+            lambda: distinct_best(torch.zeros(3), A, limit=2),
             ValueError,
             "limit must be a finite number from -1 to 1, got 2",
         ),

@@ -16,7 +16,7 @@ from neuronym.common.types import Target
 from neuronym.datasets.probe import load_probe
 from neuronym.figures import cards, style
 from neuronym.hooks import resolve_layers
-from neuronym.models.preprocess import describe, HALF, Preprocess
+from neuronym.models.preprocess import preprocess_text, HALF, Preprocess
 from neuronym.similarity.labels import labels_table
 
 matplotlib.use("Agg")
@@ -41,7 +41,7 @@ def test_cards_of_token_layers(extra):
         "own",
         Tokens(extra).eval(),
         preprocess,
-        describe(preprocess),
+        preprocess_text(preprocess),
         None,
         f"tokens{extra}",
         ("block",),
@@ -83,7 +83,7 @@ def test_cards_of_several_units_and_of_the_cache(monkeypatch):
         "own",
         Colours().eval(),
         preprocess,
-        describe(preprocess),
+        preprocess_text(preprocess),
         None,
         "colours",
         ("fc",),
@@ -113,9 +113,9 @@ def test_spread_goes_from_the_best_unit_to_the_worst():
     scores = torch.tensor([[0.1], [0.9], [0.5], [0.7], [0.3]])
     table = labels_table(scores, ["a"], model="n", layer="l", method="m", k=1)
     assert (
-        cards.spread(table, "l", 3) == [1, 2, 0]
-        and cards.spread(table, "l", 1) == [1]
-        and len(cards.spread(table, "l", 99)) == 5
+        cards.cards_from_best_to_worst(table, "l", 3) == [1, 2, 0]
+        and cards.cards_from_best_to_worst(table, "l", 1) == [1]
+        and len(cards.cards_from_best_to_worst(table, "l", 99)) == 5
     )
 
 

@@ -19,8 +19,8 @@ from neuronym.datasets.probe import load_probe
 from neuronym.describe import selection
 from neuronym.describe.selection import (
     best,
-    by_drawing,
-    by_retrieval,
+    on_generated,
+    on_retrieved,
     candidate_pictures,
     PROMPT,
     rank_candidates,
@@ -100,7 +100,7 @@ def same(a: dict, b: dict) -> bool:
 
 def test_units_see_the_pictures_of_their_candidates(target, fc, clip, E, counted):
     source, asked = counted
-    shown = by_drawing(TEXTS, E, source, target=target, layer=fc, clip=clip, n=n)
+    shown = on_generated(TEXTS, E, source, target=target, layer=fc, clip=clip, n=n)
     assert sorted({text for text, _ in asked}) == ["a red star", "night", "sea", "star", "striped"]
     assert len(asked) == 5 * n and len({seed for _, seed in asked}) == n, (
         "each text once, with the same seeds"
@@ -126,7 +126,7 @@ def test_order_company_batches_and_interruption_do_not_matter(
 ):
     source, asked = counted
     options = {"target": target, "layer": fc, "clip": clip, "n": n}
-    whole = by_drawing(TEXTS, E, source, **options)
+    whole = on_generated(TEXTS, E, source, **options)
     passes = []
 
     def logged(*args):
@@ -137,15 +137,15 @@ def test_order_company_batches_and_interruption_do_not_matter(
         return len(list((tmp_path / "cache" / "activations").iterdir()))
 
     before = computed()
-    again = by_drawing(TEXTS, E, source, **options)
+    again = on_generated(TEXTS, E, source, **options)
     assert same(again.activations, whole.activations) and same(again.cosines, whole.cosines)
     assert computed() == before == 5
     monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path / "other"))
     turned = {unit: texts[::-1] for unit, texts in reversed(TEXTS.items())}
-    other = by_drawing(turned, E, source, **options, batch_size=2)
+    other = on_generated(turned, E, source, **options, batch_size=2)
     assert same({u: x.flip(0) for u, x in other.activations.items()}, whole.activations)
     assert same({u: x.flip(0) for u, x in other.cosines.items()}, whole.cosines)
-    alone = by_drawing({7: TEXTS[7]}, None, source, target=target, layer=fc, n=n)
+    alone = on_generated({7: TEXTS[7]}, None, source, target=target, layer=fc, n=n)
     assert alone.cosines is None and same(alone.activations, {7: whole.activations[7]})
 
     monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path / "third"))
@@ -153,9 +153,9 @@ def test_order_company_batches_and_interruption_do_not_matter(
         selection, "activations_and_embeddings", lambda *args: 1 / 0 if len(passes) > 2 else logged(*args)
     )
     with pytest.raises(ZeroDivisionError):
-        by_drawing(TEXTS, E, source, **options)
+        on_generated(TEXTS, E, source, **options)
     monkeypatch.setattr(selection, "activations_and_embeddings", logged)
-    resumed = by_drawing(TEXTS, E, source, **options)
+    resumed = on_generated(TEXTS, E, source, **options)
     assert same(resumed.activations, whole.activations) and same(resumed.cosines, whole.cosines)
     assert len(list((tmp_path / "third" / "activations").iterdir())) == 5
 
@@ -195,12 +195,12 @@ def test_pictures_that_choose_a_label_are_none_that_cosy_judges_it_by(counted):
 def test_shrunk_pictures_are_what_target_and_clip_see(target, fc, clip, E):
     source = load_generator("microworld")
     options = {"target": target, "layer": fc, "clip": clip, "n": 2}
-    shrunk = by_drawing({3: ["star"]}, E, source, shrink=32, **options)
+    shrunk = on_generated({3: ["star"]}, E, source, shrink=32, **options)
     picture = candidate_pictures(["star"], source, 2)["star"][1].resize((32, 32), Image.Resampling.BICUBIC)
     with torch.no_grad():
         q = target.model(target.preprocess(picture)[None])[0, 3]
     assert shrunk.activations[3][0, 1].item() == pytest.approx(q.item(), rel=1e-4, abs=1e-4)
-    full = by_drawing({3: ["star"]}, E, source, **options)
+    full = on_generated({3: ["star"]}, E, source, **options)
     assert not same(full.activations, shrunk.activations) and not same(full.cosines, shrunk.cosines)
 
 
@@ -216,7 +216,7 @@ def literal_rows(text: str, known: dict, left_out: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("exclude", [0, 6, {3: [1, 4, 4, 30], 40: [], 7: list(range(20)), 9: [0]}])
 def test_the_nearest_images_that_no_example_comes_from(known, E, exclude):
-    shown = by_retrieval(TEXTS, E, n=n, exclude=exclude, **known)
+    shown = on_retrieved(TEXTS, E, n=n, exclude=exclude, **known)
     for unit, texts in TEXTS.items():
         strongest = sorted(range(N), key=lambda i: -known["Q"][i, unit].item())
         left_out = strongest[:exclude] if isinstance(exclude, int) else exclude[unit]
@@ -235,26 +235,26 @@ def test_the_nearest_images_that_no_example_comes_from(known, E, exclude):
 
 
 def test_memory_company_and_dtype_do_not_matter(known, E):
-    whole = by_retrieval(TEXTS, E, n=n, **known)
-    tight = by_retrieval(dict(reversed(TEXTS.items())), E, n=n, memory=16 * N, **known)
+    whole = on_retrieved(TEXTS, E, n=n, **known)
+    tight = on_retrieved(dict(reversed(TEXTS.items())), E, n=n, memory=16 * N, **known)
     assert all(torch.equal(tight.rows[unit], whole.rows[unit]) for unit in TEXTS)
-    alone = by_retrieval({40: TEXTS[40]}, None, n=n, **known)
+    alone = on_retrieved({40: TEXTS[40]}, None, n=n, **known)
     assert torch.equal(alone.rows[40], whole.rows[40]) and alone.cosines is None
-    double = by_retrieval(TEXTS, E, n=n, Q=known["Q"].double(), I=known["I"].double(), clip=known["clip"])
+    double = on_retrieved(TEXTS, E, n=n, Q=known["Q"].double(), I=known["I"].double(), clip=known["clip"])
     assert double.activations[3].dtype == double.cosines[3].dtype == torch.float64 and same(
         double.rows, whole.rows
     )
-    unread = by_retrieval({3: ["a tree"], 5: []}, None, n=n, **known)
+    unread = on_retrieved({3: ["a tree"], 5: []}, None, n=n, **known)
     assert unread.activations[3].isnan().all() and unread.rows[5].shape == (0, n)
 
 
 def test_the_microworld_clip_gets_the_words_it_knows(known):
-    shown = by_retrieval(
+    shown = on_retrieved(
         {3: ["a Crescent-shaped thing", "moon", "photo of a"]}, None, n=n, exclude=0, **known
     )
     assert shown.rows[3][0].tolist() == literal_rows("a moon", known, [])
     assert shown.rows[3][2].tolist() == [-1] * n, "words that say nothing"
-    by_retrieval({3: ["red star " * 40]}, None, n=n, **known)  # longer than it can read
+    on_retrieved({3: ["red star " * 40]}, None, n=n, **known)  # longer than it can read
 
 
 def test_an_image_that_a_candidate_was_made_from_does_not_confirm_it(clip):

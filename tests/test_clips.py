@@ -19,7 +19,7 @@ from neuronym.common.checks import openai_package, UnknownName
 from neuronym.common.types import Clip
 from neuronym.microworld import world
 from neuronym.models.clips import CLIPS, load_clip, openai_module, openai_weights, text_features
-from neuronym.models.preprocess import describe, MICRO
+from neuronym.models.preprocess import preprocess_text, MICRO
 from neuronym.models.targets import load_target
 from neuronym.models.weights import random_start, weights_key
 from tests.test_sentences import WORDS
@@ -442,7 +442,9 @@ def conse():
 def test_conse_is_the_weighted_mean_of_class_names(conse):
     (clip, names), target = conse, load_target("efficientnet_lite2")
     is_whole(clip, "conse:efficientnet_lite2")
-    assert clip.preprocess_spec == target.preprocess_spec == describe(target.preprocess) and clip.d == 384
+    assert (
+        clip.preprocess_spec == target.preprocess_spec == preprocess_text(target.preprocess) and clip.d == 384
+    )
     x = batch_of(clip, 2)
     with torch.no_grad():
         p = target.model(x).softmax(1)

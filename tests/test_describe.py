@@ -22,15 +22,15 @@ from neuronym.describe.pipeline import (
     candidates_table,
     choose,
     cropped,
-    describe,
+    describe_units,
     Described,
     labels_of,
-    look,
-    Looked,
+    caption_examples,
+    CaptionedExamples,
     of_units,
     ordinary_captions,
     several_labels,
-    spread,
+    evenly_spaced_units,
 )
 from neuronym.describe.selection import rank_candidates
 from neuronym.hooks import resolve_layers
@@ -80,7 +80,7 @@ def world(tmp_path_factory):
 
 
 def looks(world, book, captioner, name="layer4", units=UNITS, **more):
-    return look(
+    return caption_examples(
         world.target,
         world.layers[name],
         units,
@@ -117,7 +117,7 @@ def never():
     return Captioner("fake", "fake", lambda pictures: pytest.fail("nothing is asked"))
 
 
-def same(a: Looked, b: Looked, units):
+def same(a: CaptionedExamples, b: CaptionedExamples, units):
     where = [{u: [(e.image, e.box) for e in some.examples[u]] for u in units} for some in (a, b)]
     return where[0] == where[1] and all(
         a.captions[u] == b.captions[u] and torch.allclose(a.E[u], b.E[u], atol=1e-5) for u in units
@@ -271,7 +271,7 @@ def last_words(requests):
 @pytest.mark.parametrize("ask", [None, last_words])
 def test_describe_is_candidates_then_pictures(world, source, ask):
     looked, (drawer, given) = world.looked["fc"], sources(world, "fc")[source]
-    found = describe(
+    found = describe_units(
         looked, drawer, ask=ask, reference=world.ordinary, tries=3, seed=2, selection="sq_mean", **given
     )
     candidates = propose(looked.captions, ask, world.ordinary, tries=3, seed=2)
@@ -288,7 +288,7 @@ def test_describe_is_candidates_then_pictures(world, source, ask):
             found.shown.activations[unit].nan_to_num(-9), shown.activations[unit].nan_to_num(-9)
         )
         assert torch.equal(seen.cosines[unit].nan_to_num(-9), shown.cosines[unit].nan_to_num(-9))
-    alone = describe(
+    alone = describe_units(
         of_units(looked, [26]),
         drawer,
         ask=ask,
@@ -303,7 +303,9 @@ def test_describe_is_candidates_then_pictures(world, source, ask):
 
 def test_seeds(world):
     looked, (drawer, given) = world.looked["fc"], sources(world, "fc")["microworld"]
-    a, b, c = (describe(looked, drawer, reference=world.ordinary, seed=seed, **given) for seed in (0, 0, 1))
+    a, b, c = (
+        describe_units(looked, drawer, reference=world.ordinary, seed=seed, **given) for seed in (0, 0, 1)
+    )
     assert (
         all(torch.equal(a.scores[u], b.scores[u]) for u in a.scores)
         and a.candidates == b.candidates == c.candidates
@@ -313,13 +315,13 @@ def test_seeds(world):
 
 def test_options_reach_their_steps(world):
     looked, (drawer, given) = world.looked["fc"], sources(world, "fc")["retrieval"]
-    raw = describe(looked, drawer, reference=world.ordinary, summary=False, tries=2, **given)
+    raw = describe_units(looked, drawer, reference=world.ordinary, summary=False, tries=2, **given)
     assert raw.candidates == propose(looked.captions, None, world.ordinary, tries=2, summary=False)
     assert all(
         set(some) <= {c.lower() for c in looked.captions[unit]} for unit, some in raw.candidates.items()
     )
     told = []
-    describe(
+    describe_units(
         looked,
         ask=lambda requests: told.extend(requests) or last_words(requests),
         prompt="satellite",
@@ -328,7 +330,7 @@ def test_options_reach_their_steps(world):
     )
     assert all("satellite" in messages[0]["content"] and settings["seed"] == 7 for messages, settings in told)
     given |= {"beta": 1, "negative": "as_shipped", "ties": "as_shipped"}
-    shipped = describe(looked, drawer, reference=world.ordinary, **given)
+    shipped = describe_units(looked, drawer, reference=world.ordinary, **given)
     scores, _ = rank_candidates(shipped.candidates, looked.E, drawer, **given)
     assert all(
         torch.equal(shipped.scores[unit], scores["topk_compare"][unit]) for unit in scores["topk_compare"]
@@ -336,7 +338,7 @@ def test_options_reach_their_steps(world):
 
 
 def test_without_pictures_the_first_candidate_is_the_label(world):
-    found = describe(
+    found = describe_units(
         world.looked["fc"], "no source is looked at", reference=world.ordinary, selection="first"
     )
     assert found.shown is None
@@ -359,7 +361,7 @@ def test_without_pictures_the_first_candidate_is_the_label(world):
 def test_what_it_refuses(world, given, error, message):
     more = sources(world, "fc")["retrieval"][1]
     with pytest.raises(error, match=message):
-        describe(world.looked["fc"], **{"reference": world.ordinary} | more | given)
+        describe_units(world.looked["fc"], **{"reference": world.ordinary} | more | given)
 
 
 def test_blank_captions(world, tmp_path):
@@ -369,11 +371,11 @@ def test_blank_captions(world, tmp_path):
     )
     looked = looks(world, open_transcript(tmp_path / "a"), some)
     assert any("" in some for some in looked.captions.values())
-    found = describe(looked, selection="first")
+    found = describe_units(looked, selection="first")
     assert all(text for some in found.candidates.values() for text in some)
     silent = looks(world, open_transcript(tmp_path / "b"), seen_by([], say=lambda key: ""), units=[41])
     with pytest.raises(ValueError, match="captions of unit 41 must hold one that says something"):
-        describe(silent, selection="first")
+        describe_units(silent, selection="first")
 
 
 # tables
@@ -473,7 +475,8 @@ def test_several_labels_literally(world):
 )
 def test_spread(units, expected):
     assert (
-        spread([SimpleNamespace(name="a", units=5), SimpleNamespace(name="b", units=10)], units) == expected
+        evenly_spaced_units([SimpleNamespace(name="a", units=5), SimpleNamespace(name="b", units=10)], units)
+        == expected
     )
 
 
@@ -482,4 +485,4 @@ def test_units_that_are_no_numbers(units):
     with pytest.raises(
         ValueError, match="one number for all layers, or one for each of the 2, .*write 20, or 20,20"
     ):
-        spread([SimpleNamespace(name="a", units=5), SimpleNamespace(name="b", units=10)], units)
+        evenly_spaced_units([SimpleNamespace(name="a", units=5), SimpleNamespace(name="b", units=10)], units)

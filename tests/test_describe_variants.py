@@ -14,10 +14,10 @@ import torch
 from scipy.stats import wilcoxon
 
 from neuronym.common.text import names_it
-from neuronym.describe import selection, variants
-from neuronym.describe.pipeline import best_labels, describe
+from neuronym.describe import selection, variants as variants_module
+from neuronym.describe.pipeline import best_labels, describe_units
 from neuronym.describe.selection import SCORES
-from neuronym.describe.variants import ablation, labels_by_variant, VARIANTS
+from neuronym.describe.variants import step_ablation, labels_by_variant, VARIANTS
 from neuronym.evaluation import explanations
 from neuronym.models.transcripts import open_transcript
 from tests.test_describe import last_words, looks, seen_by, sources, world
@@ -44,14 +44,14 @@ def test_each_variant_changes_one_thing(world, asked, first, monkeypatch, tmp_pa
     more, scored = {"tries": 3, "beta": 2, "top": 4}, []
     told = []
     monkeypatch.setattr(
-        variants,
+        variants_module,
         "describe",
         lambda look, *given, reference, **options: (
-            told.append((look, reference)) or describe(look, *given, reference=reference, **options)
+            told.append((look, reference)) or describe_units(look, *given, reference=reference, **options)
         ),
     )
     monkeypatch.setattr(
-        variants,
+        variants_module,
         "score_shown",
         lambda shown, how, real=selection.score_shown, **options: (
             scored.append((how, options)) or real(shown, how, **options)
@@ -62,7 +62,7 @@ def test_each_variant_changes_one_thing(world, asked, first, monkeypatch, tmp_pa
     def by_hand(look=asked.own, ask=None, source=first, **changed):
         drawer, given = both[source]
         return best_labels(
-            describe(
+            describe_units(
                 look[0],
                 drawer,
                 ask=ask,
@@ -97,12 +97,12 @@ def test_the_method_without_selection(world, asked, tmp_path, monkeypatch):
     """Its other variants are chosen by no pictures either; another source chooses by the paper's function."""
     both = sources(world, "fc")
     found = labels_by_variant(asked.looks, {"llm": last_words}, both, selection="first")
-    first = best_labels(describe(asked.own[0], ask=last_words, selection="first"))
+    first = best_labels(describe_units(asked.own[0], ask=last_words, selection="first"))
     assert found["all steps", "the method"] == found["selection", "none: the first candidate"] == first
     assert {part for part, _ in found} == {"all steps", "captions", "summary", "selection", "pictures"}
     drawer, given = both["retrieval"]
     assert found["pictures", "retrieval"] == best_labels(
-        describe(asked.own[0], drawer, ask=last_words, **given)
+        describe_units(asked.own[0], drawer, ask=last_words, **given)
     )
 
 
@@ -129,8 +129,8 @@ GROUPS = {"inner": "inner layers", "last": "last"}
 def numbers(world):
     dice = torch.Generator().manual_seed(0)
     Q = {"inner": torch.rand(60, 5, generator=dice), "last": torch.rand(60, 4, generator=dice)}
-    present = lambda texts: explanations.shown(world.probe, texts)
-    table = ablation(LABELS, present, Q, {"inner": 0.1, "last": 0.1}, ROWS, GROUPS, {"last": NAMES})
+    present = lambda texts: explanations.phrase_presence(world.probe, texts)
+    table = step_ablation(LABELS, present, Q, {"inner": 0.1, "last": 0.1}, ROWS, GROUPS, {"last": NAMES})
     values = {}
     for layer, variants in LABELS.items():
         for variant, texts in variants.items():
@@ -195,12 +195,18 @@ def test_ablation_without_true_names(numbers, world):
     table = numbers[0]
     dice = torch.Generator().manual_seed(0)
     Q = {"inner": torch.rand(60, 5, generator=dice), "last": torch.rand(60, 4, generator=dice)}
-    given = LABELS, lambda texts: explanations.shown(world.probe, texts), Q, {"inner": 0.1, "last": 0.1}, ROWS
-    plain = ablation(*given, GROUPS)
+    given = (
+        LABELS,
+        lambda texts: explanations.phrase_presence(world.probe, texts),
+        Q,
+        {"inner": 0.1, "last": 0.1},
+        ROWS,
+    )
+    plain = step_ablation(*given, GROUPS)
     assert "shuffled" not in plain and set(plain["metric"]) == {"correlation"}
     same = table[table["metric"] == "correlation"].drop(columns="shuffled")
     pd.testing.assert_frame_equal(plain, same, check_like=True)
-    joined = ablation(*given, dict.fromkeys(GROUPS, "all"), metric="f1")
+    joined = step_ablation(*given, dict.fromkeys(GROUPS, "all"), metric="f1")
     assert set(joined["metric"]) == {"f1"} and joined["group"].tolist() == ["all"] * 3
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from neuronym import passes
-from neuronym.passes import kept_memory, ready
+from neuronym.passes import kept_memory, inference
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from neuronym.passes import kept_memory, ready
 def test_a_cpu_gets_a_few_images_at_a_time(threads, side, size, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     images = torch.zeros(50, 3, side, side).add_(torch.arange(50.0)[:, None, None, None])
-    with ready(None) as place:
+    with inference(None) as place:
         pieces = list(place(images))
     assert [len(piece) for piece in pieces] == [size] * (50 // size) + [50 % size] * (50 % size > 0)
     assert torch.equal(torch.cat([piece[:, 0, 0, 0] for piece in pieces]), torch.arange(50.0))
@@ -24,13 +24,13 @@ def test_a_cpu_gets_a_few_images_at_a_time(threads, side, size, monkeypatch):
 
 
 def test_images_take_the_kind_of_the_weights():
-    with ready(nn.Conv2d(3, 1, 1).double()) as place:
+    with inference(nn.Conv2d(3, 1, 1).double()) as place:
         assert [piece.dtype for piece in place(torch.zeros(2, 3, 5, 7))] == [torch.float64]
 
 
 def test_half_precision_is_for_the_block_only():
     model = nn.Conv2d(3, 1, 1)
-    with ready(model, dtype="bfloat16") as place:
+    with inference(model, dtype="bfloat16") as place:
         [piece] = place(torch.zeros(2, 3, 5, 7))
         assert model(piece).dtype == torch.bfloat16 and torch.is_inference_mode_enabled()
     assert model(torch.zeros(2, 3, 5, 7)).dtype == torch.float32 and model(piece.clone()).requires_grad
@@ -58,7 +58,7 @@ def test_kept_memory_is_left_alone_elsewhere(platform, monkeypatch):
 def test_a_gpu_gets_all_images_from_pinned_memory_at_once():
     images = torch.randn(50, 3, 224, 224).pin_memory()
     model = nn.Conv2d(3, 1, 1)
-    with ready(model, "cuda") as place:
+    with inference(model, "cuda") as place:
         for _ in range(20):
             [piece] = place(images)
             assert piece.is_cuda and torch.equal(piece.cpu(), images)

@@ -62,7 +62,7 @@ def effects_of(visual, images, layer):
 def made(visual, images):
     """Effects of layer 1 and the effects formed, [N, 48, 7]."""
     found = effects_of(visual, images, 1)
-    return found, effects.form(found)
+    return found, effects.materialize(found)
 
 
 def same(actual, expected):
@@ -76,7 +76,7 @@ def same(actual, expected):
 def test_effects_are_the_literal_ones(visual, images, layer):
     found = effects_of(visual, images[:2], layer)
     assert found.shape == (2, 48, 3 * (3 - layer), 7)
-    phi = effects.form(found)
+    phi = effects.materialize(found)
     for image, ours in zip(images, phi):
         same(ours, literal.effects(visual, image, layer))
         rep = representation(_openai(visual), last_stream(visual, image))[0]
@@ -99,7 +99,7 @@ def test_effects_equal_the_released(shared):
     ).float()
     visual.load_state_dict({k[13:]: v for k, v in tensors.items() if k.startswith("model.visual.")})
     found = effects_of(visual, tensors["images"], 1)
-    assert_close(effects.form(found), tensors["effects"], rtol=1e-5, atol=1e-5)
+    assert_close(effects.materialize(found), tensors["effects"], rtol=1e-5, atol=1e-5)
     about = effects.mean(found)
     lengths = effects.norms(found, about)
     assert_close(lengths.sort(0).values[-100:].T, tensors["norms"], rtol=1e-5, atol=1e-5)
@@ -136,7 +136,7 @@ def test_norms_need_no_effects_formed(made):
     other = effects.Mean(found.s[3] * 2, found.B[4])  # about any mean
     same(
         effects.norms(found, other),
-        (phi - effects.form(replace(found, s=other.s[None], B=other.B[None]))).norm(dim=2),
+        (phi - effects.materialize(replace(found, s=other.s[None], B=other.B[None]))).norm(dim=2),
     )
 
 
@@ -417,4 +417,4 @@ def test_layers_by_text_that_are_none(text, message):
 
 def test_stored(made):
     found, phi = made
-    assert effects.stored(found) == pytest.approx((found.s.numel() + found.B.numel()) / phi.numel())
+    assert effects.compression(found) == pytest.approx((found.s.numel() + found.B.numel()) / phi.numel())

@@ -12,7 +12,7 @@ import torch
 from torch.testing import assert_close
 
 from neuronym.second_order import effects, experiments
-from neuronym.second_order.experiments import Exam, Layer
+from neuronym.second_order.experiments import ZeroShotTask, Layer
 from neuronym.second_order.text_code import coefficients, matching_pursuit, text_pool
 from tests.test_lens import effects_of, images, visual  # fixtures
 
@@ -34,13 +34,13 @@ def study(visual, images):
     rep, g = layers[0].effects.rep, torch.Generator().manual_seed(3)
     near = rep[:, None] + torch.randn(8, 500, 7, generator=g, dtype=torch.float64)  # of 100
     head = torch.nn.functional.normalize(near.flatten(0, 1), dim=1)
-    return layers, Exam(head, (rep @ head.T).argmax(1))
+    return layers, ZeroShotTask(head, (rep @ head.T).argmax(1))
 
 
 def phi_of(layer):
     about = layer.about
-    phi = effects.form(layer.effects)
-    return phi, effects.form(
+    phi = effects.materialize(layer.effects)
+    return phi, effects.materialize(
         effects.Effects(about.s[None], about.B[None], layer.effects.factors, layer.effects.rep[:1])
     )[0]
 

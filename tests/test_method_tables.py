@@ -9,7 +9,7 @@ import torch
 from scipy.stats import wilcoxon
 
 from neuronym.evaluation import explanations
-from neuronym.evaluation.explanations import against, choose_active, means, scored
+from neuronym.evaluation.explanations import method_differences, choose_active, method_means, score_methods
 from neuronym.evaluation.metrics import active_images, METRICS, SOUND
 from neuronym.evaluation.presence import presence_oracle
 
@@ -57,7 +57,7 @@ def test_scored_gives_each_metric_of_each_unit(world):
         }
         for layer, some in on.items()
     }
-    table = scored(explained, present, Q, {"first": 0.3, "second": 0.2}, list(METRICS)[:8])
+    table = score_methods(explained, present, Q, {"first": 0.3, "second": 0.2}, list(METRICS)[:8])
     assert len(table) == 12 and table["text"].tolist()[:4] == ["a", "b", "c", "b"]
     for row in table.itertuples():
         concept = WORDS.index(row.text)
@@ -73,9 +73,11 @@ def test_scored_gives_each_metric_of_each_unit(world):
 def test_a_cut_is_used_where_predictions_are_no_probabilities(world):
     present, Q, on = world
     raw = lambda p: 7 * p[:, on["first"]].double() - 2
-    cut = explanations.Explained(list("wxyz"), raw, torch.zeros(4, dtype=torch.float64))
+    cut = explanations.Explanations(list("wxyz"), raw, torch.zeros(4, dtype=torch.float64))
     plain = explanations.single(torch.tensor(on["first"]), WORDS)
-    table = scored({"first": {"sum": cut, "label": plain}}, present, Q, {"first": 0.3}).set_index("method")
+    table = score_methods({"first": {"sum": cut, "label": plain}}, present, Q, {"first": 0.3}).set_index(
+        "method"
+    )
     for name in ("correlation", "auprc", "f1", "iou"):
         assert np.allclose(table.loc["sum", name], table.loc["label", name])
 
@@ -83,14 +85,14 @@ def test_a_cut_is_used_where_predictions_are_no_probabilities(world):
 def test_units_can_be_chosen(world):
     present, Q, on = world
     some = {"first": [3, 1]}
-    table = scored(
+    table = score_methods(
         {"first": {"right": explanations.single(torch.tensor([1, 1]), WORDS)}},
         present,
         Q,
         {"first": 0.3},
         units=some,
     )
-    full = scored(
+    full = score_methods(
         {"first": {"right": explanations.single(torch.tensor(on["first"]), WORDS)}},
         present,
         Q,
@@ -110,7 +112,7 @@ def test_units_can_be_chosen(world):
 def test_scored_refuses(world, units, labels, rows, message):
     present, Q, _ = world
     with pytest.raises(ValueError, match=message):
-        scored(
+        score_methods(
             {"first": {"m": explanations.single(torch.tensor(labels), WORDS)}},
             present[rows] if rows else present,
             Q,
@@ -134,7 +136,7 @@ def made(seed: int = 0) -> pd.DataFrame:
 
 def test_means_resample_neurons_within_layers_jointly():
     table = made()
-    found = means(table, ["iou"], {"x": "all", "y": "all"}).set_index("method")
+    found = method_means(table, ["iou"], {"x": "all", "y": "all"}).set_index("method")
     assert (
         np.allclose(found["mean"], table.groupby("method")["iou"].mean()[found.index])
         and (found["units"] == 14).all()
@@ -143,13 +145,13 @@ def test_means_resample_neurons_within_layers_jointly():
     # the same neurons are drawn for all, so the ends of both intervals are .1 apart though the noise is ten
     # times as much
     assert abs(found.loc["high", "low"] - found.loc["low", "low"] - 0.1) < 0.02
-    assert means(table, ["iou"])["group"].tolist() == ["x"] * 3 + ["y"] * 3
-    assert means(table, ["iou"], seed=1).equals(means(table, ["iou"], seed=1))
+    assert method_means(table, ["iou"])["group"].tolist() == ["x"] * 3 + ["y"] * 3
+    assert method_means(table, ["iou"], seed=1).equals(method_means(table, ["iou"], seed=1))
 
 
 def test_against_pairs_neurons_and_corrects():
     table = made()
-    found = against(table, "low", "iou", {"x": "all", "y": "all"}).set_index("method")
+    found = method_differences(table, "low", "iou", {"x": "all", "y": "all"}).set_index("method")
     wide = table.pivot(index=["layer", "unit"], columns="method", values="iou")
     for method in ("high", "same"):
         d = wide[method] - wide["low"]
@@ -162,8 +164,8 @@ def test_against_pairs_neurons_and_corrects():
     )
     assert found.loc["same", "low"] < 0 < found.loc["same", "high"]
     with pytest.raises(KeyError, match="no method 'hihg'; nearest: high"):
-        against(table, "hihg", "iou")
-    identical = against(
+        method_differences(table, "hihg", "iou")
+    identical = method_differences(
         pd.concat([table, table[table["method"] == "low"].assign(method="twin")]), "low", "iou"
     ).set_index("method")
     assert (identical.loc["twin", "p"] == 1).all() and (identical.loc["twin", "difference"] == 0).all()
@@ -172,14 +174,14 @@ def test_against_pairs_neurons_and_corrects():
 def test_mismatched_units_and_duplicates_are_refused():
     table = made()
     with pytest.raises(ValueError, match="high has unit 2 of x twice"):
-        means(
+        method_means(
             pd.concat(
                 [table, table[(table["method"] == "high") & (table["unit"] == 2) & (table["layer"] == "x")]]
             ),
             ["iou"],
         )
     with pytest.raises(ValueError, match="1 of 9 lack iou of some method"):
-        means(
+        method_means(
             table.drop(
                 table[(table["layer"] == "x") & (table["unit"] == 4) & (table["method"] == "same")].index
             ),
@@ -191,7 +193,7 @@ def test_the_oracle_is_the_best_label_by_its_own_metric(world):
     present, Q, _ = world
     methods = {str(m): explanations.single(torch.full((4,), m), WORDS) for m in range(3)}
     methods["oracle"] = explanations.single(presence_oracle(Q["first"], present).argmax(1), WORDS)
-    wide = scored({"first": methods}, present, Q, {"first": 0.3}, SOUND).pivot(
+    wide = score_methods({"first": methods}, present, Q, {"first": 0.3}, SOUND).pivot(
         index="unit", columns="method", values="correlation"
     )
     assert np.allclose(wide["oracle"], wide[["0", "1", "2"]].max(axis=1))

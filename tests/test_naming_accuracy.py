@@ -23,7 +23,7 @@ from neuronym.microworld.render import render
 from neuronym.microworld.world import CLASSES, scene
 from neuronym.models.clips import load_clip
 from neuronym.models.targets import load_target
-from neuronym.similarity.matrix import Embedded
+from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score, SIMILARITIES
 
 
@@ -110,8 +110,8 @@ def test_few_images_leave_rank_reorder_out():
         "p",
         "c",
         "{}",
-        Embedded(I, T),
-        Embedded(I, T),
+        FactoredMatrix(I, T),
+        FactoredMatrix(I, T),
         torch.randn(30, 3, generator=torch.Generator().manual_seed(1)),
     )
     assert (

@@ -22,7 +22,7 @@ from neuronym.evaluation.naming import (
     without,
 )
 from neuronym.microworld.world import CLASSES, presence, scene
-from neuronym.similarity.matrix import Embedded
+from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score
 
 N, K, M, d = 211, 7, 11, 16
@@ -70,7 +70,7 @@ def test_without_keeps_what_does_not_show_the_concept():
 def test_missing_concepts_are_ranks_in_scores_of_the_images_left(method, options):
     I, T, Q, present = inputs()
     names = ["word3", "nothing", "word0", "word3", "word10", "else", "word6"]
-    for P in (Embedded(I, T), I @ T.T):
+    for P in (FactoredMatrix(I, T), I @ T.T):
         table = missing_concepts(P, Q, CONCEPTS, names, present, method, **options).set_index("unit")
         assert table.index.tolist() == [0, 2, 3, 4, 6] and table["name"].tolist() == [
             names[k] for k in table.index
@@ -131,7 +131,7 @@ def test_a_concept_that_no_image_shows_takes_nothing_away():
 @pytest.mark.parametrize("method, options", [("soft_wpmi", {"top_k": 20}), ("cos_similarity", {})])
 def test_phrases_are_all_pairs_of_the_best_words_scored_beside_the_whole_layer(method, options):
     I, T, Q, _ = inputs()
-    scores = score(Embedded(I, T), Q, method, **options)
+    scores = score(FactoredMatrix(I, T), Q, method, **options)
     table = compositional(codes, I, Q, CONCEPTS, scores, 4, method=method, units=[5, 0], **options)
     assert table["unit"].tolist() == [5, 0]
     for row in table.itertuples():
@@ -148,7 +148,7 @@ def test_a_unit_for_two_words_together_is_given_both_and_one_for_a_word_is_not()
     Q = torch.stack(
         [(I @ codes([text]).T)[:, 0] for text in ("word4 word9", "word7", "word9 word4", "word1")], 1
     )
-    scores = score(Embedded(I, T), Q, "cos_similarity")
+    scores = score(FactoredMatrix(I, T), Q, "cos_similarity")
     table = compositional(codes, I, Q, CONCEPTS, scores, 6, method="cos_similarity")
     assert table["phrase"].tolist() == ["word4 word9", "word7", "word9 word4", "word1"]
     assert table["pair"].tolist() == [True, False, True, False]
@@ -191,7 +191,7 @@ def test_by_range_is_the_mean_over_the_top_images():
     shares = (0.001, 0.02, 0.06, 0.3, 1.0)
     for what, table in (
         (present.double(), by_range(present, Q, labels, shares)),
-        (I @ T.T, by_range(Embedded(I, T), Q, labels, shares)),
+        (I @ T.T, by_range(FactoredMatrix(I, T), Q, labels, shares)),
     ):
         assert table["unit"].unique().tolist() == [0, 2, 3, 4, 5] and len(table) == 5 * len(shares)
         for row in table.itertuples():

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from neuronym.datasets.probe import load_probe, only, Probe
+from neuronym.datasets.probe import load_probe, subset, Probe
 from neuronym.datasets.tasks import broden_masks, microworld_masks
 from neuronym.evaluation.netdissect import detectors, dissect, merged, thresholds
 from neuronym.hooks import LayerInfo, list_layers
@@ -224,10 +224,10 @@ def test_batches_memory_and_parts_do_not_matter():
         again = of(probe, **options)
         assert torch.equal(again.iou, whole.iou) and torch.equal(again.threshold, whole.threshold)
     rows = [[0, 3, 8], [1, 2, 4, 5, 6, 7]]
-    parts = [of(only(probe, some), [masks[i] for i in some], threshold=whole.threshold) for some in rows]
+    parts = [of(subset(probe, some), [masks[i] for i in some], threshold=whole.threshold) for some in rows]
     assert torch.equal(merged(parts).iou, whole.iou) and not torch.equal(parts[0].iou, whole.iou)
     backwards = list(range(N))[::-1]
-    assert torch.equal(of(only(probe, backwards), masks[::-1]).iou, whole.iou)
+    assert torch.equal(of(subset(probe, backwards), masks[::-1]).iou, whole.iou)
 
 
 def test_masks_are_cropped_as_the_picture_is():

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from neuronym.common.text import naming
+from neuronym.common.text import name_pattern
 from neuronym.second_order.text_code import allowed_words, concepts_in_images, speaking_neurons, words_for
 
 N, K, m, M, d = 5, 11, 4, 9, 6
@@ -126,8 +126,8 @@ def test_speaking_neurons_against_as_much_as_for():
 def test_names_and_plurals_are_left_out(wrong, out, kept):
     mixed = [word for pair in zip([*out, *kept], ["sea"] * 9) for word in pair]
     assert allowed_words(mixed, wrong) == [word for word in mixed if word not in out]
-    assert all(naming([wrong]).search(word) for word in out) and not any(
-        naming([wrong]).search(word) for word in kept
+    assert all(name_pattern([wrong]).search(word) for word in out) and not any(
+        name_pattern([wrong]).search(word) for word in kept
     )
 
 
@@ -205,7 +205,7 @@ v, R, order, gamma = random(d), random(K, d), torch.zeros(K, m, dtype=torch.long
         (lambda: speaking_neurons(v, R, 1.5), "neurons must be a positive whole number, got 1.5"),
         (lambda: allowed_words(["a"], ""), r"a name has letters, got \[''\]; leave empty ones out"),
         (lambda: allowed_words(["a"], "cat", block=[" "]), r"a name has letters, got \['cat', ' '\]"),
-        (lambda: naming([]), r"a name has letters, got \[\]"),
+        (lambda: name_pattern([]), r"a name has letters, got \[\]"),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(call, message):

@@ -14,7 +14,7 @@ from neuronym.common.memory import top_images
 from neuronym.common.statistics import correlation
 from neuronym.evaluation.presence import presence_oracle
 from neuronym.microworld.world import CLASSES, presence, scene
-from neuronym.similarity.matrix import Embedded
+from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score
 from neuronym.trust.polysemy import (
     _cut,
@@ -183,7 +183,7 @@ def test_superposed_units_get_both_names_where_the_single_label_has_one():
     pairs = [(i, j) for i in range(M) for j in range(i)]
     S = superposed(Q, pairs)
     assignment, images = clusters(S, I, top=0.05, generator=generator())
-    for P in (Embedded(I, T), I @ T.T):
+    for P in (FactoredMatrix(I, T), I @ T.T):
         for method in ("soft_wpmi", "wpmi", "cos_similarity_cubed"):
             found = labels_by_cluster(P, S, assignment, images, method)
             both = [{c for c, _, _ in labels} == set(pair) for labels, pair in zip(found, pairs)]
@@ -230,8 +230,10 @@ def test_labels_are_those_of_pseudo_units_made_by_hand():
 def test_the_label_of_one_cluster_is_the_units_own():
     I, T, _, Q = world()
     images = top_images(Q, 20)
-    found = labels_by_cluster(Embedded(I, T), Q, torch.zeros_like(images), images, "soft_wpmi", top_k=30)
-    best = score(Embedded(I, T), Q, "soft_wpmi", top_k=30).max(1)
+    found = labels_by_cluster(
+        FactoredMatrix(I, T), Q, torch.zeros_like(images), images, "soft_wpmi", top_k=30
+    )
+    best = score(FactoredMatrix(I, T), Q, "soft_wpmi", top_k=30).max(1)
     assert [labels[0][0] for labels in found] == best.indices.tolist() and {
         len(labels) for labels in found
     } == {1}
@@ -241,12 +243,12 @@ def test_the_label_of_one_cluster_is_the_units_own():
 def test_what_switches_a_unit_off_is_named_unless_it_is_mostly_off():
     I, T, present, Q = world()
     both = torch.cat([-Q, Q.clamp_min(0.5), torch.ones(N, 1).double()], 1)  # inactive for most; dead
-    scores = negative(Embedded(I, T), both, top_k=20)
+    scores = negative(FactoredMatrix(I, T), both, top_k=20)
     assert scores.shape == (2 * M + 1, M) and scores[:M].argmax(1).tolist() == list(range(M))
     assert not scores[M:].any()
     assert at_lowest(both)[-1] == 1 and bool((at_lowest(both)[M:-1] > 0.5).all())
-    assert negative(Embedded(I, T), both, silent=1.0, top_k=20)[M:].any()
-    assert_close(scores[:M], score(Embedded(I, T), -both, top_k=20)[:M])
+    assert negative(FactoredMatrix(I, T), both, silent=1.0, top_k=20)[M:].any()
+    assert_close(scores[:M], score(FactoredMatrix(I, T), -both, top_k=20)[:M])
 
 
 # --- other images

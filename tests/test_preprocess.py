@@ -16,7 +16,7 @@ from torchvision import transforms as T
 from torchvision.models import ResNet18_Weights
 
 from neuronym.common.checks import openai_package
-from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, describe, HALF, Preprocess
+from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, preprocess_text, HALF, Preprocess
 
 
 def picture(width=43, height=31, mode="RGB"):
@@ -76,10 +76,10 @@ def test_texts_tell_code_values_and_settings_apart(monkeypatch):
         T.Compose([T.Lambda(lambda x: x + 1)]),
         T.Compose([T.Lambda(lambda x: x + 2)]),
     ]
-    texts = [describe(p) for p in known]
+    texts = [preprocess_text(p) for p in known]
     assert len(set(texts)) == len(texts) and not any("0x" in t or "\n" in t for t in texts)
     monkeypatch.setitem(globals(), "SIZE", 4)
-    assert describe(by_global) != texts[3]
+    assert preprocess_text(by_global) != texts[3]
 
 
 def test_texts_are_the_same_in_another_process():
@@ -90,16 +90,18 @@ def test_texts_are_the_same_in_another_process():
     other = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.strip()
-    assert other == describe(openai_package().clip._transform(24)) and "_convert_image_to_rgb#" in other
+    assert (
+        other == preprocess_text(openai_package().clip._transform(24)) and "_convert_image_to_rgb#" in other
+    )
 
 
 def test_an_object_without_text_is_refused():
     with pytest.raises(ValueError, match="got Silent, which prints only its address"):
-        describe(Silent())
+        preprocess_text(Silent())
     with pytest.raises(ValueError, match="got Silent"):
-        describe(T.Compose([T.Resize(3), Silent()]))
+        preprocess_text(T.Compose([T.Resize(3), Silent()]))
     with pytest.raises(ValueError, match="got Silent"):
-        describe(Silent().__call__)
+        preprocess_text(Silent().__call__)
 
 
 def test_seen_is_what_the_crop_leaves_in_its_own_colours():

@@ -80,13 +80,13 @@ def test_judged_is_the_sigmoid_in_any_memory():
         )
         for n in (9, 5)
     )
-    whole = presence.judged(I, T, (7.0, -2.0))
+    whole = presence.judged_presence(I, T, (7.0, -2.0))
     for n in range(9):
         for m in range(5):
             assert float(whole[n, m]) == pytest.approx(
                 1 / (1 + math.exp(2 - 7 * sum(float(x * y) for x, y in zip(I[n], T[m])))), abs=1e-12
             )
-    assert torch.allclose(presence.judged(I, T, (7.0, -2.0), memory=100), whole, atol=1e-14)
+    assert torch.allclose(presence.judged_presence(I, T, (7.0, -2.0), memory=100), whole, atol=1e-14)
 
 
 def test_calibrated_uses_what_is_known(folders):
@@ -95,17 +95,17 @@ def test_calibrated_uses_what_is_known(folders):
         load_concepts("microworld:atoms"),
         image_embeddings(load_clip("microworld"), load_probe("microworld:150")),
     )
-    truth = presence.true(probe, words)
+    truth = presence.true_presence(probe, words)
     a, b = presence.calibrated(clip, I, probe, words)
     assert (a, b) == presence.fit_judge(I @ embed_concepts(clip, words).T, truth)
-    seen = presence.judged(I, embed_concepts(clip, words), (a, b))
+    seen = presence.judged_presence(I, embed_concepts(clip, words), (a, b))
     assert float(seen[truth].mean()) > 0.5 > 0.1 > float(seen[~truth].mean())
     nameless = load_probe(f"folder:{folders.items[0].parent}")
     assert presence.calibrated(clip, torch.rand(len(nameless), clip.d), nameless, words) == presence.JUDGE
 
 
 def test_photos_need_a_judge_and_scenes_do_not(folders):
-    presence.need_judge(load_probe("microworld:5"), "")
+    presence.require_judge(load_probe("microworld:5"), "")
     with pytest.raises(ValueError, match="without a judge; name another"):
-        presence.need_judge(folders, "")
-    presence.need_judge(folders, "conse:efficientnet_lite1")
+        presence.require_judge(folders, "")
+    presence.require_judge(folders, "conse:efficientnet_lite1")

@@ -13,7 +13,7 @@ from torch import nn
 
 from neuronym.common.checks import UnknownName
 from neuronym.common.types import Target
-from neuronym.datasets.probe import of_scenes, Probe
+from neuronym.datasets.probe import probe_from_scenes, Probe
 from neuronym.evaluation import pruning
 from neuronym.evaluation.pruning import comparable, effect_table, matching, outputs, pruned
 from neuronym.hooks import record
@@ -206,7 +206,7 @@ def test_tied_logits_favour_the_lower_class():
 
 def test_microworld_scores_are_those_of_quality():
     t, scenes = load_target("microworld:resnet", suggest=False), world.held_out(60)
-    images = of_scenes("held out", [world.HELD_OUT_SEED + i for i in range(60)])
+    images = probe_from_scenes("held out", [world.HELD_OUT_SEED + i for i in range(60)])
     truth = world.presence(scenes, world.CLASSES)
     mean, ap = training.mean_ap(t.model, t.preprocess, scenes)
     red = world.CLASSES.index("red")

@@ -17,10 +17,10 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from neuronym.common.memory import first_largest, order, strongest
+from neuronym.common.memory import first_largest, stable_order, strongest_images
 from neuronym.similarity import matrix
 from neuronym.similarity import scores as scores_module
-from neuronym.similarity.matrix import Embedded
+from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score, score_embeddings, SIMILARITIES, top_labels
 
 N, K, M, D = 23, 7, 11, 5
@@ -381,7 +381,9 @@ def test_layers_together_are_layers_one_by_one(method, memory, monkeypatch):
         "neuronym.similarity.scores.score",
         lambda *a, **k: made.append(len(a[1])) or score(*a, **{**k, "memory": 2**28}),
     )
-    together = dict(scores_module.score_layers(Embedded(I, T), layers, method, memory=memory, **options))
+    together = dict(
+        scores_module.score_layers(FactoredMatrix(I, T), layers, method, memory=memory, **options)
+    )
     assert list(together) == ["a", "b", "c"] and made == {1: [1, 1, 1], 2**28: [3]}.get(memory, [2, 1])
     for name, layer in layers.items():
         exact(together[name], fast(method, I @ T.T, layer))
@@ -486,7 +488,7 @@ def test_ties():
     P = torch.tensor([[3.0, 0, 1], [2, 0, 1], [1, 0, 1], [0, 9, 1]], dtype=torch.float64)
     Q = torch.tensor([[1.0, 0.0], [1, -0.0], [1, 0], [1, 0]], dtype=torch.float64)
     for dtype in (torch.float32, torch.float64):
-        assert strongest(Q.to(dtype), torch.arange(2), 3, dtype, 1).tolist() == [[0, 1, 2], [0, 1, 2]]
+        assert strongest_images(Q.to(dtype), torch.arange(2), 3, dtype, 1).tolist() == [[0, 1, 2], [0, 1, 2]]
     exact(score(P, Q, "wpmi", top_k=2), literal("wpmi", P, Q, top_k=2))
     scores = score(P, torch.tensor([[4.0], [3], [2], [1]]), "rank_reorder", top_fraction=1, scale_p=0)
     assert scores[0, 0] == 0 and scores[0, 2] == scores.min()
@@ -500,7 +502,7 @@ def test_order_is_a_stable_sort(dtype):
     scales = torch.tensor([1e-42, -1e-9, 1, 1e30, 1e38]).to(dtype)
     values = torch.randint(-3, 4, (5, 2, 60), generator=g).to(dtype) * scales[:, None, None]
     values[0, 0, :4] = torch.tensor([0.0, -0.0, math.inf, -math.inf])
-    assert torch.equal(order(values), values.sort(dim=-1, stable=True).indices)
+    assert torch.equal(stable_order(values), values.sort(dim=-1, stable=True).indices)
 
 
 def test_few_images_take_all_of_them_by_default():
@@ -523,7 +525,7 @@ def test_functions_by_name_are_the_functions():
         options = FRACTION.get(method, {})
         assert torch.equal(SIMILARITIES[method](I @ T.T, Q, **options), score(I @ T.T, Q, method, **options))
         assert torch.equal(
-            SIMILARITIES[method](matrix.Embedded(I, T), Q, **options),
+            SIMILARITIES[method](matrix.FactoredMatrix(I, T), Q, **options),
             score_embeddings(I, T, Q, method, **options),
         )
         assert getattr(scores_module, method) is SIMILARITIES[method]

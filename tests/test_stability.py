@@ -15,8 +15,8 @@ from neuronym.activations import unit_activations
 from neuronym.common.types import Clip, Target
 from neuronym.datasets.probe import load_probe
 from neuronym.hooks import list_layers
-from neuronym.models.preprocess import describe, Preprocess
-from neuronym.similarity.matrix import Embedded
+from neuronym.models.preprocess import preprocess_text, Preprocess
+from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score
 from neuronym.trust.stability import (
     agreement_matrix,
@@ -94,7 +94,7 @@ def test_halves_of_embeddings_and_memory():
     )
     _, Q = planted()
     found = halves(I @ T.T, Q, repeats=5)
-    assert torch.equal(found[0], halves(Embedded(I, T), Q, repeats=5, memory=60_000)[0])
+    assert torch.equal(found[0], halves(FactoredMatrix(I, T), Q, repeats=5, memory=60_000)[0])
     assert not torch.equal(found[0], halves(I @ T.T, Q, repeats=5, generator=generator(1))[0])
 
 
@@ -154,7 +154,7 @@ def test_noisy_networks_are_told_apart():
         lambda x: x.flatten(1),
         lambda t: torch.ones(len(t), 192),
         PLAIN,
-        describe(PLAIN),
+        preprocess_text(PLAIN),
         "w",
         "t",
         192,
@@ -165,7 +165,10 @@ def test_noisy_networks_are_told_apart():
     noisy_ones = [noisy_target(target), noisy_target(target, 0.03), noisy_target(target, seed=1), target]
     assert len({x.preprocess_spec for x in noisy_ones}) == 4
     assert noisy_target(target).preprocess_spec == noisy_target(target).preprocess_spec
-    assert "at 0x" not in noisy_ones[0].preprocess_spec and describe(PLAIN) in noisy_ones[0].preprocess_spec
+    assert (
+        "at 0x" not in noisy_ones[0].preprocess_spec
+        and preprocess_text(PLAIN) in noisy_ones[0].preprocess_spec
+    )
     assert (
         isinstance(noisy_ones[0], Target)
         and noisy_ones[0].model is target.model
@@ -176,7 +179,7 @@ def test_noisy_networks_are_told_apart():
     assert changed.preprocess_spec == noisy_ones[0].preprocess_spec
     assert torch.equal(changed.preprocess(picture()), noisy_ones[0].preprocess(picture()))
     assert not torch.equal(changed.preprocess(picture()), PLAIN(picture()))
-    assert "0x" not in describe(noisy_ones[0].preprocess)
+    assert "0x" not in preprocess_text(noisy_ones[0].preprocess)
 
 
 def test_noisy_activations_do_not_depend_on_batches_and_are_cached_apart():
@@ -198,7 +201,9 @@ def test_noisy_activations_do_not_depend_on_batches_and_are_cached_apart():
 def _target() -> Target:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.ReLU()).eval().requires_grad_(False)
-    return Target("toy", model, PLAIN, describe(PLAIN), None, "weights", ("0",), torch.zeros(1, 3, 8, 8))
+    return Target(
+        "toy", model, PLAIN, preprocess_text(PLAIN), None, "weights", ("0",), torch.zeros(1, 3, 8, 8)
+    )
 
 
 # --- labels

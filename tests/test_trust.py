@@ -11,7 +11,7 @@ import torch
 from scipy.stats import kstest
 from torch.testing import assert_close
 
-from neuronym.similarity.matrix import Embedded
+from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score, SIMILARITIES
 from neuronym.trust.null import abstain, best_scores, CORRECTIONS, null_best, p_values, z_values
 from neuronym.trust.stability import best_concepts, bootstrap_labels, margin, take_rows
@@ -136,7 +136,7 @@ def test_null_does_not_depend_on_memory_scale_or_form_of_P(method, made):
     )
     options = OPTIONS[method] | {"draws": 9}
     null = null_best(I @ T.T, Q, method, **options)
-    assert_close(null_best(Embedded(I, T), Q, method, **options), null, rtol=1e-9, atol=1e-11)
+    assert_close(null_best(FactoredMatrix(I, T), Q, method, **options), null, rtol=1e-9, atol=1e-11)
     assert_close(null_best(I @ T.T, Q, method, memory=60_000, **options), null, rtol=1e-9, atol=1e-11)
     assert_close(null_best(I @ T.T, Q, method, generator=generator(), **options), null)
     if method != "cos_similarity_cubed":  # whose eps sees the scale
@@ -314,14 +314,14 @@ def test_bootstrap_of_embeddings_and_of_units_in_another_order():
         for x in (N, M)
     )
     first, second = (
-        bootstrap_labels(P, Q, "cos_similarity_cubed", draws=7) for P in (Embedded(I, T), I @ T.T)
+        bootstrap_labels(P, Q, "cos_similarity_cubed", draws=7) for P in (FactoredMatrix(I, T), I @ T.T)
     )
     for name in ("label", "stability", "low", "high", "alternative"):
         assert_close(getattr(first, name), getattr(second, name), rtol=1e-9, atol=1e-12)
     flipped = bootstrap_labels(I @ T.T, Q.flip(1), "cos_similarity_cubed", draws=7)
     assert_close(flipped.low.flip(0), second.low) and torch.equal(flipped.label.flip(0), second.label)
     rows = torch.tensor([4, 4, 0])
-    assert torch.equal(take_rows(Embedded(I, T), rows).I, I[[4, 4, 0]]) and torch.equal(
+    assert torch.equal(take_rows(FactoredMatrix(I, T), rows).I, I[[4, 4, 0]]) and torch.equal(
         take_rows(Q, rows), Q[[4, 4, 0]]
     )
 

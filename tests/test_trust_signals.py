@@ -9,7 +9,7 @@ import torch
 from neuronym.evaluation.presence import presence_oracle
 from neuronym.similarity.scores import score
 from neuronym.trust.null import abstain, best_scores, null_best, p_values
-from neuronym.trust.signals import conditions, foreseen, rightness, SHARES, signals, trusted
+from neuronym.trust.signals import conditions, heldout_correlation, correctness, SHARES, signals, trust_score
 from neuronym.trust.stability import bootstrap_labels, halves, margin
 
 N, M = 240, 7
@@ -85,8 +85,8 @@ def test_conditions_and_the_mean_of_shares():
     assert table["same_noise"].tolist() == [True, True, False] and table["conditions"].tolist() == [1, 0.5, 0]
     assert np.allclose(table["methods"], [2 / 3, 1, 1 / 3]) and table["consensus"].tolist() == ["a", "b", "x"]
     whole = table.assign(bootstrap=[1.0, 0.5, 0.0], halves=[0.6, 0.2, 0.0])
-    assert np.allclose(trusted(whole), [(1 + 0.6 + 1 + 2 / 3) / 4, (0.5 + 0.2 + 0.5 + 1) / 4, 1 / 12])
-    assert set(SHARES) <= set(whole) and trusted(whole, ["halves"]).tolist() == [0.6, 0.2, 0]
+    assert np.allclose(trust_score(whole), [(1 + 0.6 + 1 + 2 / 3) / 4, (0.5 + 0.2 + 0.5 + 1) / 4, 1 / 12])
+    assert set(SHARES) <= set(whole) and trust_score(whole, ["halves"]).tolist() == [0.6, 0.2, 0]
     assert conditions(["a"], {}, {"m": ["a"]})["conditions"].tolist() == [1]
 
 
@@ -97,7 +97,7 @@ def test_foreseen_is_the_correlation_of_cosine_and_activation(world):
         torch.nn.functional.normalize(torch.randn(n, 5, generator=dice, dtype=torch.float64), dim=1)
         for n in (N, M)
     )
-    found = foreseen(I, T, Q, [4, 1, 6, 0])
+    found = heldout_correlation(I, T, Q, [4, 1, 6, 0])
     for unit, concept in enumerate([4, 1, 6, 0]):
         assert float(found[unit]) == pytest.approx(
             np.corrcoef((I @ T[concept]).numpy(), Q[:, unit].numpy())[0, 1], abs=1e-12
@@ -109,7 +109,7 @@ def test_rightness_by_the_best_concept_or_the_true_name(world):
     oracle = presence_oracle(Q, present)
     best = oracle.argmax(1).tolist()
     assert best[:3] == [4, 1, 6]
-    found = rightness([4, 2, 6, best[3]], present, Q)
+    found = correctness([4, 2, 6, best[3]], present, Q)
     assert found["exact"].tolist() == [True, False, True, True] and found["near"].tolist() == [
         True,
         False,
@@ -119,16 +119,16 @@ def test_rightness_by_the_best_concept_or_the_true_name(world):
     assert np.allclose(found["possible"], oracle.amax(1)) and found["reached"][1] == pytest.approx(
         float(oracle[1, 2])
     )
-    assert rightness([4, 2, 6, 0], present, Q, names=[0, 2, 6, 0])["exact"].tolist()[:3] == [
+    assert correctness([4, 2, 6, 0], present, Q, names=[0, 2, 6, 0])["exact"].tolist()[:3] == [
         False,
         True,
         True,
     ]
     assert (
-        rightness([4, 2, 6, 0], present, Q, good=0.0)["near"].tolist()[0]
-        and not rightness([4, 2, 6, 0], present, Q * 0)["exact"].any()
+        correctness([4, 2, 6, 0], present, Q, good=0.0)["near"].tolist()[0]
+        and not correctness([4, 2, 6, 0], present, Q * 0)["exact"].any()
     )
     with pytest.raises(ValueError, match="one label for each of 4 units, got 2"):
-        rightness([0, 1], present, Q)
+        correctness([0, 1], present, Q)
     with pytest.raises(ValueError, match="good"):
-        rightness([0, 1, 2, 3], present, Q, good=1.5)
+        correctness([0, 1, 2, 3], present, Q, good=1.5)

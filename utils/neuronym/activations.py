@@ -31,7 +31,7 @@ from neuronym.common.types import Device, Progress
 from neuronym.datasets.concepts import SCHEMA
 from neuronym.datasets.probe import Probe
 from neuronym.hooks import LayerInfo, LAYOUTS
-from neuronym.passes import compute, Job, ready
+from neuronym.passes import compute, Job, inference
 
 if TYPE_CHECKING:
     from neuronym.common.types import Clip, Target
@@ -186,7 +186,7 @@ def activation_maps(
         return hooks.as_maps(output, layer.layout, grid)[:, chosen].float()
 
     with (
-        ready(target.model, device, "float32") as place,
+        inference(target.model, device, "float32") as place,
         hooks.record(target.model, [layer.name], maps) as acts,
     ):
         for i in range(0, len(rows), batch_size):
@@ -247,7 +247,7 @@ def _unit_reader(
         return hooks.pool(output, layouts[name], how, count).float()  # [b, K]
 
     with (
-        ready(target.model, device, dtype) as place,
+        inference(target.model, device, dtype) as place,
         hooks.record(target.model, list(layouts), pooled) as acts,
     ):
 
@@ -271,7 +271,7 @@ def _image_reader(clip: Clip, device: Device, dtype: str) -> Iterator[Callable]:
             f"a CLIP runs where it was loaded; clip '{clip.name}' is on {home}, asked for {device}; use "
             "load_clip(name, device)"
         )
-    with ready(clip.model, home, dtype) as place:
+    with inference(clip.model, home, dtype) as place:
 
         def read(images: Tensor) -> dict[str, Tensor]:
             return {

@@ -6,7 +6,7 @@ compute  the pass: each image decoded once, rows written as they come, taken up 
 A network made ready to be read: evaluation mode, its device, no gradients, exact float32; all undone
 afterwards.
 
-ready          all of it, for a while
+inference          all of it, for a while
 evaluating     evaluation mode only
 exact_float32  without the shortened formats that stand in for float32
 kept_memory    freed memory is used again
@@ -177,7 +177,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @contextmanager
-def ready(
+def inference(
     model: nn.Module | None,
     device: str | torch.device | None = None,
     dtype: str = "float32",

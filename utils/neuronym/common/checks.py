@@ -29,7 +29,7 @@ def unknown(what: str, name: str, known: Iterable[str], shown: int = 12) -> Unkn
     )
 
 
-def number(name: str, value: float, low: float | None = None, high: float | None = None) -> None:
+def check_number(name: str, value: float, low: float | None = None, high: float | None = None) -> None:
     """ValueError unless the value is a finite number within the limits."""
     real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not real or (low is not None and value < low) or (high is not None and value > high):
@@ -37,7 +37,7 @@ def number(name: str, value: float, low: float | None = None, high: float | None
         raise ValueError(f"{name} must be a finite number{limits}, got {value!r}")
 
 
-def whole(name: str, value: int, most: int | None = None, of: str = "") -> None:
+def check_positive_int(name: str, value: int, most: int | None = None, of: str = "") -> None:
     """ValueError unless the value is a whole number from 1, and no more than there are `of`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a positive whole number, got {value!r}")

@@ -1,16 +1,16 @@
 """Scoring in bounded memory: a matrix taken in blocks, sizes from a budget, a stable sort, checked inputs.
 
-Embedded            P = I T' known by its factors, to be given in place of a matrix
+FactoredMatrix            P = I T' known by its factors, to be given in place of a matrix
 block, largest      some rows and columns of P; a bound of its values
-fit, slices         how many items a budget holds, and the ranges of so many
-order               indices that sort
-strongest           the most activated images of units
+items_within, slices         how many items a budget holds, and the ranges of so many
+stable_order               indices that sort
+strongest_images           the most activated images of units
 first_largest       the largest of every row
-used                the different ones among chosen images
+distinct_images                the different ones among chosen images
 compiled_loops      loops in machine code, where there are any
 in_threads          work on parts, one a thread
 checked             the inputs of every similarity function, or a sentence on what is wrong with them
-or_one              a divisor without zeros
+nonzero              a divisor without zeros
 number, whole       an option's value, or a sentence
 """
 
@@ -24,10 +24,10 @@ from torch import Tensor
 
 MEMORY = 2**28  # bytes, the budget of those who name none
 CACHED = 2**23  # bytes that a processor works on quickly: on a CPU, larger temporaries only cost time
-SORTING_BYTES_PER_VALUE = 40  # at the most, for each value that `order` sorts
+SORTING_BYTES_PER_VALUE = 40  # at the most, for each value that `stable_order` sorts
 
 
-def fit(memory: int, *stages: tuple[int, int, int]) -> list[int]:
+def items_within(memory: int, *stages: tuple[int, int, int]) -> list[int]:
     """How many items fit into memory, at least one, for each stage (bytes beside them, bytes of one, their
     number).
     """
@@ -37,7 +37,7 @@ def fit(memory: int, *stages: tuple[int, int, int]) -> list[int]:
     return [min(count, (memory - beside) // one) for beside, one, count in stages]
 
 
-def at_hand(memory: int, device: torch.device, cached: int = CACHED) -> int:
+def working_bytes(memory: int, device: torch.device, cached: int = CACHED) -> int:
     """Bytes to work on at a time, for speed: the whole budget, but on a CPU what its caches hold."""
     return min(memory, cached) if device.type == "cpu" else memory
 
@@ -48,7 +48,7 @@ def slices(count: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
-def order(values: Tensor) -> Tensor:
+def stable_order(values: Tensor) -> Tensor:
     """Indices that sort the last axis ascending, equal values in order of index."""
     if values.dtype != torch.float32 or values.device.type != "cpu":
         return values.sort(dim=-1, stable=True).indices
@@ -61,7 +61,7 @@ def order(values: Tensor) -> Tensor:
     return keys.bitwise_and_(0xFFFFFFFF)
 
 
-def strongest(Q: Tensor, units: Tensor, n: int, dtype: torch.dtype, some: int) -> Tensor:
+def strongest_images(Q: Tensor, units: Tensor, n: int, dtype: torch.dtype, some: int) -> Tensor:
     """The n images that activate each unit most, descending, ties by lower index: [units, n]; `some` units at
     once.
     """
@@ -86,13 +86,13 @@ def first_largest(values: Tensor, n: int) -> Tensor:
     top, equal = best.indices[:, :n].clone(), best.values[:, 1:] == best.values[:, :-1]
     tied = equal.any(1)  # topk puts equal values in any order ...
     chosen = top[tied].sort(dim=1).values
-    top[tied] = chosen.gather(1, order(values[tied].gather(1, chosen).neg()))
+    top[tied] = chosen.gather(1, stable_order(values[tied].gather(1, chosen).neg()))
     tied = equal[:, n - 1 :].any(1)  # ... and takes any of those that equal the last
-    top[tied] = order(values[tied].neg())[:, :n]
+    top[tied] = stable_order(values[tied].neg())[:, :n]
     return top
 
 
-def used(top: Tensor, N: int) -> tuple[Tensor, Tensor]:
+def distinct_images(top: Tensor, N: int) -> tuple[Tensor, Tensor]:
     """The different images among top [K, n], ascending, and top as int32 indices of these."""
     present = torch.zeros(N, dtype=torch.bool, device=top.device)
     present[top] = True
@@ -118,7 +118,7 @@ def in_threads(count: int, n: int, work: Callable[[slice], None]) -> None:
         torch.set_num_threads(before)
 
 
-def or_one(x: Tensor) -> Tensor:
+def nonzero(x: Tensor) -> Tensor:
     """x with 1 for 0, to divide by."""
     return torch.where(x == 0, 1, x)
 
@@ -137,4 +137,6 @@ def top_images(Q: Tensor, k: int) -> Tensor:
     if not torch.isfinite(Q).all():
         raise ValueError("activations must be finite to be ranked; Q holds NaN or infinity")
     units = torch.arange(Q.shape[1], device=Q.device)
-    return strongest(Q, units, k, Q.dtype, max(1, RANKING_BYTES // (16 * len(Q)))).T.contiguous()  # [k, K]
+    return strongest_images(
+        Q, units, k, Q.dtype, max(1, RANKING_BYTES // (16 * len(Q)))
+    ).T.contiguous()  # [k, K]

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import number, whole
+from neuronym.common.checks import check_number, check_positive_int
 
 DRAWS = 10_000
 LAYER = "layer"  # the column of strata
@@ -158,7 +158,7 @@ def draw_neurons(
     """Yield indices [some, n] of neurons drawn with replacement, `draws` rows in all; within strata as many
     as each has.
     """
-    whole("draws", draws)
+    check_positive_int("draws", draws)
     dice, groups = np.random.default_rng(seed), [np.arange(n)]
     if strata is not None:
         numbers = pd.factorize(np.asarray(strata), use_na_sentinel=False)[0]
@@ -170,7 +170,7 @@ def draw_neurons(
 
 
 def _limits(level: float) -> list[float]:
-    number("level", level, 0, 1)
+    check_number("level", level, 0, 1)
     return [(1 - level) / 2, (1 + level) / 2]
 
 
@@ -185,10 +185,10 @@ def correlation(predicted: Tensor, true: Tensor) -> Tensor:
             f"expected predicted and true values [N, K] of one shape, got {list(predicted.shape)} and "
             f"{list(true.shape)}"
         )
-    return (standard(predicted) * standard(true)).sum(0)
+    return (standard_columns(predicted) * standard_columns(true)).sum(0)
 
 
-def standard(x: Tensor) -> Tensor:
+def standard_columns(x: Tensor) -> Tensor:
     """Columns centred and of length 1, in float64; zeros for one that is constant."""
     rounding = torch.finfo(x.dtype if x.is_floating_point() else torch.float64).eps
     x = x.double()

@@ -31,7 +31,7 @@ IRREGULAR = {
 }
 
 
-def fold(word: str) -> str:
+def singular(word: str) -> str:
     """Singular of a word: a dozen irregular ones, -ies to -y, -es off after ch sh s x z (ss), else -s off.
 
     Words of three letters, and those in -ss -us -is, stay. A rule of counting, not of grammar ("series" is
@@ -64,7 +64,7 @@ def content_words(label: str) -> frozenset[str]:
 PLURALS = {"y": "ies", "f": "ves", "fe": "ves"}  # endings that change before the s
 
 
-def naming(names: Sequence[str]) -> re.Pattern[str]:
+def name_pattern(names: Sequence[str]) -> re.Pattern[str]:
     """What finds one of the names, or its regular plural, as whole words in upper or lower case."""
     if not names or not all(name.strip() for name in names):
         raise ValueError(f"a name has letters, got {list(names)}; leave empty ones out")
@@ -106,7 +106,7 @@ def names_it(label: str, name: str) -> bool:
     """Whether the words of `name` follow each other in `label`, singular or plural ("blue rings" names
     "ring").
     """
-    said, wanted = ([fold(word) for word in re.findall(r"\w+", text.lower())] for text in (label, name))
+    said, wanted = ([singular(word) for word in re.findall(r"\w+", text.lower())] for text in (label, name))
     return bool(wanted) and any(
         said[i : i + len(wanted)] == wanted for i in range(len(said) - len(wanted) + 1)
     )

@@ -2,9 +2,9 @@
 
 load_probe   probing set by name: one of PROBES, or several joined by "+"
 PROBES       first word of a name -> function that lists the set's images
-of_scenes    microworld scenes chosen by their seeds
-of_pictures  pictures in memory
-only         some images of a probe
+probe_from_scenes    microworld scenes chosen by their seeds
+probe_from_images  pictures in memory
+subset         some images of a probe
 Probe        N images with ids, labels and a fingerprint
 batches      preprocessed batches in order, each image decoded once
 thumbnails   small square pictures for figures
@@ -127,7 +127,7 @@ def load_probe(
     )
 
 
-def of_scenes(name: str, seeds: Sequence[int], labels: Sequence[str] | None = None) -> Probe:
+def probe_from_scenes(name: str, seeds: Sequence[int], labels: Sequence[str] | None = None) -> Probe:
     """The microworld scenes of the given seeds, with a label for each if there are any."""
     from neuronym.microworld.world import VERSION
 
@@ -146,7 +146,7 @@ def of_scenes(name: str, seeds: Sequence[int], labels: Sequence[str] | None = No
     )
 
 
-def of_pictures(pictures: Sequence[Image.Image]) -> Probe:
+def probe_from_images(pictures: Sequence[Image.Image]) -> Probe:
     """Pictures in memory, known by their pixels; ValueError without any, and for what is no picture."""
     if not len(pictures) or not all(isinstance(picture, Image.Image) for picture in pictures):
         raise ValueError(
@@ -167,7 +167,7 @@ def of_pictures(pictures: Sequence[Image.Image]) -> Probe:
     )
 
 
-def only(probe: Probe, rows: Sequence[int]) -> Probe:
+def subset(probe: Probe, rows: Sequence[int]) -> Probe:
     """Some images of a probe, in the order given."""
     return replace(
         probe,

@@ -35,11 +35,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from neuronym.common.checks import import_extra, missing, unknown, whole
+from neuronym.common.checks import import_extra, missing, unknown, check_positive_int
 from neuronym.common.files import digest, sha256
 from neuronym.common.text import clean, read_lines
 from neuronym.datasets.concepts import plain_name
-from neuronym.datasets.probe import load_probe, of_scenes, Probe
+from neuronym.datasets.probe import load_probe, probe_from_scenes, Probe
 from neuronym.microworld.render import masks as shown
 from neuronym.microworld.world import COLOURS, held_out, scene, SEED_STEP, SHAPES, SIZES, TEXTURES
 from neuronym.runs.run import data_dir, ROOT
@@ -129,7 +129,7 @@ def _scenes(kinds: dict[str, tuple[str, ...]], n: int, seed: int) -> Task:
     labels = [" ".join(getattr(s.things[0], kind) for kind in kinds) for s in scenes]
     where = {label: i for i, label in enumerate(classes)}
     return Task(
-        of_scenes(f"single objects {n}", [s.seed for s in scenes], labels),
+        probe_from_scenes(f"single objects {n}", [s.seed for s in scenes], labels),
         classes,
         torch.tensor([where[label] for label in labels]),
     )
@@ -166,7 +166,7 @@ def load_masks(name: str, limit: int | None = None, seed: int = 0) -> MaskedPict
     if kind not in SEGMENTED:
         raise unknown("segmented set", kind, SEGMENTED)
     if limit is not None:
-        whole("limit", limit)
+        check_positive_int("limit", limit)
     return SEGMENTED[kind](rest, limit, seed)
 
 
@@ -186,7 +186,7 @@ def _microworld(rest: str, limit: int | None, seed: int) -> MaskedPictures:
     kept = _spread(wanted, limit)
     seeds, names = [seeds[i] for i in kept], [names[i] for i in kept]
     return MaskedPictures(
-        of_scenes("microworld", seeds, names), lambda i: shown(scene(seeds[i]), names[i]), names
+        probe_from_scenes("microworld", seeds, names), lambda i: shown(scene(seeds[i]), names[i]), names
     )
 
 

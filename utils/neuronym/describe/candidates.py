@@ -42,8 +42,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from neuronym.common.checks import unknown, whole
-from neuronym.common.text import fold, STOP
+from neuronym.common.checks import unknown, check_positive_int
+from neuronym.common.text import singular, STOP
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def extract(captions: Sequence[str], reference: Sequence[str] = (), n: int = 5) 
     frequent caption is the answer. Errors: ValueError for a text in place of a list, for no caption that says
     anything, and for n < 1.
     """
-    whole("number of phrases", n)
+    check_positive_int("number of phrases", n)
     for what, given in (("captions", captions), ("reference", reference)):
         if isinstance(given, str):
             raise ValueError(f"{what} must be a list of texts, got the text '{given:.60}'; wrap it in a list")
@@ -287,7 +287,7 @@ def phrases(caption: str) -> dict[tuple[str, ...], list[str]]:
             for end in range(start + 1, min(start + LONGEST, len(words)) + 1):
                 run = words[start:end]
                 if not STOP & {run[0], run[-1], *(set(run) - INSIDE)}:
-                    found.setdefault(tuple(map(fold, run)), []).append(" ".join(run))
+                    found.setdefault(tuple(map(singular, run)), []).append(" ".join(run))
     return found
 
 
@@ -331,8 +331,8 @@ def propose(
     units it is with. Errors: KeyError for an unknown prompt; ValueError for a unit without captions, before
     anything is asked, and for `tries` or `most` below 1.
     """
-    whole("tries", tries)
-    whole("most", most)
+    check_positive_int("tries", tries)
+    check_positive_int("most", most)
     told = _prompt(prompt)
     said = {unit: _texts(f"captions of unit {unit}", texts) for unit, texts in captions.items()}
     short = said
@@ -395,7 +395,7 @@ def summarize(
     asked about again, its parts in place of the captions; of commas in the second answer the first part
     stays. "" for an answer that says nothing.
     """
-    whole("tries", tries)
+    check_positive_int("tries", tries)
     told = _prompt(prompt)
     groups = [_texts("captions of a group", group) for group in groups]
     orders = [_shuffled(group, attempt, seed) for group in groups for attempt in range(tries)]

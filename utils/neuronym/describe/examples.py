@@ -34,13 +34,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neuronym import hooks
-from neuronym.common.checks import unknown, whole
-from neuronym.common.memory import at_hand, fit, MEMORY, slices, top_images
+from neuronym.common.checks import unknown, check_positive_int
+from neuronym.common.memory import working_bytes, items_within, MEMORY, slices, top_images
 from neuronym.common.types import Box, Device, Progress
 from neuronym.datasets.probe import batches, Probe
 from neuronym.hooks import LayerInfo
 from neuronym.models.preprocess import seen_of, SIZE
-from neuronym.passes import ready
+from neuronym.passes import inference
 
 if TYPE_CHECKING:
     from neuronym.common.types import Target
@@ -178,7 +178,7 @@ def _reader(
         return target.preprocess(_square(image))
 
     with (
-        ready(target.model, device, "float32") as place,
+        inference(target.model, device, "float32") as place,
         hooks.record(target.model, [layer.name], both) as acts,
     ):
 
@@ -243,10 +243,10 @@ def _checked(
             f"unit numbers of '{layer.name}' lie within 0 .. {layer.units - 1}, got "
             f"{wrong[0] if wrong else 'none'}"
         )
-    whole("images", images, probe.N, f"the {probe.N} images of '{probe.name}'")
-    whole("keep", keep)
+    check_positive_int("images", images, probe.N, f"the {probe.N} images of '{probe.name}'")
+    check_positive_int("keep", keep)
     if crops:
-        whole("crops", crops)
+        check_positive_int("crops", crops)
     if heatmap not in HEATMAPS:
         raise unknown("heatmap", heatmap, HEATMAPS)
     if field not in FIELDS:
@@ -287,9 +287,9 @@ def crops_of(
     picture, boxes end with the picture. Errors: ValueError for values that are not finite, an empty map or
     field; KeyError for an unknown heatmap.
     """
-    whole("size", size)
+    check_positive_int("size", size)
     if most:
-        whole("most", most)
+        check_positive_int("most", most)
     left, top, right, bottom = field or (0, 0, size, size)
     if not (left < min(right, size) and top < min(bottom, size) and right > 0 and bottom > 0):
         raise ValueError(
@@ -299,8 +299,8 @@ def crops_of(
     small = eight_bit(_checked_map(maps, 3), heatmap)  # [n, H, W]
     width, height, found = right - left, bottom - top, []
     pixels = 32 * width * height  # bytes for one map
-    fit(memory, (0, pixels, len(maps)))
-    for part in slices(len(maps), at_hand(memory, maps.device) // pixels):
+    items_within(memory, (0, pixels, len(maps)))
+    for part in slices(len(maps), working_bytes(memory, maps.device) // pixels):
         large = enlarged(small[part], height, width)  # [some, height, width]
         for above in (large > otsu(large)[:, None, None]).cpu().numpy():
             boxes = [

@@ -1,17 +1,17 @@
 """Describe-and-Dissect (Bai et al., TMLR 2025): a unit's crops, captions of them, what these share, and a
 choice by pictures.
 
-spread             units of each layer, evenly spread
-look               step 1 and captions: what excites each unit, and what a captioner says of it
+evenly_spaced_units             units of each layer, evenly spread
+caption_examples               step 1 and captions: what excites each unit, and what a captioner says of it
 ordinary_captions  captions of images at random, which a summariser without a language model compares with
-describe           steps 2 and 3: candidates from the captions, the best of them by pictures
+describe_units           steps 2 and 3: candidates from the captions, the best of them by pictures
 choose             step 3 alone
 of_units, cropped  part of what was looked at; how much of it are crops
 several_labels     the paper's variant of more than one label for a unit
 best_labels        the best candidate of each unit
 labels_of          the best labels of every unit as rows of the labels table
 candidates_table   all candidates with their scores
-Looked, Described  what came of them
+CaptionedExamples, Described  what came of them
 
 Captions and answers of language models come from a transcript (utils/neuronym/models/transcripts.py), so that
 nothing is asked twice.
@@ -29,13 +29,13 @@ from PIL.Image import Image
 from torch import Tensor
 
 from neuronym.activations import embed_concepts, image_embeddings
-from neuronym.common.checks import unknown, whole
+from neuronym.common.checks import unknown, check_positive_int
 from neuronym.common.files import digest
 from neuronym.common.types import Device, Progress
-from neuronym.datasets.probe import of_pictures, Probe
+from neuronym.datasets.probe import probe_from_images, Probe
 from neuronym.describe.candidates import Ask, propose
 from neuronym.describe.examples import Example, examples, picture
-from neuronym.describe.selection import as_said, best, rank_candidates, several, Shown
+from neuronym.describe.selection import as_said, best, rank_candidates, distinct_best, CandidateActivations
 from neuronym.hooks import LayerInfo
 from neuronym.models.captioners import BATCH, Captioner, picture_key, WORKERS
 from neuronym.models.generators import Generator
@@ -49,7 +49,7 @@ TOGETHER = 64  # pictures in memory
 
 
 @dataclass(frozen=True)
-class Looked:
+class CaptionedExamples:
     """What excites the units of a layer: examples, strongest first, what is said of each, and their
     embeddings.
     """
@@ -69,10 +69,10 @@ class Described:
     layer: str
     candidates: dict[int, list[str]]
     scores: dict[int, Tensor]
-    shown: Shown | None  # None without step 3
+    shown: CandidateActivations | None  # None without step 3
 
 
-def spread(layers: Sequence[LayerInfo], units: str) -> dict[str, list[int]]:
+def evenly_spaced_units(layers: Sequence[LayerInfo], units: str) -> dict[str, list[int]]:
     """Units of each layer, evenly spread: "12,52" for as many of each layer as there are numbers, "12" of
     every layer; 0, and a number beyond a layer's, for all of them. Errors: ValueError for what is no such
     list.
@@ -91,7 +91,7 @@ def spread(layers: Sequence[LayerInfo], units: str) -> dict[str, list[int]]:
     }
 
 
-def look(
+def caption_examples(
     target: Target,
     layer: LayerInfo,
     units: Sequence[int],
@@ -109,7 +109,7 @@ def look(
     batch_size: int = 64,
     device: Device = None,
     progress: Progress | None = None,
-) -> Looked:
+) -> CaptionedExamples:
     """Step 1, captions of the examples, and their CLIP embeddings: Q [N, K] of the layer; options as in
     `examples`.
 
@@ -142,8 +142,8 @@ def look(
     ):
         shown = [picture(probe, one[key]) for key in part]
         said |= dict(zip(part, _captions(captioner, transcript, shown)))
-        rows |= dict(zip(part, image_embeddings(clip, of_pictures(shown), batch_size, device).clone()))
-    return Looked(
+        rows |= dict(zip(part, image_embeddings(clip, probe_from_images(shown), batch_size, device).clone()))
+    return CaptionedExamples(
         layer.name,
         found,
         {unit: [said[e.image, e.box] for e in some] for unit, some in found.items()},
@@ -160,7 +160,7 @@ def ordinary_captions(
     progress: Progress | None = None,
 ) -> list[str]:
     """Captions of n images of the probe at random, resized like examples; of all where there are fewer."""
-    whole("n", n)
+    check_positive_int("n", n)
     rows = torch.randperm(probe.N, generator=torch.Generator().manual_seed(seed))[:n].sort().values.tolist()
     parts = [rows[i : i + TOGETHER] for i in range(0, len(rows), TOGETHER)]
     return [
@@ -172,8 +172,8 @@ def ordinary_captions(
     ]
 
 
-def describe(
-    looked: Looked,
+def describe_units(
+    looked: CaptionedExamples,
     source: Generator | str = "retrieval",
     *,
     ask: Ask | None = None,
@@ -208,12 +208,12 @@ def describe(
 
 def choose(
     candidates: Mapping[int, Sequence[str]],
-    looked: Looked,
+    looked: CaptionedExamples,
     source: Generator | str,
     how: str,
     seed: int = 0,
     **options,
-) -> tuple[dict[int, Tensor], Shown]:
+) -> tuple[dict[int, Tensor], CandidateActivations]:
     """Step 3: scores of the candidates of each unit, and the pictures they are from; `seed` is that of a
     generator.
     """
@@ -222,15 +222,15 @@ def choose(
     return scores[how], shown
 
 
-def of_units(looked: Looked, units: Sequence[int]) -> Looked:
+def of_units(looked: CaptionedExamples, units: Sequence[int]) -> CaptionedExamples:
     """Some of the units that were looked at."""
-    return Looked(
+    return CaptionedExamples(
         looked.layer,
         *({unit: each[unit] for unit in units} for each in (looked.examples, looked.captions, looked.E)),
     )
 
 
-def cropped(looked: Looked) -> float:
+def cropped(looked: CaptionedExamples) -> float:
     """Share of the examples that are crops."""
     boxes = [e.box for some in looked.examples.values() for e in some]
     return sum(box is not None for box in boxes) / len(boxes)
@@ -251,7 +251,7 @@ def several_labels(
     for unit, some in described.candidates.items():
         able = [c for c, text in enumerate(some) if text in where]
         kept = (
-            several(described.scores[unit][able], T[[where[some[c]] for c in able]], most, limit)
+            distinct_best(described.scores[unit][able], T[[where[some[c]] for c in able]], most, limit)
             if able
             else []
         )

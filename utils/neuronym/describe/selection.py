@@ -1,11 +1,11 @@
 """Choosing among candidate labels of units (Describe-and-Dissect, step 3): whose pictures excite the unit?
 
 rank_candidates     scores of every unit's candidates, from drawn or from retrieved pictures
-by_drawing          pictures of a generator: every different text drawn once, for all units that have it
-by_retrieval        the probe's images nearest to the text: rows of Q, no generator and no forward pass
+on_generated          pictures of a generator: every different text drawn once, for all units that have it
+on_retrieved        the probe's images nearest to the text: rows of Q, no generator and no forward pass
 score_shown         the scores of pictures already shown, by one or several functions
 candidate_pictures  the pictures a generator gives for texts, also for figures
-Shown               what units did on the pictures of their candidates
+CandidateActivations               what units did on the pictures of their candidates
 
 A text that the microworld has no word of, where it is generator or CLIP, has no pictures: its score is the
 lowest.
@@ -17,7 +17,7 @@ ranks             places of all pictures of all candidates, 0 for the one that e
 score_candidates  one number per candidate
 SCORES            name -> scoring function
 best              the k best candidates, padded with blanks
-several           labels that differ from each other, for units that stand for more than one thing
+distinct_best           labels that differ from each other, for units that stand for more than one thing
 
     mean, median, sq_mean   of a candidate's ranks or their squares, times -1
     topk_sq_mean            of the squares of its beta smallest ranks, times -1
@@ -39,10 +39,10 @@ from PIL import Image
 from torch import Tensor
 
 from neuronym.activations import activations_and_embeddings, embed_concepts, unit_activations
-from neuronym.common.checks import number, unknown, whole
+from neuronym.common.checks import check_number, unknown, check_positive_int
 from neuronym.common.memory import MEMORY, top_images
 from neuronym.common.types import Clip, Device, Progress, Target
-from neuronym.datasets.probe import of_pictures
+from neuronym.datasets.probe import probe_from_images
 from neuronym.hooks import LayerInfo
 from neuronym.models.generators import Generator, pictures_of
 from neuronym.similarity.scores import retrieved
@@ -53,7 +53,7 @@ UNIT_ROWS = 1e-2  # how far from 1 the length of an embedding may be
 
 
 @dataclass(frozen=True)
-class Shown:
+class CandidateActivations:
     """For each unit, what it did on n pictures of each of its C candidates; NaN, and row -1, where there is
     none.
     """
@@ -77,25 +77,25 @@ def rank_candidates(
     negative: str = "below",
     ties: str = "shared",
     **options,
-) -> tuple[dict[str, dict[int, Tensor]], Shown]:
+) -> tuple[dict[str, dict[int, Tensor]], CandidateActivations]:
     """Candidates {unit: C texts}, embeddings of units' examples E {unit: [m, d]} -> {how: {unit: scores
     [C]}}, Shown.
 
-    source "retrieval" takes the options of `by_retrieval`, a Generator those of `by_drawing`; the others are
+    source "retrieval" takes the options of `on_retrieved`, a Generator those of `on_generated`; the others are
     those of `score_candidates`. E may be None where `how` compares no pictures with examples. No candidates,
     no scores: [0]. Errors: KeyError for an unknown function or source, ValueError for what the others refuse.
     """
     if isinstance(source, Generator):
-        shown = by_drawing(candidates, E, source, n=n, **options)
+        shown = on_generated(candidates, E, source, n=n, **options)
     elif source == "retrieval":
-        shown = by_retrieval(candidates, E, n=n, **options)
+        shown = on_retrieved(candidates, E, n=n, **options)
     else:
         raise unknown("source of pictures", source, ["retrieval", "a Generator of load_generator"])
     return score_shown(shown, how, beta=beta, top=top, negative=negative, ties=ties), shown
 
 
 @torch.no_grad()
-def by_drawing(
+def on_generated(
     candidates: Mapping[int, Sequence[str]],
     E: Mapping[int, Tensor] | None,
     source: Generator,
@@ -111,7 +111,7 @@ def by_drawing(
     batch_size: int = 64,
     device: Device = None,
     progress: Progress | None = None,
-) -> Shown:
+) -> CandidateActivations:
     """Activations of one layer's units on n drawn pictures of each of their candidates, and cosines to the
     examples E.
 
@@ -121,7 +121,7 @@ def by_drawing(
     that the layer does not have, E without a CLIP, and bad texts.
     """
     places = _checked(candidates, layer.units, f"layer '{layer.name}'")
-    whole("n", n)
+    check_positive_int("n", n)
     if E is not None and clip is None:
         raise ValueError("cosines to the examples E need their CLIP, got none; pass clip, or E=None")
     means = _means(candidates, E, clip)
@@ -130,7 +130,7 @@ def by_drawing(
     )
     texts = [text for text in places if _draws(source, text)]
     for text in texts if progress is None else progress(texts, len(texts), "candidates drawn"):
-        probe = of_pictures(candidate_pictures([text], source, n, seed, template, shrink)[text])
+        probe = probe_from_images(candidate_pictures([text], source, n, seed, template, shrink)[text])
         if E is None:
             found = unit_activations(target, probe, [layer], pool, batch_size, device)
         else:
@@ -139,11 +139,11 @@ def by_drawing(
             acts[unit][c] = found[layer.name][:, unit]
             if E is not None:
                 cosines[unit][c] = I.to(means[unit]) @ means[unit]
-    return Shown(acts, None if E is None else cosines, None)
+    return CandidateActivations(acts, None if E is None else cosines, None)
 
 
 @torch.no_grad()
-def by_retrieval(
+def on_retrieved(
     candidates: Mapping[int, Sequence[str]],
     E: Mapping[int, Tensor] | None,
     *,
@@ -154,7 +154,7 @@ def by_retrieval(
     exclude: Mapping[int, Sequence[int]] | int = 10,
     template: str = "{}",
     memory: int = MEMORY,
-) -> Shown:
+) -> CandidateActivations:
     """Activations on the n probe images nearest to each candidate in CLIP space: Q [N, K], I [N, d] of one
     probe.
 
@@ -170,7 +170,7 @@ def by_retrieval(
             f"expected Q [N, K] and I [N, d] of one probe, got {list(Q.shape)} and {list(I.shape)}"
         )
     places = _checked(candidates, Q.shape[1], "Q")
-    whole("n", n)
+    check_positive_int("n", n)
     means, left_out = _means(candidates, E, clip), _left_out(candidates, Q, exclude)
     most = n + max(map(len, left_out.values()))
     if most > len(I):
@@ -194,11 +194,11 @@ def by_retrieval(
         if E is not None:
             products = (I[some.to(I.device)] @ means[unit].to(I)).to(Q.device)
             cosines[unit] = products.masked_fill(none.to(Q.device), torch.nan)
-    return Shown(acts, None if E is None else cosines, rows)
+    return CandidateActivations(acts, None if E is None else cosines, rows)
 
 
 def score_shown(
-    shown: Shown,
+    shown: CandidateActivations,
     how: str | Sequence[str] = "topk_compare",
     *,
     beta: int = 5,
@@ -233,7 +233,7 @@ def candidate_pictures(
     reduced to before target and CLIP see them, 32 as shipped; None leaves them as they were drawn.
     """
     if shrink is not None:
-        whole("shrink", shrink)
+        check_positive_int("shrink", shrink)
     template = template if template is not None or source.name == "microworld" else PROMPT
     drawable = [text for text in texts if _draws(source, text)]
     made = pictures_of(drawable, source, n, seed + APART, template) if drawable else {}
@@ -324,7 +324,7 @@ def _left_out(
         return {unit: sorted({int(row) for row in exclude[unit]}) for unit in candidates}
     if exclude == 0:
         return {unit: [] for unit in candidates}
-    whole("exclude", exclude, len(Q), f"the probe's {len(Q)} images")
+    check_positive_int("exclude", exclude, len(Q), f"the probe's {len(Q)} images")
     return dict(zip(candidates, top_images(Q[:, list(candidates)], exclude).T.tolist()))
 
 
@@ -395,8 +395,8 @@ def score_candidates(
         raise unknown("scoring function", how, SCORES)
     if negative not in NEGATIVE:
         raise unknown("negative", negative, NEGATIVE)
-    whole("beta", beta)
-    whole("top", top)
+    check_positive_int("beta", beta)
+    check_positive_int("top", top)
     R = ranks(activations, ties)
     cosine = None
     if how in ("image_products", "topk_compare"):
@@ -415,7 +415,7 @@ def best(texts: Sequence[str], scores: Tensor, k: int = 3) -> list[tuple[str, fl
     """The k best candidates with their scores, ties by order, padded with ("", NaN): k texts whatever their
     number.
     """
-    whole("k", k)
+    check_positive_int("k", k)
     if scores.shape != (len(texts),):
         raise ValueError(
             f"expected one score for each of {len(texts)} texts, got scores {list(scores.shape)}"
@@ -424,15 +424,15 @@ def best(texts: Sequence[str], scores: Tensor, k: int = 3) -> list[tuple[str, fl
     return [(texts[i], float(scores[i])) for i in order] + [BLANK] * (k - len(order))
 
 
-def several(scores: Tensor, T: Tensor, most: int = 3, limit: float = 0.81) -> list[int]:
+def distinct_best(scores: Tensor, T: Tensor, most: int = 3, limit: float = 0.81) -> list[int]:
     """Candidates that are labels of one unit together, best first: scores [C], text embeddings T [C, d] ->
     indices.
 
     Greedy: down the list, one is kept when its cosine to each kept one is at most `limit`, until there are
     `most`.
     """
-    whole("most", most)
-    number("limit", limit, -1, 1)
+    check_positive_int("most", most)
+    check_number("limit", limit, -1, 1)
     if scores.ndim != 1 or T.ndim != 2 or len(T) != len(scores):
         raise ValueError(
             f"expected scores [C] and T [C, d] with equal C, got {list(scores.shape)} and {list(T.shape)}"

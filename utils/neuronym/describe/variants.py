@@ -1,7 +1,7 @@
 """What is each step of Describe-and-Dissect worth? The same units described with one thing changed at a time.
 
 labels_by_variant  labels of every variant, from looks, language models and sources of pictures by name
-ablation           their scores, one row a variant and group, each compared with the first
+step_ablation           their scores, one row a variant and group, each compared with the first
 VARIANTS           parts that a variant belongs to, in the order of tables and figures
 """
 
@@ -15,9 +15,15 @@ from torch import Tensor
 
 from neuronym.common.text import names_it
 from neuronym.describe.candidates import Ask
-from neuronym.describe.pipeline import best_labels, choose, describe, Described, Looked
+from neuronym.describe.pipeline import best_labels, choose, describe_units, Described, CaptionedExamples
 from neuronym.describe.selection import score_shown, SCORES
-from neuronym.evaluation.explanations import against, explained, means, naming, scored
+from neuronym.evaluation.explanations import (
+    method_differences,
+    from_labels,
+    method_means,
+    naming_rate,
+    score_methods,
+)
 from neuronym.models.generators import Generator
 
 VARIANTS = ("all steps", "crops", "captions", "summary", "selection", "pictures", "as shipped")
@@ -25,7 +31,7 @@ Labels = dict[tuple[str, str], list[str]]  # part, variant -> a label for each u
 
 
 def labels_by_variant(
-    looks: Mapping[tuple[str, str], tuple[Looked, Sequence[str]]],
+    looks: Mapping[tuple[str, str], tuple[CaptionedExamples, Sequence[str]]],
     asks: Mapping[str, Ask | None],
     sources: Mapping[str, tuple[Generator | str, Mapping]],
     *,
@@ -47,14 +53,14 @@ def labels_by_variant(
     made: dict[tuple[str, str], Described] = {}
 
     def told(
-        look: Looked,
+        look: CaptionedExamples,
         reference: Sequence[str],
         ask: Ask | None,
         source: Generator | str,
         given: Mapping,
         **more,
     ) -> Described:
-        return describe(
+        return describe_units(
             look,
             source,
             ask=ask,
@@ -70,7 +76,7 @@ def labels_by_variant(
     made["summary", "captions as candidates"] = told(own, reference, ask, source, given, summary=False)
     for other, one in models:
         made["summary", other] = told(own, reference, one, source, given)
-    made["selection", "none: the first candidate"] = describe(
+    made["selection", "none: the first candidate"] = describe_units(
         own, ask=ask, reference=reference, selection="first", seed=seed, **options
     )
     for how in SCORES:
@@ -90,7 +96,7 @@ def labels_by_variant(
     return {variant: best_labels(made[variant]) for variant in order}
 
 
-def ablation(
+def step_ablation(
     labels: Mapping[str, Labels],
     present: Callable[[Sequence[str]], Tensor],
     Q: Mapping[str, Tensor],
@@ -112,15 +118,17 @@ def ablation(
         layer: {" | ".join(variant): texts for variant, texts in some.items()}
         for layer, some in labels.items()
     }
-    said, texts = explained(joined)
-    table = scored(said, present(texts), Q, active, [metric], units, torch.Generator().manual_seed(seed))
+    said, texts = from_labels(joined)
+    table = score_methods(
+        said, present(texts), Q, active, [metric], units, torch.Generator().manual_seed(seed)
+    )
     rows = []
     for what, some in ((metric, table), ("named", _named(table, units, names or {}))):
         if some.empty:
             continue
         first = some["method"].iloc[0]
-        own = means(some, [what], groups, seed).drop(columns="units")
-        pairs = against(some, first, what, groups, seed).rename(
+        own = method_means(some, [what], groups, seed).drop(columns="units")
+        pairs = method_differences(some, first, what, groups, seed).rename(
             columns={"low": "low_difference", "high": "high_difference"}
         )
         rows.append(own.merge(pairs.drop(columns="p"), on=["group", "method"], how="left"))
@@ -140,7 +148,12 @@ def _rescored(base: Described, how: str, **options) -> Described:
 
 
 def _chosen_by(
-    base: Described, look: Looked, source: Generator | str, given: Mapping, selection: str, seed: int
+    base: Described,
+    look: CaptionedExamples,
+    source: Generator | str,
+    given: Mapping,
+    selection: str,
+    seed: int,
 ) -> Described:
     how = "topk_compare" if selection == "first" else selection
     scores, shown = choose(base.candidates, look, source, how, seed, **given)
@@ -154,7 +167,7 @@ def _dealt(
     group.
     """
     return {
-        ("named", groups[layer], " | ".join(variant)): naming(
+        ("named", groups[layer], " | ".join(variant)): naming_rate(
             texts, names[layer], torch.Generator().manual_seed(seed)
         )["shuffled"]
         for layer in names

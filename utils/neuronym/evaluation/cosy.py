@@ -22,7 +22,7 @@ from torch import Tensor
 from neuronym.activations import unit_activations
 from neuronym.common.checks import unknown
 from neuronym.common.types import Device, Progress, Target
-from neuronym.datasets.probe import of_pictures
+from neuronym.datasets.probe import probe_from_images
 from neuronym.hooks import LayerInfo
 from neuronym.models.generators import _texts, Generator, pictures_of
 
@@ -38,7 +38,7 @@ def respond(
     device: Device = None,
 ) -> dict[str, Tensor]:
     """Activations of pictures, pooled as in `unit_activations`: {layer name: [n, K]}; cached by their pixels."""
-    found = unit_activations(target, of_pictures(shown), list(layers), pool, batch_size, device)
+    found = unit_activations(target, probe_from_images(shown), list(layers), pool, batch_size, device)
     # out of the cache's files, of which a process may have only so many open
     return {name: Q.clone() for name, Q in found.items()}
 

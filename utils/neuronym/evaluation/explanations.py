@@ -1,7 +1,7 @@
 """Every kind of explanation as one thing: a text for each unit, and what it predicts from what is in an
 image.
 
-Explained   texts [K] and predict: present [N, M] -> [N, K]
+Explanations   texts [K] and predict: present [N, M] -> [N, K]
 single      a label for each unit
 additive    sums of concepts
 logical     formulas
@@ -11,20 +11,20 @@ controls    explanations that know nothing of the unit: another unit's, and one 
 Labels that are phrases and not concepts of a set: what they claim of an image, and whether they name a true
 concept.
 
-shown      which microworld images show what texts say
+phrase_presence      which microworld images show what texts say
 names_it   does a label contain a name?
-naming     share of labels that name their unit's true concept, beside the same labels dealt to other units
+naming_rate     share of labels that name their unit's true concept, beside the same labels dealt to other units
 judged_by  what a CLIP thinks of words and texts, where the truth is not known
 phrase_controls   labels that know nothing of the unit, and the best word of all
-explained  labels of several methods over all their different texts, to be scored like any other explanation
+from_labels  labels of several methods over all their different texts, to be scored like any other explanation
 
 Methods against metrics: how well each explanation of a unit predicts what the unit does on images not used
 for naming.
 
 choose_active   share of images on which the units of a layer count as active
-scored          one row for each unit and method, one column for each metric
-means           means with bootstrap intervals, neurons resampled jointly for all methods
-against         every method against one of them: paired differences, tests, corrections
+score_methods          one row for each unit and method, one column for each metric
+method_means           means with bootstrap intervals, neurons resampled jointly for all methods
+method_differences         every method against one of them: paired differences, tests, corrections
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from torch import Tensor
 
 from neuronym.activations import embed_concepts
 from neuronym.common import statistics
-from neuronym.common.checks import whole
+from neuronym.common.checks import check_positive_int
 from neuronym.common.statistics import holm, interval
 from neuronym.common.text import names_it
 from neuronym.common.types import Clip
 from neuronym.datasets.probe import Probe
 from neuronym.evaluation import formulas, linear
 from neuronym.evaluation.metrics import active_images, measure, SOUND
-from neuronym.evaluation.presence import judged, presence_oracle
+from neuronym.evaluation.presence import judged_presence, presence_oracle
 
 
 @dataclass(frozen=True)
-class Explained:
+class Explanations:
     """What a method says of the K units of a layer."""
 
     texts: list[str]
@@ -60,7 +60,7 @@ class Explained:
     )
 
 
-def single(labels: Sequence[str] | Tensor, concepts: Sequence[str]) -> Explained:
+def single(labels: Sequence[str] | Tensor, concepts: Sequence[str]) -> Explanations:
     """One concept for each unit, by name or index; the unit is predicted to do what the concept does.
 
     Errors: KeyError for a label that is not among the concepts.
@@ -76,12 +76,12 @@ def single(labels: Sequence[str] | Tensor, concepts: Sequence[str]) -> Explained
         if isinstance(labels, Tensor)
         else torch.tensor([where[label] for label in labels], dtype=torch.long)
     )
-    return Explained(
+    return Explanations(
         [concepts[i] for i in index.tolist()], lambda present: present[:, index.to(present.device)]
     )
 
 
-def additive(found: linear.Linear, concepts: Sequence[str], present: Tensor, active: float) -> Explained:
+def additive(found: linear.Linear, concepts: Sequence[str], present: Tensor, active: float) -> Explanations:
     """Sums of concepts found by `linear.explain`, without their bias, so that nothing present predicts 0.
 
     They say that a unit is active where the sum is large: beyond a cut that leaves about the share `active`
@@ -92,10 +92,10 @@ def additive(found: linear.Linear, concepts: Sequence[str], present: Tensor, act
         return linear.predict(found, present) - found.bias
 
     texts = [linear.text(found, concepts, unit) for unit in range(len(found.chosen))]
-    return Explained(texts, predict, _cut(predict(present), active))
+    return Explanations(texts, predict, _cut(predict(present), active))
 
 
-def logical(found: Sequence[formulas.Formula | None], concepts: Sequence[str]) -> Explained:
+def logical(found: Sequence[formulas.Formula | None], concepts: Sequence[str]) -> Explanations:
     """Formulas found by `formulas.search`, over concepts that count as present from a half on; None is never
     true.
     """
@@ -105,21 +105,21 @@ def logical(found: Sequence[formulas.Formula | None], concepts: Sequence[str]) -
         never = there.new_zeros(len(there))
         return torch.stack([never if f is None else formulas.evaluate(f, there) for f in found], dim=1)
 
-    return Explained(["" if f is None else formulas.text(f, concepts) for f in found], predict)
+    return Explanations(["" if f is None else formulas.text(f, concepts) for f in found], predict)
 
 
-def combined(labels: Sequence[Sequence[int]], concepts: Sequence[str]) -> Explained:
+def combined(labels: Sequence[Sequence[int]], concepts: Sequence[str]) -> Explanations:
     """Several concepts for each unit: it is predicted to do what the most present of them does."""
 
     def predict(present: Tensor) -> Tensor:
         return torch.stack([present[:, list(some)].amax(1) for some in labels], dim=1)
 
-    return Explained([" / ".join(concepts[i] for i in some) for some in labels], predict)
+    return Explanations([" / ".join(concepts[i] for i in some) for some in labels], predict)
 
 
 def controls(
     labels: Tensor, concepts: Sequence[str], present: Tensor, Q: Tensor, generator: torch.Generator
-) -> dict[str, Explained]:
+) -> dict[str, Explanations]:
     """`shuffled`: the labels [K] dealt to other units; `constant`: the one concept that correlates best with
     all units.
 
@@ -146,7 +146,7 @@ def _cut(predicted: Tensor, share: float) -> Tensor:
 DRAWS = 100
 
 
-def shown(probe: Probe, texts: Sequence[str]) -> Tensor:
+def phrase_presence(probe: Probe, texts: Sequence[str]) -> Tensor:
     """Which microworld images show what texts say: bool [N, n]; a text without a word of the world is in
     none.
 
@@ -167,13 +167,13 @@ def shown(probe: Probe, texts: Sequence[str]) -> Tensor:
     )
 
 
-def naming(
+def naming_rate(
     labels: Sequence[str], names: Sequence[str], generator: torch.Generator, draws: int = DRAWS
 ) -> dict[str, float]:
     """Share of labels that name their unit's true concept, with its bootstrap interval over units (low,
     high), and of the same labels dealt to other units at random (shuffled, mean of `draws`).
     """
-    whole("draws", draws)
+    check_positive_int("draws", draws)
     if len(labels) != len(names) or not len(labels):
         raise ValueError(
             f"each label has its true name, and there is one at least; got {len(labels)} labels and "
@@ -195,9 +195,9 @@ def naming(
     }
 
 
-def explained(
+def from_labels(
     labels: Mapping[str, Mapping[str, Sequence[str]]],
-) -> tuple[dict[str, dict[str, Explained]], list[str]]:
+) -> tuple[dict[str, dict[str, Explanations]], list[str]]:
     """{layer: {method: a text for each unit}} as explanations over all different texts, and these texts."""
     texts = list(
         dict.fromkeys(text for methods in labels.values() for some in methods.values() for text in some)
@@ -216,9 +216,9 @@ def judged_by(
     """
 
     def claims(texts: Sequence[str]) -> Tensor:
-        return judged(I[test], embed_concepts(clip, list(texts)).to(I.device), fit)
+        return judged_presence(I[test], embed_concepts(clip, list(texts)).to(I.device), fit)
 
-    return judged(I, embed_concepts(clip, list(words)).to(I.device), fit), claims
+    return judged_presence(I, embed_concepts(clip, list(words)).to(I.device), fit), claims
 
 
 def phrase_controls(
@@ -289,8 +289,8 @@ def choose_active(present: Tensor, Q: Tensor, shares: Sequence[float] = SHARES) 
     return max(best, key=best.get)
 
 
-def scored(
-    explained: Mapping[str, Mapping[str, Explained]],
+def score_methods(
+    explained: Mapping[str, Mapping[str, Explanations]],
     present: Tensor,
     Q: Mapping[str, Tensor],
     active: Mapping[str, float],
@@ -342,7 +342,7 @@ def scored(
     return pd.concat(rows, ignore_index=True)
 
 
-def means(
+def method_means(
     table: pd.DataFrame,
     metrics: Sequence[str] = SOUND,
     groups: Mapping[str, str] | None = None,
@@ -364,7 +364,7 @@ def means(
     return pd.concat(rows, ignore_index=True)[["group", "method", "metric", "mean", "low", "high", "units"]]
 
 
-def against(
+def method_differences(
     table: pd.DataFrame,
     first: str,
     metric: str = "correlation",

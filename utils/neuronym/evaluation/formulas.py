@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import number, unknown, whole
-from neuronym.common.memory import first_largest, fit, MEMORY, or_one, slices
+from neuronym.common.checks import check_number, unknown, check_positive_int
+from neuronym.common.memory import first_largest, items_within, MEMORY, nonzero, slices
 from neuronym.common.types import Progress
 from neuronym.evaluation.linear import check_presence
 from neuronym.evaluation.metrics import active_images
@@ -85,9 +85,9 @@ def search(
     if by not in SCORES:
         raise unknown("score of formulas", by, SCORES)
     for name, value in (("length", length), ("beam", beam), ("memory", memory)):
-        whole(name, value)
-    number("active", active, 0, 1)
-    number("gain", gain, 0)
+        check_positive_int(name, value)
+    check_number("active", active, 0, 1)
+    check_number("gain", gain, 0)
     (N, M), K = present.shape, Q.shape[1]
     units = list(range(K)) if units is None else [int(unit) for unit in units]
     if not units or min(units) < 0 or max(units) >= K:
@@ -95,15 +95,15 @@ def search(
     size = 8 if by == "correlation" else 4
     step = min(M, max(1, memory // (4 * N * (size + 5))))
     one = N * (16 + beam * (6 + 2 * size) + SPARE * beam * 8) + beam * step * 200 + 32 * (M + beam**2)
-    [count] = fit(memory, (N * step * (size + 5), one, len(units)))
+    [count] = items_within(memory, (N * step * (size + 5), one, len(units)))
     groups, found = list(slices(len(units), count)), []
     for part in groups if progress is None else progress(groups, len(groups), "formulas"):
         q = Q[:, units[part]]
         if by == "correlation":
             dead, q = q.amax(0) == q.amin(0), q.double()
-            q = q / or_one(q.abs().amax(0))
+            q = q / nonzero(q.abs().amax(0))
             values = (q - q.mean(0)).masked_fill(dead, 0).T
-            values = values / or_one(values.norm(dim=1, keepdim=True))
+            values = values / nonzero(values.norm(dim=1, keepdim=True))
         else:
             values = active_images(q, active).T.float()
         lengths = _search(present, values.contiguous(), length, beam, by, step)

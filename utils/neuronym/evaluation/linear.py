@@ -18,8 +18,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import number, whole
-from neuronym.common.memory import at_hand, fit, MEMORY, or_one, slices
+from neuronym.common.checks import check_number, check_positive_int
+from neuronym.common.memory import working_bytes, items_within, MEMORY, nonzero, slices
 
 # spread below which values are constant but for rounding; presence and scaled activations are about 1
 CONSTANT = 1e-9
@@ -63,9 +63,9 @@ def explain(
     ValueError for unequal N, values not finite, presence outside 0..1.
     """
     check_presence(present, Q)
-    number("tolerance", tolerance, 0, 1)
+    check_number("tolerance", tolerance, 0, 1)
     for name, value in (("most", most), ("folds", folds), ("memory", memory)):
-        whole(name, value)
+        check_positive_int(name, value)
     (N, M), K, m = present.shape, Q.shape[1], min(most, present.shape[1])
     if folds < 2 or N < 2 * folds:
         raise ValueError(
@@ -83,7 +83,7 @@ def explain(
     size, step = dtype.itemsize, min(M, max(1, memory // (32 * N)))
     beside = 2 * N * step * size + max(memory // 4, _refit_bytes(N, m)) + 32 * M * (folds + 2)
     one = 40 * N + (folds + 1) * (2 * N + 4 * step) * size
-    [units] = fit(memory, (beside, one, K))
+    [units] = items_within(memory, (beside, one, K))
     centre, spread = _moments(present, keep, step)
     chosen, weights = Q.new_full((K, m), -1, dtype=torch.int64), Q.new_zeros(K, m, dtype=torch.float64)
     bias = torch.empty_like(weights[:, 0])
@@ -140,8 +140,8 @@ def nnls(H: Tensor, A: Tensor) -> Tensor:
     Active sets (Lawson and Hanson 1974, ch. 23), all problems in step. A column of zeros, or one that depends
     on others in use, has weight 0.
     """
-    d, noise = or_one(H.diagonal(dim1=1, dim2=2).sqrt()), 1e3 * torch.finfo(H.dtype).eps
-    H, top = H / d[:, :, None] / d[:, None], or_one((A / d).abs().amax(1, keepdim=True))
+    d, noise = nonzero(H.diagonal(dim1=1, dim2=2).sqrt()), 1e3 * torch.finfo(H.dtype).eps
+    H, top = H / d[:, :, None] / d[:, None], nonzero((A / d).abs().amax(1, keepdim=True))
     A, eye = A / d / top, torch.eye(H.shape[1], dtype=H.dtype, device=H.device)
     w, used = torch.zeros_like(A), torch.zeros_like(A, dtype=torch.bool)
     for _ in range(3 * A.shape[1]):  # each concept enters about once, as a rule
@@ -154,7 +154,7 @@ def nnls(H: Tensor, A: Tensor) -> Tensor:
             both = used[:, :, None] & used[:, None]
             s = torch.linalg.solve_ex(torch.where(both, H, eye), A.where(used, 0))[0].nan_to_num(0, 0, 0)
             falls = used & (s <= 0)
-            share = (w / or_one(w - s)).where(falls, 1).amin(1, keepdim=True).clamp(0, 1)
+            share = (w / nonzero(w - s)).where(falls, 1).amin(1, keepdim=True).clamp(0, 1)
             w = (w + share * (s - w)).masked_fill(falls & (w <= share * (w - s) + noise), 0)
             used &= ~(falls & (w == 0))
             if not bool(falls.any()):
@@ -255,7 +255,7 @@ def _refit(
     (f, U, t), N = path.shape, q.shape[1]
     weights, r = q.new_zeros(f * U, t), q.new_zeros(f * U)
     path, left = path.reshape(f * U, t), left.view(f * U, N)
-    for part in slices(f * U, at_hand(memory // 4, q.device) // _refit_bytes(N, t)):
+    for part in slices(f * U, working_bytes(memory // 4, q.device) // _refit_bytes(N, t)):
         chosen, problem = path[part], torch.arange(part.start, min(part.stop, f * U), device=q.device)
         x = present[:, chosen.clamp(min=0).flatten()].T.double().reshape(len(problem), t, N)
         x *= (chosen >= 0)[..., None]
@@ -270,7 +270,7 @@ def _refit(
         a, b = _centred(said, off) * off, _centred(y, off) * off
         norms, least = a.norm(dim=2) * b.norm(dim=2), CONSTANT * math.sqrt(N)
         constant = (a.norm(dim=2) <= least) | (b.norm(dim=2) <= least)
-        r[part] = ((a * b).sum(2) / or_one(norms)).masked_fill(constant, 0)[:, 0]
+        r[part] = ((a * b).sum(2) / nonzero(norms)).masked_fill(constant, 0)[:, 0]
     return weights.view(f, U, t), r.view(f, U)
 
 
@@ -288,12 +288,12 @@ def _standard(Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scales.
     """
     q = Q.T.double()
-    peak = or_one(q.abs().amax(1))
+    peak = nonzero(q.abs().amax(1))
     q = q / peak[:, None]
     mean, dead = q.mean(1), Q.amax(0) == Q.amin(0)
     q = (q - mean[:, None]).masked_fill(dead[:, None], 0)
     sd = q.pow(2).mean(1).sqrt()
-    return q / or_one(sd)[:, None], (mean * peak).where(~dead, Q[0].double()), peak * sd
+    return q / nonzero(sd)[:, None], (mean * peak).where(~dead, Q[0].double()), peak * sd
 
 
 def _moments(present: Tensor, keep: Tensor, step: int) -> tuple[Tensor, Tensor]:

@@ -26,8 +26,8 @@ from functools import cached_property, wraps
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import number, unknown, whole
-from neuronym.common.memory import or_one
+from neuronym.common.checks import check_number, unknown, check_positive_int
+from neuronym.common.memory import nonzero
 from neuronym.common.statistics import correlation as pearson
 
 ACTIVE = 0.05  # share of images on which a unit counts as active
@@ -41,7 +41,7 @@ def active_images(Q: Tensor, share: float = ACTIVE) -> Tensor:
     most images only those above 0, while in NeuronEval all N would tie. Errors: ValueError for a share
     outside 0..1.
     """
-    number("share of active images", share, 0, 1)
+    check_number("share of active images", share, 0, 1)
     count = max(1, math.ceil(round(share * len(Q), 9)))  # .07 * 100 is a little more than 7
     cutoff = (Q if Q.is_floating_point() else Q.double()).topk(count, dim=0).values[-1]
     return (Q >= cutoff) & (Q > Q.amin(0))
@@ -195,9 +195,9 @@ def correlation(x: Pairs) -> Tensor:
 def cosine(x: Pairs) -> Tensor:
     """<q, p> / (|q| |p|), nothing centred; 0 where either is all zeros."""
     q, p = (
-        v.double() / or_one(v.double().abs().amax(0)) for v in (x.Q, x.predicted)
+        v.double() / nonzero(v.double().abs().amax(0)) for v in (x.Q, x.predicted)
     )  # squares overflow and vanish
-    return (q * p).sum(0) / or_one(q.norm(dim=0) * p.norm(dim=0))
+    return (q * p).sum(0) / nonzero(q.norm(dim=0) * p.norm(dim=0))
 
 
 @_metric
@@ -213,28 +213,28 @@ def auprc(x: Pairs) -> Tensor:
 def f1(x: Pairs) -> Tensor:
     """2 TP / (A + C); 0 for a dead unit or a concept never present."""
     tp, a, c = x.counts
-    return 2 * tp / or_one(a + c)
+    return 2 * tp / nonzero(a + c)
 
 
 @_metric
 def iou(x: Pairs) -> Tensor:
     """TP / (A + C - TP); 0 for a dead unit or a concept never present."""
     tp, a, c = x.counts
-    return tp / or_one(a + c - tp)
+    return tp / nonzero(a + c - tp)
 
 
 @_metric
 def recall(x: Pairs) -> Tensor:
     """TP / A: the active images that show the concept; 0 for a dead unit."""
     tp, a, _ = x.counts
-    return tp / or_one(a)
+    return tp / nonzero(a)
 
 
 @_metric
 def precision(x: Pairs) -> Tensor:
     """TP / C: the images of the concept that are active; 0 for a concept never present."""
     tp, _, c = x.counts
-    return tp / or_one(c)
+    return tp / nonzero(c)
 
 
 @_metric
@@ -284,11 +284,11 @@ def mad(x: Pairs, scale: bool = True) -> Tensor:
     nothing can be compared.
     """
     q, (_, _, c), said = x.Q.double(), x.counts, x.said
-    q = q / or_one(q.abs().amax(0)) if scale else q  # squares overflow and vanish
+    q = q / nonzero(q.abs().amax(0)) if scale else q  # squares overflow and vanish
     rest = len(q) - c
-    gap = (q * said).sum(0) / or_one(c) - (q * ~said).sum(0) / or_one(rest)
+    gap = (q * said).sum(0) / nonzero(c) - (q * ~said).sum(0) / nonzero(rest)
     alive = (c > 0) & (rest > 0) & (q.amax(0) > q.amin(0))
-    return torch.where(alive, gap / or_one(q.std(0, correction=0)) if scale else gap, 0)
+    return torch.where(alive, gap / nonzero(q.std(0, correction=0)) if scale else gap, 0)
 
 
 @_metric
@@ -298,7 +298,7 @@ def wpmi(x: Pairs, lam: float = 1) -> Tensor:
     """
     logs, (_, a, _) = x.chance.clamp_min(FLOOR).log(), x.counts
     prior = x.chance.mean(0).clamp_min(FLOOR).log()
-    return torch.where(a > 0, (logs * x.truth).sum(0) / or_one(a) - lam * prior, 0)
+    return torch.where(a > 0, (logs * x.truth).sum(0) / nonzero(a) - lam * prior, 0)
 
 
 @_metric
@@ -360,7 +360,7 @@ def _area(truth: Tensor, order: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     index, below, most = order
     n, N = truth.sum(0).double(), len(truth)
     ranks = ((below + most + 1) * truth.gather(0, index)).sum(0).double() / 2
-    return torch.where((n > 0) & (n < N), (ranks - n * (n + 1) / 2) / or_one(n * (N - n)), 0.5)
+    return torch.where((n > 0) & (n < N), (ranks - n * (n + 1) / 2) / nonzero(n * (N - n)), 0.5)
 
 
 def _average_precision(truth: Tensor, order: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -369,12 +369,12 @@ def _average_precision(truth: Tensor, order: tuple[Tensor, Tensor, Tensor]) -> T
     true = truth.gather(0, index)
     before = torch.cat([index.new_zeros(1, index.shape[1]), true.cumsum(0)])  # [N + 1, K]
     reached = before[-1] - before.gather(0, below)
-    return (true * reached / (len(truth) - below).double()).sum(0) / or_one(before[-1].double())
+    return (true * reached / (len(truth) - below).double()).sum(0) / nonzero(before[-1].double())
 
 
 def _balanced(tp: Tensor, true: Tensor, said: Tensor, N: int) -> Tensor:
     tn = N - true - said + tp
-    return torch.where((true > 0) & (true < N), (tp / or_one(true) + tn / or_one(N - true)) / 2, 0.5)
+    return torch.where((true > 0) & (true < N), (tp / nonzero(true) + tn / nonzero(N - true)) / 2, 0.5)
 
 
 def _rank_correlation(x: Pairs, ties: str) -> Tensor:
@@ -397,7 +397,7 @@ def _rank_correlation(x: Pairs, ties: str) -> Tensor:
 
 
 def _top_and_random(x: Pairs, top: float, each: int) -> Pairs:
-    whole("each", each)
+    check_positive_int("each", each)
     best = active_images(x.Q, top)
     N, turn = len(x.Q), torch.arange(each, device=x.Q.device)[:, None]
     drawn = x.random(*best.shape).masked_fill(~best, -1).topk(min(each, N), dim=0).indices

@@ -42,13 +42,13 @@ import torch
 from torch import nn, Tensor
 
 from neuronym.activations import embed_concepts
-from neuronym.common.checks import number, whole
+from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.memory import MEMORY, top_images
 from neuronym.common.statistics import auroc, correlation
 from neuronym.common.types import Clip
 from neuronym.datasets.probe import part_names, Probe
 from neuronym.hooks import get_layer
-from neuronym.similarity.matrix import checked, Embedded
+from neuronym.similarity.matrix import checked, FactoredMatrix
 from neuronym.similarity.scores import score, SIMILARITIES, top_labels
 
 RANK_IMAGES = 40  # rank_reorder orders the top 5 % of the images, which have to be two at least
@@ -61,8 +61,8 @@ class Setting:
     probe: str
     clip: str
     template: str
-    classes: Embedded  # P against the true names
-    words: Embedded  # P against the concept set
+    classes: FactoredMatrix  # P against the true names
+    words: FactoredMatrix  # P against the concept set
     Q: Tensor
 
 
@@ -77,7 +77,7 @@ def image_sets(probe: Probe, sizes: Sequence[int] = ()) -> dict[str, Tensor]:
     for part in parts if len(parts) > 1 else []:
         sets[part] = torch.tensor([i for i, id in enumerate(probe.ids) if id.startswith(f"{part}/")])
     for size in sizes:
-        whole("size", size, probe.N, f"the {probe.N} images of '{probe.name}'")
+        check_positive_int("size", size, probe.N, f"the {probe.N} images of '{probe.name}'")
         sets[f"{size} images"] = torch.arange(size) * probe.N // size
     return {name: rows for name, rows in sets.items() if len(rows)}
 
@@ -108,7 +108,8 @@ def settings(
     for image_set, namer, template in chosen:
         (clip, I), rows = namers[namer], sets[image_set].to(Q.device)
         P = (
-            Embedded(I[rows], embed_concepts(clip, texts, template).to(Q.device)) for texts in (names, words)
+            FactoredMatrix(I[rows], embed_concepts(clip, texts, template).to(Q.device))
+            for texts in (names, words)
         )
         found.append(Setting(image_set, namer, template, *P, Q[rows]))
     return found
@@ -293,7 +294,7 @@ def without(present: Tensor, concept: int) -> Tensor:
 
 
 def missing_concepts(
-    P: Tensor | Embedded,
+    P: Tensor | FactoredMatrix,
     Q: Tensor,
     concepts: Sequence[str],
     names: Sequence[str],
@@ -340,7 +341,7 @@ def missing_concepts(
                 f"concept '{concepts[m]}' is in all {len(Q)} images, nothing is left to name units by; "
                 "leave its units out"
             )
-        some = Embedded(P.I[left], P.T) if isinstance(P, Embedded) else P[left]
+        some = FactoredMatrix(P.I[left], P.T) if isinstance(P, FactoredMatrix) else P[left]
         after = score(some, Q[left], method, units=those, memory=memory, generator=generator, **options)
         for place, k in enumerate(those):
             old, new = before[len(rows)], after[place]
@@ -390,7 +391,7 @@ def compositional(
             f"expected scores [K, M] and Q [N, K] of the same units, got {list(scores.shape)} and "
             f"{list(Q.shape)}"
         )
-    whole("words", words, len(concepts), f"M {len(concepts)} concepts")
+    check_positive_int("words", words, len(concepts), f"M {len(concepts)} concepts")
     if words < 2:
         raise ValueError(f"phrases are pairs of words, got words {words}; pass at least 2")
     units = list(range(len(scores))) if units is None else [int(unit) for unit in units]
@@ -403,7 +404,7 @@ def compositional(
             dict.fromkeys([*best, *(f"{first} {second}" for first, second in permutations(best, 2))])
         )
         found = score(
-            Embedded(I, encode(texts).to(I.device, I.dtype)),
+            FactoredMatrix(I, encode(texts).to(I.device, I.dtype)),
             Q,
             method,
             units=[unit],
@@ -417,7 +418,7 @@ def compositional(
 
 
 def by_range(
-    present: Tensor | Embedded,
+    present: Tensor | FactoredMatrix,
     Q: Tensor,
     labels: Sequence[int],
     shares: Sequence[float] = (0.001, 0.01, 0.05),
@@ -425,7 +426,7 @@ def by_range(
     """How often the label is in images of a unit's top activations (CLIP-Dissect, figures 12, 13), beside all
     images.
 
-    present [N, M] as truth or probabilities, or Embedded for mean cosines; Q [N, K]; labels [K] indices of
+    present [N, M] as truth or probabilities, or FactoredMatrix for mean cosines; Q [N, K]; labels [K] indices of
     concepts, -1 for none (no rows). Columns: unit, label, share, images (share x N rounded, at least 1),
     present (mean over these images), all (mean over all images); one row for each unit and share.
     """
@@ -446,7 +447,7 @@ def by_range(
     chosen = [labels[k] for k in named]
     shown = (
         present.I.double() @ present.T[chosen].double().T
-        if isinstance(present, Embedded)
+        if isinstance(present, FactoredMatrix)
         else present[:, chosen].double()
     )  # [N, named]
     top = shown.gather(0, top_images(Q[:, named], max(counts)))  # [n, named]
@@ -469,7 +470,7 @@ def range_images(
     if Q.ndim != 2 or not 0 <= unit < Q.shape[1]:
         raise ValueError(f"expected Q [N, K] and a unit from 0 to K - 1, got {list(Q.shape)} and {unit}")
     count = _count(share, len(Q))
-    whole("n", n, count, f"the {count} images in the top {share:.3g} of {len(Q)}")
+    check_positive_int("n", n, count, f"the {count} images in the top {share:.3g} of {len(Q)}")
     device = generator.device if generator else None
     drawn = torch.randperm(count, generator=generator, device=device)[:n].sort().values
     return top_images(Q[:, unit : unit + 1], count)[drawn.to(Q.device), 0]
@@ -552,5 +553,5 @@ def _rank(row: Tensor, m: int) -> int:
 
 
 def _count(share: float, N: int) -> int:
-    number("share", share, 0, 1)
+    check_number("share", share, 0, 1)
     return max(1, round(share * N))

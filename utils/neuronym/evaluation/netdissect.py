@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuronym import hooks
-from neuronym.common.checks import number
-from neuronym.common.memory import fit, MEMORY, slices
+from neuronym.common.checks import check_number
+from neuronym.common.memory import items_within, MEMORY, slices
 from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import batches, Probe
 from neuronym.datasets.tasks import ConceptMasks
 from neuronym.hooks import LayerInfo, LAYOUTS
 from neuronym.models.preprocess import _geometry, fit_mask
-from neuronym.passes import ready
+from neuronym.passes import inference
 from neuronym.similarity.scores import top_labels
 
 SHARE, LEAST = 0.005, 0.04  # the paper's: of all positions are above the threshold; IoU of a detector
@@ -105,7 +105,7 @@ def dissect(
     shown, image, counted = torch.zeros(len(concepts), dtype=torch.int64), 0, 0
 
     with (
-        ready(target.model, device, "float32") as place,
+        inference(target.model, device, "float32") as place,
         hooks.record(
             target.model, [layer.name], lambda _, output: _as_maps(output, layer, read, grid)
         ) as acts,
@@ -182,7 +182,7 @@ def thresholds(
     in all of them. Errors: ValueError for a share of less than one position or of all, and for values that
     are not finite.
     """
-    number("share", share, 0, 1)
+    check_number("share", share, 0, 1)
     above = math.floor(share * positions + 1e-9)
     if not 1 <= above < positions:
         raise ValueError(
@@ -195,7 +195,7 @@ def thresholds(
         best, seen = None, 0
         for batch in maps():
             K, seen = _finite(batch).shape[1], seen + batch.numel() // batch.shape[1]
-            [most] = fit(memory, (0, 24 * (above + 1), K))
+            [most] = items_within(memory, (0, 24 * (above + 1), K))
             some = batch[:, first : first + most].transpose(0, 1).flatten(1)  # [k, b h w]
             some = some if best is None else torch.cat([best, some], 1)
             best = some.topk(min(above + 1, some.shape[1]), dim=1).values
@@ -208,7 +208,7 @@ def thresholds(
 
 def detectors(dissection: Dissection, concepts: Sequence[str], least: float = LEAST) -> pd.DataFrame:
     """The concept of largest IoU of every unit: columns unit, label, iou, detector (IoU at least `least`)."""
-    number("least", least, 0, 1)
+    check_number("least", least, 0, 1)
     iou, best = (column[:, 0].tolist() for column in top_labels(dissection.iou, concepts, 1))
     return pd.DataFrame(
         {
@@ -246,7 +246,7 @@ def _pixels(one: Tensor, threshold: Tensor, truth: Tensor, memory: int) -> Itera
     """
     live = (one.amax((1, 2)) > threshold).nonzero()[:, 0]  # resizing exceeds no maximum
     truth = truth.to(one.device)
-    [most] = fit(memory, (4 * truth.numel(), 16 * truth[0].numel(), max(len(live), 1)))
+    [most] = items_within(memory, (4 * truth.numel(), 16 * truth[0].numel(), max(len(live), 1)))
     masks = truth.flatten(1).float().T  # [H W, m]
     for part in slices(len(live), most):
         units = live[part]

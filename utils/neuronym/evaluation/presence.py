@@ -1,13 +1,13 @@
-"""How much of each concept is in each image: known for the microworld, judged by an image-text model
+"""How much of each concept is in each image: known for the microworld, judged_presence by an image-text model
 elsewhere.
 
 split        images for naming and others for testing
-true         presence [N, M] of the concepts in microworld scenes
-need_judge   refuse photos without a judge
+true_presence         presence [N, M] of the concepts in microworld scenes
+require_judge   refuse photos without a judge
 class_truth  presence of the classes that an image's folder is named after
 fit_judge    slope and offset that turn cosines into probabilities
 calibrated   both for a CLIP, from whatever is known of the images
-judged       probabilities [N, M] from embeddings
+judged_presence       probabilities [N, M] from embeddings
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def split(N: int, share: float) -> tuple[Tensor, Tensor]:
     return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
 
 
-def true(probe: Probe, concepts: Sequence[str]) -> Tensor:
+def true_presence(probe: Probe, concepts: Sequence[str]) -> Tensor:
     """Which concepts are in which microworld images: bool [N, M]; ValueError for images of another kind."""
     from neuronym.microworld.world import presence
 
     return presence([probe.scene(i) for i in range(probe.N)], concepts)
 
 
-def need_judge(probe: Probe, judge: str) -> None:
+def require_judge(probe: Probe, judge: str) -> None:
     """ValueError where nothing says what is in the images: photos without a judge."""
     if not judge and not all(isinstance(item, int) for item in probe.items):
         raise ValueError(
@@ -103,14 +103,14 @@ def calibrated(clip: Clip, I: Tensor, probe: Probe, concepts: Sequence[str]) -> 
     of folders (all others count as absent), else those of JUDGE. I [N, d] are the probe's embeddings.
     """
     if all(isinstance(item, int) for item in probe.items):
-        return fit_judge(I @ embed_concepts(clip, concepts).to(I.device).T, true(probe, concepts))
+        return fit_judge(I @ embed_concepts(clip, concepts).to(I.device).T, true_presence(probe, concepts))
     names, truth, rows = class_truth(probe)
     if len(names) < 2:
         return JUDGE
     return fit_judge(I[rows.to(I.device)] @ embed_concepts(clip, names).to(I.device).T, truth)
 
 
-def judged(I: Tensor, T: Tensor, judge: tuple[float, float] = JUDGE, memory: int = MEMORY) -> Tensor:
+def judged_presence(I: Tensor, T: Tensor, judge: tuple[float, float] = JUDGE, memory: int = MEMORY) -> Tensor:
     """Probability that concept m is in image n, sigmoid(a I T' + b): I [N, d], T [M, d] unit rows -> [N, M]."""
     a, b = judge
     out = I.new_empty(len(I), len(T))

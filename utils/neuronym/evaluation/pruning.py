@@ -34,15 +34,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neuronym.common.checks import number, whole
+from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.memory import MEMORY
 from neuronym.common.statistics import draw_neurons
-from neuronym.common.text import fold, STOP
+from neuronym.common.text import singular, STOP
 from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import batches, Probe
 from neuronym.evaluation.metrics import auprc
 from neuronym.hooks import edit, LayerInfo, LAYOUTS, resolve_layers
-from neuronym.passes import ready
+from neuronym.passes import inference
 
 Units = Mapping[str, Sequence[int]]  # layer -> units
 HOWS = ("zero", "mean")
@@ -96,7 +96,7 @@ def outputs(
     if progress is not None:
         stream = progress(stream, -(-probe.N // batch_size), f"{target.name}, {len(edits)} prunings")
     parts: list[list[Tensor]] = [[] for _ in edits]
-    with ready(target.model, device) as place:
+    with inference(target.model, device) as place:
         for which, (images,) in stream:
             pieces = list(place(images))
             for units, changes, part in zip(conditions, edits, parts):
@@ -144,7 +144,7 @@ def effect_table(
     counted in. Errors: ValueError without units, when no class or every class matches, for truth that does
     not fit.
     """
-    whole("draws", draws), whole("resamples", resamples)
+    check_positive_int("draws", draws), check_positive_int("resamples", resamples)
     units = {layer: sorted({int(unit) for unit in some}) for layer, some in units.items() if len(some)}
     if not units:
         raise ValueError("pruning by name takes a unit or more, got none; choose a word that labels have")
@@ -289,7 +289,7 @@ def _task(truth: Tensor, classes: Sequence[int], N: int, top: Sequence[int]) -> 
     if concepts:
         return {"AP": _precision}, keep, on
     for k in top:
-        whole("k of top-k", k)
+        check_positive_int("k of top-k", k)
     return {f"top-{k}": partial(_top, k=k) for k in top}, keep, on
 
 
@@ -380,10 +380,10 @@ def groups(table: pd.DataFrame, least: int = 2) -> pd.DataFrame:
     nothing by themselves (a, of, picture) are left out. Words in order of all their units, then of the
     alphabet; layers as given.
     """
-    whole("least", least)
+    check_positive_int("least", least)
     best, found, spelled = table[table["rank"] == 1], {}, {}
     for layer, unit, label in zip(best["layer"], best["unit"], best["label"]):
-        for key, word in {fold(word): word for word in _words(label) if word not in STOP}.items():
+        for key, word in {singular(word): word for word in _words(label) if word not in STOP}.items():
             found.setdefault(key, {}).setdefault(layer, set()).add(int(unit))
             spelled.setdefault(key, Counter())[word] += 1
     total = {key: sum(map(len, layers.values())) for key, layers in found.items()}
@@ -410,7 +410,7 @@ def clusters(labels: Sequence[str], T: Tensor, threshold: float = 0.8, memory: i
     """
     from sklearn.cluster import AgglomerativeClustering
 
-    number("threshold", threshold, -1, 1)
+    check_number("threshold", threshold, -1, 1)
     if T.ndim != 2 or len(T) != len(labels) or not len(T) or not bool((T.isfinite().all(1) & T.any(1)).all()):
         raise ValueError(
             f"expected T [n, d] with a finite row that is not zero for each of {len(labels)} labels, at "

@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import number, whole
+from neuronym.common.checks import check_number, check_positive_int
 from neuronym.evaluation.metrics import (
     ACTIVE,
     mad,
@@ -78,7 +78,7 @@ def missing_labels(present: Tensor, generator: torch.Generator | None = None, sh
     """Labels [N, K], bool or 0 and 1, with each true one dropped with probability `share`; in their own
     dtype.
     """
-    number("share", share, 0, 1)
+    check_number("share", share, 0, 1)
     return present * (_random(present, generator) >= share)
 
 
@@ -88,7 +88,7 @@ def extra_labels(present: Tensor, generator: torch.Generator | None = None, fact
 
     Each of the N - n images without the concept gets it with probability (factor - 1) n / (N - n), at most 1.
     """
-    number("factor", factor, 1)
+    check_number("factor", factor, 1)
     n = _true(present).sum(0).double()
     added = _random(present, generator) < (factor - 1) * n / (len(present) - n).clamp_min(1)
     return (present.bool() | added).to(present.dtype)
@@ -108,9 +108,9 @@ def in_theory(
     (share of draws). `metrics` maps names to functions of `Pairs`. Metrics that draw at random are measured
     again before every draw, where the release measures once: one lucky draw would decide about all.
     """
-    whole("N", N)
+    check_positive_int("N", N)
     for share in frequencies:
-        number("frequency", share, 0, 1)
+        check_number("frequency", share, 0, 1)
     n = torch.tensor([round(share * N) for share in frequencies])
     if not len(n) or (n < 1).any() or (n >= N).any():
         raise ValueError(
@@ -159,7 +159,7 @@ def verdict(*tables: pd.DataFrame, enough: float = 0.9) -> pd.DataFrame:
     best of the others' worst .895 (inverse AUPRC, extra, in theory). One table alone may pass more: in theory
     WPMI does.
     """
-    number("enough", enough, 0, 1)
+    check_number("enough", enough, 0, 1)
     if not tables or any(table.empty for table in tables):
         raise ValueError("a verdict needs a table of in_theory or in_practice with rows, got none")
     shares = [
@@ -195,7 +195,7 @@ def _changes(
     generator: torch.Generator | None,
 ) -> dict[str, dict[str, Tensor]]:
     """metric -> test -> change of the score as a share of the metric's range, [draws, K]."""
-    whole("draws", draws)
+    check_positive_int("draws", draws)
     before = measure(Q, present, metrics, active, generator)
     spoilt, found = [present], {name: {test: [] for test in TESTS} for name in metrics}
     for draw in range(draws):

@@ -1,6 +1,6 @@
 """Unit cards: labels, most active images, and where in them a unit fires.
 
-spread   units worth drawing: from the best-scored label to the worst
+cards_from_best_to_worst   units worth drawing: from the best-scored label to the worst
 collect  cards of some units of a layer
 draw     cards as a figure
 """
@@ -34,7 +34,7 @@ HEAT = "inferno"
 TILE, GAP, ROOM = 192, 12, 400  # side of a picture, space around it, width of the texts; in pixels
 
 
-def spread(table: pd.DataFrame, layer: str, n: int) -> Sequence[int]:
+def cards_from_best_to_worst(table: pd.DataFrame, layer: str, n: int) -> Sequence[int]:
     """n units of a layer at even steps from the highest best-label score to the lowest, so that failures show
     too.
     """

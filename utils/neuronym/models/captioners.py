@@ -31,7 +31,7 @@ from torch import Tensor
 from neuronym.common.checks import quiet_transformers, unknown
 from neuronym.common.files import digest
 from neuronym.models.llms import load_llm, TIMEOUT, TRIES
-from neuronym.models.preprocess import describe, MICRO
+from neuronym.models.preprocess import preprocess_text, MICRO
 from neuronym.models.weights import identity, microworld_weights, random_start, tokenizer_key
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _microworld(folder: str, device: torch.device) -> Captioner:
     from neuronym.microworld.world import VOCABULARY
 
     model = build_blip(microworld_weights("captioner", folder)).requires_grad_(False)
-    key = identity(model, None, repr(sorted(VOCABULARY.items())), repr(SETTINGS), describe(MICRO))
+    key = identity(model, None, repr(sorted(VOCABULARY.items())), repr(SETTINGS), preprocess_text(MICRO))
     model = model.to(device)
 
     def caption(pictures: Sequence[Image.Image]) -> list[str]:
@@ -171,7 +171,7 @@ def _blip(source: str, device: torch.device, kind: str = "blip") -> Captioner:
         model,
         None,
         tokenizer_key(processor.tokenizer),
-        describe(processor.image_processor),
+        preprocess_text(processor.image_processor),
         model.generation_config.to_json_string(),
         repr(settings),
     )

@@ -38,7 +38,7 @@ from torch import nn, Tensor
 from neuronym.common.checks import import_extra, missing, openai_package, quiet_transformers, unknown
 from neuronym.common.files import digest
 from neuronym.common.types import Clip
-from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, describe, MICRO, Preprocess
+from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, preprocess_text, MICRO, Preprocess
 from neuronym.models.sentences import load_sentence_encoder
 from neuronym.models.targets import load_target
 from neuronym.models.weights import (
@@ -97,7 +97,7 @@ def _microworld(rest: str, device: torch.device) -> Clip:
         lambda texts: text_features(model, world.tokenize(texts).to(device)),
         words,
         MICRO,
-        describe(MICRO),
+        preprocess_text(MICRO),
     )
 
 
@@ -120,7 +120,7 @@ def _openai(rest: str, device: torch.device) -> Clip:
         ),
         words,
         preprocess,
-        describe(preprocess),
+        preprocess_text(preprocess),
     )
 
 
@@ -167,7 +167,7 @@ def _open_clip(rest: str, device: torch.device) -> Clip:
         lambda texts: model.encode_text(tokenizer(texts).to(device)),
         words,
         preprocess,
-        describe(preprocess),
+        preprocess_text(preprocess),
     )
 
 
@@ -214,7 +214,7 @@ def _hf(rest: str, device: torch.device) -> Clip:
         texts_in,
         words,
         preprocess,
-        describe(processor),
+        preprocess_text(processor),
     )
 
 

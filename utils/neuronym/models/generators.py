@@ -25,7 +25,7 @@ from PIL import Image
 from torch import nn
 
 from neuronym import cache
-from neuronym.common.checks import import_extra, unknown, whole
+from neuronym.common.checks import import_extra, unknown, check_positive_int
 from neuronym.common.files import digest
 from neuronym.models.weights import identity, tokenizer_key
 
@@ -247,7 +247,7 @@ def pictures_of(
     Without one it is PROMPT, and for the microworld, whose words it knows, the label itself.
     Errors: ValueError for a template without {}, empty labels, and what the generator cannot draw.
     """
-    whole("n", n, SEED_STEP, "the pictures of a seed")
+    check_positive_int("n", n, SEED_STEP, "the pictures of a seed")
     template = template if template is not None else "{}" if source.name == "microworld" else PROMPT
     if template.count("{}") != 1:
         raise ValueError(f"a template holds {{}} once, got '{template}'; write '{PROMPT}'")

@@ -2,7 +2,7 @@
 cache's spec.
 
 Preprocess   short side, centre crop, mean and standard deviation
-describe     canonical text of any preprocessing, free of memory addresses
+preprocess_text     canonical text of any preprocessing, free of memory addresses
 seen         the picture that is left of an image after it: cropped and scaled as the network gets it
 """
 
@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from neuronym.common.checks import whole
+from neuronym.common.checks import check_positive_int
 from neuronym.common.files import digest
 from neuronym.common.types import Box
 from neuronym.models.weights import ADDRESS, source_of
@@ -50,7 +50,7 @@ class Preprocess:
         return T.normalize(T.to_tensor(T.center_crop(image, self.crop)), self.mean, self.std)
 
 
-def describe(preprocess: Callable) -> str:
+def preprocess_text(preprocess: Callable) -> str:
     """Canonical one-line text of a preprocessing: the same in every process, different when its code is.
 
     Functions count by qualified name and code. Errors: ValueError for an object that prints nothing but its
@@ -58,13 +58,13 @@ def describe(preprocess: Callable) -> str:
     """
     steps = getattr(preprocess, "transforms", None)
     if isinstance(steps, (list, tuple)):
-        return f"{type(preprocess).__name__}({', '.join(describe(step) for step in steps)})"
+        return f"{type(preprocess).__name__}({', '.join(preprocess_text(step) for step in steps)})"
     if hasattr(preprocess, "lambd"):
-        return f"{type(preprocess).__name__}({describe(preprocess.lambd)})"
+        return f"{type(preprocess).__name__}({preprocess_text(preprocess.lambd)})"
     if isinstance(preprocess, partial):
-        return f"partial({describe(preprocess.func)}, {preprocess.args}, {preprocess.keywords})"
+        return f"partial({preprocess_text(preprocess.func)}, {preprocess.args}, {preprocess.keywords})"
     if inspect.ismethod(preprocess):
-        return f"{describe(preprocess.__self__)}.{describe(preprocess.__func__)}"
+        return f"{preprocess_text(preprocess.__self__)}.{preprocess_text(preprocess.__func__)}"
     if inspect.isroutine(preprocess):
         return f"{preprocess.__module__}.{preprocess.__qualname__}#{digest(source_of(preprocess))[:8]}"
     if type(preprocess).__repr__ is object.__repr__:
@@ -117,7 +117,7 @@ def fit_mask(mask: np.ndarray | Tensor, size: int | tuple[int, int], resize: int
             )
         picture = picture.resize((width, height), Image.Resampling.NEAREST)
     else:
-        whole("resize", size if resize is None else resize)
+        check_positive_int("resize", size if resize is None else resize)
         picture = T.resize(picture, size if resize is None else resize, InterpolationMode.NEAREST)
         picture = T.center_crop(picture, size)
     return torch.from_numpy(np.array(picture, dtype=bool)).to(labels.device)
@@ -128,7 +128,7 @@ def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
     if len(sides) != 2:
         raise ValueError(f"size is one side of a square or (H, W), got {size}")
     for side in sides:
-        whole("size", side)
+        check_positive_int("size", side)
     return sides
 
 

@@ -34,7 +34,7 @@ from torch import nn, Tensor
 from neuronym.common.checks import import_extra, missing, unknown
 from neuronym.common.types import Target
 from neuronym.hooks import resolve_layers
-from neuronym.models.preprocess import describe, HALF, MICRO, Preprocess
+from neuronym.models.preprocess import preprocess_text, HALF, MICRO, Preprocess
 from neuronym.models.weights import (
     identity,
     is_file_or_seed,
@@ -85,7 +85,7 @@ def _complete(
         "",
         model,
         preprocess,
-        describe(preprocess),
+        preprocess_text(preprocess),
         list(classes) if classes else None,
         key,
         _suggest_layers(model, example) if suggest else (),

@@ -1,8 +1,8 @@
 """What a CLIP's representations lose with the effects of a layer's neurons: second-order, and indirect.
 
-ablated            representations without some of the second-order effects: one of ABLATIONS
+effect_ablation            representations without some of the second-order effects: one of ABLATIONS
 ABLATIONS          the paper's four
-along              representations whose effects are replaced by their parts along given directions
+along_directions              representations whose effects are replaced by their parts along given directions
 indirect_effects   change of the representation when one neuron's activation becomes its mean, by running the
                    network on
 mean_activations   the mean, for every token
@@ -10,11 +10,11 @@ mean_activations   the mean, for every token
 Do a neuron's words say what it does? Predictions on images not seen, and a causal check, for words of any
 method.
 
-simulated       what words predict for every image
+predicted_effect       what words predict for every image
 standard        columns with mean 0 and length 1
 correlation     of prediction and truth, neuron by neuron
-falls           which words' logits fall when a neuron is put to its mean on the images it acts on
-percentile      place of a neuron's own words among all
+logit_drop           which words' logits fall when a neuron is put to its mean on the images it acts on
+word_percentile      place of a neuron's own words among all
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 from neuronym.common.checks import unknown
 from neuronym.common.memory import MEMORY, slices
 from neuronym.common.types import Clip, Progress
-from neuronym.datasets.probe import only, Probe
+from neuronym.datasets.probe import subset, Probe
 from neuronym.second_order.effects import (
     checked_layers,
     Directions,
@@ -45,7 +45,7 @@ from neuronym.second_order.tower import class_token, read_tower, recorded, repre
 ABLATIONS = ("all", "significant", "insignificant", "all but rank 1")
 
 
-def ablated(
+def effect_ablation(
     rep: Tensor, effects: Effects, about: Mean, directions: Directions, how: str, memory: int = MEMORY
 ) -> Tensor:
     """Representations rep [N, d] (of length 100) of the effects' images with some effects at their mean
@@ -58,14 +58,14 @@ def ablated(
     if how not in ABLATIONS:
         raise unknown("ablation", how, ABLATIONS)
     if how == "all but rank 1":
-        return along(rep, effects, about, directions.r, memory=memory)
+        return along_directions(rep, effects, about, directions.r, memory=memory)
     marked = None
     if how != "all":
         marked = significant(norms(effects, about, memory), directions.threshold) == (how == "significant")
     return rep - total(effects, about, marked, memory)
 
 
-def along(
+def along_directions(
     rep: Tensor, effects: Effects, about: Mean, R: Tensor, released: bool = False, memory: int = MEMORY
 ) -> Tensor:
     """Representations in which every deviation d_n is replaced by <d_n, R_n> R_n, R [K, d] taken to length 1.
@@ -135,7 +135,7 @@ def _length_100(tower: Tower, x: Tensor) -> Tensor:
     return SCALE * F.normalize(representation(tower, x), dim=1)
 
 
-def simulated(weights: Tensor, present: Tensor) -> Tensor:
+def predicted_effect(weights: Tensor, present: Tensor) -> Tensor:
     """Predictions [N, K]: the sum over words of a neuron's weight times how much the word is in the image.
 
     weights [K, M] (a label is one word of weight 1, a code several with signs); present [N, M] is truth (0 or
@@ -144,7 +144,7 @@ def simulated(weights: Tensor, present: Tensor) -> Tensor:
     return present.to(weights.dtype) @ weights.T
 
 
-def falls(
+def logit_drop(
     clip: Clip,
     probe: Probe,
     layer: int,
@@ -168,13 +168,13 @@ def falls(
     out, tower = [], read_tower(clip)
     todo = list(enumerate(units))
     for place, unit in todo if progress is None else progress(todo, len(todo), "neurons ablated"):
-        some = only(probe, images[:, place].tolist())
+        some = subset(probe, images[:, place].tolist())
         effect = indirect_effects(clip, some, layer, [unit], mean, tower=tower)[:, 0]  # [n, d]
         out.append(effect.mean(0) @ T.T)
     return torch.stack(out)
 
 
-def percentile(values: Tensor, words: Sequence[int]) -> Tensor:
+def word_percentile(values: Tensor, words: Sequence[int]) -> Tensor:
     """Share [k] of the other words whose value is below that of each row's own word (ties count half): 1 is
     the top.
 

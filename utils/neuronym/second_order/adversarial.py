@@ -1,7 +1,7 @@
 """Images of one thing that a CLIP takes for another, drawn from captions full of the words its neurons
 confuse.
 
-duels         pairs of wrong and drawn classes from text
+class_pairs         pairs of wrong and drawn classes from text
 load_writer   who composes captions, by name: one of WRITERS, or an LLM
 captions      what the writer composes, less what breaks the rules
 attack        captions, pictures of them, and which of these fool the CLIP
@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from neuronym.common.checks import unknown, whole
-from neuronym.common.text import naming
+from neuronym.common.checks import unknown, check_positive_int
+from neuronym.common.text import name_pattern
 from neuronym.common.types import Clip
 from neuronym.microworld.world import ATOMS, CATEGORY, COUNTS, PLACES, PLURALS, read
 from neuronym.models.generators import Generator, pictures
 from neuronym.models.llms import LLMS, load_llm
-from neuronym.passes import ready
+from neuronym.passes import inference
 
 FEWEST = 10  # captions that have to keep the rules
 PICTURE_SEED = 9_000_000_000  # of no scene for training, probing or measuring
@@ -32,7 +32,7 @@ Writer = Callable[
 ]  # words, drawn, wrong, n -> captions
 
 
-def duels(text: str, clip: Clip, names: Sequence[str]) -> list[tuple[str, str]]:
+def class_pairs(text: str, clip: Clip, names: Sequence[str]) -> list[tuple[str, str]]:
     """(wrong, drawn) of "star<cross,frog<bird", or of "nearest": each name is drawn for the one nearest in
     CLIP's texts.
 
@@ -78,8 +78,8 @@ def captions(
     Of `written` captions those that break the rules are left out, and the first n of the rest taken. Without
     words the captions are plain. Errors: ValueError when fewer remain than n or FEWEST, whichever is less.
     """
-    whole("n", n)
-    right, bad = naming([drawn]), naming([wrong])
+    check_positive_int("n", n)
+    right, bad = name_pattern([drawn]), name_pattern([wrong])
     made = writer(list(words), drawn, wrong, max(written, n), generator or torch.Generator().manual_seed(0))
     kept = [text for text in dict.fromkeys(made) if right.search(text) and not bad.search(text)]
     if len(kept) < min(n, FEWEST):
@@ -118,7 +118,7 @@ def fooled(pictures: Sequence[Image.Image], clip: Clip, v: Tensor) -> Tensor:
     [n].
     """
     found = [torch.zeros(0, dtype=torch.bool, device=v.device)]
-    with ready(clip.model) as place:
+    with inference(clip.model) as place:
         for i in range(0, len(pictures), 32):
             images = torch.stack([clip.preprocess(picture) for picture in pictures[i : i + 32]])
             found += [clip.encode_image(piece) @ v > 0 for piece in place(images)]

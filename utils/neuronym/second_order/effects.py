@@ -5,10 +5,10 @@ second_order     effects of layers for a probe, cached
 Effects          phi[i, n] = sum_j s[i, j, n] V[n, j] + B[i]
 coefficients     s and B of a batch of images, and their representations, from one forward pass
 layer_factors    what V and B are made of, from the weights
-form             phi itself, of a few images and neurons
+materialize             phi itself, of a few images and neurons
 representations  the latter alone
 chosen_layers    layers from "all" or "8,9,10"
-stored           what the factors take of the memory that the effects would
+compression           what the factors take of the memory that the effects would
 
 A neuron n of layer l writes its activation p_i times w_n into token i. Attention head h of a later layer l'
 carries it to the class token, with the weight a_i that it gave the token anyway; layer norms divide by the
@@ -28,7 +28,7 @@ mean                  of the effects over images
 norms                 length of every neuron's deviation for every image
 principal_directions  the direction r along which a neuron's largest deviations lie, and how much of them lies
                       along it
-enough                whether there are as many images as that takes
+check_images                whether there are as many images as that takes
 significant           which deviations are longer than a threshold
 projections           deviations along given directions
 total                 deviations of all neurons, or of those marked, added up
@@ -50,11 +50,11 @@ import torch
 from torch import Tensor
 
 from neuronym.activations import image_embeddings
-from neuronym.common.memory import fit, MEMORY, slices
+from neuronym.common.memory import items_within, MEMORY, slices
 from neuronym.common.types import Clip, Progress
 from neuronym.datasets.probe import Probe
 from neuronym.hooks import record
-from neuronym.passes import compute, Job, ready, VIT_PIECE
+from neuronym.passes import compute, Job, inference, VIT_PIECE
 from neuronym.second_order.tower import class_attention, read_tower, representation, statistics, tokens, Tower
 
 SCHEMA = 1
@@ -196,7 +196,7 @@ def layer_factors(tower: Tower, layer: int) -> Factors:
     )
 
 
-def form(
+def materialize(
     effects: Effects, images: slice | Sequence[int] = slice(None), units: slice | Sequence[int] = slice(None)
 ) -> Tensor:
     """The effects phi [n, k, d] themselves, of the images and units chosen; d values each, so choose."""
@@ -227,7 +227,7 @@ def chosen_layers(clip: Clip, text: str) -> list[int]:
     return checked_layers(tower, map(int, parts))
 
 
-def stored(effects: Effects) -> float:
+def compression(effects: Effects) -> float:
     """Bytes of s and B over those of phi [N, K, d]."""
     N, K, _, d = effects.shape
     return (effects.s.nbytes + effects.B.nbytes) / (N * K * d * effects.s.itemsize)
@@ -280,7 +280,7 @@ def _of_layer(
 def _reader(tower: Tower, names: Sequence[str]) -> Iterator:
     layers = sorted({int(name.split()[1]) for name in names if name != "rep"}) or [0]
     factors = [layer_factors(tower, layer) for layer in layers]
-    with ready(tower.module, piece=VIT_PIECE) as place:
+    with inference(tower.module, piece=VIT_PIECE) as place:
 
         def read(images: Tensor) -> dict[str, Tensor]:
             parts = []
@@ -366,7 +366,7 @@ def principal_directions(
     ValueError for fewer images than `top`.
     """
     N, K, J, d = effects.shape
-    enough(N, top)
+    check_images(N, top)
     best, b = lengths.topk(top, dim=0), effects.B - about.B
     r, explained = effects.s.new_empty(K, d), effects.s.new_empty(K)
     for units, x, V in _some(
@@ -387,7 +387,7 @@ def principal_directions(
     return Directions(r, explained, best.values[-1].clone(), best.indices)
 
 
-def enough(N: int, top: int) -> None:
+def check_images(N: int, top: int) -> None:
     """ValueError unless N images are as many as `top`."""
     if not 1 <= top <= N:
         raise ValueError(
@@ -429,7 +429,7 @@ def _some(
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Some neurons at a time, `size` bytes each: (units, s - s_mean [k, N, J], V [k, J, d])."""
     K = effects.shape[1]
-    (some,) = fit(memory, (0, size, K))
+    (some,) = items_within(memory, (0, size, K))
     for units in slices(K, some):
         x = (effects.s[:, :, units] - about.s[:, units]).permute(2, 0, 1)
         yield (

@@ -1,7 +1,7 @@
 """The paper's experiments as tables: what is lost and kept when a layer's effects are ablated, coded or
 counted otherwise.
 
-Exam, Layer        held-out images with classes; a layer's effects on them, about a mean and along directions
+ZeroShotTask, Layer        held-out images with classes; a layer's effects on them, about a mean and along directions
                    from others
 ablations          accuracy without some effects, layer by layer and together
 against_indirect   second-order and indirect effects on the same images
@@ -32,13 +32,13 @@ from neuronym.common.memory import MEMORY
 from neuronym.common.statistics import correlation
 from neuronym.common.types import Clip
 from neuronym.datasets.tasks import accuracy
-from neuronym.second_order.ablation import ablated, ABLATIONS, along, simulated
+from neuronym.second_order.ablation import effect_ablation, ABLATIONS, along_directions, predicted_effect
 from neuronym.second_order.effects import Directions, Effects, Mean, norms, projections, significant, total
 from neuronym.second_order.text_code import coefficients, concepts_in_images, matching_pursuit, reconstruct
 
 
 @dataclass(frozen=True)
-class Exam:
+class ZeroShotTask:
     """Zero-shot classes head [C, d] and the true class of every held-out image, truth [N]."""
 
     head: Tensor
@@ -67,14 +67,14 @@ class Layer:
         return projections(self.effects, self.about, self.directions.r, memory)
 
 
-def ablations(layers: Mapping[int, Layer], exam: Exam, memory: int = MEMORY) -> pd.DataFrame:
+def ablations(layers: Mapping[int, Layer], exam: ZeroShotTask, memory: int = MEMORY) -> pd.DataFrame:
     """Columns layer ("0", ..., "together"), ablation, accuracy; section 4.1, figure 3."""
     rows = []
     for how in ABLATIONS:
         rep = _rep(layers)
         lost = torch.zeros_like(rep)
         for number, layer in layers.items():
-            without = ablated(rep, layer.effects, layer.about, layer.directions, how, memory)
+            without = effect_ablation(rep, layer.effects, layer.about, layer.directions, how, memory)
             lost += rep - without
             rows.append((str(number), how, exam.accuracy(without)))
         rows.append(("together", how, exam.accuracy(rep - lost)))
@@ -82,7 +82,7 @@ def ablations(layers: Mapping[int, Layer], exam: Exam, memory: int = MEMORY) -> 
 
 
 def against_indirect(
-    kinds: Mapping[str, Tensor], rep: Tensor, exam: Exam, share: float = 0.1
+    kinds: Mapping[str, Tensor], rep: Tensor, exam: ZeroShotTask, share: float = 0.1
 ) -> tuple[pd.DataFrame, dict[str, Tensor]]:
     """Table 1: accuracy with all effects at their mean, and variance along one direction; and these
     directions [k, d].
@@ -104,7 +104,7 @@ def against_indirect(
 
 def by_words(
     layers: Mapping[int, Layer],
-    exam: Exam,
+    exam: ZeroShotTask,
     pools: Mapping[str, Tensor],
     steps: Sequence[int],
     memory: int = MEMORY,
@@ -130,7 +130,7 @@ def by_words(
 
 def by_threshold(
     layers: Mapping[int, Layer],
-    exam: Exam,
+    exam: ZeroShotTask,
     lengths: Mapping[int, Tensor],
     counts: Sequence[int],
     memory: int = MEMORY,
@@ -159,7 +159,7 @@ def by_threshold(
 
 def variants(
     layers: Mapping[int, Layer],
-    exam: Exam,
+    exam: ZeroShotTask,
     pools: Mapping[str, tuple[Tensor, bool]],
     m: int,
     memory: int = MEMORY,
@@ -237,7 +237,7 @@ def simulations(
         for by, seen in present.items()
         for method, weights in words.items()
         for what, values in wanted.items()
-        for unit, r in enumerate(correlation(simulated(weights, seen - seen.mean(0)), values).tolist())
+        for unit, r in enumerate(correlation(predicted_effect(weights, seen - seen.mean(0)), values).tolist())
     ]
     return pd.DataFrame(rows, columns=["unit", "method", "predicted", "by", "correlation"])
 
@@ -257,7 +257,7 @@ def _replaced(
     """Representations [N, d] whose effects, of all layers, lie along the coded directions."""
     rep = _rep(layers)
     return rep + sum(
-        along(rep, layer.effects, layer.about, coded[l], unscaled, memory) - rep
+        along_directions(rep, layer.effects, layer.about, coded[l], unscaled, memory) - rep
         for l, layer in layers.items()
     )
 

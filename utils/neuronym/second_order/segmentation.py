@@ -29,12 +29,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from neuronym.common.checks import number, whole
+from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.types import Clip, Progress, Target
 from neuronym.datasets.probe import Probe
 from neuronym.hooks import LayerInfo, record
 from neuronym.models.preprocess import _sides, fit_mask
-from neuronym.passes import ready
+from neuronym.passes import inference
 from neuronym.second_order.effects import checked_layers
 from neuronym.second_order.text_code import speaking_neurons
 from neuronym.second_order.tower import class_attention, read_tower, recorded, Tower
@@ -51,7 +51,7 @@ def clip_target(clip: Clip) -> tuple[Target, list[LayerInfo]]:
         .to(tower.projection.device)
     )
     with (
-        ready(tower.module),
+        inference(tower.module),
         record(
             tower.module,
             [block.activation for block in tower.blocks],
@@ -170,7 +170,7 @@ def heat_to_mask(heat: Tensor, size: int | tuple[int, int], threshold: float = 0
         )
     if not bool(heat.isfinite().all()):
         raise ValueError(f"heat must be finite, got {heat[~heat.isfinite()][0].item()}; leave that map out")
-    number("threshold", threshold, 0, 1)
+    check_number("threshold", threshold, 0, 1)
     # told before resizing, which would make a constant a pattern of rounding errors for min-max to blow up
     constant = (heat.amax((1, 2)) == heat.amin((1, 2)))[:, None, None]
     large = F.interpolate(heat[:, None], _sides(size), mode="bilinear", align_corners=False)[:, 0]
@@ -231,7 +231,7 @@ def bootstrap(
     `table` is that of `segmentation_scores`; a part of it (the images of one class, say) gives the part's
     intervals.
     """
-    whole("n", n)
+    check_positive_int("n", n)
     N = len(table)
     if not N:
         raise ValueError("a bootstrap needs images to draw from, got a table without rows")

@@ -52,9 +52,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import unknown, whole
-from neuronym.common.memory import at_hand, CACHED, fit, in_threads, MEMORY, or_one, slices
-from neuronym.common.text import naming
+from neuronym.common.checks import unknown, check_positive_int
+from neuronym.common.memory import working_bytes, CACHED, items_within, in_threads, MEMORY, nonzero, slices
+from neuronym.common.text import name_pattern
 from neuronym.common.types import Progress
 from neuronym.similarity.labels import COLUMNS
 
@@ -83,7 +83,7 @@ def text_pool(T: Tensor, text_norm: str = "unit") -> Tensor:
         pool.abs() <= 16 * torch.finfo(pool.dtype).eps * size, 0
     )  # rounding errors must not become a row
     if text_norm != "none":
-        pool *= 100 / or_one(pool.norm(dim=1 if text_norm == "unit" else 0, keepdim=True))
+        pool *= 100 / nonzero(pool.norm(dim=1 if text_norm == "unit" else 0, keepdim=True))
     return pool.to(working_dtype(T))
 
 
@@ -210,15 +210,15 @@ def matching_pursuit(
     finite.
     """
     check_matrices(R=R, T=T)
-    whole("m", m, len(T), f"the pool of {len(T)} texts")
-    whole("memory", memory)
+    check_positive_int("m", m, len(T), f"the pool of {len(T)} texts")
+    check_positive_int("memory", memory)
     dtype, cpu = torch.promote_types(working_dtype(R), working_dtype(T)), R.device.type == "cpu"
     R, T = R.detach().to(dtype), T.detach().to(dtype)
     coarse = coarse_dtype(dtype, R.device)
     M, d = math.ceil(len(T) / BLOCK) * BLOCK, T.shape[1]
     threads = max(1, min(torch.get_num_threads(), len(R), memory // (4 * CACHED))) if cpu else 1
     one = m * d * dtype.itemsize + M * coarse.itemsize + M // BLOCK * 32 + 80 * d
-    [units] = fit(memory, (M * d * coarse.itemsize + CACHED * (threads if cpu else 8), one, len(R)))
+    [units] = items_within(memory, (M * d * coarse.itemsize + CACHED * (threads if cpu else 8), one, len(R)))
     groups = list(slices(len(R), min(units, GROUP * threads) if cpu else units))
     atoms, order = screened(T, coarse), torch.full((len(R), m), -1, device=R.device)
     for group in groups if progress is None else progress(groups, len(groups), "matching pursuit"):
@@ -274,7 +274,7 @@ def _pursue(R: Tensor, atoms: Atoms, order: Tensor, share: slice) -> None:
 
 def _unit(X: Tensor) -> Tensor:
     """Rows over their norms, which in float32 might overflow."""
-    return (X.double() / or_one(torch.linalg.vector_norm(X, dim=1, keepdim=True, dtype=torch.float64))).to(
+    return (X.double() / nonzero(torch.linalg.vector_norm(X, dim=1, keepdim=True, dtype=torch.float64))).to(
         X.dtype
     )
 
@@ -282,7 +282,7 @@ def _unit(X: Tensor) -> Tensor:
 def _orthogonal(Q: Tensor, n: int, t: Tensor) -> Tensor:
     """t [U, d] less its projection on the first n of Q [U, m, d], in place: Gram-Schmidt, twice."""
     for part in (
-        slices(len(t), at_hand(Q.nbytes, Q.device, CACHED // 2) // max(1, n * t.shape[1] * t.itemsize))
+        slices(len(t), working_bytes(Q.nbytes, Q.device, CACHED // 2) // max(1, n * t.shape[1] * t.itemsize))
         if n
         else ()
     ):
@@ -376,7 +376,7 @@ def best_atoms(atoms: Atoms, r: Tensor, C: Tensor, tops: Tensor) -> Tensor:
     least = least.clamp(min=0).to(C.dtype).view(bits) - 1  # one below, as it may have been rounded up
     blocks, units = (tops >= least).nonzero(as_tuple=True)
     value, index = exact.new_full((U,), -1.0), torch.full((U,), len(atoms.T), device=r.device)
-    work = at_hand(2 * CACHED, r.device, CACHED // 8)
+    work = working_bytes(2 * CACHED, r.device, CACHED // 8)
     for part in slices(len(blocks), CACHED // (128 * BLOCK)):
         u, j = units[part], blocks[part]
         at, offset = (C.view(bits).view(-1, BLOCK, U)[j, :, u] >= least[u, None]).nonzero(as_tuple=True)
@@ -462,7 +462,7 @@ def words_for(
 
 def speaking_neurons(v: Tensor, R: Tensor, neurons: int) -> tuple[Tensor, Tensor]:
     """The neurons with the largest |r . v|, in descending order, and their r . v; v [d], R [K, d]."""
-    whole("neurons", neurons)
+    check_positive_int("neurons", neurons)
     reads = R @ v
     units = reads.abs().topk(min(neurons, len(reads))).indices
     return units, reads[units]
@@ -481,7 +481,7 @@ def allowed_words(
     `encode` gives unit rows of sentence embeddings; words whose cosine with `wrong` is `most` or more are
     left out.
     """
-    given_away = naming([wrong, *block])
+    given_away = name_pattern([wrong, *block])
     kept = [word for word in words if not given_away.search(word)]
     if encode is None or not kept:
         return kept

@@ -26,7 +26,7 @@ from torch import nn, Tensor
 from neuronym.common.types import Clip, Progress
 from neuronym.datasets.probe import batches, Probe
 from neuronym.hooks import first_tensor, record
-from neuronym.passes import ready, VIT_PIECE
+from neuronym.passes import inference, VIT_PIECE
 
 TOLERANCE = 1e-3  # of what is rebuilt from the matrices, relative to its largest value
 
@@ -171,7 +171,7 @@ def recorded(
     if progress is not None:
         stream = progress(stream, -(-probe.N // batch_size), f"{clip.name} over {probe.name}")
     with (
-        ready(tower.module, piece=VIT_PIECE) as place,
+        inference(tower.module, piece=VIT_PIECE) as place,
         record(tower.module, names, partial(tokens, tower)) as acts,
     ):
         for rows, (images,) in stream:
@@ -260,7 +260,7 @@ def _prove(tower: Tower, clip: Clip) -> None:
     weight = tower.projection
     image = torch.rand(1, *size, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
     names = [name for block in tower.blocks for name in (block.residual, block.activation)]
-    with ready(tower.module):
+    with inference(tower.module):
         with record(
             tower.module, names, partial(tokens, tower)
         ) as acts:  # blocks are run again, without the hooks

@@ -25,7 +25,7 @@ import numba
 import numpy as np
 from torch import Tensor
 
-from neuronym.common.memory import order, slices
+from neuronym.common.memory import stable_order, slices
 
 LOG2E = np.float32(math.log2(math.e))
 SERIES = tuple(np.float32(math.log(2) ** k / math.factorial(k)) for k in range(8))
@@ -175,7 +175,7 @@ def reorder_errors(values: Tensor, top: Tensor, a: Tensor, p: float) -> tuple[Te
     for some in slices(len(values), group):
         reorder(
             values[some].numpy(),
-            order(values[some]).numpy(),
+            stable_order(values[some]).numpy(),
             top.numpy().view(np.uint32),
             a.numpy(),
             p,

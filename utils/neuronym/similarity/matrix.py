@@ -12,12 +12,12 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import whole
-from neuronym.common.memory import at_hand, slices
+from neuronym.common.checks import check_positive_int
+from neuronym.common.memory import working_bytes, slices
 
 
 @dataclass(frozen=True)
-class Embedded:
+class FactoredMatrix:
     """Concept-activation matrix P = I T' of image embeddings I [N, d] and text embeddings T [M, d], made in
     blocks.
     """
@@ -30,7 +30,7 @@ class Embedded:
         return len(self.I), len(self.T)
 
 
-def block(P: Tensor | Embedded, rows: Tensor | None, cols: slice, out: Tensor) -> Tensor:
+def block(P: Tensor | FactoredMatrix, rows: Tensor | None, cols: slice, out: Tensor) -> Tensor:
     """P[rows, cols], written to out [U, m] and returned: rows ascend without repeats, None is all of them.
 
     Uses as much again, and d values a column.
@@ -39,13 +39,13 @@ def block(P: Tensor | Embedded, rows: Tensor | None, cols: slice, out: Tensor) -
     if isinstance(P, Tensor):
         return out.copy_(P[:, cols] if rows is None else P[:, cols].index_select(0, rows))
     T = P.T[cols].to(out.dtype)
-    for part in slices(len(out), at_hand(out.nbytes, out.device) // (T.shape[1] * out.itemsize)):
+    for part in slices(len(out), working_bytes(out.nbytes, out.device) // (T.shape[1] * out.itemsize)):
         I = P.I[part] if rows is None else P.I.index_select(0, rows[part])
         torch.matmul(I.to(out.dtype), T.T, out=out[part])
     return out
 
 
-def largest(P: Tensor | Embedded) -> float:
+def largest(P: Tensor | FactoredMatrix) -> float:
     """A bound of |P|: its largest value, or by the norms of its factors."""
     if isinstance(P, Tensor):
         low, high = P.aminmax()
@@ -62,7 +62,7 @@ def compiled_loops(device: torch.device) -> ModuleType | None:
 
 
 def checked(
-    P: Tensor | Embedded, Q: Tensor | Sequence[Tensor], units: Sequence[int] | None, memory: int
+    P: Tensor | FactoredMatrix, Q: Tensor | Sequence[Tensor], units: Sequence[int] | None, memory: int
 ) -> tuple[list[Tensor], list[Tensor], torch.dtype, int]:
     """The layers as a list, the units to score of each, the dtype to compute in, and the width d of
     embeddings (or 0).
@@ -72,7 +72,7 @@ def checked(
         if isinstance(Q, Tensor) or not isinstance(Q, Sequence)
         else {f"Q[{i}]": q for i, q in enumerate(Q)}
     )
-    factors = {"I": P.I, "T": P.T} if isinstance(P, Embedded) else {"P": P}
+    factors = {"I": P.I, "T": P.T} if isinstance(P, FactoredMatrix) else {"P": P}
     for name, X in (factors | layers).items():
         if not isinstance(X, Tensor) or X.ndim != 2 or 0 in X.shape or X.is_complex():
             got = f"{X.dtype} {list(X.shape)}" if isinstance(X, Tensor) else type(X).__name__
@@ -85,7 +85,7 @@ def checked(
     if len({X.device for X in given.values()}) > 1:
         found = ", ".join(f"{name} on {X.device}" for name, X in given.items())
         raise ValueError(f"expected all tensors on one device, got {found}; move them with .to(device)")
-    if isinstance(P, Embedded) and P.I.shape[1] != P.T.shape[1]:
+    if isinstance(P, FactoredMatrix) and P.I.shape[1] != P.T.shape[1]:
         raise ValueError(
             f"expected I [N, d] and T [M, d] with equal d, got {P.I.shape[1]} and {P.T.shape[1]}"
         )
@@ -98,14 +98,14 @@ def checked(
     axes = {"P": "image concept", "I": "image dimension", "T": "concept dimension"}
     for name, X in given.items():
         _finite(name, X, *axes.get(name, "image unit").split())
-    whole("memory", memory)
+    check_positive_int("memory", memory)
     dtype = torch.float64 if any(X.dtype == torch.float64 for X in given.values()) else torch.float32
     chosen = [_units(units, X.shape[1]).to(X.device) for X in layers.values()]
     return (
         [X.detach() for X in layers.values()],
         chosen,
         dtype,
-        P.I.shape[1] if isinstance(P, Embedded) else 0,
+        P.I.shape[1] if isinstance(P, FactoredMatrix) else 0,
     )
 
 

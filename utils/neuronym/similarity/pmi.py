@@ -29,18 +29,18 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import number, whole
+from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.memory import (
-    at_hand,
-    fit,
+    working_bytes,
+    items_within,
     in_threads,
     MEMORY,
     slices,
     SORTING_BYTES_PER_VALUE,
-    strongest,
-    used,
+    strongest_images,
+    distinct_images,
 )
-from neuronym.similarity.matrix import block, checked, compiled_loops, Embedded, largest
+from neuronym.similarity.matrix import block, checked, compiled_loops, FactoredMatrix, largest
 
 WIDE = 1024  # concepts in a block of P: enough for a fast matrix product
 TILES = 2**25  # bytes of tiles worked on at once on a CPU; the narrower, the worse memory reads P
@@ -48,7 +48,7 @@ TILES = 2**25  # bytes of tiles worked on at once on a CPU; the narrower, the wo
 
 @torch.no_grad()
 def wpmi(
-    P: Tensor | Embedded,
+    P: Tensor | FactoredMatrix,
     Q: Tensor | Sequence[Tensor],
     *,
     top_k: int | None = None,
@@ -64,13 +64,13 @@ def wpmi(
     eps), and l(c) = log of the mean over all K units of exp l(c|k). top_k=None: 28, or N when there are fewer
     images.
     """
-    number("eps", eps, 0)
+    check_number("eps", eps, 0)
     return _pmi(P, Q, units, memory, top_k, 28, a, lam, lambda share: (1, eps))
 
 
 @torch.no_grad()
 def soft_wpmi(
-    P: Tensor | Embedded,
+    P: Tensor | FactoredMatrix,
     Q: Tensor | Sequence[Tensor],
     *,
     top_k: int | None = None,
@@ -93,14 +93,14 @@ def soft_wpmi(
         p = p_start - share * (p_start - p_end)
         return p, 1 - p + eps
 
-    number("p_start", p_start, 0, 1)
-    number("p_end", p_end, 0, 1)
-    number("eps", eps, 0)
+    check_number("p_start", p_start, 0, 1)
+    check_number("p_end", p_end, 0, 1)
+    check_number("eps", eps, 0)
     return _pmi(P, Q, units, memory, top_k, 100, a, lam, trust)
 
 
 def _pmi(
-    P: Tensor | Embedded,
+    P: Tensor | FactoredMatrix,
     Q: Tensor | Sequence[Tensor],
     units: Sequence[int] | None,
     memory: int,
@@ -114,18 +114,18 @@ def _pmi(
 
     (p_j, rest_j) = trust(j / top_k), x the softmax over concepts of a P.
     """
-    number("a", a)
-    number("lam", lam)
+    check_number("a", a)
+    check_number("lam", lam)
     layers, units, dtype, d = checked(P, Q, units, memory)
     (N, M), sizes, size = P.shape, [layer.shape[1] for layer in layers], dtype.itemsize
     top_k = min(usual, N) if top_k is None else top_k
-    whole("top_k", top_k, N, f"N {N} images")
+    check_positive_int("top_k", top_k, N, f"N {N} images")
     K = sum(sizes)
     loops = compiled_loops(layers[0].device)
     threads = torch.get_num_threads() if loops else 1
-    U, work = min(N, K * top_k), at_hand(memory, layers[0].device, TILES)
+    U, work = min(N, K * top_k), working_bytes(memory, layers[0].device, TILES)
     held, column = 24 * K * top_k + (24 + 6 * size) * N, (3 * U + 4 * K + 2 * d) * size
-    some, m = fit(
+    some, m = items_within(
         memory, (held, N * SORTING_BYTES_PER_VALUE, K), (held, column, min(M, max(WIDE, work // (U * size))))
     )
     threads = min(threads, m)
@@ -136,11 +136,11 @@ def _pmi(
     # no other rows of P are needed; the prior is that of the layer, so all its units are scored
     top = torch.cat(
         [
-            strongest(layer, torch.arange(K_l, device=layer.device), top_k, dtype, some)
+            strongest_images(layer, torch.arange(K_l, device=layer.device), top_k, dtype, some)
             for layer, K_l in zip(layers, sizes)
         ]
     )
-    rows, top = used(top, N)
+    rows, top = distinct_images(top, N)
     keep = (memory - held - column * m) // (U * m * size)
     extremes, blocks = softmax_tiles(P, rows, a, dtype, m, keep, width, work)
     runs, constant = _runs(top, trust, extremes)
@@ -214,7 +214,7 @@ class Source:
     block each.
     """
 
-    P: Tensor | Embedded
+    P: Tensor | FactoredMatrix
     rows: Tensor
     blocks: list[slice]
     stores: list[Tensor]
@@ -231,7 +231,14 @@ class Source:
 
 
 def softmax_tiles(
-    P: Tensor | Embedded, rows: Tensor, a: float, dtype: torch.dtype, m: int, keep: int, width: int, work: int
+    P: Tensor | FactoredMatrix,
+    rows: Tensor,
+    a: float,
+    dtype: torch.dtype,
+    m: int,
+    keep: int,
+    width: int,
+    work: int,
 ) -> tuple[Tensor, Iterator[list[tuple[slice, Tensor]]]]:
     """Softmax x over concepts of a P[rows]: least and largest by image [U, 2], and an iterator of lists of
     (concepts, x).
@@ -262,7 +269,7 @@ def softmax_tiles(
     return extremes * scale[:, None], _tiles(source, a, shift, scale, width, work)
 
 
-def _exceeds(P: Tensor | Embedded, a: float, dtype: torch.dtype) -> bool:
+def _exceeds(P: Tensor | FactoredMatrix, a: float, dtype: torch.dtype) -> bool:
     """Whether exp(a P) may leave the safe range; ValueError when a P itself leaves that of the dtype."""
     bound = abs(a) * largest(P)
     if not bound < torch.finfo(dtype).max:

@@ -8,25 +8,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import number, whole
+from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.memory import (
-    at_hand,
-    fit,
+    working_bytes,
+    items_within,
     in_threads,
     MEMORY,
-    or_one,
-    order,
+    nonzero,
+    stable_order,
     slices,
     SORTING_BYTES_PER_VALUE,
-    strongest,
-    used,
+    strongest_images,
+    distinct_images,
 )
-from neuronym.similarity.matrix import block, checked, compiled_loops, Embedded
+from neuronym.similarity.matrix import block, checked, compiled_loops, FactoredMatrix
 
 
 @torch.no_grad()
 def rank_reorder(
-    P: Tensor | Embedded,
+    P: Tensor | FactoredMatrix,
     Q: Tensor | Sequence[Tensor],
     *,
     p: float = 3,
@@ -50,14 +50,14 @@ def rank_reorder(
     equal activations has e = 1, that of chance. as_shipped: nan for such a unit and for a negative mean; and
     without a generator torch's global one draws.
     """
-    number("p", p)
-    number("scale_p", scale_p, 0)
-    number("eps", eps)
-    number("top_fraction", top_fraction, 0, 1)
+    check_number("p", p)
+    check_number("scale_p", scale_p, 0)
+    check_number("eps", eps)
+    check_number("top_fraction", top_fraction, 0, 1)
     if p <= 0 or eps <= 0:
         raise ValueError(f"p and eps must be positive, got p {p} and eps {eps}")
     if n_permutations is not None:
-        whole("n_permutations", n_permutations)
+        check_positive_int("n_permutations", n_permutations)
     layers, units, dtype, d = checked(P, Q, units, memory)
     (N, M), size, counts = P.shape, dtype.itemsize, [len(chosen) for chosen in units]
     n, count = int(top_fraction * N), sum(counts)
@@ -72,22 +72,22 @@ def rank_reorder(
     # unit at a time
     column = (3 * U + 2 * d + 4 * count) * size + (SORTING_BYTES_PER_VALUE * U if loops else 0)
     pair = 0 if loops else n * (4 * size + 24)
-    some, few, m = fit(
+    some, few, m = items_within(
         memory,
         (held, N * SORTING_BYTES_PER_VALUE, count),
         (held, n * draws * (24 + 3 * size), max(layer.shape[1] for layer in layers)),
         (held, column + pair, M),
     )
-    work = at_hand(memory, layers[0].device)
+    work = working_bytes(memory, layers[0].device)
     m = min(m, max(64, work // (U * size if loops else pair)))
     k = count if loops else max(1, min((memory - held - m * column) // (m * pair), work // (m * pair)))
 
-    top = [strongest(layer, chosen, n, dtype, some) for layer, chosen in zip(layers, units)]
+    top = [strongest_images(layer, chosen, n, dtype, some) for layer, chosen in zip(layers, units)]
     a = torch.cat(
         [layer[images, chosen[:, None]].to(dtype) for layer, images, chosen in zip(layers, top, units)]
     )  # [count, n]
-    a = a / or_one(a.abs().amax(1, keepdim=True))
-    a = (a - a[:, -1:]) / or_one(
+    a = a / nonzero(a.abs().amax(1, keepdim=True))
+    a = (a - a[:, -1:]) / nonzero(
         a[:, :1] - a[:, -1:]
     )  # to 0..1, which e does not see, and powers do not overflow
     b = a.flip(1)
@@ -103,7 +103,7 @@ def rank_reorder(
     if not as_shipped and bool((B == 0).any()):  # all draws were the identity, or the unit is constant
         B = torch.where(B == 0, _expected_power(b, p), B)
     top = torch.cat(top)
-    rows, top = used(top, N)  # no other rows of P are needed
+    rows, top = distinct_images(top, N)  # no other rows of P are needed
     reorder = loops.reorder_errors if loops else _reorder_errors
     scores, store = a.new_empty(count, M), a.new_empty(m, len(rows))
     for cols in slices(M, m):
@@ -116,7 +116,7 @@ def rank_reorder(
                     e = -(e / B[some]) / mean.pow(scale_p)
                 else:
                     e = (
-                        torch.where(B[some] > 0, e / or_one(B[some]), 1)
+                        torch.where(B[some] > 0, e / nonzero(B[some]), 1)
                         .neg_()
                         .div_(mean.clamp_(min=eps).pow_(scale_p))
                     )
@@ -130,7 +130,7 @@ def _reorder_errors(values: Tensor, top: Tensor, a: Tensor, p: float) -> tuple[T
     """As `kernels.reorder_errors`, by sorting: values [m, U], top and a [k, n] -> two [m, k]."""
     seen = values.index_select(1, top.flatten()).view(len(values), *top.shape)  # [m, k, n]
     # |a_j - b_(r_j)| over images j is |a_(order r) - b_r| over ranks r: one sort, and no ranks to invert
-    found = a.expand_as(seen).gather(2, order(seen))
+    found = a.expand_as(seen).gather(2, stable_order(seen))
     return found.sub_(a.flip(1)).abs_().pow_(p).mean(2), seen.mean(2)
 
 

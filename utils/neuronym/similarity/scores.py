@@ -11,7 +11,7 @@ SIMILARITIES        the functions by name: cos_similarity, cos_similarity_cubed,
 N images, K units, M concepts, d embedding width. Higher is better, and comparable only within one function
 and set-up. All functions take `units`, those to score (what is normalised over units is normalised over all
 K); `memory`, the bytes they may use beside inputs and result, which changes the time but not the scores; an
-`Embedded` in place of a matrix P; and a list of layers in place of Q, which gives a list of scores. Among
+`FactoredMatrix` in place of a matrix P; and a list of layers in place of Q, which gives a list of scores. Among
 equal activations the image of lower index comes first. Half precision is computed in float32.
 """
 
@@ -23,23 +23,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import number, unknown, whole
+from neuronym.common.checks import check_number, unknown, check_positive_int
 from neuronym.common.memory import (
-    at_hand,
+    working_bytes,
     first_largest,
-    fit,
+    items_within,
     MEMORY,
-    or_one,
+    nonzero,
     slices,
     SORTING_BYTES_PER_VALUE,
 )
-from neuronym.similarity.matrix import block, checked, Embedded
+from neuronym.similarity.matrix import block, checked, FactoredMatrix
 from neuronym.similarity.pmi import soft_wpmi, wpmi
 from neuronym.similarity.rank_reorder import rank_reorder
 
 
 def score(
-    P: Tensor | Embedded,
+    P: Tensor | FactoredMatrix,
     Q: Tensor | Sequence[Tensor],
     method: str = "soft_wpmi",
     *,
@@ -78,11 +78,11 @@ def score_embeddings(
     **options,
 ) -> Tensor | list[Tensor]:
     """`score` of P = I T' without holding P: I [N, d], T [M, d] with unit rows, Q [N, K] -> scores [K, M]."""
-    return score(Embedded(I, T), Q, method, units=units, memory=memory, generator=generator, **options)
+    return score(FactoredMatrix(I, T), Q, method, units=units, memory=memory, generator=generator, **options)
 
 
 def score_layers(
-    P: Tensor | Embedded,
+    P: Tensor | FactoredMatrix,
     Q: Mapping[str, Tensor],
     method: str = "soft_wpmi",
     *,
@@ -116,7 +116,7 @@ def top_labels(scores: Tensor, concepts: Sequence[str], k: int = 5) -> tuple[Ten
             f"expected scores [K, M] with one column for each of {len(concepts)} concepts, "
             f"got {list(scores.shape)}"
         )
-    whole("k", k, len(concepts), f"M {len(concepts)} concepts")
+    check_positive_int("k", k, len(concepts), f"M {len(concepts)} concepts")
     if bool(scores.isnan().any()):
         unit, concept = scores.isnan().nonzero()[0].tolist()
         raise ValueError(
@@ -130,7 +130,7 @@ def top_labels(scores: Tensor, concepts: Sequence[str], k: int = 5) -> tuple[Ten
 
 @torch.no_grad()
 def cos_similarity(
-    P: Tensor | Embedded, Q: Tensor, *, units: Sequence[int] | None = None, memory: int = MEMORY
+    P: Tensor | FactoredMatrix, Q: Tensor, *, units: Sequence[int] | None = None, memory: int = MEMORY
 ) -> Tensor:
     """Cosine of columns, not centred; 0 for a column of zeros. P [N, M], Q [N, K] -> scores [K, M]
 
@@ -141,7 +141,7 @@ def cos_similarity(
 
 @torch.no_grad()
 def cos_similarity_cubed(
-    P: Tensor | Embedded,
+    P: Tensor | FactoredMatrix,
     Q: Tensor,
     *,
     eps: float = 1e-3,
@@ -152,13 +152,13 @@ def cos_similarity_cubed(
 
     S = c(Q)' c(P), c(x) = y / max(|y|, eps), y = (x - mean x)^3, by columns.
     """
-    number("eps", eps, 0)
+    check_number("eps", eps, 0)
     return _column_products(P, Q, units, memory, lambda X: _cubed_columns(X, eps))
 
 
 @torch.no_grad()
 def correlation(
-    P: Tensor | Embedded,
+    P: Tensor | FactoredMatrix,
     Q: Tensor,
     *,
     slope: float = 0,
@@ -172,8 +172,8 @@ def correlation(
     With a slope, of sigmoid(slope P + offset), the probability that the concept is there
     (`presence.calibrated`), instead of P.
     """
-    number("slope", slope)
-    number("offset", offset)
+    check_number("slope", slope)
+    check_number("offset", offset)
 
     def seen(X: Tensor) -> Tensor:
         return _centred_columns(X.mul_(slope).add_(offset).sigmoid_() if slope else X)
@@ -187,7 +187,7 @@ SIMILARITIES = {
 
 
 def _column_products(
-    P: Tensor | Embedded,
+    P: Tensor | FactoredMatrix,
     Q: Tensor | Sequence[Tensor],
     units: Sequence[int] | None,
     memory: int,
@@ -200,8 +200,8 @@ def _column_products(
     concept = concept or normalise
     layers, units, dtype, d = checked(P, Q, units, memory)
     (N, M), size, counts = P.shape, dtype.itemsize, [len(chosen) for chosen in units]
-    [m] = fit(memory, (0, (6 * N + 3 * d) * size, max(M, sum(counts))))
-    step = min(m, max(64, at_hand(memory, layers[0].device) // (N * size)))
+    [m] = items_within(memory, (0, (6 * N + 3 * d) * size, max(M, sum(counts))))
+    step = min(m, max(64, working_bytes(memory, layers[0].device) // (N * size)))
     scores = layers[0].new_empty(sum(counts), M, dtype=dtype)
     for part in slices(sum(counts), m):
         columns = normalise(_take(layers, units, part).to(dtype))  # [N, k]
@@ -225,15 +225,15 @@ def _unit_columns(X: Tensor) -> Tensor:
     """Divide columns by their norms, in place: by their largest values first, since squares overflow and
     vanish.
     """
-    X /= or_one(_largest(X))
-    X /= or_one(X.norm(dim=0))
+    X /= nonzero(_largest(X))
+    X /= nonzero(X.norm(dim=0))
     return X
 
 
 def _centred_columns(X: Tensor) -> Tensor:
     """Centre columns and divide them by their norms, in place; 0 for a constant one."""
     low, high = X.aminmax(dim=0)
-    X /= or_one(_largest(X))
+    X /= nonzero(_largest(X))
     X -= X.mean(0)
     return _unit_columns(X).masked_fill_(
         low == high, 0
@@ -243,14 +243,14 @@ def _centred_columns(X: Tensor) -> Tensor:
 def _cubed_columns(X: Tensor, eps: float) -> Tensor:
     """Centre, cube and divide by max(norm, eps), in place: scaled to 1 before each power, and eps alike."""
     low, high = X.aminmax(dim=0)
-    first = or_one(_largest(X))
+    first = nonzero(_largest(X))
     X /= first
     X -= X.mean(0)
-    second = or_one(_largest(X))
+    second = nonzero(_largest(X))
     X /= second
     X.pow_(3)
     floor = eps / first / first / first / second / second / second
-    X /= torch.maximum(or_one(X.norm(dim=0)), floor)
+    X /= torch.maximum(nonzero(X.norm(dim=0)), floor)
     return X.masked_fill_(low == high, 0)  # the mean of equal values may differ from them by a rounding error
 
 
@@ -271,9 +271,9 @@ def retrieved(I: Tensor, T: Tensor, n: int, memory: int = MEMORY) -> Tensor:
             f"expected I [N, d] and T [m, d] with equal d, none empty, got {list(I.shape)} and "
             f"{list(T.shape)}"
         )
-    whole("n", n, len(I), f"the pool's {len(I)} images")
+    check_positive_int("n", n, len(I), f"the pool's {len(I)} images")
     for name, X in (("I", I), ("T", T)):
         if not bool(X.isfinite().all()):
             raise ValueError(f"{name} must be finite, got {X[~X.isfinite()][0].item()}; leave that row out")
-    [most] = fit(memory, (0, 16 * len(I), len(T)))
+    [most] = items_within(memory, (0, 16 * len(I), len(T)))
     return torch.cat([first_largest(T[part].to(I.dtype) @ I.T, n) for part in slices(len(T), most)])

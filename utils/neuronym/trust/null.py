@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import number, unknown, whole
-from neuronym.common.memory import fit, MEMORY, order, slices, SORTING_BYTES_PER_VALUE
+from neuronym.common.checks import check_number, unknown, check_positive_int
+from neuronym.common.memory import items_within, MEMORY, stable_order, slices, SORTING_BYTES_PER_VALUE
 from neuronym.common.statistics import as_p_values, benjamini_hochberg, holm
-from neuronym.similarity.matrix import checked, Embedded
+from neuronym.similarity.matrix import checked, FactoredMatrix
 from neuronym.similarity.scores import score, SIMILARITIES
 
 TOP_IMAGES = {"wpmi": 28, "soft_wpmi": 100}  # where neuronym.similarity.pmi is not told top_k
@@ -40,7 +40,7 @@ CORRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @torch.no_grad()
 def best_scores(
-    P: Tensor | Embedded, Q: Tensor, method: str = "soft_wpmi", *, memory: int = MEMORY, **options
+    P: Tensor | FactoredMatrix, Q: Tensor, method: str = "soft_wpmi", *, memory: int = MEMORY, **options
 ) -> Tensor:
     """Best score over concepts, to be tested against `null_best`: P [N, M], Q [N, K] -> [K]
 
@@ -60,7 +60,7 @@ def best_scores(
 
 @torch.no_grad()
 def null_best(
-    P: Tensor | Embedded,
+    P: Tensor | FactoredMatrix,
     Q: Tensor,
     method: str = "soft_wpmi",
     *,
@@ -82,7 +82,7 @@ def null_best(
     anything. Errors: those of `score`; ValueError where no shuffle can matter (wpmi with top_k = N), and for
     as_shipped.
     """
-    whole("draws", draws)
+    check_positive_int("draws", draws)
     if not isinstance(Q, Tensor):
         raise ValueError(f"expected Q [N, K] of one layer, got {type(Q).__name__}; test layer after layer")
     for name in sorted({"units", "as_shipped"} & set(options)):
@@ -104,10 +104,14 @@ def null_best(
     G = len(units)
     replaced = _members(null_of, G, draws, generator)  # [draws * G]
     best = []
-    [some] = fit(memory, (0, N * (SORTING_BYTES_PER_VALUE + 16 + 3 * Q.itemsize) + 48 * M, draws * G))
+    [some] = items_within(
+        memory, (0, N * (SORTING_BYTES_PER_VALUE + 16 + 3 * Q.itemsize) + 48 * M, draws * G)
+    )
     for part in slices(draws * G, some):
         chosen = units[torch.arange(part.start, part.stop, device=Q.device) % G]
-        dealt = order(torch.rand(len(chosen), N, generator=generator, device=generator.device)).to(Q.device)
+        dealt = stable_order(torch.rand(len(chosen), N, generator=generator, device=generator.device)).to(
+            Q.device
+        )
         shuffled = Q.T.index_select(0, chosen).gather(1, dealt).T  # [N, some]
         scores = score(P, shuffled, method, memory=memory, **alone)  # [some, M]
         best.append((scores - lam * others.prior(l, replaced[part]) if pmi else scores).amax(1))
@@ -151,7 +155,7 @@ def abstain(p: Tensor | Sequence[float], level: float = 0.05, correction: str = 
     """
     if correction not in CORRECTIONS:
         raise unknown("correction", correction, CORRECTIONS)
-    number("level", level, 0, 1)
+    check_number("level", level, 0, 1)
     p = torch.as_tensor(p, dtype=torch.float64)
     return torch.from_numpy(CORRECTIONS[correction](p.cpu().numpy()) > level).to(p.device)
 
@@ -183,11 +187,11 @@ class _Others:
 
 
 def _conditional(
-    P: Tensor | Embedded, Q: Tensor, method: str, memory: int, options: dict
+    P: Tensor | FactoredMatrix, Q: Tensor, method: str, memory: int, options: dict
 ) -> tuple[Tensor, float]:
     """l(c|k) [K, M] and lam."""
     lam = options.get("lam", inspect.signature(SIMILARITIES[method]).parameters["lam"].default)
-    number("lam", lam)
+    check_number("lam", lam)
     if isinstance(Q, Tensor) and Q.ndim == 2 and Q.shape[1] == 1:
         raise ValueError(
             f"{method} compares a unit with the others of its layer, got Q {list(Q.shape)} of one; pass all "
@@ -208,11 +212,13 @@ def _members(null_of: Tensor, G: int, draws: int, generator: torch.Generator) ->
     return null_of.argsort(stable=True)[sizes.cumsum(0) - sizes + place.minimum(sizes - 1)].flatten()
 
 
-def _ratio(P: Tensor | Embedded, Q: Tensor, method: str, memory: int, alone: dict, options: dict) -> Tensor:
+def _ratio(
+    P: Tensor | FactoredMatrix, Q: Tensor, method: str, memory: int, alone: dict, options: dict
+) -> Tensor:
     """Score over score with the expected error, [K]: the same for all concepts, and for a unit however it is
     shuffled.
     """
-    few = P[:, :FEW] if isinstance(P, Tensor) else Embedded(P.I, P.T[:FEW])
+    few = P[:, :FEW] if isinstance(P, Tensor) else FactoredMatrix(P.I, P.T[:FEW])
     given, expected = (score(few, Q, method, memory=memory, **x) for x in (options, alone))
     worst = expected.argmin(1, keepdim=True)
     given, expected = given.gather(1, worst)[:, 0], expected.gather(1, worst)[:, 0]

@@ -20,10 +20,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import number, whole
+from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.memory import MEMORY, top_images
-from neuronym.common.statistics import standard
-from neuronym.similarity.matrix import checked, Embedded
+from neuronym.common.statistics import standard_columns
+from neuronym.similarity.matrix import checked, FactoredMatrix
 from neuronym.similarity.scores import score
 
 FEWEST = 20  # images a unit is judged by, at least
@@ -53,10 +53,10 @@ def clusters(
     circles and red squares): `held_out` says that. Errors: ValueError for fewer than 20 images and for inputs
     that are not finite or do not fit together.
     """
-    checked(Embedded(I, I), Q, None, MEMORY)
-    number("top", top, 0, 1)
-    number("least", least, -1, 1)
-    whole("most", most)
+    checked(FactoredMatrix(I, I), Q, None, MEMORY)
+    check_number("top", top, 0, 1)
+    check_number("least", least, -1, 1)
+    check_positive_int("most", most)
     if len(Q) < FEWEST:
         raise ValueError(f"clusters take at least {FEWEST} images, got {len(Q)}; probe with more")
     n = max(FEWEST, round(top * len(Q)))
@@ -77,7 +77,7 @@ def clusters(
 
 
 def labels_by_cluster(
-    P: Tensor | Embedded,
+    P: Tensor | FactoredMatrix,
     Q: Tensor,
     assignment: Tensor,
     images: Tensor,
@@ -133,7 +133,7 @@ def labels_by_cluster(
 
 
 def negative(
-    P: Tensor | Embedded,
+    P: Tensor | FactoredMatrix,
     Q: Tensor,
     method: str = "soft_wpmi",
     *,
@@ -148,7 +148,7 @@ def negative(
     dead unit) singles out nothing below: all its scores are 0, and it has no such label.
     """
     checked(P, Q, None, memory)
-    number("silent", silent, 0, 1)
+    check_number("silent", silent, 0, 1)
     scores = score(P, -Q, method, memory=memory, generator=generator, **options)
     return scores.masked_fill((at_lowest(Q) > silent)[:, None], 0)
 
@@ -187,7 +187,10 @@ def held_out(present: Tensor, Q: Tensor, labels: Mapping[str, Sequence[Sequence[
         union = present.new_empty(len(present), len(units))
         for column, unit in enumerate(units):
             union[:, column] = present[:, list(lists[unit])].amax(1)
-        said, acts = standard(union), standard(-Q[:, units] if kind == "negative" else Q[:, units])
+        said, acts = (
+            standard_columns(union),
+            standard_columns(-Q[:, units] if kind == "negative" else Q[:, units]),
+        )
         own = (said * acts).sum(0)
         others = (said.sum(1) @ acts - own) / (len(units) - 1) if len(units) > 1 else torch.zeros_like(own)
         tables.append(
@@ -220,7 +223,7 @@ def superposed(Q: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
         if len(pair) != 2 or pair[0] == pair[1] or not all(0 <= unit < Q.shape[1] for unit in pair):
             raise ValueError(f"a pair has two different units from 0 to {Q.shape[1] - 1}, got {tuple(pair)}")
     first, second = torch.tensor([tuple(map(int, pair)) for pair in pairs], device=Q.device).T
-    z = standard(Q) * len(Q) ** 0.5
+    z = standard_columns(Q) * len(Q) ** 0.5
     return torch.maximum(z[:, first], z[:, second]).to(Q.dtype if Q.is_floating_point() else torch.float64)
 
 

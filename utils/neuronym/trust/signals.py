@@ -2,9 +2,9 @@
 
 signals      from the probing images alone: null, margin, bootstrap, halves
 conditions   whether the label is the same under noise, other CLIPs, other prompts, other methods
-foreseen     correlation of what the CLIP sees of the label with the unit, on images not used for naming
-trusted      one number: the mean of the shares that say "the same label again"
-rightness    whether labels are right, as far as the truth is known
+heldout_correlation     correlation of what the CLIP sees of the label with the unit, on images not used for naming
+trust_score      one number: the mean of the shares that say "the same label again"
+correctness    whether labels are right, as far as the truth is known
 
 Does trust predict rightness? Of K neurons with a trust score each, and whether their label is right.
 
@@ -29,11 +29,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import number, whole
+from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.memory import MEMORY
 from neuronym.common.statistics import _aurocs, _pairs, auroc, correlation, draw_neurons, Numbers
 from neuronym.evaluation.presence import presence_oracle
-from neuronym.similarity.matrix import Embedded
+from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score
 from neuronym.trust.null import abstain, best_scores, null_best, p_values, z_values
 from neuronym.trust.stability import best_concepts, bootstrap_labels, consensus, halves, margin, same
@@ -42,7 +42,7 @@ SHARES = ("bootstrap", "halves", "conditions", "methods")
 
 
 def signals(
-    P: Tensor | Embedded,
+    P: Tensor | FactoredMatrix,
     Q: Tensor,
     method: str = "soft_wpmi",
     *,
@@ -101,7 +101,7 @@ def conditions(
     )
 
 
-def foreseen(I: Tensor, T: Tensor, Q: Tensor, labels: Sequence[int]) -> Tensor:
+def heldout_correlation(I: Tensor, T: Tensor, Q: Tensor, labels: Sequence[int]) -> Tensor:
     """Correlation [K] of a CLIP's cosine of image and label with the activation, on images held out.
 
     I [N, d] and Q [N, K] are of those images, T [M, d] of the concepts; needs no truth, and shares the CLIP's
@@ -111,12 +111,12 @@ def foreseen(I: Tensor, T: Tensor, Q: Tensor, labels: Sequence[int]) -> Tensor:
     return correlation(I @ T[chosen].to(I.device).T, Q)
 
 
-def trusted(table: pd.DataFrame, shares: Sequence[str] = SHARES) -> pd.Series:
+def trust_score(table: pd.DataFrame, shares: Sequence[str] = SHARES) -> pd.Series:
     """Mean of the shares of cases in which the unit got the same label; nothing is fitted to what is right."""
     return table[list(shares)].mean(axis=1)
 
 
-def rightness(
+def correctness(
     labels: Sequence[int], present: Tensor, Q: Tensor, names: Sequence[int] | None = None, good: float = 0.5
 ) -> pd.DataFrame:
     """Columns reached, possible, exact, near: correlation of the label's true presence with the unit, that of
@@ -126,7 +126,7 @@ def rightness(
     present [N, M] bool and Q [N, K] are of images held out. A unit that no concept correlates with is never
     named right.
     """
-    number("good", good, 0, 1)
+    check_number("good", good, 0, 1)
     oracle = presence_oracle(Q, present)
     chosen = torch.as_tensor(labels, dtype=torch.long, device=oracle.device)
     if len(chosen) != len(oracle):
@@ -158,7 +158,7 @@ def auroc_intervals(
     for all columns. Draws with one kind only are left out; when all neurons are of one kind the interval is 0
     to 1.
     """
-    number("level", level, 0, 1)
+    check_number("level", level, 0, 1)
     columns = [_pairs(trust[name].to_numpy(), right) for name in trust]
     if not columns:
         raise ValueError(f"expected a table with a column for each trust score, got {trust.shape}")
@@ -191,7 +191,7 @@ def reliability(trust: Numbers, right: Numbers, bins: int = 10) -> pd.DataFrame:
     so bins may differ in size, and those without neurons are left out. The intervals take neurons as
     independent.
     """
-    whole("bins", bins)
+    check_positive_int("bins", bins)
     trust, right = _pairs(trust, right, share=True)
     _, value, times = np.unique(trust, return_inverse=True, return_counts=True)
     middle = np.cumsum(times) - times / 2

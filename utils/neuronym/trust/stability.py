@@ -35,9 +35,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from neuronym.common.checks import number, whole
+from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.memory import MEMORY
-from neuronym.similarity.matrix import Embedded
+from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score, top_labels
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ FULL_SCALE = 255
 
 @torch.no_grad()
 def halves(
-    P: Tensor | Embedded,
+    P: Tensor | FactoredMatrix,
     Q: Tensor,
     method: str = "soft_wpmi",
     *,
@@ -63,7 +63,7 @@ def halves(
     Each half is scored alone, with `options` of the similarity function; an odd image goes to the second.
     Without a generator its seed is 0. ValueError for fewer than 2 images, and what `score` refuses.
     """
-    whole("repeats", repeats)
+    check_positive_int("repeats", repeats)
     if not isinstance(Q, Tensor) or Q.ndim != 2 or len(Q) < 2 or len(Q) != P.shape[0]:
         raise ValueError(
             f"expected P [N, M] and Q [N, K] with equal N, at least 2, got {list(P.shape)} and "
@@ -123,7 +123,7 @@ def noisy(preprocess: Callable[[Image.Image], Tensor], sd: float = 0.02, seed: i
     The seed and the picture's content determine the noise, so that batches and order do not matter, and all
     networks of one seed see the same noisy picture. Values are rounded and clipped: it stays a picture.
     """
-    number("sd", sd, 0)
+    check_number("sd", sd, 0)
     return Noisy(preprocess, sd, seed)
 
 
@@ -208,7 +208,7 @@ class Bootstrap:
 
 @torch.no_grad()
 def bootstrap_labels(
-    P: Tensor | Embedded,
+    P: Tensor | FactoredMatrix,
     Q: Tensor,
     method: str = "soft_wpmi",
     *,
@@ -222,9 +222,9 @@ def bootstrap_labels(
 
     Images are the unit of resampling. The interval is not corrected for the label's having been chosen by its
     score, and a score that grows with the number of different images (softmax sums, ranks) is a little lower
-    in a draw. A matrix P is copied for each draw, an Embedded not.
+    in a draw. A matrix P is copied for each draw, an FactoredMatrix not.
     """
-    whole("draws", draws)
+    check_positive_int("draws", draws)
     scores = score(P, Q, method, memory=memory, **options)
     M, label = scores.shape[1], best_concepts(scores)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
@@ -256,9 +256,9 @@ def best_concepts(scores: Tensor) -> Tensor:
     return top_labels(scores, range(scores.shape[1]), 1)[1][:, 0]
 
 
-def take_rows(P: Tensor | Embedded, rows: Tensor) -> Tensor | Embedded:
+def take_rows(P: Tensor | FactoredMatrix, rows: Tensor) -> Tensor | FactoredMatrix:
     """P of some images, in the order given, with repeats."""
-    return P[rows] if isinstance(P, Tensor) else Embedded(P.I[rows], P.T)
+    return P[rows] if isinstance(P, Tensor) else FactoredMatrix(P.I[rows], P.T)
 
 
 def _most_frequent(labels: Tensor, counted: Tensor, M: int) -> Tensor:
