@@ -43,7 +43,7 @@ from neuronym.common.memory import top_images
 from neuronym.datasets.probe import load_probe
 from neuronym.describe.candidates import extract, propose, tidy
 from neuronym.describe.examples import attention_crops, Example, picture
-from neuronym.describe.pipeline import caption_examples, ordinary_captions, evenly_spaced_units
+from neuronym.describe.pipeline import caption_examples, evenly_spaced_units, ordinary_captions
 from neuronym.describe.selection import APART, rank_candidates
 from neuronym.microworld.world import read
 from neuronym.models.captioners import load_captioner

@@ -29,13 +29,8 @@ import numpy as np
 import torch
 from similarity import peak, seconds
 
-from neuronym.second_order.text_code import (
-    coarse_dtype,
-    coefficients,
-    matching_pursuit,
-    reconstruct,
-    text_pool,
-)
+from neuronym.second_order.pursuit import coarse_dtype, matching_pursuit
+from neuronym.second_order.text_code import coefficients, reconstruct, text_pool
 
 LAYER = 3072  # units of a layer of ViT-B
 

@@ -13,7 +13,7 @@ from neuronym import hooks
 from neuronym.common.statistics import correlation
 from neuronym.datasets.probe import subset
 from neuronym.second_order import ablation
-from neuronym.second_order.ablation import logit_drop, word_percentile, predicted_effect
+from neuronym.second_order.ablation import logit_drop, predicted_effect, word_percentile
 from neuronym.second_order.tower import read_tower
 from tests.test_lens import clip_of, small  # fixture too
 

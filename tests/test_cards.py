@@ -16,7 +16,7 @@ from neuronym.common.types import Target
 from neuronym.datasets.probe import load_probe
 from neuronym.figures import cards, style
 from neuronym.hooks import resolve_layers
-from neuronym.models.preprocess import preprocess_text, HALF, Preprocess
+from neuronym.models.preprocess import HALF, Preprocess, preprocess_text
 from neuronym.similarity.labels import labels_table
 
 matplotlib.use("Agg")

@@ -19,9 +19,9 @@ from neuronym.datasets.probe import load_probe
 from neuronym.describe import selection
 from neuronym.describe.selection import (
     best,
+    candidate_pictures,
     on_generated,
     on_retrieved,
-    candidate_pictures,
     PROMPT,
     rank_candidates,
     score_candidates,

@@ -20,17 +20,17 @@ from neuronym.describe.examples import Example, examples, picture
 from neuronym.describe.pipeline import (
     best_labels,
     candidates_table,
+    caption_examples,
+    CaptionedExamples,
     choose,
     cropped,
     describe_units,
     Described,
+    evenly_spaced_units,
     labels_of,
-    caption_examples,
-    CaptionedExamples,
     of_units,
     ordinary_captions,
     several_labels,
-    evenly_spaced_units,
 )
 from neuronym.describe.selection import rank_candidates
 from neuronym.hooks import resolve_layers

@@ -14,10 +14,11 @@ import torch
 from scipy.stats import wilcoxon
 
 from neuronym.common.text import names_it
-from neuronym.describe import selection, variants as variants_module
+from neuronym.describe import selection
+from neuronym.describe import variants as variants_module
 from neuronym.describe.pipeline import best_labels, describe_units
 from neuronym.describe.selection import SCORES
-from neuronym.describe.variants import step_ablation, labels_by_variant, VARIANTS
+from neuronym.describe.variants import labels_by_variant, step_ablation, VARIANTS
 from neuronym.evaluation import explanations
 from neuronym.models.transcripts import open_transcript
 from tests.test_describe import last_words, looks, seen_by, sources, world

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from neuronym import passes
-from neuronym.passes import kept_memory, inference
+from neuronym.passes import inference, kept_memory
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import torch
 from torch.testing import assert_close
 
 from neuronym.second_order import effects, experiments
-from neuronym.second_order.experiments import ZeroShotTask, Layer
-from neuronym.second_order.text_code import coefficients, matching_pursuit, text_pool
+from neuronym.second_order.experiments import Layer, ZeroShotTask
+from neuronym.second_order.pursuit import matching_pursuit
+from neuronym.second_order.text_code import coefficients, text_pool
 from tests.test_lens import effects_of, images, visual  # fixtures
 
 TOP = 9

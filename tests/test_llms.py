@@ -19,6 +19,7 @@ import torch
 from neuronym.common.checks import UnknownName
 from neuronym.models import llms
 from neuronym.models.llms import load_llm
+from neuronym.models.server import LONGEST_WAIT, OPENAI, SHOWN
 from neuronym.models.weights import random_start
 from tests.servers import read, send, serving
 
@@ -164,7 +165,7 @@ def test_a_refused_key_is_not_repeated_by_the_error(server):
         f'"{KEY}"',
         json.dumps({"error": KEY}).replace("/", "\\/"),
         "sent " + KEY.replace("/", "\\/"),
-        "x" * (llms.SHOWN - 22) + KEY,
+        "x" * (SHOWN - 22) + KEY,
     ):
         server.script = [(401, body)]
         said = failure(PermissionError, load_llm("openai:m").ask)
@@ -189,7 +190,7 @@ def test_busy_then_an_answer(server):
     ]
     assert load_llm("openai:m", tries=7).ask(HELLO) == "hello"
     first, seconds, date, nonsense, day, over = server.waits
-    assert (first, seconds, nonsense, day, over) == (0.5, 7.5, 4.0, llms.LONGEST_WAIT, 0) and 20 < date <= 30
+    assert (first, seconds, nonsense, day, over) == (0.5, 7.5, 4.0, LONGEST_WAIT, 0) and 20 < date <= 30
     assert len({body for *_, body in server.requests}) == 1, "each try sends the same"
 
 
@@ -318,7 +319,7 @@ def test_addresses_that_are_none(monkeypatch, url):
 def test_key_tells_models_and_servers_apart(monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     keys = [load_llm("openai:m").key, load_llm("openai:n").key]
-    monkeypatch.setenv("OPENAI_BASE_URL", f"{llms.OPENAI}/")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{OPENAI}/")
     assert load_llm("openai:m").key == keys[0] and len(keys[0]) == 16
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert load_llm("openai:m").key == keys[0]

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import wilcoxon
 
 from neuronym.evaluation import explanations
-from neuronym.evaluation.explanations import method_differences, choose_active, method_means, score_methods
+from neuronym.evaluation.explanations import choose_active, method_differences, method_means, score_methods
 from neuronym.evaluation.metrics import active_images, METRICS, SOUND
 from neuronym.evaluation.presence import presence_oracle
 

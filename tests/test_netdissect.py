@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from neuronym.datasets.probe import load_probe, subset, Probe
+from neuronym.datasets.probe import load_probe, Probe, subset
 from neuronym.datasets.tasks import broden_masks, microworld_masks
 from neuronym.evaluation.netdissect import detectors, dissect, merged, thresholds
 from neuronym.hooks import LayerInfo, list_layers

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from test_similarity import Held
 from torch.testing import assert_close
 
-from neuronym.second_order import text_code
-from neuronym.second_order.text_code import code_table, coefficients, matching_pursuit, reconstruct, text_pool
+from neuronym.second_order import pursuit, text_code
+from neuronym.second_order.pursuit import matching_pursuit
+from neuronym.second_order.text_code import code_table, coefficients, reconstruct, text_pool
 from neuronym.similarity.labels import COLUMNS
 
 K, M, D = 7, 83, 19
@@ -289,7 +290,7 @@ def test_screening_changes_nothing_where_float32_products_are_coarse(monkeypatch
     plain = matching_pursuit(R, T, 3)
     torch.set_float32_matmul_precision("medium")
     try:
-        assert text_code.screened(T, torch.float32).products > 2**-8
+        assert pursuit.screened(T, torch.float32).products > 2**-8
         assert torch.equal(screened(R, T, 3, torch.float32, monkeypatch)[:, 0], plain[:, 0])
     finally:
         torch.set_float32_matmul_precision(before)
@@ -314,11 +315,11 @@ def adverse():
 def test_coarse_correlations_are_within_the_bound(dtype):
     closest = 0.0
     for T, R in adverse():
-        atoms, unit = text_code.screened(T, dtype), R.double() / R.double().norm(dim=1, keepdim=True)
+        atoms, unit = pursuit.screened(T, dtype), R.double() / R.double().norm(dim=1, keepdim=True)
         rounded = unit.to(dtype)
         coarse = (atoms.coarse @ rounded.T)[: len(T)].double()
         exact = T.double() @ unit.T / T.double().norm(dim=1).max()
-        bound = text_code._off(atoms, unit, rounded) + atoms.rounding * coarse.abs()
+        bound = pursuit._off(atoms, unit, rounded) + atoms.rounding * coarse.abs()
         assert ((coarse - exact).abs() <= bound).all()
         closest = max(closest, float(((coarse - exact).abs() / bound).max()))
     assert closest > (0.4 if dtype == torch.bfloat16 else 0)  # not so lax that nothing would be left out
@@ -326,7 +327,7 @@ def test_coarse_correlations_are_within_the_bound(dtype):
 
 def test_few_atoms_are_compared_exactly(monkeypatch):
     R, T = inputs(torch.float32, k=31, m=3000, d=64)
-    T, compared, products = text_pool(T), [], text_code._products
+    T, compared, products = text_pool(T), [], pursuit._products
     monkeypatch.setattr(
         text_code, "_products", lambda T, j, r, u: compared.append(len(j)) or products(T, j, r, u)
     )

@@ -16,7 +16,7 @@ from torchvision import transforms as T
 from torchvision.models import ResNet18_Weights
 
 from neuronym.common.checks import openai_package
-from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, preprocess_text, HALF, Preprocess
+from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, HALF, Preprocess, preprocess_text
 
 
 def picture(width=43, height=31, mode="RGB"):

@@ -13,7 +13,7 @@ from torch import nn
 
 from neuronym.common.checks import UnknownName
 from neuronym.common.types import Target
-from neuronym.datasets.probe import probe_from_scenes, Probe
+from neuronym.datasets.probe import Probe, probe_from_scenes
 from neuronym.evaluation import pruning
 from neuronym.evaluation.pruning import comparable, effect_table, matching, outputs, pruned
 from neuronym.hooks import record

@@ -9,7 +9,7 @@ import torch
 from neuronym.evaluation.presence import presence_oracle
 from neuronym.similarity.scores import score
 from neuronym.trust.null import abstain, best_scores, null_best, p_values
-from neuronym.trust.signals import conditions, heldout_correlation, correctness, SHARES, signals, trust_score
+from neuronym.trust.signals import conditions, correctness, heldout_correlation, SHARES, signals, trust_score
 from neuronym.trust.stability import bootstrap_labels, halves, margin
 
 N, M = 240, 7

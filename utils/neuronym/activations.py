@@ -31,7 +31,7 @@ from neuronym.common.types import Device, Progress
 from neuronym.datasets.concepts import SCHEMA
 from neuronym.datasets.probe import Probe
 from neuronym.hooks import LayerInfo, LAYOUTS
-from neuronym.passes import compute, Job, inference
+from neuronym.passes import compute, inference, Job
 
 if TYPE_CHECKING:
     from neuronym.common.types import Clip, Target

@@ -50,3 +50,4 @@ class Clip:
 
 Device = str | torch.device | None
 Progress = Callable[[Iterable, int, str], Iterable]
+Ask = Callable[..., tuple[str, int, int]]

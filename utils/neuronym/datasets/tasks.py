@@ -35,11 +35,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from neuronym.common.checks import import_extra, missing, unknown, check_positive_int
+from neuronym.common.checks import check_positive_int, import_extra, missing, unknown
 from neuronym.common.files import digest, sha256
 from neuronym.common.text import clean, read_lines
 from neuronym.datasets.concepts import plain_name
-from neuronym.datasets.probe import load_probe, probe_from_scenes, Probe
+from neuronym.datasets.probe import load_probe, Probe, probe_from_scenes
 from neuronym.microworld.render import masks as shown
 from neuronym.microworld.world import COLOURS, held_out, scene, SEED_STEP, SHAPES, SIZES, TEXTURES
 from neuronym.runs.run import data_dir, ROOT

@@ -42,7 +42,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from neuronym.common.checks import unknown, check_positive_int
+from neuronym.common.checks import check_positive_int, unknown
 from neuronym.common.text import singular, STOP
 
 

@@ -34,8 +34,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neuronym import hooks
-from neuronym.common.checks import unknown, check_positive_int
-from neuronym.common.memory import working_bytes, items_within, MEMORY, slices, top_images
+from neuronym.common.checks import check_positive_int, unknown
+from neuronym.common.memory import items_within, MEMORY, slices, top_images, working_bytes
 from neuronym.common.types import Box, Device, Progress
 from neuronym.datasets.probe import batches, Probe
 from neuronym.hooks import LayerInfo

@@ -29,13 +29,13 @@ from PIL.Image import Image
 from torch import Tensor
 
 from neuronym.activations import embed_concepts, image_embeddings
-from neuronym.common.checks import unknown, check_positive_int
+from neuronym.common.checks import check_positive_int, unknown
 from neuronym.common.files import digest
 from neuronym.common.types import Device, Progress
-from neuronym.datasets.probe import probe_from_images, Probe
+from neuronym.datasets.probe import Probe, probe_from_images
 from neuronym.describe.candidates import Ask, propose
 from neuronym.describe.examples import Example, examples, picture
-from neuronym.describe.selection import as_said, best, rank_candidates, distinct_best, CandidateActivations
+from neuronym.describe.selection import as_said, best, CandidateActivations, distinct_best, rank_candidates
 from neuronym.hooks import LayerInfo
 from neuronym.models.captioners import BATCH, Captioner, picture_key, WORKERS
 from neuronym.models.generators import Generator

@@ -39,7 +39,7 @@ from PIL import Image
 from torch import Tensor
 
 from neuronym.activations import activations_and_embeddings, embed_concepts, unit_activations
-from neuronym.common.checks import check_number, unknown, check_positive_int
+from neuronym.common.checks import check_number, check_positive_int, unknown
 from neuronym.common.memory import MEMORY, top_images
 from neuronym.common.types import Clip, Device, Progress, Target
 from neuronym.datasets.probe import probe_from_images

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from neuronym.common.text import names_it
 from neuronym.describe.candidates import Ask
-from neuronym.describe.pipeline import best_labels, choose, describe_units, Described, CaptionedExamples
+from neuronym.describe.pipeline import best_labels, CaptionedExamples, choose, describe_units, Described
 from neuronym.describe.selection import score_shown, SCORES
 from neuronym.evaluation.explanations import (
-    method_differences,
     from_labels,
+    method_differences,
     method_means,
     naming_rate,
     score_methods,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import check_number, unknown, check_positive_int
+from neuronym.common.checks import check_number, check_positive_int, unknown
 from neuronym.common.memory import first_largest, items_within, MEMORY, nonzero, slices
 from neuronym.common.types import Progress
 from neuronym.evaluation.linear import check_presence

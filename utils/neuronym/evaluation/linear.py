@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from neuronym.common.checks import check_number, check_positive_int
-from neuronym.common.memory import working_bytes, items_within, MEMORY, nonzero, slices
+from neuronym.common.memory import items_within, MEMORY, nonzero, slices, working_bytes
 
 # spread below which values are constant but for rounding; presence and scaled activations are about 1
 CONSTANT = 1e-9

@@ -26,7 +26,7 @@ from functools import cached_property, wraps
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import check_number, unknown, check_positive_int
+from neuronym.common.checks import check_number, check_positive_int, unknown
 from neuronym.common.memory import nonzero
 from neuronym.common.statistics import correlation as pearson
 

@@ -38,7 +38,7 @@ from torch import nn, Tensor
 from neuronym.common.checks import import_extra, missing, openai_package, quiet_transformers, unknown
 from neuronym.common.files import digest
 from neuronym.common.types import Clip
-from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, preprocess_text, MICRO, Preprocess
+from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, MICRO, Preprocess, preprocess_text
 from neuronym.models.sentences import load_sentence_encoder
 from neuronym.models.targets import load_target
 from neuronym.models.weights import (

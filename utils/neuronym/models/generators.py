@@ -25,7 +25,7 @@ from PIL import Image
 from torch import nn
 
 from neuronym import cache
-from neuronym.common.checks import import_extra, unknown, check_positive_int
+from neuronym.common.checks import check_positive_int, import_extra, unknown
 from neuronym.common.files import digest
 from neuronym.models.weights import identity, tokenizer_key
 

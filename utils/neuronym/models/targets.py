@@ -34,7 +34,7 @@ from torch import nn, Tensor
 from neuronym.common.checks import import_extra, missing, unknown
 from neuronym.common.types import Target
 from neuronym.hooks import resolve_layers
-from neuronym.models.preprocess import preprocess_text, HALF, MICRO, Preprocess
+from neuronym.models.preprocess import HALF, MICRO, Preprocess, preprocess_text
 from neuronym.models.weights import (
     identity,
     is_file_or_seed,

@@ -40,7 +40,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from neuronym.common.checks import unknown
-from neuronym.models.llms import hide_long, Llm, SETTINGS
+from neuronym.models.llms import Llm, SETTINGS
+from neuronym.models.server import hide_long
 
 MODES = ("record", "replay", "live")
 Answer = str | tuple[str, int, int]  # with the tokens of prompt and answer

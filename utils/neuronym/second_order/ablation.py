@@ -28,7 +28,7 @@ from torch import Tensor
 from neuronym.common.checks import unknown
 from neuronym.common.memory import MEMORY, slices
 from neuronym.common.types import Clip, Progress
-from neuronym.datasets.probe import subset, Probe
+from neuronym.datasets.probe import Probe, subset
 from neuronym.second_order.effects import (
     checked_layers,
     Directions,

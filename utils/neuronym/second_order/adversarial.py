@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from neuronym.common.checks import unknown, check_positive_int
+from neuronym.common.checks import check_positive_int, unknown
 from neuronym.common.text import name_pattern
 from neuronym.common.types import Clip
 from neuronym.microworld.world import ATOMS, CATEGORY, COUNTS, PLACES, PLURALS, read

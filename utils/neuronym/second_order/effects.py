@@ -54,7 +54,7 @@ from neuronym.common.memory import items_within, MEMORY, slices
 from neuronym.common.types import Clip, Progress
 from neuronym.datasets.probe import Probe
 from neuronym.hooks import record
-from neuronym.passes import compute, Job, inference, VIT_PIECE
+from neuronym.passes import compute, inference, Job, VIT_PIECE
 from neuronym.second_order.tower import class_attention, read_tower, representation, statistics, tokens, Tower
 
 SCHEMA = 1

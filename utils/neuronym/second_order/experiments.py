@@ -32,9 +32,10 @@ from neuronym.common.memory import MEMORY
 from neuronym.common.statistics import correlation
 from neuronym.common.types import Clip
 from neuronym.datasets.tasks import accuracy
-from neuronym.second_order.ablation import effect_ablation, ABLATIONS, along_directions, predicted_effect
+from neuronym.second_order.ablation import ABLATIONS, along_directions, effect_ablation, predicted_effect
 from neuronym.second_order.effects import Directions, Effects, Mean, norms, projections, significant, total
-from neuronym.second_order.text_code import coefficients, concepts_in_images, matching_pursuit, reconstruct
+from neuronym.second_order.pursuit import matching_pursuit
+from neuronym.second_order.text_code import coefficients, concepts_in_images, reconstruct
 
 
 @dataclass(frozen=True)

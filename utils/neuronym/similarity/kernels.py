@@ -25,7 +25,7 @@ import numba
 import numpy as np
 from torch import Tensor
 
-from neuronym.common.memory import stable_order, slices
+from neuronym.common.memory import slices, stable_order
 
 LOG2E = np.float32(math.log2(math.e))
 SERIES = tuple(np.float32(math.log(2) ** k / math.factorial(k)) for k in range(8))

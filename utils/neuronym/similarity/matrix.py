@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from neuronym.common.checks import check_positive_int
-from neuronym.common.memory import working_bytes, slices
+from neuronym.common.memory import slices, working_bytes
 
 
 @dataclass(frozen=True)

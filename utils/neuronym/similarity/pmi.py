@@ -31,14 +31,14 @@ from torch import Tensor
 
 from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.memory import (
-    working_bytes,
-    items_within,
+    distinct_images,
     in_threads,
+    items_within,
     MEMORY,
     slices,
     SORTING_BYTES_PER_VALUE,
     strongest_images,
-    distinct_images,
+    working_bytes,
 )
 from neuronym.similarity.matrix import block, checked, compiled_loops, FactoredMatrix, largest
 

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.memory import (
-    working_bytes,
-    items_within,
+    distinct_images,
     in_threads,
+    items_within,
     MEMORY,
     nonzero,
-    stable_order,
     slices,
     SORTING_BYTES_PER_VALUE,
+    stable_order,
     strongest_images,
-    distinct_images,
+    working_bytes,
 )
 from neuronym.similarity.matrix import block, checked, compiled_loops, FactoredMatrix
 

@@ -23,15 +23,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import check_number, unknown, check_positive_int
+from neuronym.common.checks import check_number, check_positive_int, unknown
 from neuronym.common.memory import (
-    working_bytes,
     first_largest,
     items_within,
     MEMORY,
     nonzero,
     slices,
     SORTING_BYTES_PER_VALUE,
+    working_bytes,
 )
 from neuronym.similarity.matrix import block, checked, FactoredMatrix
 from neuronym.similarity.pmi import soft_wpmi, wpmi

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import check_number, unknown, check_positive_int
-from neuronym.common.memory import items_within, MEMORY, stable_order, slices, SORTING_BYTES_PER_VALUE
+from neuronym.common.checks import check_number, check_positive_int, unknown
+from neuronym.common.memory import items_within, MEMORY, slices, SORTING_BYTES_PER_VALUE, stable_order
 from neuronym.common.statistics import as_p_values, benjamini_hochberg, holm
 from neuronym.similarity.matrix import checked, FactoredMatrix
 from neuronym.similarity.scores import score, SIMILARITIES
