@@ -5,12 +5,12 @@
                                      [--batch 32] [--repeats 2] [--threads 0] [--device cpu] [--dtype float32]
 
 For each pair of networks, in a process of its own: images/s of decoding and preprocessing alone, of the bare
-forward passes (preprocessed images at hand, in whole batches and in the pieces that `neuronym.passes.inference`
-makes of them on a CPU) and of the pass with an empty cache; user and system seconds of the pass; MiB by which
-the first pass raises the process's memory (and a device's); and the ratio pass / (decoding + faster
-forwards). Each is the shortest of interleaved repeats: compare the ratios. "photos:N" are N made-up JPEGs of
-500 x 375 pixels. By default the pairs are an ImageNet network with a ConSE of another and the microworld's,
-on a GPU also torchvision's RN50 and ViT-B/16 with random weights.
+forward passes (preprocessed images at hand, in whole batches and in the pieces that
+`neuronym.passes.inference` makes of them on a CPU) and of the pass with an empty cache; user and system
+seconds of the pass; MiB by which the first pass raises the process's memory (and a device's); and the ratio
+pass / (decoding + faster forwards). Each is the shortest of interleaved repeats: compare the ratios.
+"photos:N" are N made-up JPEGs of 500 x 375 pixels. By default the pairs are an ImageNet network with a ConSE
+of another and the microworld's, on a GPU also torchvision's RN50 and ViT-B/16 with random weights.
 """
 
 from __future__ import annotations

@@ -69,7 +69,9 @@ def timed(took, step):
 
 
 def ours(args, layer, units, probe, Q, captioner, reference, folder):
-    """Seconds by step for all units, what they saw, candidates, scores, and how many captions were asked for."""
+    """Seconds by step for all units, what they saw, candidates, scores, and how many captions were asked
+    for.
+    """
     took, book = defaultdict(float), open_transcript(folder / "answers.jsonl")
 
     def caption(shown):

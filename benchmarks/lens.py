@@ -196,7 +196,9 @@ def bare_pass(tower, images):
 
 
 def milliseconds(calls, images, repeats):
-    """Of each call's shortest repeat, an image: of interleaved ones, in turn for a second or `repeats` times."""
+    """Of each call's shortest repeat, an image: of interleaved ones, in turn for a second or `repeats`
+    times.
+    """
     best, start = [math.inf] * len(calls), time.perf_counter()
     while repeats > 0 or time.perf_counter() - start < 1:
         best = [min(before, seconds(call, images, 1)[0]) for before, call in zip(best, calls)]

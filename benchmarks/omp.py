@@ -59,7 +59,7 @@ def scikit_learn(R, T, m):
     alone, _ = seconds(
         lambda: orthogonal_mp_gram(G.T, T @ R[0], n_nonzero_coefs=m, copy_Gram=False), nothing, 1
     )
-    del G
+    G = None  # its memory goes
     coder = SparseCoder(T, transform_algorithm="omp", transform_n_nonzero_coefs=m)
     taken, codes = seconds(lambda: coder.transform(R), nothing, 1)
     return gram, alone, max(taken - gram, 0.0) / len(R), codes

@@ -93,7 +93,9 @@ LOOPS = {
 
 
 def loop(method, P, Q, units):
-    """Seconds that the literal loop takes over all units, and its rows for the given ones, before `finish`."""
+    """Seconds that the literal loop takes over all units, and its rows for the given ones, before
+    `finish`.
+    """
     prepare, unit, _ = LOOPS[method]
     generator, start = torch.Generator().manual_seed(0), time.perf_counter()
     prepared = prepare(P)

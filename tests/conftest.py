@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
+from PIL import Image
+
+from neuronym.models.weights import random_start
+from tests.helpers.diffusion import scheduler, tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,3 +33,77 @@ def shared() -> Path:
             f"reference data not found at {folder}; set NEURONYM_SHARED to the folder that holds data/"
         )
     return folder
+
+
+@pytest.fixture
+def diffusers(monkeypatch):
+    """A module named diffusers whose pipeline draws the noise it is given, tinted by the prompt; it logs its
+    calls.
+    """
+    log = SimpleNamespace(
+        loads=[], calls=[], devices=[], bars=[], seed=0, betas=1, words={"a": 0}, error=None, lost=0
+    )
+
+    class Pipeline:
+        def __init__(self, source):
+            with random_start(log.seed):
+                unet = torch.nn.Linear(3, 5)
+            self.components = {
+                "unet": unet,
+                "scheduler": scheduler(log.betas, source),
+                "safety_checker": None,
+                "tokenizer": tokenizer(log.words),
+                "feature_extractor": SimpleNamespace(size=7),
+            }
+
+        @property
+        def scheduler(self):
+            return self.components["scheduler"]
+
+        @scheduler.setter
+        def scheduler(self, other):
+            self.components["scheduler"] = other
+
+        def set_progress_bar_config(self, disable):
+            log.bars.append(disable)
+
+        def to(self, device):
+            log.devices.append(device)
+            return self
+
+        def __call__(self, prompt, generator, output_type, height=6, width=7, **more):
+            log.calls.append(
+                {
+                    "prompt": prompt,
+                    "output_type": output_type,
+                    "height": height,
+                    "width": width,
+                    **more,
+                    "seeds": [g.initial_seed() for g in generator],
+                    "grad": torch.is_grad_enabled(),
+                }
+            )
+            noise = [torch.rand(height, width, 3, generator=g) for g in generator]
+            images = [
+                Image.fromarray((n * 200 + len(p)).to(torch.uint8).numpy()) for n, p in zip(noise, prompt)
+            ]
+            return SimpleNamespace(images=[i.convert("RGBA") for i in images[log.lost :]])
+
+    class AutoPipelineForText2Image:
+        @staticmethod
+        def from_pretrained(source, **options):
+            log.loads.append((source, options))
+            if log.error:
+                raise log.error
+            return Pipeline(source)
+
+    class DPMSolverMultistepScheduler(SimpleNamespace):
+        @classmethod
+        def from_config(cls, config):
+            return cls(config=config | {"solver_order": 2})
+
+    module = ModuleType("diffusers")
+    module.DPMSolverMultistepScheduler = DPMSolverMultistepScheduler
+    module.AutoPipelineForText2Image, module.__version__ = AutoPipelineForText2Image, "0.1"
+    monkeypatch.setitem(sys.modules, "diffusers", module)
+    return log

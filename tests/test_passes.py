@@ -19,7 +19,7 @@ from neuronym import cache, passes
 from neuronym.activations import activations_and_embeddings, unit_activations
 from neuronym.datasets import probe as probes
 from neuronym.datasets.probe import Probe
-from tests.test_activations import close, layers_of, make_clip, make_target, SIDE, to_tensor
+from tests.helpers.networks import close, layers_of, make_clip, make_target, SIDE, to_tensor
 
 MANY = 200
 
@@ -71,7 +71,7 @@ KILLED = """
     import os, signal, sys
     sys.path.insert(0, {root!r})
     from tests.test_passes import many
-    from tests.test_activations import layers_of, make_clip, make_target, to_tensor
+    from tests.helpers.networks import layers_of, make_clip, make_target, to_tensor
     from neuronym.activations import activations_and_embeddings
 
     left = 130

@@ -1,4 +1,6 @@
-"""The repository itself: its packages agree, its modules import, and nothing is committed that should not be."""
+"""The repository itself: its packages agree, its modules import, and nothing is committed that should not
+be.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,6 @@ from torch import Tensor
 
 from neuronym import cache, hooks
 from neuronym.common.types import Device, Progress
-from neuronym.datasets.concepts import SCHEMA
 from neuronym.datasets.probe import Probe
 from neuronym.hooks import LayerInfo, LAYOUTS
 from neuronym.passes import compute, inference, Job

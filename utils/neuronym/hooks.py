@@ -147,7 +147,9 @@ def _hooked(
     act: Callable[[str, Tensor], Tensor | None],
     start: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Call act(layer, output) once a pass for each layer; a tensor that it returns takes the output's place."""
+    """Call act(layer, output) once a pass for each layer; a tensor that it returns takes the output's
+    place.
+    """
     if isinstance(layers, str):
         raise ValueError(f"layers is a list of names, got the string {layers!r}")
     modules = {

@@ -225,7 +225,9 @@ def inference(
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Switch off TF32 and bfloat16 in place of float32 (GPU and CPU), whose results differ beyond rounding."""
+    """Switch off TF32 and bfloat16 in place of float32 (GPU and CPU), whose results differ beyond
+    rounding.
+    """
     backends = torch.backends
     if hasattr(backends.cuda.matmul, "fp32_precision"):
         parts = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)

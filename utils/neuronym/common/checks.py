@@ -20,7 +20,9 @@ class UnknownName(KeyError):
 
 
 def unknown(what: str, name: str, known: Iterable[str], shown: int = 12) -> UnknownName:
-    """Build the error for a name that is not known: what was asked, the nearest names, and those that exist."""
+    """Build the error for a name that is not known: what was asked, the nearest names, and those that
+    exist.
+    """
     known = [str(k) for k in known]
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     listed = ", ".join(known[:shown]) + (f", ... ({len(known)} in all)" if len(known) > shown else "")

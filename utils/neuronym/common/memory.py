@@ -81,7 +81,9 @@ def strongest_images(Q: Tensor, units: Tensor, n: int, dtype: torch.dtype, some:
 
 
 def first_largest(values: Tensor, n: int) -> Tensor:
-    """Indices of the n largest of each row, descending, equal ones by lower index: values [r, N] -> [r, n]."""
+    """Indices of the n largest of each row, descending, equal ones by lower index: values [r, N] -> [r,
+    n].
+    """
     best = values.topk(min(n + 1, values.shape[1]), dim=1)
     top, equal = best.indices[:, :n].clone(), best.values[:, 1:] == best.values[:, :-1]
     tied = equal.any(1)  # topk puts equal values in any order ...

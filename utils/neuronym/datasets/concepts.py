@@ -25,7 +25,6 @@ from neuronym.common.checks import unknown
 from neuronym.common.text import clean, read_lines
 from neuronym.runs.run import data_dir, ROOT
 
-SCHEMA = 1  # raised whenever the same texts would be embedded differently
 CAPTION_SEED, CAPTIONS = 8_000_000_000, 2_000  # of no scene that is drawn
 
 
@@ -97,7 +96,9 @@ def _imagenet(rest: str) -> list[str]:
 
 
 def _broden(rest: str) -> list[str]:
-    """CLIP-Dissect's clean list when it is there, otherwise the labels of a downloaded Broden, cleaned alike."""
+    """CLIP-Dissect's clean list when it is there, otherwise the labels of a downloaded Broden, cleaned
+    alike.
+    """
     broden = _home("NEURONYM_BRODEN", "broden") / "label.csv"
     listed = _home("NEURONYM_CONCEPTS", "concepts") / "broden_labels_clean.txt"
     if listed.is_file():
@@ -260,7 +261,9 @@ def _base(word: str, english: dict[str, float], lists: dict[str, frozenset[str]]
 def _foreign(
     word: str, english: dict[str, float], others: list[dict[str, float]], lists: dict[str, frozenset[str]]
 ) -> str:
-    """The rule by which a word is dropped as a name, initials or a word of another language; "" when by none."""
+    """The rule by which a word is dropped as a name, initials or a word of another language; "" when by
+    none.
+    """
     if word in lists["names"]:
         return "names"
     own = english[word]

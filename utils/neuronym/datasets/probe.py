@@ -395,7 +395,9 @@ PROBES: dict[str, Callable[[str, int], list[Row]]] = {
 
 
 def _split(name: str) -> list[str]:
-    """The parts of a name: cut at each "+" that is outside double quotes and followed by the name of a set."""
+    """The parts of a name: cut at each "+" that is outside double quotes and followed by the name of a
+    set.
+    """
     sets = "|".join(PROBES)
     return re.split(rf'\+(?=\s*(?:{sets})\s*(?:[:+]|$))(?=(?:[^"]*"[^"]*")*[^"]*$)', name)
 

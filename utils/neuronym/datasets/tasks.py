@@ -103,7 +103,9 @@ def load_prompts(text: str) -> list[str]:
 
 
 def accuracy(embeddings: Tensor, head: Tensor, truth: Tensor) -> float:
-    """Share of embeddings [N, d] whose largest product with the class rows head [C, d] is that of truth [N]."""
+    """Share of embeddings [N, d] whose largest product with the class rows head [C, d] is that of truth
+    [N].
+    """
     return float(((embeddings @ head.T).argmax(1) == truth.to(embeddings.device)).float().mean())
 
 
@@ -271,7 +273,9 @@ ConceptMasks = Callable[
 
 
 def microworld_masks(probe: Probe) -> ConceptMasks:
-    """The true masks [64, 64] of all concepts in image i of a microworld probe; ValueError for other images."""
+    """The true masks [64, 64] of all concepts in image i of a microworld probe; ValueError for other
+    images.
+    """
     from neuronym.microworld.render import masks as shown
     from neuronym.microworld.world import CATEGORY, concepts, COUNTS, thing_concepts
 

@@ -207,7 +207,9 @@ def parts(answer: str) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Composed Unicode in one line, without control characters, numbering or bullet, quotes and final period."""
+    """Composed Unicode in one line, without control characters, numbering or bullet, quotes and final
+    period.
+    """
     text = unicodedata.normalize("NFC", text)
     text = "".join(c for c in " ".join(text.split()) if unicodedata.category(c) not in ("Cc", "Cf"))
     text = re.sub(r"^(?:[-•–#]+|\(?\d+[.)])\s+", "", text.strip(QUOTES))
@@ -292,7 +294,9 @@ def phrases(caption: str) -> dict[tuple[str, ...], list[str]]:
 
 
 def _index(captions: Sequence[str]) -> tuple[dict, dict]:
-    """Folded phrase -> the captions that have it, and -> its spellings counted; in order of first appearance."""
+    """Folded phrase -> the captions that have it, and -> its spellings counted; in order of first
+    appearance.
+    """
     where: dict[tuple[str, ...], set[int]] = {}
     spelled: dict[tuple[str, ...], Counter] = {}
     for i, text in enumerate(captions):

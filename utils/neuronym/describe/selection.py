@@ -81,9 +81,10 @@ def rank_candidates(
     """Candidates {unit: C texts}, embeddings of units' examples E {unit: [m, d]} -> {how: {unit: scores
     [C]}}, Shown.
 
-    source "retrieval" takes the options of `on_retrieved`, a Generator those of `on_generated`; the others are
-    those of `score_candidates`. E may be None where `how` compares no pictures with examples. No candidates,
-    no scores: [0]. Errors: KeyError for an unknown function or source, ValueError for what the others refuse.
+    source "retrieval" takes the options of `on_retrieved`, a Generator those of `on_generated`; the others
+    are those of `score_candidates`. E may be None where `how` compares no pictures with examples. No
+    candidates, no scores: [0]. Errors: KeyError for an unknown function or source, ValueError for what the
+    others refuse.
     """
     if isinstance(source, Generator):
         shown = on_generated(candidates, E, source, n=n, **options)

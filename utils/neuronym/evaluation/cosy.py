@@ -37,7 +37,9 @@ def respond(
     batch_size: int = 64,
     device: Device = None,
 ) -> dict[str, Tensor]:
-    """Activations of pictures, pooled as in `unit_activations`: {layer name: [n, K]}; cached by their pixels."""
+    """Activations of pictures, pooled as in `unit_activations`: {layer name: [n, K]}; cached by their
+    pixels.
+    """
     found = unit_activations(target, probe_from_images(shown), list(layers), pool, batch_size, device)
     # out of the cache's files, of which a process may have only so many open
     return {name: Q.clone() for name, Q in found.items()}

@@ -13,7 +13,8 @@ concept.
 
 phrase_presence      which microworld images show what texts say
 names_it   does a label contain a name?
-naming_rate     share of labels that name their unit's true concept, beside the same labels dealt to other units
+naming_rate     share of labels that name their unit's true concept, beside the same labels dealt to other
+                units
 judged_by  what a CLIP thinks of words and texts, where the truth is not known
 phrase_controls   labels that know nothing of the unit, and the best word of all
 from_labels  labels of several methods over all their different texts, to be scored like any other explanation
@@ -403,7 +404,9 @@ def method_differences(
 
 
 def _wide(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One row a neuron, one column a method; a neuron that a method lacks is an error, since pairs need both."""
+    """One row a neuron, one column a method; a neuron that a method lacks is an error, since pairs need
+    both.
+    """
     twice = table.duplicated(["layer", "unit", "method"])
     if twice.any():
         row = table[twice].iloc[0]

@@ -161,7 +161,9 @@ def _known(concept: int, M: int) -> int:
 
 
 def _search(present: Tensor, values: Tensor, length: int, beam: int, by: str, step: int) -> list[list]:
-    """For each length the best (formula, score) of each unit, or None; values [U, N] are 0-1, or activations."""
+    """For each length the best (formula, score) of each unit, or None; values [U, N] are 0-1, or
+    activations.
+    """
     (N, M), U = present.shape, len(values)
     total, sizes, hits = values.sum(1).double(), values.new_empty(M).double(), values.new_empty(U, M).double()
     for cols in slices(M, step):
@@ -274,7 +276,9 @@ def _formula(chain: list[int]) -> Formula:
 
 
 def _best(by_length: list[tuple[Formula, float]], gain: float) -> Found:
-    """The shortest formula, unless a longer one scores more than `gain` better for every concept it has more."""
+    """The shortest formula, unless a longer one scores more than `gain` better for every concept it has
+    more.
+    """
     if not by_length or max(score for _, score in by_length) == 0:
         return Found(None, 0.0, ())
     best, size = by_length[0], 1

@@ -27,7 +27,9 @@ CONSTANT = 1e-9
 
 @dataclass(frozen=True)
 class Linear:
-    """Units as sums: chosen [K, m] (int64, as found, then -1), weights [K, m] (0 beyond the terms), bias [K]."""
+    """Units as sums: chosen [K, m] (int64, as found, then -1), weights [K, m] (0 beyond the terms), bias
+    [K].
+    """
 
     chosen: Tensor
     weights: Tensor
@@ -98,7 +100,9 @@ def explain(
 
 @torch.no_grad()
 def predict(linear: Linear, present: Tensor) -> Tensor:
-    """Bias and weights times presence: present [N, M], of the concepts in the order explained with -> [N, K]."""
+    """Bias and weights times presence: present [N, M], of the concepts in the order explained with -> [N,
+    K].
+    """
     if present.ndim != 2 or present.is_complex() or present.shape[1] <= int(linear.chosen.max()):
         raise ValueError(
             f"expected present [N, M] with M > {int(linear.chosen.max())}, the last concept chosen, "
@@ -226,7 +230,9 @@ def _pursue(
 def _strongest(
     present: Tensor, centre: Tensor, spread: Tensor, left: Tensor, path: Tensor, step: int
 ) -> Tensor:
-    """The concept, not in path [f, U, t], that correlates most with residuals left [f, U, N], or -1: [f, U]."""
+    """The concept, not in path [f, U, t], that correlates most with residuals left [f, U, N], or -1: [f,
+    U].
+    """
     single = left.dtype == torch.float32
     tie, floor = (1e-5, 1e-5) if single else (1e-12, CONSTANT)  # equal but for rounding; nothing but rounding
     best = left.new_full(left.shape[:2], floor)

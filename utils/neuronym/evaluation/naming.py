@@ -56,7 +56,9 @@ RANK_IMAGES = 40  # rank_reorder orders the top 5 % of the images, which have to
 
 @dataclass(frozen=True)
 class Setting:
-    """Images by CLIP against two concept sets, and the final layer's activations Q [N, C] on the same images."""
+    """Images by CLIP against two concept sets, and the final layer's activations Q [N, C] on the same
+    images.
+    """
 
     probe: str
     clip: str
@@ -426,8 +428,8 @@ def by_range(
     """How often the label is in images of a unit's top activations (CLIP-Dissect, figures 12, 13), beside all
     images.
 
-    present [N, M] as truth or probabilities, or FactoredMatrix for mean cosines; Q [N, K]; labels [K] indices of
-    concepts, -1 for none (no rows). Columns: unit, label, share, images (share x N rounded, at least 1),
+    present [N, M] as truth or probabilities, or FactoredMatrix for mean cosines; Q [N, K]; labels [K] indices
+    of concepts, -1 for none (no rows). Columns: unit, label, share, images (share x N rounded, at least 1),
     present (mean over these images), all (mean over all images); one row for each unit and share.
     """
     checked(present, Q, None, MEMORY)

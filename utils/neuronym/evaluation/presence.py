@@ -111,7 +111,9 @@ def calibrated(clip: Clip, I: Tensor, probe: Probe, concepts: Sequence[str]) -> 
 
 
 def judged_presence(I: Tensor, T: Tensor, judge: tuple[float, float] = JUDGE, memory: int = MEMORY) -> Tensor:
-    """Probability that concept m is in image n, sigmoid(a I T' + b): I [N, d], T [M, d] unit rows -> [N, M]."""
+    """Probability that concept m is in image n, sigmoid(a I T' + b): I [N, d], T [M, d] unit rows -> [N,
+    M].
+    """
     a, b = judge
     out = I.new_empty(len(I), len(T))
     for rows in slices(len(I), memory // (2 * out.itemsize * len(T))):

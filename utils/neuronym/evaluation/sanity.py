@@ -237,7 +237,9 @@ def _width(
 
 
 def _table(what: str, cases: Sequence, changes: dict[str, dict[str, Tensor]], each: bool) -> pd.DataFrame:
-    """A row for each metric, test and case; passed is judged draw by draw (each), or on the mean over draws."""
+    """A row for each metric, test and case; passed is judged draw by draw (each), or on the mean over
+    draws.
+    """
     rows = []
     for name, tests in changes.items():
         for test, change in tests.items():

@@ -74,7 +74,9 @@ def strip_of(
     truth: str | None = None,
     size: int = 375,
 ) -> Strip:
-    """The strip of a unit from its `examples.Example`s (image, box), strongest first, each with its caption."""
+    """The strip of a unit from its `examples.Example`s (image, box), strongest first, each with its
+    caption.
+    """
     return Strip(
         title,
         label,
@@ -248,7 +250,9 @@ def _row(
     pictures: int,
     candidates: int,
 ) -> None:
-    """One strip from `top` downwards, in inches; its pictures stand on one line, the highest is `tile` high."""
+    """One strip from `top` downwards, in inches; its pictures stand on one line, the highest is `tile`
+    high.
+    """
     right = _width(unit.title, 7) + 0.05
     room = pictures * (TILE + GAP) + LIST - right - 0.1
     label = _cut(

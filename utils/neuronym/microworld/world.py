@@ -72,7 +72,7 @@ PAIRS = (
     + [f"{c} {t}" for c in COLOURS for t in TEXTURES]
 )
 CONCEPTS = CLASSES + PAIRS
-CATEGORY = {word: kind for kind, words in ATOMS.items() for word in words} | {pair: "pair" for pair in PAIRS}
+CATEGORY = {word: kind for kind, words in ATOMS.items() for word in words} | dict.fromkeys(PAIRS, "pair")
 PLURALS = {
     shape: {"cross": "crosses", "hourglass": "hourglasses"}.get(shape, shape + "s") for shape in SHAPES
 }

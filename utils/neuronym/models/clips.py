@@ -276,7 +276,9 @@ def _clip(
     preprocess: Callable,
     spec: str,
 ) -> Clip:
-    """A Clip around a two-tower module: its parts `image_parts` are the image side, the others the text side."""
+    """A Clip around a two-tower module: its parts `image_parts` are the image side, the others the text
+    side.
+    """
     model = model.float().eval().requires_grad_(False)
     tops = {name.partition(".")[0] for name in [*model.state_dict(), *dict(model.named_children())]}
     text_parts = tops - set(image_parts) - {"logit_scale", "logit_bias"}

@@ -37,7 +37,9 @@ SCHEMA = 1  # raised whenever the same key, prompt and seed would give another c
 
 @dataclass
 class Generator:
-    """draw: m prompts, m seeds -> m RGB pictures; how many are drawn together changes at most their rounding."""
+    """draw: m prompts, m seeds -> m RGB pictures; how many are drawn together changes at most their
+    rounding.
+    """
 
     name: str
     key: str  # stands for all that determines a picture besides prompt and seed
@@ -230,7 +232,9 @@ def _check(prompts: Sequence[str], seeds: Sequence[int]) -> None:
 
 
 def _copy(found: np.ndarray | None) -> np.ndarray | None:
-    """Out of the file, which a memory map would keep open: thousands of pictures are more than a process may."""
+    """Out of the file, which a memory map would keep open: thousands of pictures are more than a process
+    may.
+    """
     return None if found is None else np.array(found)
 
 

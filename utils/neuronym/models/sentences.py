@@ -32,7 +32,9 @@ LONGEST = 512  # tokens, where neither the folder nor the tokenizer says
 
 @dataclass
 class SentenceEncoder:
-    """encode: list of m texts -> [m, d] unit rows, float32, on the CPU; batch and order change only rounding."""
+    """encode: list of m texts -> [m, d] unit rows, float32, on the CPU; batch and order change only
+    rounding.
+    """
 
     name: str
     encode: Callable[[Sequence[str]], Tensor]

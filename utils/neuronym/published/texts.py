@@ -369,7 +369,9 @@ def against_texts(
 
 
 def among_people(measure: Measure, truth: Sequence[Sequence[str]], seed: int = 0) -> dict:
-    """`against_texts` of people among themselves: the mean over their pairs, in the order given; no constant."""
+    """`against_texts` of people among themselves: the mean over their pairs, in the order given; no
+    constant.
+    """
     columns = [list(texts) for texts in zip(*truth)]
     pairs = list(combinations(columns, 2))
     if not pairs or len(truth) < 2:

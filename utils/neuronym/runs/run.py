@@ -167,7 +167,9 @@ def finish_run(run: Run, metrics: dict) -> Path:
 
 
 def run_folder(notebook: str, params: dict) -> Path:
-    """results/<notebook>/<run_name or slug>-<8 hex>: the same for the same parameters, whatever the device."""
+    """results/<notebook>/<run_name or slug>-<8 hex>: the same for the same parameters, whatever the
+    device.
+    """
     hashed = {name: value for name, value in params.items() if name not in NOT_HASHED}
     digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
     names = [str(params[name]).rstrip("/").split("/")[-1] for name in NAMING if params.get(name)]

@@ -413,7 +413,9 @@ def projections(effects: Effects, about: Mean, R: Tensor, memory: int = MEMORY) 
 
 
 def total(effects: Effects, about: Mean, marked: Tensor | None = None, memory: int = MEMORY) -> Tensor:
-    """Sum of phi - m over the neurons, [N, d]; with `marked` [N, K] (bool) over those marked for the image."""
+    """Sum of phi - m over the neurons, [N, d]; with `marked` [N, K] (bool) over those marked for the
+    image.
+    """
     N, K, J, d = effects.shape
     b = effects.B - about.B
     out = b * (K if marked is None else marked.sum(1, keepdim=True))

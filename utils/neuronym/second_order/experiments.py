@@ -1,7 +1,8 @@
 """The paper's experiments as tables: what is lost and kept when a layer's effects are ablated, coded or
 counted otherwise.
 
-ZeroShotTask, Layer        held-out images with classes; a layer's effects on them, about a mean and along directions
+ZeroShotTask, Layer        held-out images with classes; a layer's effects on them, about a mean and along
+                           directions
                    from others
 ablations          accuracy without some effects, layer by layer and together
 against_indirect   second-order and indirect effects on the same images

@@ -144,7 +144,9 @@ def attention_heat(
 
 
 def _patches(clip: Clip, probe: Probe, names, heat, batch_size: int, progress: Progress | None) -> Tensor:
-    """heat(tower, recorded layers, rows) [b, n, T - 1] of all images, as maps on the square grid of patches."""
+    """heat(tower, recorded layers, rows) [b, n, T - 1] of all images, as maps on the square grid of
+    patches.
+    """
     tower, parts = read_tower(clip), []
     for rows, acts in recorded(clip, tower, probe, names(tower), batch_size, progress):
         parts.append(heat(tower, acts, rows))

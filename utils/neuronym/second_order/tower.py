@@ -76,7 +76,9 @@ class Tower:
 
     @property
     def lens_layers(self) -> range:
-        """Layers whose neurons have second-order effects: all but the last, behind which no attention comes."""
+        """Layers whose neurons have second-order effects: all but the last, behind which no attention
+        comes.
+        """
         return range(len(self.blocks) - 1)
 
 

@@ -70,7 +70,9 @@ def labels_table(
 
 
 def write_labels(table: pd.DataFrame, folder: Path) -> Path:
-    """Write labels.parquet (exact) and labels.csv (for people) into `folder`; returns the path of the former."""
+    """Write labels.parquet (exact) and labels.csv (for people) into `folder`; returns the path of the
+    former.
+    """
     missing = [c for c in COLUMNS if c not in table]
     if missing:
         raise ValueError(

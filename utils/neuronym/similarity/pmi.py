@@ -220,7 +220,9 @@ class Source:
     stores: list[Tensor]
 
     def take(self, i: int, again: bool = False) -> tuple[Tensor, Tensor, slice]:
-        """Block i as rows and columns of a matrix; `again`: it has been taken, and may be in its store still."""
+        """Block i as rows and columns of a matrix; `again`: it has been taken, and may be in its store
+        still.
+        """
         if not self.stores:
             return self.P, self.rows, self.blocks[i]
         width, last = self.blocks[i].stop - self.blocks[i].start, len(self.stores) - 1

@@ -11,8 +11,8 @@ SIMILARITIES        the functions by name: cos_similarity, cos_similarity_cubed,
 N images, K units, M concepts, d embedding width. Higher is better, and comparable only within one function
 and set-up. All functions take `units`, those to score (what is normalised over units is normalised over all
 K); `memory`, the bytes they may use beside inputs and result, which changes the time but not the scores; an
-`FactoredMatrix` in place of a matrix P; and a list of layers in place of Q, which gives a list of scores. Among
-equal activations the image of lower index comes first. Half precision is computed in float32.
+`FactoredMatrix` in place of a matrix P; and a list of layers in place of Q, which gives a list of scores.
+Among equal activations the image of lower index comes first. Half precision is computed in float32.
 """
 
 from __future__ import annotations

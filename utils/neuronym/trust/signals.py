@@ -2,7 +2,8 @@
 
 signals      from the probing images alone: null, margin, bootstrap, halves
 conditions   whether the label is the same under noise, other CLIPs, other prompts, other methods
-heldout_correlation     correlation of what the CLIP sees of the label with the unit, on images not used for naming
+heldout_correlation     correlation of what the CLIP sees of the label with the unit, on images not used for
+                        naming
 trust_score      one number: the mean of the shares that say "the same label again"
 correctness    whether labels are right, as far as the truth is known
 
@@ -112,7 +113,9 @@ def heldout_correlation(I: Tensor, T: Tensor, Q: Tensor, labels: Sequence[int]) 
 
 
 def trust_score(table: pd.DataFrame, shares: Sequence[str] = SHARES) -> pd.Series:
-    """Mean of the shares of cases in which the unit got the same label; nothing is fitted to what is right."""
+    """Mean of the shares of cases in which the unit got the same label; nothing is fitted to what is
+    right.
+    """
     return table[list(shares)].mean(axis=1)
 
 
@@ -254,6 +257,8 @@ def _wilson(share: np.ndarray, n: np.ndarray, z: float) -> tuple[np.ndarray, np.
 
 
 def _kept(trust: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values of trust, descending, and how many neurons have at least that, and how many of these are right."""
+    """Values of trust, descending, and how many neurons have at least that, and how many of these are
+    right.
+    """
     values, place = np.unique(-trust, return_inverse=True)
     return -values, np.cumsum(np.bincount(place)), np.cumsum(np.bincount(place, right))

@@ -138,7 +138,9 @@ def noisy_clip(clip: Clip, sd: float = 0.02, seed: int = 0) -> Clip:
 
 
 def agreement_matrix(labels: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Share of units with equal labels for each pair of conditions, {condition: K labels}; 1 on the diagonal."""
+    """Share of units with equal labels for each pair of conditions, {condition: K labels}; 1 on the
+    diagonal.
+    """
     table = _table(labels)
     codes = pd.factorize(table.to_numpy().ravel())[0].reshape(table.shape)  # [K, conditions]
     return pd.DataFrame(
@@ -262,7 +264,9 @@ def take_rows(P: Tensor | FactoredMatrix, rows: Tensor) -> Tensor | FactoredMatr
 
 
 def _most_frequent(labels: Tensor, counted: Tensor, M: int) -> Tensor:
-    """The most frequent of each column's counted labels, ties by lower index, -1 for none: [draws, K] -> [K]."""
+    """The most frequent of each column's counted labels, ties by lower index, -1 for none: [draws, K] ->
+    [K].
+    """
     keys, times = (labels + M * torch.arange(labels.shape[1], device=labels.device))[counted].unique(
         return_counts=True
     )

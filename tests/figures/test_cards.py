@@ -1,0 +1,203 @@
+"""What a unit card shows and how it is drawn: the unit's labels, its most active images as the network sees
+them, maps of any layout.
+"""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from neuronym import activations
+from neuronym.common.types import Target
+from neuronym.datasets.probe import load_probe
+from neuronym.figures import cards, style
+from neuronym.hooks import resolve_layers
+from neuronym.models.preprocess import HALF, Preprocess, preprocess_text
+from neuronym.similarity.labels import labels_table
+
+matplotlib.use("Agg")
+
+
+class Tokens(nn.Module):
+    """Sixteen patches behind `extra` tokens, whose only unit is the patch's mean red."""
+
+    def __init__(self, extra):
+        super().__init__()
+        self.block, self.extra = nn.Identity(), extra
+
+    def forward(self, x):
+        red = nn.functional.avg_pool2d(x[:, :1], 16).flatten(2).transpose(1, 2)  # [B, 16, 1]
+        return self.block(torch.cat([red[:, :1].expand(-1, self.extra, -1) * 0, red], 1)).mean(1)
+
+
+@pytest.mark.parametrize("extra", [0, 1, 2, 5])
+def test_cards_of_token_layers(extra):
+    preprocess = Preprocess(64, 64, "bicubic", HALF, HALF)
+    target = Target(
+        "own",
+        Tokens(extra).eval(),
+        preprocess,
+        preprocess_text(preprocess),
+        None,
+        f"tokens{extra}",
+        ("block",),
+        torch.zeros(1, 3, 64, 64),
+    )
+    probe = load_probe("microworld:23")
+    (layer,) = resolve_layers(target.model, "block", target.example)
+    Q = activations.unit_activations(target, probe, [layer])["block"]
+    table = labels_table(
+        torch.tensor([[1.0, 3, 2]]), ["a", "b", "c"], model="own", layer="block", method="m", k=2
+    )
+    (card,) = cards.collect(target, probe, layer, Q, table, [0], images=3)
+    assert (
+        card["labels"] == [("b", 3.0), ("c", 2.0)]
+        and card["maps"].shape == (3, 4, 4)
+        and card["truth"] is None
+    )
+    best = int(Q[:, 0].argmax())
+    expected = nn.functional.avg_pool2d(preprocess(probe.image(best))[None, :1], 16)[0, 0]
+    torch.testing.assert_close(torch.from_numpy(card["maps"][0]), expected)
+    assert card["images"][0].tobytes() == probe.image(best).tobytes()
+
+
+class Colours(nn.Module):
+    """Three maps, the picture's colours, and their means."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps, self.fc = nn.Conv2d(3, 3, 1, bias=False), nn.Linear(3, 3, bias=False)
+        self.maps.weight.data, self.fc.weight.data = torch.eye(3)[:, :, None, None], torch.eye(3)
+
+    def forward(self, x):
+        return self.fc(self.maps(x).mean((2, 3)))
+
+
+def test_cards_of_several_units_and_of_the_cache(monkeypatch):
+    preprocess = Preprocess(64, 64, "bicubic", HALF, HALF)
+    target = Target(
+        "own",
+        Colours().eval(),
+        preprocess,
+        preprocess_text(preprocess),
+        None,
+        "colours",
+        ("fc",),
+        torch.zeros(1, 3, 64, 64),
+    )
+    probe = load_probe("microworld:23")
+    maps, fc = layers = resolve_layers(target.model, "maps,fc", target.example)
+    Q = activations.unit_activations(target, probe, layers)
+    table = labels_table(torch.eye(3), ["r", "g", "b"], model="own", layer="maps", method="m", k=1)
+    given = target, probe, maps, Q["maps"], table
+    both = cards.collect(*given, [2, 0], images=4, names=["r", "g", "b"], keep=True)
+    for card, unit in zip(both, (2, 0)):
+        (single,) = cards.collect(*given, [unit], images=4)
+        best = Q["maps"][:, unit].argsort(descending=True, stable=True)[:4].tolist()
+        assert card["truth"] == card["labels"][0][0] == "rgb"[unit] and card["title"] == f"maps  unit {unit}"
+        for image, heat, alone, row in zip(card["images"], card["maps"], single["maps"], best, strict=True):
+            assert image.tobytes() == probe.image(row).tobytes()
+            torch.testing.assert_close(torch.from_numpy(heat), preprocess(probe.image(row))[unit])
+            torch.testing.assert_close(torch.from_numpy(heat), torch.from_numpy(alone))
+    assert cards.collect(target, probe, fc, Q["fc"], table, [1])[0]["maps"] is None
+    monkeypatch.setattr(cards, "_look", lambda *_: pytest.fail("everything is cached"))
+    again = cards.collect(*given, [2, 0], images=4, keep=True)
+    assert all((a["maps"] == b["maps"]).all() and a["images"] == b["images"] for a, b in zip(again, both))
+
+
+def test_spread_goes_from_the_best_unit_to_the_worst():
+    scores = torch.tensor([[0.1], [0.9], [0.5], [0.7], [0.3]])
+    table = labels_table(scores, ["a"], model="n", layer="l", method="m", k=1)
+    assert (
+        cards.cards_from_best_to_worst(table, "l", 3) == [1, 2, 0]
+        and cards.cards_from_best_to_worst(table, "l", 1) == [1]
+        and len(cards.cards_from_best_to_worst(table, "l", 99)) == 5
+    )
+
+
+def a_card(layer="layer1", unit=3, maps=True):
+    images = [Image.new("RGB", (64, 64), (40 * i, 90, 120)) for i in range(4)]
+    heat = [np.random.default_rng(i).random((4, 4)) for i in range(4)] if maps else None
+    return {
+        "title": f"{layer} unit {unit}",
+        "labels": [("red", 0.5), ("star", 0.25)],
+        "images": images,
+        "maps": heat,
+        "truth": "red",
+    }
+
+
+def texts(fig):
+    return [t.get_text() for t in fig.texts]
+
+
+def tiles(fig, row=0):
+    """The pictures of a row of `draw`, as drawn."""
+    (raster,) = (np.asarray(image.get_array())[..., :3] for ax in fig.axes for image in ax.images)
+    top, step = row * (cards.TILE + 2 * cards.GAP) + cards.GAP, cards.TILE + cards.GAP
+    return [
+        raster[top : top + cards.TILE, i * step : i * step + cards.TILE]
+        for i in range(raster.shape[1] // step)
+    ]
+
+
+def test_unit_cards_say_name_truth_and_score():
+    fig = cards.draw([a_card(), a_card(maps=False)], images=5)
+    assert texts(fig).count("red  (0.5)") == 2 and "true name: red (found)" in texts(fig)
+    heated, plain = tiles(fig, 0), tiles(fig, 1)
+    assert all(
+        not (tile == tile[0, 0]).all() for tile in heated[:4]
+    )  # a heat-map lies over every image that has one
+    assert [tuple(tile[0, 0]) for tile in plain if (tile == tile[0, 0]).all()] == [
+        *((40 * i, 90, 120) for i in range(4)),
+        (255, 255, 255),
+    ]
+
+
+def test_a_dead_unit_draws_without_a_heat_map():
+    card = a_card() | {"maps": [np.zeros((4, 4))] * 4}
+    assert all((tile == tile[0, 0]).all() for tile in tiles(cards.draw([card], images=4)))
+
+
+def test_heat_is_on_the_scale_of_the_unit_and_lies_where_it_fires():
+    maps = np.zeros((4, 2, 2))
+    maps[0, 0, 1], maps[1, 1, 0] = 8, 0.1
+    strong, weak, *rest = tiles(
+        cards.draw([a_card() | {"maps": maps, "images": [Image.new("RGB", (70, 70), "blue")] * 4}], images=4)
+    )
+    assert strong[10, -10, 0] > 150 and strong[-10, 10, 0] < 40 and abs(weak.astype(int) - rest[0]).max() < 20
+
+
+def test_small_pictures_keep_their_pixels_large_ones_their_shape():
+    dots = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    wide = Image.new("RGB", (400, 200), "red")
+    small, large = tiles(cards.draw([{"title": "t", "labels": [], "images": [dots, wide]}], images=2))
+    assert (small == np.kron(np.asarray(dots), np.ones((3, 3, 1), np.uint8))).all()
+    red = (large == (255, 0, 0)).all(2)
+    assert red.sum() == cards.TILE * cards.TILE // 2 and red.any(0).all() and not red[0].any()
+
+
+def test_saved_cards_keep_their_raster_and_their_texts(tmp_path):
+    style.style()
+    figures = {
+        name: cards.draw([a_card(name), a_card(name, maps=False)], images=4) for name in ("all", "one")
+    }
+    saved = style.save_figures(figures, tmp_path)
+    raster = np.concatenate([np.concatenate(list(tiles(figures["one"], row)), 1) for row in (0, 1)])
+    drawn = np.asarray(Image.open(saved[1]).convert("RGB"))
+    places = [
+        drawn[top : top + cards.TILE, left : left + cards.TILE]
+        for top in range(drawn.shape[0] - cards.TILE + 1)
+        for left in (drawn.shape[1] - 20 - cards.GAP - cards.TILE,)
+        if (drawn[top, left] == raster[0, -cards.TILE]).all()
+    ]
+    assert any(
+        (place == raster[: cards.TILE, -cards.TILE :]).all() for place in places
+    )  # not one pixel is resampled
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["all.pdf", "all.png", "one.png"]
+    pdf = (tmp_path / "all.pdf").read_bytes()
+    assert pdf.count(b"/Type /Page ") == 2 and b"/FontFile2" in pdf and b"/Type3" not in pdf
