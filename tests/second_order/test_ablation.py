@@ -97,7 +97,7 @@ def test_indirect_and_second_order_effects_point_alike(small):
     """The second-order effect is what attention carries of the indirect one, with the attention as it was."""
     clip, _ = small
     probe = load_probe("microworld:40")
-    found = effects.second_order(clip, probe, [0])[0]
+    found = effects.second_order_effects(clip, probe, [0])[0]
     about = effects.mean(found)
     mean = ablation.mean_activations(clip, probe, 0)
     indirect = ablation.indirect_effects(clip, probe, 0, range(256), mean)

@@ -271,7 +271,7 @@ def test_open_clip_and_openai_have_the_same_effects(tmp_path):
 
 def test_second_order_is_cached_and_batch_size_does_not_matter(small, monkeypatch):
     clip, probe = small
-    first = effects.second_order(clip, probe, [0], batch_size=4)[0]
+    first = effects.second_order_effects(clip, probe, [0], batch_size=4)[0]
     tower = read_tower(clip)
     x = torch.stack([clip.preprocess(probe.image(i)) for i in range(11)])
     with torch.no_grad():
@@ -284,7 +284,7 @@ def test_second_order_is_cached_and_batch_size_does_not_matter(small, monkeypatc
     ):
         assert_close(ours, fresh, rtol=1e-4, atol=1e-4)
     monkeypatch.setattr(effects, "coefficients", None)  # not called again
-    assert torch.equal(effects.second_order(clip, probe, [0], batch_size=3)[0].s, first.s)
+    assert torch.equal(effects.second_order_effects(clip, probe, [0], batch_size=3)[0].s, first.s)
     assert {entry["kind"] for entry in cache.entries()} == {"second_order", "image_embeddings"}
 
 
@@ -301,13 +301,13 @@ def test_a_killed_pass_is_taken_up(small, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(effects, "coefficients", failing)
         with pytest.raises(KeyboardInterrupt):
-            effects.second_order(clip, probe, [0], batch_size=4)
+            effects.second_order_effects(clip, probe, [0], batch_size=4)
         patch.setattr(effects, "coefficients", lambda *a: seen.append(len(a[1])) or real(*a))
         seen.clear()
-        resumed = effects.second_order(clip, probe, [0], batch_size=4)[0]
+        resumed = effects.second_order_effects(clip, probe, [0], batch_size=4)[0]
     assert sum(seen) == 3
     cache.prune(max_bytes=0)
-    assert torch.equal(effects.second_order(clip, probe, [0], batch_size=4)[0].s, resumed.s)
+    assert torch.equal(effects.second_order_effects(clip, probe, [0], batch_size=4)[0].s, resumed.s)
 
 
 def test_representations_have_length_100(small):
@@ -328,7 +328,7 @@ def test_representations_have_length_100(small):
 )
 def test_layers_that_have_no_effects(small, layers, message):
     with pytest.raises(ValueError, match=message):
-        effects.second_order(*small, layers)
+        effects.second_order_effects(*small, layers)
 
 
 @pytest.mark.parametrize("text, layers", [("all", [0, 1, 2, 3, 4]), ("3, 1,1", [1, 3]), ("0", [0])])

@@ -18,7 +18,7 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from neuronym.common.checks import unknown
@@ -28,9 +28,9 @@ from neuronym.runs.run import data_dir, ROOT
 CAPTION_SEED, CAPTIONS = 8_000_000_000, 2_000  # of no scene that is drawn
 
 
-def load_concepts(name: str) -> list[str]:
-    """Concepts of the set `name`: "microworld", "english:20000", "imagenet", "broden", "places365",
-    "file:words.txt".
+def load_concepts(concepts: str | Sequence[str]) -> list[str]:
+    """Concepts of a set by name: "microworld", "english:20000", "imagenet", "broden", "places365",
+    "file:words.txt"; or your own list of strings, cleaned like those.
 
     "microworld:atoms" are its 52 single words, "microworld:captions" 2,000 sentences about scenes.
 
@@ -38,16 +38,22 @@ def load_concepts(name: str) -> list[str]:
     kept; upper and lower case stay apart (ImageNet has a cardigan and a Cardigan). A relative path starts at
     the repository root. Unknown names raise a KeyError, missing lists a FileNotFoundError that says where to
     get them, files that are not UTF-8 text a ValueError that names the line.
+
+    >>> load_concepts(["a dog ", "the sea", "a dog"])
+    ['a dog', 'the sea']
     """
+    if not isinstance(concepts, str):
+        return _own(concepts)
+    name = concepts
     kind, _, rest = name.strip().partition(":")
     if kind not in CONCEPTS:
         raise unknown("concept set", kind, CONCEPTS)
     if rest and kind not in ("microworld", "english", "file"):
         raise ValueError(f"{kind} takes nothing after it, got '{name}'")
-    concepts = list(dict.fromkeys(filter(None, map(clean, CONCEPTS[kind](rest.strip())))))
-    if not concepts:
+    found = _cleaned(CONCEPTS[kind](rest.strip()))
+    if not found:
         raise ValueError(f"concept set '{name}' is empty")
-    return concepts
+    return found
 
 
 def concept_kinds(name: str) -> dict[str, str]:
@@ -68,6 +74,21 @@ def concept_kinds(name: str) -> dict[str, str]:
     if kind == "broden" and broden.is_file():
         return {clean(plain_name(row["name"])): row["category"].partition("(")[0] for row in _rows(broden)}
     return {}
+
+
+def _own(concepts: Sequence[str]) -> list[str]:
+    """A list of the user's, cleaned."""
+    strange = [c for c in concepts if not isinstance(c, str)]
+    if strange:
+        raise ValueError(f"concepts are a name or a list of strings, got {strange[0]!r} in the list")
+    found = _cleaned(concepts)
+    if not found:
+        raise ValueError("a list of concepts has at least one string with letters, got none")
+    return found
+
+
+def _cleaned(lines: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(filter(None, map(clean, lines))))
 
 
 def _microworld(rest: str) -> list[str]:

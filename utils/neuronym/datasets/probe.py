@@ -77,13 +77,14 @@ class Probe:
 
 
 def load_probe(
-    name: str,
+    images: str | Sequence[Path | str | Image.Image],
     limit: int | None = None,
     seed: int = 0,
     on_error: str = "raise",
     progress: Callable[[Iterable, int, str], Iterable] | None = None,
 ) -> Probe:
-    """Load a probing set: "microworld:500", "folder:/photos", "broden", "folder:/a+folder:/b+cifar100_val".
+    """Load a probing set: "microworld:500", "folder:/photos", "broden", "folder:/a+folder:/b+cifar100_val"; or
+    your own list of files or of PIL pictures.
 
     A "+" joins sets only where the name of a set follows, so paths may contain it; a path that contains, say,
     "+broden" is put in double quotes. Relative paths start at the repository root. `limit` takes that many
@@ -93,14 +94,21 @@ def load_probe(
     (`neuronym.datasets.images.examine`). With on_error="raise" all defective files are listed in one
     ValueError; with "skip" they are left out, and listed in `skipped`; they count towards `limit`. Unknown
     sets raise a KeyError, missing data a FileNotFoundError.
+
+    >>> load_probe("microworld:500", limit=3).N
+    3
     """
+    if isinstance(images, Probe):
+        return images
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is 'raise' or 'skip', got {on_error!r}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is at least 1 image, or None for all, got {limit}")
-    rows = list_images(name, seed)
-    if limit is not None and limit < len(rows):
-        rows = [rows[i * len(rows) // limit] for i in range(limit)]
+    if not isinstance(images, str) and len(images) and all(isinstance(one, Image.Image) for one in images):
+        return probe_from_images([images[i] for i in _evenly(limit, len(images))])
+    rows = list_images(images, seed) if isinstance(images, str) else _files(images)
+    name = images if isinstance(images, str) else f"{len(rows)} files"
+    rows = [rows[i] for i in _evenly(limit, len(rows))]
 
     seen = iter(examine([row.item for row in rows if isinstance(row.item, Path)], progress))
     checked = [(row, *(next(seen) if isinstance(row.item, Path) else ("", None))) for row in rows]
@@ -125,6 +133,29 @@ def load_probe(
         skipped,
         [row.item for row, _ in good],
     )
+
+
+def _evenly(limit: int | None, N: int) -> list[int]:
+    """Rows that `limit` keeps, spread evenly."""
+    n = N if limit is None else min(limit, N)
+    return [i * N // n for i in range(n)]
+
+
+def _files(files: Sequence[Path | str]) -> list[Row]:
+    """Rows of image files in the order given; their ids are what tells their paths apart."""
+    strange = [one for one in files if not isinstance(one, str | Path)]
+    if strange or not len(files):
+        got = f"a {type(strange[0]).__name__} in the list" if strange else "an empty list"
+        raise ValueError(f"images are the name of a set, or a list of files or of PIL pictures, got {got}")
+    paths = [Path(one).expanduser().absolute() for one in files]
+    absent = [path for path in paths if not path.is_file()]
+    if absent:
+        raise FileNotFoundError(
+            f"{len(absent)} of {len(paths)} image files are not there, the first {absent[0]}"
+        )
+    top = Path(os.path.commonpath([path.parent for path in paths]))
+    ids = [path.relative_to(top).as_posix() for path in paths]
+    return [Row(id, id, None, path) for id, path in zip(ids, paths)]
 
 
 def probe_from_scenes(name: str, seeds: Sequence[int], labels: Sequence[str] | None = None) -> Probe:

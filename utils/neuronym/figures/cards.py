@@ -1,8 +1,9 @@
 """Unit cards: labels, most active images, and where in them a unit fires.
 
+unit_cards                 labels and measurements -> a figure of chosen units
 cards_from_best_to_worst   units worth drawing: from the best-scored label to the worst
-collect  cards of some units of a layer
-draw     cards as a figure
+collect                    cards of some units of a layer
+draw                       cards as a figure
 """
 
 from __future__ import annotations
@@ -24,14 +25,55 @@ from neuronym import cache
 from neuronym.activations import activation_maps, activation_spec
 from neuronym.common.memory import top_images
 from neuronym.common.types import Target
+from neuronym.common.units import Units, units_by_layer
 from neuronym.datasets.probe import Probe
 from neuronym.figures.style import DPI
 from neuronym.hooks import LayerInfo
+from neuronym.measurements import Measurements
 from neuronym.models.preprocess import seen
 
 SCHEMA = 1
 HEAT = "inferno"
 TILE, GAP, ROOM = 192, 12, 400  # side of a picture, space around it, width of the texts; in pixels
+
+
+def unit_cards(
+    labels: pd.DataFrame, data: Measurements, units: Units | Mapping[str, Units] = 5, images: int = 6
+) -> Figure:
+    """A figure with a card of each chosen unit: its labels, its most active images, and where in them it fires.
+
+    `labels` is a labels table (of one method), `data` what it was made from or the whole of it; units are
+    chosen as in `neuronym.common.units`, label:WORD among `labels`. Errors: ValueError for units that are not there
+    and for labels of other layers.
+
+    >>> from neuronym import clip_dissect, measure
+    >>> data = measure("microworld:resnet", "fc", "microworld:60", "microworld", "microworld:atoms")
+    >>> figure = unit_cards(clip_dissect(data), data, units=[3, 17], images=4)
+    """
+    known = [layer for layer in data.layers if layer in set(labels["layer"])]
+    if not known:
+        raise ValueError(
+            f"the labels are of layers {', '.join(dict.fromkeys(labels['layer']))}, the measurements of "
+            f"{', '.join(data.layers)}; give those that belong together"
+        )
+    wanted = units_by_layer(units, {layer: data.sizes[layer] for layer in known}, labels)
+    classes = data.classes
+    cards = [
+        card
+        for layer, some in wanted.items()
+        for card in collect(
+            data.target,
+            data.probe,
+            data.layers[layer],
+            data.Q[layer],
+            labels,
+            some,
+            images,
+            names=classes if classes and layer == data.target.layers[-1] else None,
+            device=data.I.device,
+        )
+    ]
+    return draw(cards, images)
 
 
 def cards_from_best_to_worst(table: pd.DataFrame, layer: str, n: int) -> Sequence[int]:

@@ -22,7 +22,7 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -50,14 +50,41 @@ PLACES_FILE = "resnet18_places365.pth.tar"
 PLACES_URL = f"http://places2.csail.mit.edu/models_places365/{PLACES_FILE}"
 
 
-def load_target(name: str, device: str | torch.device = "cpu", suggest: bool = True) -> Target:
-    """Load a target by name (see the module's text), in evaluation mode, float32, without parameter
-    gradients.
+def load_target(
+    target: str | nn.Module | Target,
+    device: str | torch.device = "cpu",
+    suggest: bool = True,
+    *,
+    preprocess: Callable[[Image.Image], Tensor] | None = None,
+    classes: Sequence[str] | None = None,
+    name: str = "",
+) -> Target:
+    """A target network in evaluation mode, float32, without parameter gradients: by its name (see the module's
+    text), or your own module with what turns a PIL picture into its input (ImageNet's 256 -> 224 by default).
 
-    Without `suggest` it has no `layers`, whose search takes a few forward passes.
+    `classes` name the units of the output layer, `name` stands in tables and figures. A module given here is
+    changed in place. Without `suggest` it has no `layers`, whose search takes a few forward passes.
     Errors: KeyError for an unknown name, FileNotFoundError for absent weights, ModuleNotFoundError for an
-    absent extra.
+    absent extra, ValueError for options that belong to a module beside a name.
+
+    >>> load_target("microworld:resnet").layers[-1]
+    'fc'
     """
+    if isinstance(target, Target):
+        return target
+    if isinstance(target, nn.Module):
+        made = _complete(target, preprocess, list(classes) if classes else None, suggest)
+        target.to(device)
+        return replace(made, name=name or type(target).__name__, example=made.example.to(device))
+    if not isinstance(target, str):
+        raise ValueError(
+            f"a target is a name or a torch.nn.Module, got {type(target).__name__}; call it first?"
+        )
+    if preprocess is not None or classes or name:
+        raise ValueError(
+            f"preprocess, classes and name go with a module of your own, got the name '{target}'"
+        )
+    name = target
     kind, _, rest = name.partition(":")
     loader = TARGETS.get(kind)
     if loader is None and rest and all(part.isidentifier() for part in kind.split(".")):
@@ -65,9 +92,9 @@ def load_target(name: str, device: str | torch.device = "cpu", suggest: bool = T
     if loader is None:
         raise unknown("target", name, [*TARGETS, "package.module:function"])
     loaded = loader(rest)
-    target = loaded if isinstance(loaded, Target) else _complete(*loaded, suggest=suggest)
-    target.model.to(device)
-    return replace(target, name=name, example=target.example.to(device))
+    made = loaded if isinstance(loaded, Target) else _complete(*loaded, suggest=suggest)
+    made.model.to(device)
+    return replace(made, name=name, example=made.example.to(device))
 
 
 def _complete(

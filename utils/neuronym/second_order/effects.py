@@ -1,7 +1,7 @@
 """Second-order effects of the MLP neurons of a CLIP's ViT, exactly and in factors (Gandelsman et al. 2025,
 section 3).
 
-second_order     effects of layers for a probe, cached
+second_order_effects     effects of layers for a probe, cached
 Effects          phi[i, n] = sum_j s[i, j, n] V[n, j] + B[i]
 coefficients     s and B of a batch of images, and their representations, from one forward pass
 layer_factors    what V and B are made of, from the weights
@@ -100,7 +100,7 @@ class Effects:
         return N, K, J, self.B.shape[1]
 
 
-def second_order(
+def second_order_effects(
     clip: Clip, probe: Probe, layers: Iterable[int], batch_size: int = 32, progress: Progress | None = None
 ) -> dict[int, Effects]:
     """Effects of every neuron of the given MLP layers (counted from 0) for every image: {layer: Effects}.

@@ -1,0 +1,86 @@
+"""Units by id, count, range, label and layer; what is none of these is refused in a sentence."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from neuronym.common.units import choose_units, units_by_layer
+
+SIZES = {"conv1": 24, "layer4": 192, "fc": 52}
+LABELS = pd.DataFrame(
+    {
+        "layer": ["fc"] * 4 + ["layer4"] * 2,
+        "unit": [3, 1, 2, 2, 7, 8],
+        "rank": [1, 1, 1, 2, 1, 1],
+        "label": ["red Dogs", "cat", "hotdog", "dog", "dog (sad)", "sea"],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "units, wanted",
+    [
+        ("all", list(range(52))),
+        ("52", list(range(52))),
+        ("100", list(range(52))),
+        (100, list(range(52))),
+        ("1", [0]),
+        ("5", [0, 10, 20, 31, 41]),
+        (5, [0, 10, 20, 31, 41]),
+        ("ids:51,3,3", [3, 51]),
+        (" ids: 3 , 0 - 2 ", [0, 1, 2, 3]),
+        ([17, 3], [3, 17]),
+        (range(2), [0, 1]),
+    ],
+)
+def test_units_of_a_layer(units, wanted):
+    assert choose_units(units, 52, "fc") == wanted
+
+
+def test_units_by_their_label():
+    assert choose_units("label:dog", 52, "fc", LABELS) == [3]
+    assert choose_units("label:CAT", 52, "fc", LABELS) == [1]
+    assert units_by_layer("label:dog", SIZES, LABELS) == {"layer4": [7], "fc": [3]}
+    with pytest.raises(ValueError, match="no unit is chosen by 'label:bird' among layers conv1, layer4, fc"):
+        units_by_layer("label:bird", SIZES, LABELS)
+    with pytest.raises(ValueError, match="label:dog needs labels"):
+        choose_units("label:dog", 52, "fc")
+
+
+def test_units_layer_by_layer():
+    assert units_by_layer("layer4=ids:1,2; fc=2", SIZES) == {"layer4": [1, 2], "fc": [0, 26]}
+    assert units_by_layer({"fc": [5]}, SIZES) == {"fc": [5]}
+    assert units_by_layer(2, SIZES) == {"conv1": [0, 12], "layer4": [0, 96], "fc": [0, 26]}
+
+
+@pytest.mark.parametrize(
+    "units, message",
+    [
+        ("ids:52", "layer 'fc' has units 0 to 51, got 52 in 'ids:52'"),
+        ("ids:5-2", "numbers and ranges between commas"),
+        ("ids:", "numbers and ranges between commas"),
+        ("ids:a", "numbers and ranges between commas"),
+        ("0", "units are all, a count"),
+        ("-1", "units are all, a count"),
+        ("some", "units are all, a count"),
+        ("", "units are all, a count"),
+        ("label:", "label: needs a word"),
+        ([], "a list of numbers in a script"),
+        ([1.5], "a list of numbers in a script"),
+        (True, "a list of numbers in a script"),
+        (None, "a list of numbers in a script"),
+        ([-1], "has units 0 to 51, got -1"),
+    ],
+)
+def test_what_chooses_no_units(units, message):
+    with pytest.raises(ValueError, match=message):
+        choose_units(units, 52, "fc", LABELS)
+
+
+@pytest.mark.parametrize(
+    "units, message", [("layer5=3", "no layer 'layer5'; nearest: layer4"), ("=3", "layer by layer")]
+)
+def test_layers_that_are_not_there(units, message):
+    with pytest.raises((KeyError, ValueError), match=message):
+        units_by_layer(units, SIZES)

@@ -1,0 +1,126 @@
+"""Which units: one way to say it, wherever units are described or drawn.
+
+    all          every unit of the layer
+    12           so many, evenly spread over the layer (all where there are fewer)
+    ids:3,17,42  these units, counted from 0;  ids:0-9 a range, its end included
+    label:dog    those whose best label has the word, in upper or lower case, singular or plural
+    layer4=ids:1,2;fc=20    layer by layer; a layer that is not named gives none
+
+In scripts a number stands for a count, and a list of numbers for ids.
+
+choose_units    units of one layer
+units_by_layer  units of several layers
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+
+import pandas as pd
+
+from neuronym.common.checks import unknown
+from neuronym.common.text import name_pattern
+
+Units = str | int | Sequence[int]
+FORMS = "all, a count, ids:3,17,42, ids:0-9 or label:dog"
+
+
+def units_by_layer(
+    units: Units | Mapping[str, Units], sizes: Mapping[str, int], labels: pd.DataFrame | None = None
+) -> dict[str, list[int]]:
+    """Units of each layer, ascending: sizes {layer: K} -> {layer: units}, layers without any left out.
+
+    `labels` is a labels table, which label:WORD reads. Errors: ValueError for a form that is none and for units
+    outside their layer, KeyError for a layer that is not there; each says what may stand instead.
+
+    >>> units_by_layer("layer4=ids:1-3;fc=2", {"conv1": 24, "layer4": 192, "fc": 52})
+    {'layer4': [1, 2, 3], 'fc': [0, 26]}
+    """
+    wanted = dict(units) if isinstance(units, Mapping) else _named(units)
+    if wanted is None:
+        wanted = dict.fromkeys(sizes, units)
+    for layer in wanted:
+        if layer not in sizes:
+            raise unknown("layer", layer, sizes)
+    found = {
+        layer: choose_units(wanted[layer], sizes[layer], layer, labels) for layer in sizes if layer in wanted
+    }
+    found = {layer: some for layer, some in found.items() if some}
+    if not found:
+        raise ValueError(f"no unit is chosen by {units!r} among layers {', '.join(sizes)}; write {FORMS}")
+    return found
+
+
+def choose_units(units: Units, K: int, layer: str = "", labels: pd.DataFrame | None = None) -> list[int]:
+    """Units of a layer of K, ascending and each once; see the module's text for what `units` may be.
+
+    >>> choose_units("ids:7,0-2", 52)
+    [0, 1, 2, 7]
+    >>> choose_units(4, 52)
+    [0, 13, 26, 39]
+    """
+    where = f"layer '{layer}'" if layer else "the layer"
+    text = units.strip() if isinstance(units, str) else units
+    if isinstance(text, str) and text.startswith("label:"):
+        return _labelled(text.removeprefix("label:").strip(), layer, labels)
+    if isinstance(text, str) and text.startswith("ids:"):
+        ids = _listed(text.removeprefix("ids:"), units)
+    elif isinstance(text, str):
+        count = K if text == "all" else int(text) if text.isdecimal() else -1
+        ids = _spread(count, K, units)
+    elif isinstance(text, Integral) and not isinstance(text, bool):
+        ids = _spread(int(text), K, units)
+    else:
+        ids = list(text) if isinstance(text, Sequence) or hasattr(text, "__iter__") else []
+        if not ids or not all(isinstance(i, Integral) and not isinstance(i, bool) for i in ids):
+            raise ValueError(f"units are {FORMS}, or a list of numbers in a script, got {units!r}")
+    outside = [int(i) for i in ids if not 0 <= i < K]
+    if outside:
+        raise ValueError(f"{where} has units 0 to {K - 1}, got {outside[0]} in {units!r}; leave it out")
+    return sorted({int(i) for i in ids})
+
+
+def _spread(count: int, K: int, units: Units) -> list[int]:
+    """Units at even steps from 0, all where a layer has no more."""
+    if count < 1:
+        raise ValueError(f"units are {FORMS}, got {units!r}")
+    n = min(count, K)
+    return [i * K // n for i in range(n)]
+
+
+def _listed(text: str, units: Units) -> list[int]:
+    """Numbers and ranges between commas."""
+    ids: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not found or (found[2] and int(found[2]) < int(found[1])):
+            raise ValueError(f"ids are numbers and ranges between commas, as ids:3,17,40-42, got {units!r}")
+        ids += range(int(found[1]), int(found[2] or found[1]) + 1)
+    return ids
+
+
+def _labelled(word: str, layer: str, labels: pd.DataFrame | None) -> list[int]:
+    """Units of the layer whose label of rank 1 has the word; none of it is an empty list."""
+    if labels is None:
+        raise ValueError(
+            f"label:{word} needs labels to look in; give the labels table, or choose units by ids:"
+        )
+    if not word:
+        raise ValueError("label: needs a word, as in label:dog")
+    best = labels[labels["rank"] == 1]
+    if layer:
+        best = best[best["layer"] == layer]
+    pattern = name_pattern([word])
+    return sorted({int(unit) for unit, label in zip(best["unit"], best["label"]) if pattern.search(label)})
+
+
+def _named(units: Units) -> dict[str, str] | None:
+    """{layer: form} of "layer4=ids:1,2;fc=20", None for one form of all layers."""
+    if not isinstance(units, str) or "=" not in units:
+        return None
+    parts = [part.partition("=") for part in units.split(";") if part.strip()]
+    if not all(equals and name.strip() and form.strip() for name, equals, form in parts):
+        raise ValueError(f"units layer by layer are written layer4=ids:1,2;fc=20, got {units!r}")
+    return {name.strip(): form.strip() for name, _, form in parts}

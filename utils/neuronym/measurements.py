@@ -1,0 +1,137 @@
+"""What a network and an image-text model make of the same images: all that a naming method reads.
+
+measure        target, layers, images, CLIP and words -> Measurements
+Measurements   activations Q of each layer, image embeddings I, text embeddings T, and what they are of
+
+Notebooks and scripts begin here; `clip_dissect`, `describe_and_dissect` and `unit_cards` take what it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from neuronym.activations import activations_and_embeddings, embed_concepts, spot_check
+from neuronym.common.types import Clip, Device, Progress, Target
+from neuronym.common.units import Units, units_by_layer
+from neuronym.datasets.concepts import load_concepts
+from neuronym.datasets.probe import load_probe, Probe, subset
+from neuronym.evaluation.presence import split
+from neuronym.hooks import LayerInfo, resolve_layers
+from neuronym.models.clips import load_clip
+from neuronym.models.targets import load_target
+from neuronym.similarity.matrix import FactoredMatrix
+
+
+@dataclass(frozen=True, eq=False)
+class Measurements:
+    """Activations Q {layer: [N, K]} of a target's layers and CLIP embeddings I [N, d] of the same N images, with
+    text embeddings T [M, d] of M concepts; all on one device.
+    """
+
+    target: Target
+    layers: dict[str, LayerInfo]
+    probe: Probe
+    clip: Clip
+    concepts: list[str]
+    Q: dict[str, Tensor]
+    I: Tensor
+    T: Tensor
+    pool: str = "avg"  # how a map became one value
+
+    @property
+    def N(self) -> int:
+        """Number of images."""
+        return len(self.I)
+
+    @property
+    def P(self) -> FactoredMatrix:
+        """Concept-activation matrix [N, M] of plain cosines, held as its factors I and T."""
+        return FactoredMatrix(self.I, self.T)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Units of each layer."""
+        return {name: q.shape[1] for name, q in self.Q.items()}
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the units of the target's output layer, where they are known and the layer was measured."""
+        final, names = self.target.layers[-1:], self.target.classes
+        known = bool(final) and names is not None and self.sizes.get(final[0]) == len(names)
+        return names if known else None
+
+    def units(self, units: Units | Mapping[str, Units], labels=None) -> dict[str, list[int]]:
+        """Units of each layer, in the words of `neuronym.common.units`."""
+        return units_by_layer(units, self.sizes, labels)
+
+    def rows(self, rows: Sequence[int] | Tensor) -> Measurements:
+        """The same of some images, in the order given."""
+        index = torch.as_tensor(rows, dtype=torch.long)
+        at = index.to(self.I.device)
+        Q = {name: q[at] for name, q in self.Q.items()}
+        return replace(self, probe=subset(self.probe, index.tolist()), Q=Q, I=self.I[at])
+
+    def split(self, share: float) -> tuple[Measurements, Measurements]:
+        """Images to name with, and the `share` of them held out to test with, spread evenly over the probe."""
+        naming, held_out = split(self.N, share)
+        return self.rows(naming), self.rows(held_out)
+
+
+def measure(
+    target: str | torch.nn.Module | Target,
+    layers: str | Sequence[str] | Sequence[LayerInfo],
+    probe: str | Sequence | Probe,
+    clip: str | Clip,
+    concepts: str | Sequence[str],
+    *,
+    pool: str = "avg",
+    template: str = "{}",
+    batch_size: int = 64,
+    device: Device = None,
+    dtype: str = "float32",
+    progress: Progress | None = None,
+) -> Measurements:
+    """Pass the images through a target and a CLIP, once for both, and embed the concepts; all of it is cached.
+
+    Everything may be an object or the name of one (`load_target`, `load_probe`, `load_clip`, `load_concepts`).
+    `layers` are names, globs or "all"; `pool` makes a map one value ("avg", "max", "cls"); `template` stands
+    around every concept; results are on `device` (where the target is, by default). A few rows are computed
+    anew and compared with the cache. Errors: those of the loaders; ValueError for an activation that is not
+    finite, and for cached rows that differ from fresh ones.
+
+    >>> data = measure("microworld:resnet", "fc", "microworld:40", "microworld", ["a red circle", "a star"])
+    >>> data.Q["fc"].shape, data.P.shape
+    (torch.Size([40, 52]), (40, 2))
+    """
+    target = load_target(target, device or "cpu") if not isinstance(target, Target) else target
+    place = torch.device(device) if device is not None else target.example.device
+    clip = load_clip(clip, place) if isinstance(clip, str) else clip
+    words = load_concepts(concepts)
+    found = _layers(target, layers)
+    images = load_probe(probe, progress=progress)
+    Q, I = activations_and_embeddings(
+        target, found, clip, images, pool, batch_size, place, progress, dtype=dtype
+    )
+    spot_check(target, images, Q, found, pool, device=place, dtype=dtype)
+    return Measurements(
+        target,
+        {layer.name: layer for layer in found},
+        images,
+        clip,
+        words,
+        {name: q.to(place) for name, q in Q.items()},
+        I.to(place),
+        embed_concepts(clip, words, template).to(place),
+        pool,
+    )
+
+
+def _layers(target: Target, layers: str | Sequence) -> list[LayerInfo]:
+    """Layers by name or glob, or as they were resolved before."""
+    if not isinstance(layers, str) and all(isinstance(layer, LayerInfo) for layer in layers):
+        return list(layers)
+    return resolve_layers(target.model, layers, target.example)
