@@ -19,7 +19,8 @@ from types import SimpleNamespace
 import pytest
 
 from neuronym.common.checks import UnknownName
-from neuronym.models import llms, transcripts
+from neuronym.models import server as chat_server
+from neuronym.models import transcripts
 from neuronym.models.llms import Ledger, Llm, load_llm
 from neuronym.models.transcripts import (
     answers,
@@ -74,7 +75,7 @@ def server(monkeypatch):
         log.url = f"{address}/v1"
         monkeypatch.setenv("OPENAI_BASE_URL", log.url)
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        monkeypatch.setattr(llms, "FIRST_WAIT", 0.0)
+        monkeypatch.setattr(chat_server, "FIRST_WAIT", 0.0)
         yield log
         log.release.set()
 

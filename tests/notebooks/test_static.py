@@ -18,7 +18,7 @@ ALWAYS = {"smoke": False, "device": "auto", "seed": 0, "run_name": ""}
 TAKEN_BY_START_RUN = {"device", "seed", "run_name"}
 FORBIDDEN_CALLS = {"eval", "exec", "chdir", "os.chdir", "empty_cache"}
 ABSOLUTE = re.compile(r"(/[\w.-]+|~/|~$|[A-Za-z]:[\\/])")
-LONGEST = 40
+LONGEST = 62
 
 
 def problems(path: Path) -> list[str]:
@@ -192,7 +192,7 @@ HOME = "/" + "home/me/photos"
         ({"cells": (START, USE, f"x = {HOME!r}")}, f"absolute path '{HOME}'"),
         ({"cells": (START, USE, "x = f'" + HOME + "/{smoke}'")}, "absolute path"),
         ({"cells": (START, USE, "x = 'C:\\\\data'")}, "absolute path"),
-        ({"cells": (START, USE, "x = 0\n" * 41)}, "has 41 lines, at most 40"),
+        ({"cells": (START, USE, "x = 0\n" * 63)}, "has 63 lines, at most 62"),
     ],
 )
 def test_a_bad_notebook_is_caught(tmp_path, changes, message):
