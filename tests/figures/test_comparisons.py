@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neuronym.evaluation.sanity import PUBLISHED
+from neuronym.evaluation.sanity import published
 from neuronym.figures import comparisons
 
 
@@ -48,14 +48,11 @@ def test_methods_stand_in_order_with_bounds_above_and_controls_below():
 
 def test_sanity_table_shows_the_shares():
     columns = pd.MultiIndex.from_tuples([("missing", "theory", "here"), ("passes", "all", "published")])
-    table = pd.DataFrame(
-        [[1.0, row[4]] for row in PUBLISHED.values()], index=list(PUBLISHED), columns=columns
-    )
+    passes = published()["passes", "all"]
+    table = pd.DataFrame([[1.0, passed] for passed in passes], index=passes.index, columns=columns)
     (ax,) = comparisons.sanity_table(table).axes
     assert [t.get_text() for t in ax.get_xticklabels()] == ["missing\ntheory\nhere", "passes\npublished"]
-    assert [t.get_text() for t in ax.texts] == [
-        f"{x:.2f}" for row in PUBLISHED.values() for x in (1.0, float(row[4]))
-    ]
+    assert [t.get_text() for t in ax.texts] == [f"{x:.2f}" for passed in passes for x in (1.0, float(passed))]
 
 
 def test_accuracy_responses_and_ranges():

@@ -7,10 +7,17 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import pandas as pd
 import pytest
 
 from neuronym.published import labels
-from neuronym.published.labels import fetch_published, FILES, load_published, load_ratings, published_folder
+from neuronym.published.labels import (
+    fetch_published,
+    label_files,
+    load_published,
+    load_ratings,
+    published_folder,
+)
 from neuronym.similarity.labels import COLUMNS
 
 SMALL = "dnd/DnD_results/BLIP2_data/BLIP2-Layer1.csv"
@@ -120,11 +127,20 @@ def test_ratings(folder):
 # where the files come from
 
 
+def test_every_file_is_pinned_and_has_a_source():
+    table = pd.read_csv(labels.TABLES / "label_files.csv", keep_default_na=False)
+    assert list(table.columns) == ["path", "method", "model", "layer", "base", "source", "sha256"]
+    assert table["sha256"].str.fullmatch("[0-9a-f]{64}").all() and table["path"].is_unique
+    assert table["source"].tolist() == [labels.SOURCES[path.partition("/")[0]] for path in table["path"]]
+    assert (table["base"] == (table["method"] == "netdissect")).all()
+    assert (table[["method", "model"]] != "").all(axis=None)
+
+
 @pytest.fixture
 def server(tmp_path, folder):
-    """The files of FILES as their repositories give them."""
+    """The files of `label_files` as their repositories give them."""
     root = tmp_path / "served"
-    for path in FILES:
+    for path in label_files():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / path, root / path)
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=root))
@@ -140,7 +156,7 @@ def test_download(server, tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     home = tmp_path / "home"
     url = address + "{repository}/{path}"
-    assert fetch_published(home, url=url) == len(FILES) == 32
+    assert fetch_published(home, url=url) == len(label_files()) == 32
     assert len(load_published(home)) > 30_000 and fetch_published(home, url="nothing is asked") == 0
     (home / SMALL).unlink()
     (root / SMALL).write_text("Neuron ID,Label 1\n0,other\n")

@@ -4,6 +4,8 @@ digit.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pandas as pd
 import pytest
 
@@ -17,9 +19,9 @@ from neuronym.published.texts import (
     final_layer,
     MPNET,
     places_accuracy,
-    PRINTED,
-    RELIABLE,
+    printed_reliable,
 )
+from neuronym.published.values import printed
 
 
 def test_only_the_same_encoder_has_a_difference():
@@ -35,21 +37,19 @@ def test_only_the_same_encoder_has_a_difference():
 
 def test_printed_layers_give_their_mean():
     """Table 9 averages neurons: layers weighted by their reliable neurons give the printed value of all."""
-    sizes = [len(units) for units in RELIABLE.values()]
-    assert sizes == [22, 22, 31, 28] and all(len(set(units)) == len(units) for units in RELIABLE.values())
+    cosines = printed("text_cosines").set_index(["table", "whose", "layer", "encoder"])["value"]
+    sizes = Counter(layer for layer, _ in printed_reliable())
+    assert sizes == {"layer1": 22, "layer2": 22, "layer3": 31, "layer4": 28}
+    assert len(set(printed_reliable())) == 103
     for table, encoder in (("people", CLIP), ("people", "mpnet, characters")):
         for whose in ("clip_dissect", "dnd", "milan_places365", "depiction", "milannotations"):
-            layers = [PRINTED[(table, whose, layer, encoder)] for layer in RELIABLE]
-            assert sum(n * v for n, v in zip(sizes, layers)) / 103 == pytest.approx(
-                PRINTED[(table, whose, "all", encoder)], abs=1e-4
-            )
+            mean = sum(n * cosines[table, whose, layer, encoder] for layer, n in sizes.items()) / 103
+            assert mean == pytest.approx(cosines[table, whose, "all", encoder], abs=1e-4)
 
 
 def test_reliable_neurons_are_in_the_files(shared):
     neurons = load_published(shared / "published", models=["resnet152"])
-    found = against_people(
-        by_words, neurons, units={(layer, u) for layer, units in RELIABLE.items() for u in units}
-    )
+    found = against_people(by_words, neurons, units=set(printed_reliable()))
     assert found.groupby("layer")["units"].unique().map(list).to_dict() == {
         "layer1": [22],
         "layer2": [22],
@@ -65,7 +65,7 @@ def test_reliable_neurons_are_in_the_files(shared):
 
     met = [
         bool(content_words(dnd[("layer4", u)]) & content_words(t))
-        for u in RELIABLE["layer4"]
+        for u in (u for layer, u in printed_reliable() if layer == "layer4")
         for t in people[("layer4", u)]
     ]
     assert found[("dnd", "layer4")] == pytest.approx(sum(met) / len(met))

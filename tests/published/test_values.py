@@ -1,23 +1,80 @@
-"""neuronym.published.labels, neuronym.common.statistics: every printed value comes out, a wrong one is seen,
-statistics are right.
+"""neuronym.published.values, neuronym.common.statistics: printed tables are sound, every value comes out, a
+wrong one is seen, statistics are right.
 """
 
 from __future__ import annotations
+
+import csv
+import math
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from neuronym.common.statistics import holm, interval, paired
-from neuronym.published import labels as labels_module
-from neuronym.published.labels import (
-    compared,
-    load_published,
-    load_ratings,
-    pool_matches,
-    PUBLISHED,
-    recomputed,
-)
+from neuronym.published.labels import label_files, load_published, load_ratings, TABLES
+from neuronym.published.values import compared, pool_matches, printed, recomputed
+
+KEYS = ["quantity", "whose", "network", "layer"]
+ROWS = {
+    "label_statistics": 164,
+    "metric_sanity": 90,
+    "name_accuracy": 116,
+    "reliable_neurons": 103,
+    "text_cosines": 65,
+}
+
+
+def test_every_table_is_known():
+    assert {path.stem for path in TABLES.iterdir()} == {*ROWS, "label_files"}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_printed_tables_have_sources_and_digits(name):
+    with open(TABLES / f"{name}.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = list(rows[0])
+    assert columns[0] == "quantity" and columns[-3:] == ["source", "value", "digits"] and len(columns) > 5
+    for row in rows:
+        assert None not in row and all(
+            text is not None and text == text.strip() != "" for text in row.values()
+        )
+        assert math.isfinite(float(row["value"])) and 0 <= int(row["digits"]) <= 5
+        # written as printed: with exactly these digits, so the value rounds to itself
+        assert row["value"] == f"{float(row['value']):.{row['digits']}f}", row
+    keys = [tuple(row[c] for c in columns[:-3]) for row in rows]
+    if name == "reliable_neurons":  # its value, a unit, tells a row
+        keys = [(*key, row["value"]) for key, row in zip(keys, rows)]
+    assert len(set(keys)) == len(keys) == ROWS[name]
+    table = printed(name)
+    assert list(table.columns) == columns and table["value"].tolist() == [float(r["value"]) for r in rows]
+    assert table["value"].dtype == "float64" and table["digits"].dtype == "int64"
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_shares_and_cosines_are_not_in_percent(name):
+    table = printed(name)
+    counts = ["mean_rank", "median_rank", "mean rating", "rating, mean", "rating, low", "rating, high"]
+    fractions = table[(table["digits"] > 0) & ~table["quantity"].isin([*counts, "words of a label"])]
+    assert fractions["value"].abs().max() <= 1 or fractions.empty
+
+
+def test_sources_name_files_that_are_pinned():
+    known = printed("label_statistics")
+    named = set(re.findall(r"(?:clip_dissect|dnd)/\S+\.csv", " ".join(known["source"])))
+    assert len(named) > 25 and named <= set(label_files())
+
+
+def test_an_unknown_table_gives_the_nearest_names(monkeypatch, tmp_path):
+    with pytest.raises(
+        KeyError, match="no table of printed values 'text_cosine'; nearest: text_cosines; known"
+    ):
+        printed("text_cosine")
+    with pytest.raises(KeyError, match="no table of printed values '../published/text_cosines'"):
+        printed("../published/text_cosines")
+    monkeypatch.setenv("NEURONYM_DATA", str(tmp_path))
+    assert len(printed("text_cosines")) == 65, "printed values belong to the code, wherever data lie"
 
 
 @pytest.fixture(scope="module")
@@ -27,27 +84,31 @@ def found(shared):
 
 def test_every_published_value_comes_out(found):
     table = compared(found)
-    assert len(table) == len(PUBLISHED) > 160 and table["same"].all(), table[~table["same"]].to_string()
+    assert len(table) == len(printed("label_statistics")) == 164 and table["same"].all(), table[
+        ~table["same"]
+    ].to_string()
 
 
-def test_a_wrong_or_missing_value_is_seen(found, monkeypatch):
+def test_a_wrong_or_missing_value_is_seen(found):
     key = ("detectors", "netdissect", "resnet50", "layer4")
-    monkeypatch.setattr(
-        labels_module, "PUBLISHED", {**PUBLISHED, key: (1354, 0), ("mean score", "x", "y", "z"): (0.1, 4)}
-    )
-    table = compared(found)
+    known = printed("label_statistics").set_index(KEYS).sort_index()[["value", "digits"]]
+    known.loc[key, "value"] = 1354
+    known.loc[("mean score", "x", "y", "z"), :] = 0.1, 4
+    table = compared(found, known.reset_index())
     assert (~table["same"]).sum() == 2 and table[table["whose"] == "x"]["recomputed"].isna().all()
-    assert table.set_index(["quantity", "whose", "network", "layer"]).loc[key, "difference"] == 1
+    assert table.set_index(KEYS).loc[key, "difference"] == 1
 
 
-def test_only_ends_of_intervals_may_differ_by_more_than_a_digit(found, monkeypatch):
-    off = {
-        ("rating, low", "Mean", "resnet50", "all"): (2.4275 - 0.0099, 3),
-        ("rating, high", "Mean", "resnet50", "all"): (2.785 + 0.0101, 3),
-        ("rating, mean", "Mean", "resnet50", "all"): (2.606, 3),
-    }
-    monkeypatch.setattr(labels_module, "PUBLISHED", off)
-    assert compared(found)["same"].tolist() == [True, False, False]
+def test_only_ends_of_intervals_may_differ_by_more_than_a_digit(found):
+    off = pd.DataFrame(
+        [
+            ("rating, low", "Mean", "resnet50", "all", 2.4275 - 0.0099, 3),
+            ("rating, high", "Mean", "resnet50", "all", 2.785 + 0.0101, 3),
+            ("rating, mean", "Mean", "resnet50", "all", 2.606, 3),
+        ],
+        columns=[*KEYS, "value", "digits"],
+    )
+    assert compared(found, off)["same"].tolist() == [True, False, False]
 
 
 def test_pool_by_hand():

@@ -5,7 +5,7 @@ Setting         one choice of images, CLIP and prompt
 image_sets      the whole probing set, the sets it joins, and smaller ones
 settings        those worth comparing: one thing changed at a time
 by_setting      accuracy, ranks and text cosines for every setting and similarity function
-PUBLISHED       CLIP-Dissect's tables 2 and 3
+published       CLIP-Dissect's tables 2 and 3
 with_published  by_setting's table with the printed values in the next columns
 
 How good is a name? Rank of the true name, closeness of texts, and the oracle that knows what is in every
@@ -48,6 +48,7 @@ from neuronym.common.statistics import auroc, correlation
 from neuronym.common.types import Clip
 from neuronym.datasets.probe import part_names, Probe
 from neuronym.hooks import get_layer
+from neuronym.published.values import printed
 from neuronym.similarity.matrix import checked, FactoredMatrix
 from neuronym.similarity.scores import score, SIMILARITIES, top_labels
 
@@ -163,44 +164,16 @@ def by_setting(
 
 
 _COLUMNS = ("cosine_clip", "cosine_mpnet", "top1", "top5", "mean_rank", "median_rank", "auroc")
-_TABLE_3 = {  # ResNet-50, final layer; cosines with 20,000 words, the rest with the 1,000 class names
-    "cos_similarity": {
-        "cifar100_train": (0.6484, 0.2756, 0.086, 0.251, 53.94, 21, 0.5926),
-        "broden": (0.6235, 0.2153, 0.057, 0.213, 63.92, 24, 0.5710),
-        "imagenet_val": (0.6216, 0.2829, 0.159, 0.438, 22.56, 7, 0.4849),
-        "imagenet_val+broden": (0.6421, 0.2587, 0.113, 0.346, 32.64, 11, 0.5003),
-    },
-    "rank_reorder": {
-        "cifar100_train": (0.7227, 0.3247, 0.366, 0.675, 13.63, 3, 0.6338),
-        "broden": (0.7471, 0.3856, 0.577, 0.837, 6.69, 1, 0.6853),
-        "imagenet_val": (0.7832, 0.4911, 0.898, 0.986, 2.28, 1, 0.6434),
-        "imagenet_val+broden": (0.7866, 0.5035, 0.899, 0.982, 2.12, 1, 0.5993),
-    },
-    "wpmi": {
-        "cifar100_train": (0.7192, 0.3457, 0.240, 0.550, 20.46, 4, 0.6355),
-        "broden": (0.7427, 0.3886, 0.471, 0.794, 7.58, 2, 0.7118),
-        "imagenet_val": (0.7944, 0.5301, 0.869, 0.981, 2.00, 1, 0.7176),
-        "imagenet_val+broden": (0.7930, 0.5266, 0.869, 0.981, 1.99, 1, 0.7270),
-    },
-    "soft_wpmi": {
-        "cifar100_train": (0.7300, 0.3671, 0.463, 0.794, 8.61, 2, 0.6673),
-        "broden": (0.7412, 0.3946, 0.707, 0.900, 4.80, 1, 0.7856),
-        "imagenet_val": (0.7900, 0.5262, 0.955, 0.989, 1.18, 1, 0.9208),
-        "imagenet_val+broden": (0.7900, 0.5239, 0.954, 0.990, 1.19, 1, 0.9166),
-    },
-}
-PUBLISHED: dict[tuple[str, str, str], dict[str, float]] = {
-    ("torchvision:resnet50", probe, similarity): dict(zip(_COLUMNS, values))
-    for similarity, probes in _TABLE_3.items()
-    for probe, values in probes.items()
-} | {
-    ("places365:resnet18", "broden", "soft_wpmi"): {
-        "top1": 0.5805,
-        "top5": 0.8614,
-        "cosine_clip": 0.9106,
-        "cosine_mpnet": 0.7024,
-    }
-}
+
+
+def published() -> dict[tuple[str, str, str], dict[str, float]]:
+    """(target, probe, similarity) -> what CLIP-Dissect printed in tables 2 and 3: cosines with 20,000 words
+    (its table 2: Broden's), the rest with the class names.
+    """
+    found: dict[tuple[str, str, str], dict[str, float]] = {}
+    for row in printed("name_accuracy").itertuples():
+        found.setdefault((row.target, row.probe, row.similarity), {})[row.quantity] = row.value
+    return found
 
 
 def with_published(table: pd.DataFrame, target: str) -> pd.DataFrame:
@@ -210,8 +183,9 @@ def with_published(table: pd.DataFrame, target: str) -> pd.DataFrame:
     They are of ViT-B/16, its text tower and mpnet, without a prompt; other settings have other values.
     """
     target = target.partition("@")[0]
+    theirs = published()
     found = [
-        PUBLISHED.get((target, probe, similarity), {})
+        theirs.get((target, probe, similarity), {})
         for probe, similarity in zip(table["probe"], table["similarity"])
     ]
     known = [c for c in _COLUMNS if any(c in row for row in found)]

@@ -12,7 +12,7 @@ in_practice      both tests on units and their true concepts
 verdict          which metrics pass
 beside_published shares of cases passed beside NeuronEval's own
 RELEASED         the 18 metrics as NeuronEval's release has them, where ours differ
-PUBLISHED        NeuronEval's own results
+published        NeuronEval's own results
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from neuronym.evaluation.metrics import (
     spearman,
     spearman_top_and_random,
 )
+from neuronym.published.values import printed
 
 FREQUENCIES = (0.499, 0.1, 0.01, 0.001, 0.0001)
 TESTS = ("missing", "extra")
@@ -50,28 +51,17 @@ RELEASED: dict[str, Callable[..., Tensor]] = METRICS | {
     "mad": partial(mad, scale=False),
     "spearman_top_and_random": partial(spearman_top_and_random, ties="random"),
 }
-# share of cases passed: missing in practice, in theory, extra in practice, in theory, and whether the metric
-# passes
-PUBLISHED: dict[str, tuple[float, float, float, float, bool]] = {
-    "correlation": (0.994, 1, 0.999, 1, True),
-    "cosine": (0.995, 1, 0.993, 1, True),
-    "auprc": (0.956, 1, 0.995, 1, True),
-    "f1": (0.937, 1, 0.998, 1, True),
-    "iou": (0.936, 1, 0.998, 1, True),
-    "recall": (0.987, 1, 0, 0, False),
-    "precision": (0.457, 0, 0.998, 1, False),
-    "accuracy": (0.238, 0.6, 0.704, 0.697, False),
-    "balanced_accuracy": (0.987, 1, 0.537, 0.6, False),
-    "inverse_balanced_accuracy": (0.642, 0.6, 0.995, 1, False),
-    "auroc": (0.95, 1, 0.592, 0.6, False),
-    "inverse_auroc": (0.528, 0.6, 1, 1, False),
-    "correlation_top_and_random": (0.878, 1, 0.603, 0.436, False),
-    "spearman": (0.641, 0.672, 0.492, 0.441, False),
-    "spearman_top_and_random": (0.8, 1, 0.598, 0.197, False),
-    "wpmi": (0.959, 1, 0.588, 1, False),
-    "mad": (0.598, 0.6, 0.993, 1, False),
-    "inverse_auprc": (0.992, 1, 0.956, 0.895, False),
-}
+
+
+def published() -> pd.DataFrame:
+    """NeuronEval's own results, one row a metric: shares of cases passed in columns (test, kind), such as
+    ("missing", "theory"), and ("passes", "all"), bool.
+    """
+    table = printed("metric_sanity")
+    wide = table.pivot(index="metric", columns=["test", "kind"], values="value").reindex(
+        table["metric"].unique()
+    )
+    return wide.astype({("passes", "all"): bool}).rename_axis(index=None)
 
 
 def missing_labels(present: Tensor, generator: torch.Generator | None = None, share: float = 0.5) -> Tensor:
@@ -171,18 +161,19 @@ def verdict(*tables: pd.DataFrame, enough: float = 0.9) -> pd.DataFrame:
 
 
 def beside_published(theory: pd.DataFrame, practice: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Shares of cases passed, one row a metric of PUBLISHED and its order; columns (test, kind, whose), such
-    as ("missing", "theory", "published"), and ("passes", "all", ...) for the verdicts.
+    """Shares of cases passed, one row a metric of `published` and in its order; columns (test, kind, whose),
+    such as ("missing", "theory", "published"), and ("passes", "all", ...) for the verdicts.
     """
     kinds = {"theory": theory} | ({} if practice is None else {"practice": practice})
-    order = list(PUBLISHED)
+    theirs = published()
+    order = list(theirs.index)
     columns = {}
-    for t, test in enumerate(TESTS):
+    for test in TESTS:
         for kind, table in kinds.items():
             columns[test, kind, "here"] = verdict(table)[test].reindex(order)
-            columns[test, kind, "published"] = [PUBLISHED[name][2 * t + (kind == "theory")] for name in order]
+            columns[test, kind, "published"] = theirs[test, kind]
     columns["passes", "all", "here"] = verdict(*kinds.values())["passes"].reindex(order)
-    columns["passes", "all", "published"] = [PUBLISHED[name][4] for name in order]
+    columns["passes", "all", "published"] = theirs["passes", "all"]
     return pd.DataFrame(columns, index=order)
 
 

@@ -36,7 +36,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from neuronym.figures.style import legible
-from neuronym.published.labels import DETECTOR, LAYERS
+from neuronym.published.values import DETECTOR, LAYERS
 
 CONTROLS = ("shuffled", "constant")
 

@@ -1,30 +1,27 @@
-"""Text similarities that others printed, beside what an encoder gives here.
+"""How close labels are to what people or other methods say, never without what any label would get; and what
+others printed of it.
 
-PRINTED           (table, whose, layer) -> encoder -> value
-RELIABLE          layer -> neurons of ResNet-152 whose people agree, as printed
-CLIP, MPNET       the encoders of the printed values
-beside_printed    a table of ours with the printed values and, for the same encoder, the difference
-final_layer       labels of final-layer neurons against the names of their classes
-places_accuracy   NetDissect's labels that are the class of Places365
+CLIP, MPNET, CHARACTERS  the encoders of the printed values
+CONSTANT                 a word that says nothing, as everyone's label
+Measure                  A texts and B texts -> a Tensor [A, B], higher is closer
+printed_reliable         neurons of ResNet-152 whose people agree, as printed
+beside_printed           a table of ours with the printed values and, for the same encoder, the difference
+final_layer              labels of final-layer neurons against the names of their classes
+places_accuracy          NetDissect's labels that are the class of Places365
+load_encoders            text encoders by name, and a sentence for each that is not at hand
+by_cosine                measure: cosine of two texts
+by_characters            measure: as in the published mpnet column of Describe-and-Dissect's table 9, which is
+                         of no use
+by_words                 measure: 1 where two texts share a content word
+against_texts            labels against the texts of their neurons, with interval and controls
+among_people             people against each other
+against_people           methods, people and a constant word against people's texts, layer by layer
+against_method           two methods against each other, layer by layer
+reliable                 neurons whose people agree
+word_counts              how many labels have a word
 
-All from stored outputs of notebooks: CLIP-Dissect's table 2 and figure 3, Describe-and-Dissect's tables 2, 9
-and 10. They were made with half-precision CLIP on a GPU; differences up to .001 mean nothing.
-
-How close are labels to what people or other methods say? Never without what any label would get.
-
-load_encoders   text encoders by name, and a sentence for each that is not at hand
-by_cosine       measure: cosine of two texts
-by_characters   measure: as in the published mpnet column of Describe-and-Dissect's table 9, which is of no
-                use
-by_words        measure: 1 where two texts share a content word
-against_texts   labels against the texts of their neurons, with interval and controls
-among_people    people against each other
-against_people  methods, people and a constant word against people's texts, layer by layer
-against_method  two methods against each other, layer by layer
-reliable        neurons whose people agree
-word_counts     how many labels have a word
-
-A measure maps A texts and B texts to a Tensor [A, B], higher is closer. Memory of a comparison grows with the
+Printed values are from stored outputs of notebooks (`text_cosines`, `reliable_neurons`), made with
+half-precision CLIP on a GPU: differences up to .001 mean nothing. Memory of a comparison grows with the
 square of the number of neurons; 1,000 take 8 MB.
 """
 
@@ -47,181 +44,33 @@ from neuronym.common.statistics import interval
 from neuronym.common.text import content_words, EMPTY
 from neuronym.models.clips import load_clip
 from neuronym.models.sentences import load_sentence_encoder
+from neuronym.published.values import printed
 
 CLIP, MPNET, CHARACTERS = "openai:ViT-B/16", "mpnet", "mpnet, characters"
-LAYERS = ("layer1", "layer2", "layer3", "layer4", "all")
+CONSTANT = "depiction"  # the word of Describe-and-Dissect's table 9
+FOUND = ["units", "value", "low", "high", "shuffled", "constant", "best_constant"]
 NAN = float("nan")
+Measure = Callable[[Sequence[str], Sequence[str]], Tensor]
 
 
-def _layers(table: str, encoder: str, values: dict[str, Sequence[float]]) -> dict:
-    return {
-        (table, whose, layer, encoder): value
-        for whose, some in values.items()
-        for layer, value in zip(LAYERS, some)
-    }
-
-
-PRINTED: dict[tuple[str, str, str, str], float] = {
-    ("class names", "milan_base", "fc", CLIP): 0.7080,
-    ("class names", "milan_base", "fc", MPNET): 0.2788,
-    ("class names", "dnd", "fc", CLIP): 0.7598,
-    ("class names", "dnd", "fc", MPNET): 0.4586,
-    ("sea lion", "netdissect", "fc", CLIP): 0.7754,
-    ("sea lion", "netdissect", "fc", MPNET): 0.3473,
-    ("sea lion", "milan_base", "fc", CLIP): 0.8047,
-    ("sea lion", "milan_base", "fc", MPNET): 0.3291,
-    ("places", "netdissect", "fc", CLIP): 0.8887,
-    ("places", "netdissect", "fc", MPNET): 0.6697,
-    **_layers(
-        "people",
-        CLIP,
-        {
-            "clip_dissect": [0.7398, 0.7472, 0.7414, 0.7291, 0.7390],
-            "dnd": [0.7454, 0.7872, 0.7858, 0.7825, 0.7766],
-            "milan_places365": [0.7441, 0.7627, 0.7893, 0.7739, 0.7698],
-            "depiction": [0.7746, 0.7988, 0.7900, 0.7820, 0.7864],
-            "milannotations": [0.7643, 0.7976, 0.8026, 0.7845, 0.7884],
-        },
-    ),
-    **_layers(
-        "people",
-        CHARACTERS,
-        {
-            "clip_dissect": [0.1962, 0.1850, 0.2039, 0.1995, 0.1970],
-            "dnd": [0.0950, 0.1075, 0.1160, 0.1132, 0.1089],
-            "milan_places365": [0.0801, 0.1143, 0.1462, 0.1973, 0.1391],
-            "depiction": [0.2491, 0.2513, 0.2483, 0.2501, 0.2496],
-            "milannotations": [0.1124, 0.1167, 0.1279, 0.1252, 0.1215],
-        },
-    ),
-    **_layers("BLIP-2", CLIP, {"dnd": [0.8394, 0.8438, 0.8423, 0.8682, 0.8481]}),
-}
-RELIABLE: dict[str, tuple[int, ...]] = {
-    "layer1": (
-        3,
-        17,
-        50,
-        55,
-        58,
-        60,
-        77,
-        83,
-        90,
-        92,
-        121,
-        129,
-        133,
-        158,
-        171,
-        190,
-        198,
-        222,
-        232,
-        236,
-        237,
-        245,
-    ),
-    "layer2": (
-        469,
-        495,
-        412,
-        340,
-        114,
-        66,
-        478,
-        446,
-        294,
-        149,
-        163,
-        260,
-        51,
-        349,
-        312,
-        381,
-        482,
-        283,
-        111,
-        87,
-        465,
-        206,
-    ),
-    "layer3": (
-        846,
-        835,
-        781,
-        237,
-        873,
-        253,
-        318,
-        361,
-        816,
-        418,
-        8,
-        412,
-        627,
-        306,
-        438,
-        535,
-        819,
-        248,
-        853,
-        749,
-        217,
-        201,
-        355,
-        828,
-        415,
-        529,
-        965,
-        76,
-        495,
-        984,
-        440,
-    ),
-    "layer4": (
-        1039,
-        1602,
-        1798,
-        502,
-        1801,
-        1022,
-        1278,
-        832,
-        285,
-        144,
-        1633,
-        1200,
-        1929,
-        14,
-        1877,
-        1013,
-        991,
-        1149,
-        1474,
-        929,
-        345,
-        1734,
-        1083,
-        1363,
-        758,
-        570,
-        591,
-        1326,
-    ),
-}
+def printed_reliable() -> list[tuple[str, int]]:
+    """Neurons of ResNet-152 of which two people's texts are alike (Describe-and-Dissect, table 9)."""
+    table = printed("reliable_neurons")
+    return list(zip(table["layer"], table["value"].astype(int).tolist()))
 
 
 def beside_printed(table: pd.DataFrame) -> pd.DataFrame:
     """Columns table, whose, layer, encoder, value ... -> also `CLIP` and `mpnet`, as printed (NaN where
     nothing was), and `difference`, filled only where the encoder is the one of the printed value.
     """
+    theirs = printed("text_cosines").set_index(["table", "whose", "layer", "encoder"])["value"].to_dict()
     key = list(zip(table["table"], table["whose"], table["layer"]))
     by = [encoder.partition("@")[0] for encoder in table["encoder"]]
     mpnet = [CHARACTERS if encoder.endswith("characters") else MPNET for encoder in by]
     return table.assign(
-        CLIP=[PRINTED.get((*k, CLIP), NAN) for k in key],
-        mpnet=[PRINTED.get((*k, m), NAN) for k, m in zip(key, mpnet)],
-        difference=[value - PRINTED.get((*k, e), NAN) for k, e, value in zip(key, by, table["value"])],
+        CLIP=[theirs.get((*k, CLIP), NAN) for k in key],
+        mpnet=[theirs.get((*k, m), NAN) for k, m in zip(key, mpnet)],
+        difference=[value - theirs.get((*k, e), NAN) for k, e, value in zip(key, by, table["value"])],
     )
 
 
@@ -283,11 +132,6 @@ def places_accuracy(labels: pd.DataFrame, categories: Sequence[str], words: Sequ
 
 def _scene(label: str) -> str:
     return label.removesuffix("-s").replace("_", " ")
-
-
-Measure = Callable[[Sequence[str], Sequence[str]], Tensor]
-CONSTANT = "depiction"  # the word of Describe-and-Dissect's table 9
-FOUND = ["units", "value", "low", "high", "shuffled", "constant", "best_constant"]
 
 
 def load_encoders(
