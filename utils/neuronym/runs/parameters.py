@@ -3,8 +3,8 @@
 A line of that cell is `name = literal  # type: T  # help`, where T is int, float, bool, str, list[T] or dict,
                                         or
 several of them joined by `|` (None included), and a help text may end in `choices: a|b|c`, `at least N`
-or `kinds: a|b|module:function`: what may stand before the colon of a name (a kind with a colon stands for any
-of its form).
+or `kinds: a|b|module:function`, or `kinds: targets` for a row of `neuronym.runs.kinds`: what may stand before
+the colon of a name (a kind with a colon stands for any of its form).
 
 Parameter          name, type, default, help, choices of one parameter
 read_parameters    all parameters of a notebook file
@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from neuronym.common.checks import unknown
+from neuronym.runs.kinds import KINDS
 
 COMMENT = re.compile(r"#\s*type:\s*(?P<type>[^#]+?)\s*(?:#\s*(?P<help>.*))?$")
 CHOICES = re.compile(r"choices:\s*(?P<names>[\w:.+-]+(?:\|[\w:.+-]+)*)")
-KINDS = re.compile(r"kinds:\s*(?P<names>[\w:.]+(?:\|[\w:.]+)*)$")
+NAMED_KINDS = re.compile(r"kinds:\s*(?P<names>[\w:.]+(?:\|[\w:.]+)*)$")
 LEAST = re.compile(r"at least (-?\d+)$")
 SCALARS = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict, "None": type(None)}
 LIST = re.compile(r"list\[(.+)\]")
@@ -82,7 +83,7 @@ def read_parameters(path: Path) -> dict[str, Parameter]:
                     f"{where}: unknown type '{one}'; known: {', '.join(SCALARS)}, list[...], joined by |"
                 )
         text = (written["help"] or "").strip() if written else ""
-        choices, least, kinds = CHOICES.search(text), LEAST.search(text), KINDS.search(text)
+        choices, least, kinds = CHOICES.search(text), LEAST.search(text), NAMED_KINDS.search(text)
         found[name] = Parameter(
             name,
             kind,
@@ -90,7 +91,7 @@ def read_parameters(path: Path) -> dict[str, Parameter]:
             text,
             tuple(choices["names"].split("|")) if choices else (),
             int(least[1]) if least else None,
-            tuple(kinds["names"].split("|")) if kinds else (),
+            _kinds(kinds["names"]) if kinds else (),
         )
     return found
 
@@ -156,6 +157,11 @@ def injected(namespace: dict) -> set[str]:
         for t in node.targets
         if isinstance(t, ast.Name)
     }
+
+
+def _kinds(names: str) -> tuple[str, ...]:
+    """The kinds of a list a|b, or of a row of the table of kinds."""
+    return KINDS.get(names) or tuple(names.split("|"))
 
 
 def _of_kind(value: str, kinds: tuple[str, ...]) -> bool:
