@@ -30,7 +30,7 @@ def test_pool_holds_what_scenes_say(pool):
         and pool["captions"].shape == (23, 4, 24)
         and pool["patches"].shape == (23, 3, 8, 8)
     )
-    some = world.scene(training.TRAIN_SEED + 5)
+    some = world.scene(world.TRAIN_SEED + 5)
     assert {CONCEPTS[i] for i in np.nonzero(pool["truth"][5])[0]} == world.concepts(some)
     shapes = set(pool["patches"][5, 0].flatten().tolist()) - {12}
     assert shapes == {world.ATOMS["shape"].index(t.shape) for t in some.things}

@@ -41,10 +41,19 @@ from neuronym.common.text import clean, read_lines
 from neuronym.datasets.concepts import plain_name
 from neuronym.datasets.probe import load_probe, Probe, probe_from_scenes
 from neuronym.microworld.render import masks as shown
-from neuronym.microworld.world import COLOURS, held_out, scene, SEED_STEP, SHAPES, SIZES, TEXTURES
+from neuronym.microworld.world import (
+    COLOURS,
+    held_out,
+    scene,
+    SEED_STEP,
+    SEGMENTED_SEED,
+    SHAPES,
+    SIZES,
+    TASK_SEED,
+    TEXTURES,
+)
 from neuronym.runs.run import data_dir, ROOT
 
-TASK_SEED = 6_000_000_000  # of no scene for training, probing, measuring quality or segmentation
 TASK_N = 1_000
 
 
@@ -141,7 +150,6 @@ TASKS: dict[str, Callable[[int, int], Task]] = {
     "microworld": partial(_scenes, {"size": SIZES, "colour": COLOURS, "texture": TEXTURES, "shape": SHAPES}),
     "microworld_shapes": partial(_scenes, {"shape": SHAPES}),
 }
-SEGMENTED_SEED = 7_000_000_000  # of no scene for training, probing, a task or `neuronym.microworld.training`
 SEGMENTED_N = 500
 GTSEGS_URL = "http://calvin-vision.net/bigstuff/proj-imagenet/data/gtsegs_ijcv.mat"
 

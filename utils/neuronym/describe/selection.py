@@ -44,11 +44,11 @@ from neuronym.common.memory import MEMORY, top_images
 from neuronym.common.types import Clip, Device, Progress, Target
 from neuronym.datasets.probe import probe_from_images
 from neuronym.hooks import LayerInfo
+from neuronym.microworld.world import CANDIDATE_SEED
 from neuronym.models.generators import Generator, pictures_of
 from neuronym.similarity.scores import retrieved
 
 PROMPT = "One realistic image of {}"
-APART = 1000  # added to the seed: no picture that chooses a label is one that CoSy judges it by
 UNIT_ROWS = 1e-2  # how far from 1 the length of an embedding may be
 
 
@@ -237,7 +237,7 @@ def candidate_pictures(
         check_positive_int("shrink", shrink)
     template = template if template is not None or source.name == "microworld" else PROMPT
     drawable = [text for text in texts if _draws(source, text)]
-    made = pictures_of(drawable, source, n, seed + APART, template) if drawable else {}
+    made = pictures_of(drawable, source, n, seed, template, first=CANDIDATE_SEED) if drawable else {}
     if shrink is not None:
         made = {
             text: [picture.resize((shrink, shrink), Image.Resampling.BICUBIC) for picture in some]

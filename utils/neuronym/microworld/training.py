@@ -71,13 +71,13 @@ from neuronym.microworld.world import (
     SHAPES,
     SIZE,
     tokenize,
+    TRAIN_SEED,
 )
 
 if TYPE_CHECKING:
     from clip.model import CLIP
     from transformers import BlipForConditionalGeneration
 
-TRAIN_SEED = 1_000_000  # scenes of the pool; probes and held-out scenes use other seeds
 PHRASINGS = 4  # captions 0..3 name one scene; the partial ones fit many and would be false negatives
 DENSE = ("shape", "colour", "texture")  # what a patch is asked for when the ViT learns to read
 GRID = 8

@@ -24,6 +24,21 @@ from neuronym.common.checks import unknown
 
 VERSION = 1  # raised whenever the same seed would give another picture, caption or concept
 SIZE = 64  # pixels
+
+# Every scene has a seed. Seeds are set apart by what the scenes are for, so that nothing is judged by a picture
+# that it was made with: the first seed of each purpose, up to that of the next. A run's own `seed` s, from 0 to
+# 99, moves it by s steps.
+TRAIN_SEED = 1_000_000  # what the networks of the microworld learn from (`training.scene_pool`)
+PROBE_SEED = 1_000_000_000  # + s SEED_STEP: probing sets (`datasets.probe`)
+HELD_OUT_SEED = 5_000_000_000  # how well the networks learned (`held_out`)
+TASK_SEED = 6_000_000_000  # + s SEED_STEP: zero-shot tasks (`datasets.tasks`)
+SEGMENTED_SEED = 7_000_000_000  # + s SEED_STEP: pictures with masks (`datasets.tasks`)
+CAPTION_SEED = 8_000_000_000  # texts alone, no pictures (`datasets.concepts`)
+LABEL_SEED = 9_000_000_000  # + s PICTURE_STEP: pictures CoSy judges labels by (`models.generators`)
+CANDIDATE_SEED = 10_000_000_000  # + s PICTURE_STEP: pictures that choose a label (`describe.selection`)
+ADVERSARIAL_SEED = 11_000_000_000  # pictures meant to fool a CLIP (`second_order.adversarial`)
+SEED_STEP = 10_000_000
+PICTURE_STEP = 1_000_000
 SHAPES = (
     "circle",
     "square",
@@ -404,9 +419,6 @@ def _check(kind: str, word: str | None) -> None:
         raise unknown(f"microworld {kind}", word, ATOMS[kind])
 
 
-HELD_OUT_SEED = 5_000_000_000
-
-
 def held_out(n: int, single: bool = False, seed: int = HELD_OUT_SEED) -> list[Scene]:
     """The first n scenes from `seed` on; `single` keeps those with one object."""
     scenes: list[Scene] = []
@@ -416,7 +428,3 @@ def held_out(n: int, single: bool = False, seed: int = HELD_OUT_SEED) -> list[Sc
         if not single or len(drawn.things) == 1:
             scenes.append(drawn)
     return scenes
-
-
-PROBE_SEED = 1_000_000_000  # far from the seeds that the microworld networks are trained and tested on
-SEED_STEP = 10_000_000  # scenes set apart for each value of `seed`

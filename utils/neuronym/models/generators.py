@@ -27,6 +27,7 @@ from torch import nn
 from neuronym import cache
 from neuronym.common.checks import check_positive_int, import_extra, unknown
 from neuronym.common.files import digest
+from neuronym.microworld.world import LABEL_SEED, PICTURE_STEP
 from neuronym.models.weights import identity, tokenizer_key
 
 BATCH = 8  # pictures that pass a pipeline together, and that a kill can cost
@@ -239,24 +240,27 @@ def _copy(found: np.ndarray | None) -> np.ndarray | None:
 
 
 PROMPT = "realistic photo of a close up of {}"
-SEED = 9_000_000_000  # of no microworld scene for training, probing, a task, segmentation or captions
-SEED_STEP = 1_000_000  # pictures set apart for each value of `seed`
 
 
 def pictures_of(
-    labels: Sequence[str], source: Generator, n: int = 50, seed: int = 0, template: str | None = None
+    labels: Sequence[str],
+    source: Generator,
+    n: int = 50,
+    seed: int = 0,
+    template: str | None = None,
+    first: int = LABEL_SEED,
 ) -> dict[str, list[Image.Image]]:
     """n pictures of each different label, with the same n seeds for each; `template` holds {} for the label.
 
-    Without one it is PROMPT, and for the microworld, whose words it knows, the label itself.
-    Errors: ValueError for a template without {}, empty labels, and what the generator cannot draw.
+    Without one it is PROMPT, and for the microworld, whose words it knows, the label itself. The seeds are
+    those from `first` + `seed` PICTURE_STEP on. Errors: ValueError for a template without {}, empty labels, and what the generator cannot draw.
     """
-    check_positive_int("n", n, SEED_STEP, "the pictures of a seed")
+    check_positive_int("n", n, PICTURE_STEP, "the pictures of a seed")
     template = template if template is not None else "{}" if source.name == "microworld" else PROMPT
     if template.count("{}") != 1:
         raise ValueError(f"a template holds {{}} once, got '{template}'; write '{PROMPT}'")
     different = list(dict.fromkeys(_texts(labels)))
-    seeds = [SEED + seed * SEED_STEP + i for i in range(n)]
+    seeds = [first + seed * PICTURE_STEP + i for i in range(n)]
     return {label: pictures(source, [template.replace("{}", label)] * n, seeds) for label in different}
 
 

@@ -20,13 +20,13 @@ from torch import Tensor
 from neuronym.common.checks import check_positive_int, unknown
 from neuronym.common.text import name_pattern
 from neuronym.common.types import Clip
-from neuronym.microworld.world import ATOMS, CATEGORY, COUNTS, PLACES, PLURALS, read
+from neuronym.microworld.world import ADVERSARIAL_SEED, ATOMS, CATEGORY, COUNTS, PLACES, PLURALS, read
 from neuronym.models.generators import Generator, pictures
 from neuronym.models.llms import LLMS, load_llm
 from neuronym.passes import inference
 
 FEWEST = 10  # captions that have to keep the rules
-PICTURE_SEED = 9_000_000_000  # of no scene for training, probing or measuring
+REPEAT_STEP = 1000  # seeds set apart for each repeat
 Writer = Callable[
     [Sequence[str], str, str, int, torch.Generator], list[str]
 ]  # words, drawn, wrong, n -> captions
@@ -106,9 +106,8 @@ def attack(
     pictures.
     """
     texts = [text for text in captions(writer, words, drawn, wrong, n, generator=dice) for _ in range(each)]
-    made = pictures(
-        generator, texts, range(PICTURE_SEED + 1000 * repeat, PICTURE_SEED + 1000 * repeat + len(texts))
-    )
+    start = ADVERSARIAL_SEED + REPEAT_STEP * repeat
+    made = pictures(generator, texts, range(start, start + len(texts)))
     t = clip.encode_text([wrong, drawn])
     return texts, made, fooled(made, clip, t[0] - t[1]).tolist()
 
