@@ -46,7 +46,7 @@ def test_each_variant_changes_one_thing(world, asked, first, monkeypatch, tmp_pa
     told = []
     monkeypatch.setattr(
         variants_module,
-        "describe",
+        "describe_units",
         lambda look, *given, reference, **options: (
             told.append((look, reference)) or describe_units(look, *given, reference=reference, **options)
         ),

@@ -35,7 +35,7 @@ from neuronym.common.types import Device, Progress
 from neuronym.datasets.probe import Probe, probe_from_images
 from neuronym.describe.candidates import Ask, propose
 from neuronym.describe.examples import Example, examples, picture
-from neuronym.describe.selection import as_said, best, CandidateActivations, distinct_best, rank_candidates
+from neuronym.describe.selection import best, CandidateActivations, distinct_best, rank_candidates
 from neuronym.hooks import LayerInfo
 from neuronym.models.captioners import BATCH, Captioner, picture_key, WORKERS
 from neuronym.models.generators import Generator
@@ -243,7 +243,7 @@ def several_labels(
     one is at most `limit`; candidates that have a score above all that have none.
     """
     texts = dict.fromkeys(text for some in described.candidates.values() for text in some)
-    read = {text: as_said(clip, text) for text in texts}
+    read = {text: clip.reads(text) for text in texts}
     known = [text for text in texts if read[text]]
     where = {text: i for i, text in enumerate(known)}
     T = embed_concepts(clip, [read[text] for text in known]) if known else None

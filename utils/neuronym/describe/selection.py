@@ -29,7 +29,6 @@ distinct_best           labels that differ from each other, for units that stand
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -129,7 +128,7 @@ def on_generated(
     acts, cosines = (
         {unit: torch.full((len(texts), n), torch.nan) for unit, texts in candidates.items()} for _ in "ac"
     )
-    texts = [text for text in places if _draws(source, text)]
+    texts = [text for text in places if source.reads(text)]
     for text in texts if progress is None else progress(texts, len(texts), "candidates drawn"):
         probe = probe_from_images(candidate_pictures([text], source, n, seed, template, shrink)[text])
         if E is None:
@@ -179,7 +178,7 @@ def on_retrieved(
             f"{n} images a candidate beside {most - n} left out exceed the probe's {len(I)}; pass a "
             "smaller n or exclude"
         )
-    said = {text: as_said(clip, text) for text in places}
+    said = {text: clip.reads(text) for text in places}
     different = list(dict.fromkeys(filter(None, said.values())))
     near = torch.full((len(different) + 1, most), -1)  # the last row: no images
     if different:
@@ -235,8 +234,8 @@ def candidate_pictures(
     """
     if shrink is not None:
         check_positive_int("shrink", shrink)
-    template = template if template is not None or source.name == "microworld" else PROMPT
-    drawable = [text for text in texts if _draws(source, text)]
+    template = template if template is not None or source.bare else PROMPT
+    drawable = [text for text in texts if source.reads(text)]
     made = pictures_of(drawable, source, n, seed, template, first=CANDIDATE_SEED) if drawable else {}
     if shrink is not None:
         made = {
@@ -244,26 +243,6 @@ def candidate_pictures(
             for text, some in made.items()
         }
     return {text: made.get(text, []) for text in texts}
-
-
-def _draws(source: Generator, text: str) -> bool:
-    from neuronym.microworld.world import read
-
-    return source.name != "microworld" or any(read(text).values())
-
-
-def as_said(clip: Clip, text: str) -> str:
-    """The text as the CLIP reads it: the microworld's gets the words it knows, and nothing when none says
-    anything.
-    """
-    if clip.name.partition(":")[0] != "microworld":
-        return text
-    from neuronym.microworld.world import CONTEXT, read, SYNONYMS, VOCABULARY
-
-    words = [
-        word if word in VOCABULARY else SYNONYMS.get(word, "") for word in re.findall(r"[a-z]+", text.lower())
-    ]
-    return " ".join([word for word in words if word][: CONTEXT - 2]) if any(read(text).values()) else ""
 
 
 def _checked(candidates: Mapping[int, Sequence[str]], K: int, of: str) -> dict[str, list[tuple[int, int]]]:

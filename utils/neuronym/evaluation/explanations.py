@@ -156,7 +156,8 @@ def phrase_presence(probe: Probe, texts: Sequence[str]) -> Tensor:
     """
     from neuronym.microworld.world import read
 
-    scenes, said = [probe.scene(i) for i in range(probe.N)], {text: read(text) for text in texts}
+    scenes = probe.scenes or [probe.scene(i) for i in range(probe.N)]  # the latter says which is none
+    said = {text: read(text) for text in texts}
     found = {
         text: torch.tensor([_shows(scene, one) for scene in scenes], dtype=torch.bool)
         for text, one in said.items()

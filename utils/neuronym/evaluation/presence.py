@@ -46,12 +46,12 @@ def true_presence(probe: Probe, concepts: Sequence[str]) -> Tensor:
     """Which concepts are in which microworld images: bool [N, M]; ValueError for images of another kind."""
     from neuronym.microworld.world import presence
 
-    return presence([probe.scene(i) for i in range(probe.N)], concepts)
+    return presence(probe.scenes or [probe.scene(i) for i in range(probe.N)], concepts)
 
 
 def require_judge(probe: Probe, judge: str) -> None:
     """ValueError where nothing says what is in the images: photos without a judge."""
-    if not judge and not all(isinstance(item, int) for item in probe.items):
+    if not judge and probe.scenes is None:
         raise ValueError(
             f"what is in the images is known in the microworld alone, got '{probe.name}' without a judge; name "
             "another image-text model, as judge=conse:efficientnet_lite1 or openai:ViT-L/14"
@@ -102,7 +102,7 @@ def calibrated(clip: Clip, I: Tensor, probe: Probe, concepts: Sequence[str]) -> 
     """Slope and offset of the CLIP's cosines: fitted to the truth about microworld scenes, or to the classes
     of folders (all others count as absent), else those of JUDGE. I [N, d] are the probe's embeddings.
     """
-    if all(isinstance(item, int) for item in probe.items):
+    if probe.scenes is not None:
         return fit_judge(I @ embed_concepts(clip, concepts).to(I.device).T, true_presence(probe, concepts))
     names, truth, rows = class_truth(probe)
     if len(names) < 2:

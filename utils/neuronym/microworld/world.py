@@ -6,6 +6,7 @@ caption     say a scene in one of several phrasings
 concepts    the true concepts of a scene, atoms and pairs
 parse       text -> scene, so that the renderer serves as a text-to-image generator
 presence    which concepts are true of which scenes
+understood  text -> the words of it that the microworld CLIPs know
 tokenize    text -> token ids of the microworld CLIPs
 
 Pixels and masks are in `neuronym.microworld.render`.
@@ -26,8 +27,8 @@ VERSION = 1  # raised whenever the same seed would give another picture, caption
 SIZE = 64  # pixels
 
 # Every scene has a seed. Seeds are set apart by what the scenes are for, so that nothing is judged by a picture
-# that it was made with: the first seed of each purpose, up to that of the next. A run's own `seed` s, from 0 to
-# 99, moves it by s steps.
+# it was made with: the first seed of each purpose, up to that of the next. A run's own `seed` s, from 0 to 99,
+# moves it by s steps.
 TRAIN_SEED = 1_000_000  # what the networks of the microworld learn from (`training.scene_pool`)
 PROBE_SEED = 1_000_000_000  # + s SEED_STEP: probing sets (`datasets.probe`)
 HELD_OUT_SEED = 5_000_000_000  # how well the networks learned (`held_out`)
@@ -311,6 +312,14 @@ def read(text: str) -> dict:
         given[0].setdefault("position", "top")
         given[1].setdefault("position", "bottom")
     return found | {"given": given[:2]}
+
+
+def understood(text: str) -> str:
+    """The words of `text` that `tokenize` knows, as many as fit; "" where none says what is in a scene."""
+    words = [
+        word if word in VOCABULARY else SYNONYMS.get(word, "") for word in re.findall(r"[a-z]+", text.lower())
+    ]
+    return " ".join([word for word in words if word][: CONTEXT - 2]) if any(read(text).values()) else ""
 
 
 def parse(text: str, seed: int = 0) -> Scene:

@@ -89,7 +89,7 @@ def _microworld(rest: str, device: torch.device) -> Clip:
     model = openai_module(microworld_weights(f"clip_{tower}", folder))
     vocabulary = repr(sorted(world.VOCABULARY.items()))
     words = digest(vocabulary, source_of(world.tokenize), str(model.context_length))
-    return _clip(
+    clip = _clip(
         model,
         device,
         ("visual",),
@@ -99,6 +99,7 @@ def _microworld(rest: str, device: torch.device) -> Clip:
         MICRO,
         preprocess_text(MICRO),
     )
+    return replace(clip, reads=world.understood)
 
 
 def _openai(rest: str, device: torch.device) -> Clip:

@@ -46,6 +46,8 @@ class Generator:
     key: str  # stands for all that determines a picture besides prompt and seed
     draw: Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
     cached: bool  # whether `pictures` keeps what it draws
+    reads: Callable[[str], str] = str  # a text -> what of it can be drawn, "" where it says nothing
+    bare: bool = False  # a label is drawn as it stands; others are asked in a sentence for a photo of it
 
 
 def load_generator(name: str, device: str | torch.device = "cpu") -> Generator:
@@ -89,8 +91,11 @@ def _microworld(rest: str, device: torch.device) -> Generator:
     from neuronym.microworld.render import render
     from neuronym.microworld.world import parse, read, VERSION
 
+    def reads(text: str) -> str:
+        return text if any(read(text).values()) else ""
+
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        strange = next((text for text in prompts if not any(read(text).values())), None)
+        strange = next((text for text in prompts if not reads(text)), None)
         if strange is not None:
             raise ValueError(
                 f"the microworld draws what its words say, and knows none in '{strange}'; name one of its "
@@ -98,7 +103,7 @@ def _microworld(rest: str, device: torch.device) -> Generator:
             )
         return [render(parse(text, int(seed))) for text, seed in zip(prompts, seeds)]
 
-    return Generator("", digest(f"microworld {VERSION}"), draw, cached=False)
+    return Generator("", digest(f"microworld {VERSION}"), draw, cached=False, reads=reads, bare=True)
 
 
 def _diffusers(rest: str, device: torch.device) -> Generator:
@@ -252,11 +257,12 @@ def pictures_of(
 ) -> dict[str, list[Image.Image]]:
     """n pictures of each different label, with the same n seeds for each; `template` holds {} for the label.
 
-    Without one it is PROMPT, and for the microworld, whose words it knows, the label itself. The seeds are
-    those from `first` + `seed` PICTURE_STEP on. Errors: ValueError for a template without {}, empty labels, and what the generator cannot draw.
+    Without one it is PROMPT, and for a generator of bare labels the label itself. The seeds are those from
+    `first` + `seed` PICTURE_STEP on. Errors: ValueError for a template without {}, empty labels, and what the
+    generator cannot draw.
     """
     check_positive_int("n", n, PICTURE_STEP, "the pictures of a seed")
-    template = template if template is not None else "{}" if source.name == "microworld" else PROMPT
+    template = template if template is not None else "{}" if source.bare else PROMPT
     if template.count("{}") != 1:
         raise ValueError(f"a template holds {{}} once, got '{template}'; write '{PROMPT}'")
     different = list(dict.fromkeys(_texts(labels)))
