@@ -14,7 +14,6 @@ from torch import nn
 from neuronym.common.checks import UnknownName
 from neuronym.common.types import Target
 from neuronym.datasets.probe import Probe, probe_from_scenes
-from neuronym.evaluation import pruning
 from neuronym.evaluation.pruning import comparable, effect_table, matching, outputs, pruned
 from neuronym.hooks import record
 from neuronym.microworld import training, world
@@ -197,11 +196,6 @@ def test_scores_are_the_literal_ones():
         t, {"embed": [3, 1, 1]}, images, shown, [1, 2], rows=rows, draws=3, resamples=4, batch_size=3
     )
     pd.testing.assert_frame_equal(found, again)
-
-
-def test_tied_logits_favour_the_lower_class():
-    logits = torch.tensor([[1.0, 1, 1], [0, 2, 2], [3, 1, 3]])
-    assert pruning._rank(logits, torch.tensor([1, 2, 0])).tolist() == [1, 1, 0]
 
 
 def test_microworld_scores_are_those_of_quality():

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from neuronym.common.checks import check_number, check_positive_int, unknown
-from neuronym.common.memory import first_largest, items_within, MEMORY, nonzero, slices
+from neuronym.common.memory import first_largest, items_within, MEMORY, slices
+from neuronym.common.statistics import standard_columns
 from neuronym.common.types import Progress
 from neuronym.evaluation.linear import check_presence
 from neuronym.evaluation.metrics import active_images
@@ -100,10 +101,7 @@ def search(
     for part in groups if progress is None else progress(groups, len(groups), "formulas"):
         q = Q[:, units[part]]
         if by == "correlation":
-            dead, q = q.amax(0) == q.amin(0), q.double()
-            q = q / nonzero(q.abs().amax(0))
-            values = (q - q.mean(0)).masked_fill(dead, 0).T
-            values = values / nonzero(values.norm(dim=1, keepdim=True))
+            values = standard_columns(q).T
         else:
             values = active_images(q, active).T.float()
         lengths = _search(present, values.contiguous(), length, beam, by, step)

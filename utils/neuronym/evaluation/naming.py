@@ -44,7 +44,7 @@ from torch import nn, Tensor
 from neuronym.activations import embed_concepts
 from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.memory import MEMORY, top_images
-from neuronym.common.statistics import auroc, correlation
+from neuronym.common.statistics import auroc, correlation, rank_of
 from neuronym.common.types import Clip
 from neuronym.datasets.probe import part_names, Probe
 from neuronym.hooks import get_layer
@@ -236,13 +236,7 @@ def rank_of_truth(scores: Tensor, concepts: Sequence[str], names: Sequence[str])
         )
     rows = scores[known]
     truth = torch.tensor([where[names[k]] for k in known], device=rows.device)
-    own = rows.gather(1, truth[:, None])
-    rank = (
-        1
-        + (rows > own).sum(1)
-        + ((rows == own) & (torch.arange(rows.shape[1], device=rows.device) < truth[:, None])).sum(1)
-    )
-    rank = rank.double()
+    rank = rank_of(rows, truth).double()
     return {
         "units": len(known),
         "top1": float((rank <= 1).double().mean()),
@@ -346,18 +340,10 @@ def missing_concepts(
         some = FactoredMatrix(P.I[left], P.T) if isinstance(P, FactoredMatrix) else P[left]
         after = score(some, Q[left], method, units=those, memory=memory, generator=generator, **options)
         for place, k in enumerate(those):
-            old, new = before[len(rows)], after[place]
+            both = torch.stack([before[len(rows)], after[place]])
+            (old, new), (was, now) = rank_of(both, torch.tensor([m, m])).tolist(), both.argmax(1).tolist()
             rows.append(
-                (
-                    k,
-                    concepts[m],
-                    len(Q) - len(left),
-                    _rank(old, m),
-                    concepts[int(old.argmax())],
-                    _rank(new, m),
-                    concepts[int(new.argmax())],
-                    _rank(new, m) == 1,
-                )
+                (k, concepts[m], len(Q) - len(left), old, concepts[was], new, concepts[now], new == 1)
             )
     table = pd.DataFrame(
         rows, columns=["unit", "name", "removed", "rank_before", "label_before", "rank", "label", "kept"]
@@ -547,11 +533,6 @@ def class_from_neuron(
         w * (encode(said) @ encode(list(classes)).T).double().cpu() for w, encode in zip(weights, encoders)
     )
     return near.argmax(1).to(contribution.device)[unit]
-
-
-def _rank(row: Tensor, m: int) -> int:
-    """Rank of concept m in scores [M], 1 the best, ties by lower index."""
-    return 1 + int((row > row[m]).sum()) + int((row[:m] == row[m]).sum())
 
 
 def _count(share: float, N: int) -> int:

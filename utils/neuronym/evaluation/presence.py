@@ -20,6 +20,7 @@ from torch import Tensor
 
 from neuronym.activations import embed_concepts
 from neuronym.common.memory import MEMORY, slices
+from neuronym.common.statistics import cross_correlation
 from neuronym.common.types import Clip
 from neuronym.datasets.probe import Probe
 
@@ -127,10 +128,7 @@ def presence_oracle(Q: Tensor, truth: Tensor) -> Tensor:
 
     Q [N, K], truth [N, M] (bool) -> [K, M]; dead units and concepts that are always or never present get 0.
     """
-    if len(Q) != len(truth):
-        raise ValueError(f"expected Q [N, K] and truth [N, M] with equal N, got {len(Q)} and {len(truth)}")
-    q, t = _standard(Q.double()), _standard(truth.double())
-    return q.T @ t / len(q)
+    return cross_correlation(Q, truth)
 
 
 def against_oracle(labels: Sequence[str], oracle: Tensor, concepts: Sequence[str]) -> dict[str, float]:
@@ -149,9 +147,3 @@ def against_oracle(labels: Sequence[str], oracle: Tensor, concepts: Sequence[str
         "correlation": float(reached.mean()),
         "oracle_correlation": float(best.mean()),
     }
-
-
-def _standard(x: Tensor) -> Tensor:
-    x = x - x.mean(0)
-    spread = x.pow(2).mean(0).sqrt()
-    return x / spread.where(spread > 1e-12, torch.ones_like(spread))

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.memory import MEMORY
-from neuronym.common.statistics import draw_neurons
+from neuronym.common.statistics import draw_neurons, rank_of
 from neuronym.common.text import singular, STOP
 from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import batches, Probe
@@ -284,7 +284,7 @@ def _task(truth: Tensor, classes: Sequence[int], N: int, top: Sequence[int]) -> 
     def keep(logits: Tensor, which: slice) -> Tensor:
         if len(logits.T) < len(on) or concepts and len(logits.T) > len(on):
             raise ValueError(f"truth and classes are of {len(on)} classes, the network gives {len(logits.T)}")
-        return logits if concepts else _rank(logits, truth[which])
+        return logits if concepts else rank_of(logits, truth[which])
 
     if concepts:
         return {"AP": _precision}, keep, on
@@ -293,15 +293,8 @@ def _task(truth: Tensor, classes: Sequence[int], N: int, top: Sequence[int]) -> 
     return {f"top-{k}": partial(_top, k=k) for k in top}, keep, on
 
 
-def _rank(logits: Tensor, truth: Tensor) -> Tensor:
-    """Place of the true class from 0, of equal logits the lower index first: [b, C], [b] -> [b]."""
-    own = logits.gather(1, truth.long()[:, None])
-    before = torch.arange(logits.shape[1]) < truth[:, None]
-    return (logits > own).sum(1) + ((logits == own) & before).sum(1)
-
-
 def _top(ranks: Tensor, truth: Tensor, on: Tensor, k: int) -> np.ndarray:
-    hit, own = (ranks < k).double(), on[truth]
+    hit, own = (ranks <= k).double(), on[truth]
     return _three(hit[own], hit[~own])
 
 

@@ -44,6 +44,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 
 from neuronym.common.checks import openai_package
+from neuronym.common.statistics import column_precision, sort_columns
 from neuronym.microworld.networks import (
     close_up,
     crop,
@@ -579,16 +580,11 @@ def retrieval(
 def mean_ap(
     model: torch.nn.Module, preprocess: Callable, scenes: Sequence[Scene]
 ) -> tuple[float, dict[str, float]]:
-    """Average precision of every final-layer unit for its concept (scikit-learn), and their mean."""
-    from sklearn.metrics import average_precision_score
-
-    logits = torch.cat([model(x) for x in _images(preprocess, scenes)]).float().cpu().numpy()
-    truth = presence(scenes, CLASSES).numpy()
-    ap = {
-        c: float(average_precision_score(truth[:, i], logits[:, i]))
-        for i, c in enumerate(CLASSES)
-        if truth[:, i].any()
-    }
+    """Average precision of every final-layer unit for its concept, and their mean over those that occur."""
+    logits = torch.cat([model(x) for x in _images(preprocess, scenes)]).float().cpu()
+    truth = presence(scenes, CLASSES)
+    found = column_precision(sort_columns(logits), truth).tolist()
+    ap = {c: value for c, value, occurs in zip(CLASSES, found, truth.any(0).tolist()) if occurs}
     return sum(ap.values()) / len(ap), ap
 
 

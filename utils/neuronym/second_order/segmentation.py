@@ -30,6 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from neuronym.common.checks import check_number, check_positive_int
+from neuronym.common.statistics import column_precision, sort_columns
 from neuronym.common.types import Clip, Progress, Target
 from neuronym.datasets.probe import Probe
 from neuronym.hooks import LayerInfo, record
@@ -322,8 +323,6 @@ def _ratios(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 def _precisions(scores: Tensor, truth: Tensor, both_classes: bool) -> list[float]:
     """Average precision of each image."""
-    from sklearn.metrics import average_precision_score
-
     _same("scores", scores, truth)
     if not bool(scores.isfinite().all()):
         raise ValueError(
@@ -333,9 +332,6 @@ def _precisions(scores: Tensor, truth: Tensor, both_classes: bool) -> list[float
     for score, true in zip(scores, truth):
         if both_classes:
             score, true = torch.stack([1 - score, score]), torch.stack([~true, true])
-        ranked = score.flatten().double().cpu().numpy()
-        # scikit-learn gives 0 as well, and a warning
-        found.append(
-            float(average_precision_score(true.flatten().cpu().numpy(), ranked)) if bool(true.any()) else 0.0
-        )
+        ranked = sort_columns(score.flatten().double()[:, None])
+        found.append(float(column_precision(ranked, true.flatten()[:, None])))
     return found
