@@ -27,9 +27,9 @@ from neuronym.common.checks import check_number, check_positive_int, unknown
 from neuronym.common.memory import items_within, MEMORY, slices, SORTING_BYTES_PER_VALUE, stable_order
 from neuronym.common.statistics import as_p_values, benjamini_hochberg, holm
 from neuronym.similarity.matrix import checked, FactoredMatrix
+from neuronym.similarity.pmi import TOP_IMAGES
 from neuronym.similarity.scores import score, SIMILARITIES
 
-TOP_IMAGES = {"wpmi": 28, "soft_wpmi": 100}  # where neuronym.similarity.pmi is not told top_k
 FEW = 8
 CORRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "bh": benjamini_hochberg,

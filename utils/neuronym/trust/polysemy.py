@@ -24,12 +24,12 @@ from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.memory import MEMORY, top_images
 from neuronym.common.statistics import standard_columns
 from neuronym.similarity.matrix import checked, FactoredMatrix
+from neuronym.similarity.pmi import TOP_IMAGES
 from neuronym.similarity.scores import score
 
 FEWEST = 20  # images a unit is judged by, at least
 SMALLEST = 0.1  # share of them that makes a cluster
 DRAWS = 39  # of images at random: a unit beats them all by chance once in 40
-READ = {"wpmi": 28, "soft_wpmi": 100}  # images that these read of each unit, unless told
 
 
 def clusters(
@@ -122,8 +122,8 @@ def labels_by_cluster(
     made = Q.detach()[:, unit]  # [N, K']
     rows = images[:, unit]
     made.scatter_(0, rows, torch.where(mine, made.gather(0, rows), made.amin(0)))
-    if method in READ:
-        options = {"top_k": min(READ[method], max(1, n // 2)), **options}
+    if method in TOP_IMAGES:
+        options = {"top_k": min(TOP_IMAGES[method], max(1, n // 2)), **options}
     best, concepts = score(P, made, method, memory=memory, generator=generator, **options).max(1)
     shares = mine.double().mean(0)
     found: list[list[tuple[int, float, float]]] = [[] for _ in range(K)]
