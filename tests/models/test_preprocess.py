@@ -84,8 +84,9 @@ def test_texts_tell_code_values_and_settings_apart(monkeypatch):
 
 def test_texts_are_the_same_in_another_process():
     code = (
-        "from neuronym.models.clips import openai_package; from neuronym.models.preprocess import describe; "
-        "print(describe(openai_package().clip._transform(24)))"
+        "from neuronym.common.checks import openai_package; "
+        "from neuronym.models.preprocess import preprocess_text; "
+        "print(preprocess_text(openai_package().clip._transform(24)))"
     )
     other = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -27,7 +27,7 @@ from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import batches, Probe
 from neuronym.datasets.tasks import ConceptMasks
 from neuronym.hooks import LayerInfo, LAYOUTS
-from neuronym.models.preprocess import _geometry, fit_mask
+from neuronym.models.preprocess import seen_mask
 from neuronym.passes import inference
 from neuronym.similarity.scores import top_labels
 
@@ -71,7 +71,7 @@ def dissect(
 
     Maps are resized bilinearly to the masks' size and compared with T_k (`thresholds`, or given: [K], of
     other images). Masks are of whole pictures; where the network sees only the middle of them they are
-    cropped alike (`fit_mask`). A map of one position covers the picture: an "fc" layer, or the class token
+    cropped alike (`preprocess.seen_mask`). A map of one position covers the picture: an "fc" layer, or the class token
     with read="cls"; `grid` as in `hooks.as_maps`. Every image with a mask counts for every concept, as where
     all is labelled. `kinds` (concept -> category) is the paper's rule for Broden: a concept counts on images
     where something of its category is labelled. The network runs twice, or once where all maps fit into
@@ -269,7 +269,4 @@ def _seen(masks: Mapping[str, np.ndarray], image: int, preprocess: Callable) -> 
             f"masks of an image are bool [h, w] of one size, but those of image {image} are not"
             + (f": '{wrong[0]}'" if wrong else f": {sorted({mask.shape for mask in masks.values()})}")
         )
-    resize, crop = _geometry(preprocess)
-    if crop is None or all(mask.shape[0] == mask.shape[1] for mask in masks.values()) and resize == crop:
-        return dict(masks)
-    return {concept: fit_mask(mask, crop, resize).numpy() for concept, mask in masks.items()}
+    return {concept: seen_mask(preprocess, mask) for concept, mask in masks.items()}

@@ -34,7 +34,7 @@ from neuronym.common.statistics import column_precision, sort_columns
 from neuronym.common.types import Clip, Progress, Target
 from neuronym.datasets.probe import Probe
 from neuronym.hooks import LayerInfo, record
-from neuronym.models.preprocess import _sides, fit_mask
+from neuronym.models.preprocess import fit_mask, sides_of
 from neuronym.passes import inference
 from neuronym.second_order.effects import checked_layers
 from neuronym.second_order.text_code import speaking_neurons
@@ -176,7 +176,7 @@ def heat_to_mask(heat: Tensor, size: int | tuple[int, int], threshold: float = 0
     check_number("threshold", threshold, 0, 1)
     # told before resizing, which would make a constant a pattern of rounding errors for min-max to blow up
     constant = (heat.amax((1, 2)) == heat.amin((1, 2)))[:, None, None]
-    large = F.interpolate(heat[:, None], _sides(size), mode="bilinear", align_corners=False)[:, 0]
+    large = F.interpolate(heat[:, None], sides_of(size), mode="bilinear", align_corners=False)[:, 0]
     low, high = large.amin((1, 2), keepdim=True), large.amax((1, 2), keepdim=True)
     scores = ((large - low) / (high - low).masked_fill(high == low, 1)).masked_fill(constant, 0)
     return scores, scores > threshold
@@ -266,12 +266,12 @@ def segment(
 
 def _all_foreground(n: int, size: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Everything is the object: what its area alone is worth."""
-    return torch.ones(n, *_sides(size)), torch.ones(n, *_sides(size), dtype=torch.bool)
+    return torch.ones(n, *sides_of(size)), torch.ones(n, *sides_of(size), dtype=torch.bool)
 
 
 def _all_background(n: int, size: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Nothing is the object: of small objects the accuracy of this is hard to beat."""
-    return torch.zeros(n, *_sides(size)), torch.zeros(n, *_sides(size), dtype=torch.bool)
+    return torch.zeros(n, *sides_of(size)), torch.zeros(n, *sides_of(size), dtype=torch.bool)
 
 
 def _centre_prior(n: int, size: int | tuple[int, int], spread: float = 0.25) -> tuple[Tensor, Tensor]:
@@ -280,7 +280,7 @@ def _centre_prior(n: int, size: int | tuple[int, int], spread: float = 0.25) -> 
     """
     y, x = (
         torch.exp(-(((torch.arange(side) + 0.5) / side - 0.5) ** 2) / (2 * spread**2))
-        for side in _sides(size)
+        for side in sides_of(size)
     )
     scores, masks = heat_to_mask((y[:, None] * x)[None], size)
     return scores.expand(n, -1, -1), masks.expand(n, -1, -1)
