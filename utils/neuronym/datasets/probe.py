@@ -36,6 +36,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from neuronym.common.checks import unknown
+from neuronym.common.subsets import evenly_spaced
 from neuronym.datasets.images import examine, find_images, read_image, READER
 from neuronym.microworld import world
 from neuronym.microworld.world import PROBE_SEED, Scene, SEED_STEP
@@ -106,7 +107,7 @@ def load_probe(
         raise ValueError(f"limit is at least 1 image, or None for all, got {limit}")
     rows = list_images(name, seed)
     if limit is not None and limit < len(rows):
-        rows = [rows[i * len(rows) // limit] for i in range(limit)]
+        rows = [rows[i] for i in evenly_spaced(limit, len(rows))]
 
     seen = iter(examine([row.item for row in rows if isinstance(row.item, Path)], progress))
     checked = [(row, *(next(seen) if isinstance(row.item, Path) else ("", None))) for row in rows]

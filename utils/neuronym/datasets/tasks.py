@@ -37,6 +37,7 @@ from torch import Tensor
 
 from neuronym.common.checks import check_positive_int, import_extra, missing, unknown
 from neuronym.common.files import digest, sha256
+from neuronym.common.subsets import evenly_spaced
 from neuronym.common.text import clean, read_lines
 from neuronym.datasets.concepts import plain_name
 from neuronym.datasets.probe import load_probe, Probe, probe_from_scenes
@@ -193,7 +194,7 @@ def _microworld(rest: str, limit: int | None, seed: int) -> MaskedPictures:
             seeds.append(drawn)
             names += shapes
         drawn += 1
-    kept = _spread(wanted, limit)
+    kept = evenly_spaced(min(wanted, limit or wanted), wanted)
     seeds, names = [seeds[i] for i in kept], [names[i] for i in kept]
     return MaskedPictures(
         probe_from_scenes("microworld", seeds, names), lambda i: shown(scene(seeds[i]), names[i]), names
@@ -257,7 +258,8 @@ def _listed(path: Path, limit: int | None) -> tuple[list[int], list[str | None]]
     try:
         with h5py.File(path, "r") as file:
             value = file["value"]
-            rows = _spread(min(len(value["img"]), len(value["gt"])), limit)
+            N = min(len(value["img"]), len(value["gt"]))
+            rows = evenly_spaced(min(N, limit or N), N)
             if "target" not in value:
                 return rows, [None] * len(rows)
             texts = [np.asarray(file[value["target"][row, 0]]) for row in rows]
@@ -267,12 +269,6 @@ def _listed(path: Path, limit: int | None) -> tuple[list[int], list[str | None]]
             f"{error}; download it again from {GTSEGS_URL}"
         ) from error
     return rows, ["".join(map(chr, text.flatten())) for text in texts]
-
-
-def _spread(N: int, limit: int | None) -> list[int]:
-    """`limit` of N rows, evenly spread; all of them without a limit, or with one beyond N."""
-    n = N if limit is None else min(limit, N)
-    return [i * N // n for i in range(n)]
 
 
 ConceptMasks = Callable[

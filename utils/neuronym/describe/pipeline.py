@@ -31,6 +31,7 @@ from torch import Tensor
 from neuronym.activations import embed_concepts, image_embeddings
 from neuronym.common.checks import check_positive_int, unknown
 from neuronym.common.files import digest
+from neuronym.common.subsets import evenly_spaced
 from neuronym.common.types import Device, Progress
 from neuronym.datasets.probe import Probe, probe_from_images
 from neuronym.describe.candidates import Ask, propose
@@ -85,9 +86,8 @@ def evenly_spaced_units(layers: Sequence[LayerInfo], units: str) -> dict[str, li
         )
     counts = [int(part) for part in parts] * (len(layers) if len(parts) == 1 else 1)
     return {
-        layer.name: [i * layer.units // m for i in range(m)]
+        layer.name: evenly_spaced(min(count or layer.units, layer.units), layer.units)
         for layer, count in zip(layers, counts)
-        for m in [min(count or layer.units, layer.units)]
     }
 
 

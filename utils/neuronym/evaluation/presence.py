@@ -27,22 +27,6 @@ from neuronym.datasets.probe import Probe
 JUDGE = (58.0, -7.54)  # slope and offset of Oikarinen & Weng 2024 for their SigLIP: 58 (cosine - .13)
 
 
-def split(N: int, share: float) -> tuple[Tensor, Tensor]:
-    """Indices of the images for naming and of the `share` held out, spread evenly so that every folder gives
-    to both.
-
-    Errors: ValueError when either part would be empty.
-    """
-    if not 0 < share < 1 or not 1 <= (n := round(N * share)) < N:
-        raise ValueError(
-            f"a share of the images, above 0 and below 1, is held out and leaves both parts some, got {share} "
-            f"of {N} images"
-        )
-    held = torch.zeros(N, dtype=torch.bool)
-    held[torch.div(torch.arange(n) * N, n, rounding_mode="floor")] = True
-    return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
-
-
 def true_presence(probe: Probe, concepts: Sequence[str]) -> Tensor:
     """Which concepts are in which microworld images: bool [N, M]; ValueError for images of another kind."""
     from neuronym.microworld.world import presence
