@@ -126,11 +126,19 @@ def controls(
 
     present [N, M] and Q [N, K] are of the images for naming.
     """
-    from neuronym.evaluation.presence import presence_oracle
-
-    dealt = labels[torch.randperm(len(labels), generator=generator).to(labels.device)]
-    best = presence_oracle(Q, present).mean(0).argmax()
+    dealt = labels[deal(len(labels), generator).to(labels.device)]
+    best = torch.tensor(best_for_all(presence_oracle(Q, present)))
     return {"shuffled": single(dealt, concepts), "constant": single(best.expand(len(labels)), concepts)}
+
+
+def deal(n: int, generator: torch.Generator | None = None) -> Tensor:
+    """Labels of n units dealt to them at random, the control `shuffled`: whose label each gets, [n]."""
+    return torch.randperm(n, generator=generator)
+
+
+def best_for_all(scores: Tensor) -> int:
+    """The label of highest mean score over units, the control `constant`: scores [K, M] -> index."""
+    return int(scores.mean(0).argmax())
 
 
 def _cut(predicted: Tensor, share: float) -> Tensor:
@@ -183,10 +191,7 @@ def naming_rate(
         )
     hit = np.array([[names_it(label, name) for name in names] for label in labels])  # [labels, names]
     own = np.diagonal(hit).astype(float)
-    dealt = [
-        hit[torch.randperm(len(labels), generator=generator).numpy(), np.arange(len(names))].mean()
-        for _ in range(draws)
-    ]
+    dealt = [hit[deal(len(labels), generator).numpy(), np.arange(len(names))].mean() for _ in range(draws)]
     low, high = interval(own)
     return {
         "units": len(own),
@@ -236,11 +241,10 @@ def phrase_controls(
     """
     scores = presence_oracle(Q, present)  # [K, M]
     first = list(next(iter(labels.values())))
-    dealt = torch.randperm(len(first), generator=generator).tolist()
     return {
         "oracle": [words[i] for i in scores.argmax(1).tolist()],
-        "shuffled": [first[i] for i in dealt],
-        "constant": [words[int(scores.mean(0).argmax())]] * len(first),
+        "shuffled": [first[i] for i in deal(len(first), generator).tolist()],
+        "constant": [words[best_for_all(scores)]] * len(first),
     }
 
 

@@ -45,8 +45,10 @@ from neuronym.activations import embed_concepts
 from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.memory import MEMORY, top_images
 from neuronym.common.statistics import auroc, correlation, rank_of
+from neuronym.common.subsets import evenly_spaced
 from neuronym.common.types import Clip
 from neuronym.datasets.probe import part_names, Probe
+from neuronym.evaluation.explanations import deal
 from neuronym.hooks import get_layer
 from neuronym.similarity.matrix import checked, FactoredMatrix
 from neuronym.similarity.scores import score, SIMILARITIES, top_labels
@@ -80,7 +82,7 @@ def image_sets(probe: Probe, sizes: Sequence[int] = ()) -> dict[str, Tensor]:
         sets[part] = torch.tensor([i for i, id in enumerate(probe.ids) if id.startswith(f"{part}/")])
     for size in sizes:
         check_positive_int("size", size, probe.N, f"the {probe.N} images of '{probe.name}'")
-        sets[f"{size} images"] = torch.arange(size) * probe.N // size
+        sets[f"{size} images"] = torch.tensor(evenly_spaced(size, probe.N))
     return {name: rows for name, rows in sets.items() if len(rows)}
 
 
@@ -264,7 +266,7 @@ def name_similarity(
     if len(labels) != len(names):
         raise ValueError(f"expected one label per true name, got {len(labels)} and {len(names)}")
     said, true = encode(list(labels)), encode(list(names))
-    deals = [torch.randperm(len(said), generator=generator) for _ in range(shuffles)]
+    deals = [deal(len(said), generator) for _ in range(shuffles)]
     shuffled = sum(float((said[deal.to(said.device)] * true).sum(1).mean()) for deal in deals) / shuffles
     return {
         "cosine": float((said * true).sum(1).mean()),
