@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 
-from neuronym.evaluation.formulas import _formula, evaluate, Found, leaves, search, text
+from neuronym.evaluation.formulas import _formula, evaluate, Found, search, text
 from neuronym.evaluation.metrics import active_images, METRICS
 from neuronym.microworld.world import CLASSES, presence, scene
 
@@ -32,6 +32,11 @@ def inputs(seed=0, n=N) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 # --- against all formulas
+
+
+def leaves(formula) -> list[int]:
+    """The concepts of a formula, from left to right."""
+    return [formula] if isinstance(formula, int) else leaves(formula[1]) + leaves(formula[2])
 
 
 def of_lists(formula, rows: list[list[bool]]) -> list[bool]:

@@ -5,7 +5,6 @@ Explanations   texts [K] and predict: present [N, M] -> [N, K]
 single      a label for each unit
 additive    sums of concepts
 logical     formulas
-combined    the largest of several labels
 controls    explanations that know nothing of the unit: another unit's, and one for all
 
 Labels that are phrases and not concepts of a set: what they claim of an image, and whether they name a true
@@ -107,15 +106,6 @@ def logical(found: Sequence[formulas.Formula | None], concepts: Sequence[str]) -
         return torch.stack([never if f is None else formulas.evaluate(f, there) for f in found], dim=1)
 
     return Explanations(["" if f is None else formulas.text(f, concepts) for f in found], predict)
-
-
-def combined(labels: Sequence[Sequence[int]], concepts: Sequence[str]) -> Explanations:
-    """Several concepts for each unit: it is predicted to do what the most present of them does."""
-
-    def predict(present: Tensor) -> Tensor:
-        return torch.stack([present[:, list(some)].amax(1) for some in labels], dim=1)
-
-    return Explanations([" / ".join(concepts[i] for i in some) for some in labels], predict)
 
 
 def controls(

@@ -4,7 +4,6 @@
 Found       the best formula of a unit, its score, and the best of every length
 search      find them for all units
 evaluate    on which images a formula is true
-leaves      the concepts of a formula
 text        "(red AND circle) OR blue"
 SCORES      the scores by name: iou, f1, correlation
 
@@ -116,11 +115,6 @@ def evaluate(formula: Formula, present: Tensor) -> Tensor:
     return _walk(
         formula, lambda c: present[:, _known(c, present.shape[1])], lambda op, a, b: OPERATORS[op](a, b)
     )
-
-
-def leaves(formula: Formula) -> list[int]:
-    """The concepts of a formula, from left to right."""
-    return _walk(formula, lambda c: [c], lambda op, a, b: a + b)
 
 
 def text(formula: Formula | None, concepts: Sequence[str]) -> str:

@@ -2,7 +2,6 @@
 
 dissect           pixels that every unit's activated regions share with every concept's masks
 Dissection        these counts, the thresholds and the IoU
-merged            the dissection of all images from those of parts
 thresholds        the value that a unit exceeds at a share of all positions
 detectors         best concept of each unit, and whether the unit detects it
 """
@@ -12,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -153,22 +152,6 @@ def dissect(
             f"none of the {probe.N} images of '{probe.name}' has a mask; pass masks of these images"
         )
     return Dissection(threshold.cpu().clone(), both, active[:, [categories.index(k) for k in kind]], shown)
-
-
-def merged(parts: Sequence[Dissection]) -> Dissection:
-    """The dissection of all images from those of parts of them; ValueError unless all have the same
-    thresholds.
-    """
-    if not parts or any(
-        part.both.shape != parts[0].both.shape or not torch.equal(part.threshold, parts[0].threshold)
-        for part in parts
-    ):
-        raise ValueError(
-            f"parts of a dissection share units, concepts and thresholds, got {len(parts)} that do not; "
-            "pass the threshold of one to dissect for the others"
-        )
-    sums = {name: sum(getattr(part, name) for part in parts) for name in ("both", "active", "shown")}
-    return replace(parts[0], **sums)
 
 
 def thresholds(

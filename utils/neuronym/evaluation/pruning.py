@@ -14,7 +14,6 @@ split_patterns  several patterns from one text
 matching        which names have a word: "fish*|sea"
 chosen          units of a labels table whose labels match, by layer
 groups          how many units of each layer have a word in their label
-clusters        labels of nearly one meaning put together
 """
 
 from __future__ import annotations
@@ -31,11 +30,9 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from neuronym.common.checks import check_number, check_positive_int
-from neuronym.common.memory import MEMORY
+from neuronym.common.checks import check_positive_int
 from neuronym.common.statistics import draw_neurons, rank_of
 from neuronym.common.text import singular, STOP
 from neuronym.common.types import Device, Progress, Target
@@ -389,53 +386,6 @@ def groups(table: pd.DataFrame, least: int = 2) -> pd.DataFrame:
         for layer in sorted(found[key], key=order.get)
     ]
     return pd.DataFrame(rows, columns=["word", "layer", "count", "units"])
-
-
-def clusters(labels: Sequence[str], T: Tensor, threshold: float = 0.8, memory: int = MEMORY) -> pd.DataFrame:
-    """Labels in clusters of nearly one meaning: columns label, cluster, name; a row for each label, in the
-    order given.
-
-    T [n, d]: the labels' text embeddings. Agglomerative clustering of the distinct labels (case folded): the
-    two clusters of highest mean cosine between their labels are joined while it is at least `threshold`
-    (average linkage). Clusters are numbered by size (labels given), then by name, which is the label nearest,
-    on average, to the cluster. Errors: ValueError for T that does not fit, and for more labels than `memory`
-    holds the pairs of.
-    """
-    from sklearn.cluster import AgglomerativeClustering
-
-    check_number("threshold", threshold, -1, 1)
-    if T.ndim != 2 or len(T) != len(labels) or not len(T) or not bool((T.isfinite().all(1) & T.any(1)).all()):
-        raise ValueError(
-            f"expected T [n, d] with a finite row that is not zero for each of {len(labels)} labels, at "
-            f"least one, got {list(T.shape)}; embed the labels"
-        )
-    where = {_folded(label): i for i, label in reversed(list(enumerate(labels)))}
-    keys = sorted(where)  # so that equal distances are joined in one order
-    if 24 * len(keys) ** 2 > memory:
-        raise ValueError(
-            f"{len(keys)} different labels have pairs of {24 * len(keys) ** 2} bytes, memory is {memory}; "
-            "cluster fewer labels, or raise memory"
-        )
-    X = F.normalize(T[[where[key] for key in keys]].double().cpu(), dim=1)
-    near = X @ X.T
-    member = np.zeros(len(keys), dtype=int)
-    if len(keys) > 1:
-        joined = AgglomerativeClustering(
-            n_clusters=None, metric="precomputed", linkage="average", distance_threshold=1 - threshold + 1e-9
-        )  # scikit-learn joins below, not at it
-        member = joined.fit_predict((1 - near).clamp_min(0).numpy())
-    of = dict(zip(keys, member.tolist()))
-    counts = Counter(of[_folded(label)] for label in labels)
-    name = {}
-    for c in counts:
-        own = np.flatnonzero(member == c)
-        middle = near[own][:, own].mean(1)
-        name[c] = labels[where[keys[own[int((middle >= middle.max() - 1e-12).nonzero()[0])]]]]
-    place = {c: i for i, c in enumerate(sorted(counts, key=lambda c: (-counts[c], name[c])))}
-    return pd.DataFrame(
-        [(label, place[of[_folded(label)]], name[of[_folded(label)]]) for label in labels],
-        columns=["label", "cluster", "name"],
-    )
 
 
 def _folded(text: str) -> str:

@@ -9,9 +9,6 @@ Zero-shot segmentation in numbers: heat maps made into masks, and how well these
 
 heat_to_mask            heat maps -> scores from 0 to 1 and masks of another size
 fit_mask                a true mask with the geometry of a network's preprocessing
-pixel_accuracy          share of pixels on the right side
-mean_iou                intersection over union, mean of background and foreground
-mean_average_precision  average precision of the scores, mean over images
 segmentation_scores     the three of them, and a table by image
 bootstrap               their 95 % intervals from the table
 segment                 all of it for several heat maps of the same pictures, and for the baselines
@@ -180,30 +177,6 @@ def heat_to_mask(heat: Tensor, size: int | tuple[int, int], threshold: float = 0
     low, high = large.amin((1, 2), keepdim=True), large.amax((1, 2), keepdim=True)
     scores = ((large - low) / (high - low).masked_fill(high == low, 1)).masked_fill(constant, 0)
     return scores, scores > threshold
-
-
-def pixel_accuracy(masks: Tensor, truth: Tensor) -> float:
-    """Share of all pixels of all images on the right side; masks and truth bool [n, H, W]."""
-    return float(_ratios(_counts(masks, truth).sum(0))[0])
-
-
-def mean_iou(masks: Tensor, truth: Tensor) -> float:
-    """Intersection over union, each summed over all images, then the mean of background and foreground; [n,
-    H, W].
-
-    A class that is neither in the truth nor in any mask is left out of the mean.
-    """
-    return float(_ratios(_counts(masks, truth).sum(0))[1])
-
-
-def mean_average_precision(scores: Tensor, truth: Tensor, both_classes: bool = False) -> float:
-    """Average precision of an image's pixels ranked by score, as in scikit-learn, averaged over images; [n,
-    H, W].
-
-    An image without foreground has 0. `both_classes` is the field's evaluation (published tables): each pixel
-    counts twice in one ranking, by its score for the foreground and by 1 - score for the background.
-    """
-    return float(np.mean(_precisions(scores, truth, both_classes)))
 
 
 def segmentation_scores(

@@ -15,7 +15,6 @@ reliability                 share right by bins of trust, beside the trust itsel
 expected_calibration_error  mean distance of the two
 brier                       mean squared distance of trust and rightness
 risk_coverage               share right among the most trusted: what abstaining buys
-coverage_area               that share, averaged over all coverages
 
 All in float64. A neuron is the unit of resampling.
 """
@@ -245,17 +244,6 @@ def risk_coverage(trust: Numbers, right: Numbers) -> pd.DataFrame:
     return pd.DataFrame(
         {"threshold": values, "units": kept, "coverage": kept / len(trust), "right": good / kept}
     )
-
-
-def coverage_area(trust: Numbers, right: Numbers) -> float:
-    """Mean over k = 1..K of the share right among the k most trusted, in the mean over orders of equal trust.
-
-    Useless trust gives the share right of all neurons, and 1 is reached only when all are right.
-    """
-    trust, right = check_trust(trust, right)
-    _, kept, good = _kept(trust, right)
-    k = np.arange(1, len(trust) + 1)
-    return float((np.interp(k, [0, *kept], [0, *good]) / k).mean())
 
 
 def _wilson(share: np.ndarray, n: np.ndarray, z: float) -> tuple[np.ndarray, np.ndarray]:
