@@ -172,7 +172,7 @@ def test_discovery(study):
     table, reading = experiments.discovery(layer, atoms, order, [1, 4, 16], truth, first=5)
     assert table["words"].tolist() == [1] * 3 + [4] * 3 and table["precision"].between(0, 1).all()
     gamma = coefficients(layer.directions.r, atoms, order)
-    scores, push = torch.zeros(8, 31, dtype=torch.float64), layer.push()
+    scores, push = torch.zeros(8, 31, dtype=torch.float64), layer.projection()
     for i in range(8):
         for n in range(48):
             R = sum(gamma[n, j] * atoms[order[n, j]] for j in range(4))
