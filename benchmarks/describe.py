@@ -41,7 +41,8 @@ from neuronym.activations import unit_activations
 from neuronym.common.checks import check_positive_int
 from neuronym.common.memory import top_images
 from neuronym.datasets.probe import load_probe
-from neuronym.describe.candidates import extract, propose, tidy
+from neuronym.describe.candidates import propose, tidy
+from neuronym.describe.counting import extract
 from neuronym.describe.examples import attention_crops, Example, picture
 from neuronym.describe.pipeline import caption_examples, evenly_spaced_units, ordinary_captions
 from neuronym.describe.selection import rank_candidates

@@ -36,7 +36,8 @@ from neuronym.common.types import Device, Progress
 from neuronym.datasets.probe import Probe, probe_from_images
 from neuronym.describe.candidates import Ask, propose
 from neuronym.describe.examples import Example, examples, picture
-from neuronym.describe.selection import best, CandidateActivations, distinct_best, rank_candidates
+from neuronym.describe.scoring import best, distinct_best
+from neuronym.describe.selection import CandidateActivations, rank_candidates
 from neuronym.hooks import LayerInfo
 from neuronym.models.captioners import BATCH, Captioner, picture_key, WORKERS
 from neuronym.models.generators import Generator

@@ -16,7 +16,8 @@ from torch import Tensor
 from neuronym.common.text import names_it
 from neuronym.describe.candidates import Ask
 from neuronym.describe.pipeline import best_labels, CaptionedExamples, choose, describe_units, Described
-from neuronym.describe.selection import score_shown, SCORES
+from neuronym.describe.scoring import SCORES
+from neuronym.describe.selection import score_shown
 from neuronym.evaluation.explanations import (
     from_labels,
     method_differences,
