@@ -9,7 +9,7 @@ import torch
 
 from neuronym.activations import activations_and_embeddings
 from neuronym.datasets.probe import load_probe
-from neuronym.evaluation.naming import (
+from neuronym.evaluation.naming_accuracy import (
     by_setting,
     image_sets,
     PUBLISHED,

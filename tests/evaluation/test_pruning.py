@@ -16,7 +16,7 @@ from neuronym.common.types import Target
 from neuronym.datasets.probe import Probe, probe_from_scenes
 from neuronym.evaluation.pruning import comparable, effect_table, matching, outputs, pruned
 from neuronym.hooks import record
-from neuronym.microworld import training, world
+from neuronym.microworld import quality, world
 from neuronym.models.targets import load_target
 
 
@@ -202,7 +202,7 @@ def test_microworld_scores_are_those_of_quality():
     t, scenes = load_target("microworld:resnet", suggest=False), world.held_out(60)
     images = probe_from_scenes("held out", [world.HELD_OUT_SEED + i for i in range(60)])
     truth = world.presence(scenes, world.CLASSES)
-    mean, ap = training.mean_ap(t.model, t.preprocess, scenes)
+    mean, ap = quality.mean_ap(t.model, t.preprocess, scenes)
     red = world.CLASSES.index("red")
     found = effect_table(
         t, {"fc": [red]}, images, truth, matching(enumerate(t.classes), "red"), draws=2, resamples=3
