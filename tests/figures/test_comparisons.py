@@ -114,12 +114,12 @@ def test_auroc_reliability_coverage_and_meanings():
             "high": [0.6, 1.0 - 1e-17],
         }
     )
-    fig = trust.reliability({"s": {"g": bins}, "t": {"g": bins}})
+    fig = trust.reliability_curve({"s": {"g": bins}, "t": {"g": bins}})
     assert [ax.get_title() for ax in fig.axes] == ["s", "t"] and np.allclose(
         fig.axes[1].containers[0].lines[0].get_ydata(), [0.25, 1]
     )
     kept = pd.DataFrame({"coverage": [0.5, 1.0], "right": [1.0, 0.6]})
-    fig = trust.coverage({"g": {"s": kept, "t": kept}, "h": {"s": kept}})
+    fig = trust.coverage_curve({"g": {"s": kept, "t": kept}, "h": {"s": kept}})
     assert len(fig.axes[0].lines) == 2 and np.allclose(fig.axes[1].lines[0].get_ydata(), [1, 0.6])
     table = pd.DataFrame(
         {

@@ -4,7 +4,7 @@ load_task     task by name: one of TASKS, or any probing set whose images have l
 TASKS         name up to the colon -> function (number of images, seed) -> Task
 Task          images, class names, and the class of every image
 load_prompts  prompt templates from one string
-accuracy      share of embeddings nearest to their class
+zero_shot_accuracy      share of embeddings nearest to their class
 
 Pictures with true masks, to score segmentations by.
 
@@ -112,7 +112,7 @@ def load_prompts(text: str) -> list[str]:
     return prompts
 
 
-def accuracy(embeddings: Tensor, head: Tensor, truth: Tensor) -> float:
+def zero_shot_accuracy(embeddings: Tensor, head: Tensor, truth: Tensor) -> float:
     """Share of embeddings [N, d] whose largest product with the class rows head [C, d] is that of truth
     [N].
     """

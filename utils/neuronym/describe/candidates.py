@@ -2,7 +2,7 @@
 
 Prompt          what a language model is told: an instruction and worked examples for each of its two tasks
 PROMPTS         name of a domain -> Prompt
-Ask             what answers: a list of (messages, settings) -> a list of answers, in order
+AskAll             what answers: a list of (messages, settings) -> a list of answers, in order
 propose         captions of units -> candidates of units, by all of the below
 shorten         captions -> short labels, by the language model
 summarize       groups of captions -> one answer a shuffled try
@@ -14,7 +14,7 @@ plain           a text without numbering, quotes and final period
 split_brackets  a text, and what stands in brackets at its end
 
 The domains of PROMPTS: "objects" has the two examples of Describe-and-Dissect; "shared" has more, for small
-models, which repeat what they are shown; "satellite" asks for a label, then a landform in brackets. An `Ask`
+models, which repeat what they are shown; "satellite" asks for a label, then a landform in brackets. An `AskAll`
 is for instance functools.partial(ask_all, transcript, llm); without one, `describe.counting` finds the
 candidates.
 """
@@ -154,12 +154,12 @@ TEMPERATURE = 0.3  # of shortening; summaries differ by their shuffles
 
 TOKENS = 32  # of an answer
 
-Ask = Callable[[list[tuple[list[dict], dict]]], list[str]]
+AskAll = Callable[[list[tuple[list[dict], dict]]], list[str]]
 
 
 def propose(
     captions: Mapping[int, Sequence[str]],
-    ask: Ask | None = None,
+    ask: AskAll | None = None,
     reference: Sequence[str] = (),
     *,
     tries: int = 5,
@@ -201,7 +201,7 @@ def propose(
     return candidates
 
 
-def shorten(captions: Sequence[str], ask: Ask, *, prompt: str = "objects", seed: int = 0) -> list[str]:
+def shorten(captions: Sequence[str], ask: AskAll, *, prompt: str = "objects", seed: int = 0) -> list[str]:
     """Each caption as one short label, at temperature .3; in order, every different caption asked about once.
 
     The caption stays where the answer says nothing, refuses, or is longer than the caption (brackets at its
@@ -232,7 +232,7 @@ def shorten(captions: Sequence[str], ask: Ask, *, prompt: str = "objects", seed:
 
 
 def summarize(
-    groups: Sequence[Sequence[str]], ask: Ask, *, tries: int = 5, prompt: str = "objects", seed: int = 0
+    groups: Sequence[Sequence[str]], ask: AskAll, *, tries: int = 5, prompt: str = "objects", seed: int = 0
 ) -> list[list[str]]:
     """One concept of 1 to 5 words for each group of captions and each try: groups -> answers [group][try].
 
@@ -307,7 +307,7 @@ def _shuffled(texts: Sequence[str], attempt: int, seed: int) -> list[str]:
     return order
 
 
-def _asked(ask: Ask, requests: list[tuple[list[dict], dict]]) -> list[str]:
+def _asked(ask: AskAll, requests: list[tuple[list[dict], dict]]) -> list[str]:
     answers = list(ask(requests)) if requests else []
     if len(answers) != len(requests):
         raise ValueError(

@@ -34,7 +34,7 @@ from neuronym.common.files import digest
 from neuronym.common.subsets import evenly_spaced
 from neuronym.common.types import Device, Progress
 from neuronym.datasets.probe import Probe, probe_from_images
-from neuronym.describe.candidates import Ask, propose
+from neuronym.describe.candidates import AskAll, propose
 from neuronym.describe.examples import Example, examples, picture
 from neuronym.describe.scoring import best, distinct_best
 from neuronym.describe.selection import CandidateActivations, rank_candidates
@@ -177,7 +177,7 @@ def describe_units(
     looked: CaptionedExamples,
     source: Generator | str = "retrieval",
     *,
-    ask: Ask | None = None,
+    ask: AskAll | None = None,
     reference: Sequence[str] = (),
     tries: int = 5,
     prompt: str = "objects",

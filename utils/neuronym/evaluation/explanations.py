@@ -91,7 +91,7 @@ def additive(found: linear.Linear, concepts: Sequence[str], present: Tensor, act
     def predict(present: Tensor) -> Tensor:
         return linear.predict(found, present) - found.bias
 
-    texts = [linear.text(found, concepts, unit) for unit in range(len(found.chosen))]
+    texts = [linear.sum_text(found, concepts, unit) for unit in range(len(found.chosen))]
     return Explanations(texts, predict, _cut(predict(present), active))
 
 
@@ -105,7 +105,7 @@ def logical(found: Sequence[formulas.Formula | None], concepts: Sequence[str]) -
         never = there.new_zeros(len(there))
         return torch.stack([never if f is None else formulas.evaluate(f, there) for f in found], dim=1)
 
-    return Explanations(["" if f is None else formulas.text(f, concepts) for f in found], predict)
+    return Explanations(["" if f is None else formulas.formula_text(f, concepts) for f in found], predict)
 
 
 def controls(

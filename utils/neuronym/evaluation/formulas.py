@@ -4,7 +4,7 @@
 Found       the best formula of a unit, its score, and the best of every length
 search      find them for all units
 evaluate    on which images a formula is true
-text        "(red AND circle) OR blue"
+formula_text        "(red AND circle) OR blue"
 SCORES      the scores by name: iou, f1, correlation
 
 A formula is a concept's index, or a tuple (operator, left, right) of formulas; operators are "and", "or",
@@ -117,7 +117,7 @@ def evaluate(formula: Formula, present: Tensor) -> Tensor:
     )
 
 
-def text(formula: Formula | None, concepts: Sequence[str]) -> str:
+def formula_text(formula: Formula | None, concepts: Sequence[str]) -> str:
     """A formula in words, with brackets only where AND meets OR; None is "nothing"."""
     if formula is None:
         return "nothing"

@@ -3,8 +3,8 @@
 null_scores       scores of labels beside those of shuffled units
 signals_by_layer  how stable labels are, layer by layer
 auroc_forest      which signal tells right labels from wrong ones
-reliability       share right against trust
-coverage          share right among the most trusted
+reliability_curve       share right against trust
+coverage_curve          share right among the most trusted
 meanings          one label against several, on images held out
 """
 
@@ -92,7 +92,7 @@ def auroc_forest(table: pd.DataFrame) -> Figure:
     return fig
 
 
-def reliability(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
+def reliability_curve(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     """A panel a signal, a line a group: share right against mean trust, with Wilson intervals; {signal:
     {group: table}}.
     """
@@ -118,7 +118,7 @@ def reliability(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     return fig
 
 
-def coverage(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
+def coverage_curve(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     """A panel a group, a line a signal: share right among the labels kept; {group: {signal:
     `calibration.risk_coverage`}}.
     """

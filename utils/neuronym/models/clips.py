@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn, Tensor
 
-from neuronym.common.checks import import_extra, missing, openai_package, quiet_transformers, unknown
+from neuronym.common.checks import import_extra, missing, openai_package, unknown
 from neuronym.common.files import digest
 from neuronym.common.types import Clip
 from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, MICRO, Preprocess, preprocess_text
@@ -46,6 +46,7 @@ from neuronym.models.weights import (
     is_file_or_seed,
     is_torchscript,
     microworld_weights,
+    quiet_transformers,
     random_seed,
     random_start,
     read_weights,

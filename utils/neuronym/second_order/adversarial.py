@@ -27,7 +27,7 @@ from neuronym.passes import inference
 
 FEWEST = 10  # captions that have to keep the rules
 REPEAT_STEP = 1000  # seeds set apart for each repeat
-Writer = Callable[
+CaptionWriter = Callable[
     [Sequence[str], str, str, int, torch.Generator], list[str]
 ]  # words, drawn, wrong, n -> captions
 
@@ -51,7 +51,7 @@ def class_pairs(text: str, clip: Clip, names: Sequence[str]) -> list[tuple[str, 
     return pairs
 
 
-def load_writer(name: str, device: str | torch.device = "cpu") -> Writer:
+def load_writer(name: str, device: str | torch.device = "cpu") -> CaptionWriter:
     """ "microworld" composes captions by its grammar; "openai:MODEL" and "hf:ID" ask an LLM (temperature .6,
     top-p .9).
 
@@ -64,7 +64,7 @@ def load_writer(name: str, device: str | torch.device = "cpu") -> Writer:
 
 
 def captions(
-    writer: Writer,
+    writer: CaptionWriter,
     words: Sequence[str],
     drawn: str,
     wrong: str,
@@ -92,7 +92,7 @@ def captions(
 
 def attack(
     clip: Clip,
-    writer: Writer,
+    writer: CaptionWriter,
     generator: Generator,
     words: Sequence[str],
     drawn: str,
@@ -187,7 +187,7 @@ def _noun(thing: dict, number: int) -> str:
     return " ".join([article, *words])
 
 
-def _llm_writer(name: str, device: str | torch.device) -> Writer:
+def _llm_writer(name: str, device: str | torch.device) -> CaptionWriter:
     llm = load_llm(name, device)
 
     def write(words: Sequence[str], drawn: str, wrong: str, n: int, generator: torch.Generator) -> list[str]:
@@ -211,4 +211,4 @@ def _llm_writer(name: str, device: str | torch.device) -> Writer:
     return write
 
 
-WRITERS: dict[str, Writer] = {"microworld": _by_grammar}
+WRITERS: dict[str, CaptionWriter] = {"microworld": _by_grammar}

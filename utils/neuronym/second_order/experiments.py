@@ -6,7 +6,7 @@ ZeroShotTask, Layer        held-out images with classes; a layer's effects on th
                    from others
 ablations          accuracy without some effects, layer by layer and together
 against_indirect   second-order and indirect effects on the same images
-by_words           accuracy when directions are sums of m words, for several pools
+by_code_length           accuracy when directions are sums of m words, for several pools
 by_threshold       accuracy when more or fewer effects count as significant
 variants           accuracy and words under what released code does otherwise
 discovery          precision of the words found in an image
@@ -32,11 +32,11 @@ from neuronym.common.files import digest
 from neuronym.common.memory import MEMORY
 from neuronym.common.statistics import correlation
 from neuronym.common.types import Clip
-from neuronym.datasets.tasks import accuracy
+from neuronym.datasets.tasks import zero_shot_accuracy
 from neuronym.second_order.ablation import ABLATIONS, along_directions, effect_ablation, predicted_effect
 from neuronym.second_order.effects import Directions, Effects, Mean, norms, projections, significant, total
 from neuronym.second_order.pursuit import matching_pursuit
-from neuronym.second_order.text_code import coefficients, concepts_in_images, reconstruct
+from neuronym.second_order.text_code import code_coefficients, concepts_in_images, reconstruct
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ZeroShotTask:
 
     def accuracy(self, rep: Tensor) -> float:
         """Share of representations [N, d] that are nearest to their class."""
-        return accuracy(rep, self.head, self.truth)
+        return zero_shot_accuracy(rep, self.head, self.truth)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def against_indirect(
     return pd.DataFrame(rows, columns=["effect", "accuracy", "explained"]), directions
 
 
-def by_words(
+def by_code_length(
     layers: Mapping[int, Layer],
     task: ZeroShotTask,
     pools: Mapping[str, Tensor],
@@ -211,7 +211,7 @@ def discovery(
     """
     rows, active, along = [], layer.significant_norms(memory), layer.projection(memory)
     for m in (m for m in steps if m <= order.shape[1]):
-        gamma = coefficients(layer.directions.r, atoms, order[:, :m])
+        gamma = code_coefficients(layer.directions.r, atoms, order[:, :m])
         code = order[:, :m], gamma, len(atoms)
         ways = {
             "coefficients": concepts_in_images(active, *code),
@@ -250,7 +250,7 @@ def _rep(layers: Mapping[int, Layer]) -> Tensor:
 
 def _sums(layer: Layer, atoms: Tensor, order: Tensor) -> Tensor:
     """Directions as sums of the chosen words, [K, d]."""
-    return reconstruct(coefficients(layer.directions.r, atoms, order), order, atoms)
+    return reconstruct(code_coefficients(layer.directions.r, atoms, order), order, atoms)
 
 
 def _replaced(

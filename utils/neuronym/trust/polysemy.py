@@ -5,7 +5,7 @@ clusters           which of a unit's most active images belong together
 labels_by_cluster  a label for each cluster
 negative           scores for what puts a unit to its lowest values
 at_lowest          share of images that do
-held_out           labels against activations on other images, beside labels of other units
+heldout_correlations           labels against activations on other images, beside labels of other units
 superposed         made-up units that act on what either of two units acts on
 
 N images, K units, M concepts, d embedding width, n top images of a unit.
@@ -50,7 +50,7 @@ def clusters(
     each of those found alike for 39 sets of n images drawn at random, so that a unit without meaning is split
     once in 40 times; else all images are cluster 0. Clusters are numbered by size, the largest 0. Dead units
     have one cluster. A split says that the images differ, not that the unit means two things ("red" has red
-    circles and red squares): `held_out` says that. Errors: ValueError for fewer than 20 images and for inputs
+    circles and red squares): `heldout_correlations` says that. Errors: ValueError for fewer than 20 images and for inputs
     that are not finite or do not fit together.
     """
     checked(FactoredMatrix(I, I), Q, None, MEMORY)
@@ -158,7 +158,9 @@ def at_lowest(Q: Tensor) -> Tensor:
     return (Q == Q.amin(0)).double().mean(0)
 
 
-def held_out(present: Tensor, Q: Tensor, labels: Mapping[str, Sequence[Sequence[int]]]) -> pd.DataFrame:
+def heldout_correlations(
+    present: Tensor, Q: Tensor, labels: Mapping[str, Sequence[Sequence[int]]]
+) -> pd.DataFrame:
     """Do labels say when units act, on images not used for naming? Columns unit, kind, labels, correlation,
     shuffled.
 
