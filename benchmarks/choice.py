@@ -14,7 +14,8 @@ import pandas as pd
 from neuronym.activations import activations_and_embeddings
 from neuronym.common.memory import top_images
 from neuronym.datasets.probe import load_probe
-from neuronym.describe.selection import rank_candidates, SCORES
+from neuronym.describe.scoring import SCORES
+from neuronym.describe.selection import rank_candidates
 from neuronym.hooks import resolve_layers
 from neuronym.models.clips import load_clip
 from neuronym.models.generators import load_generator

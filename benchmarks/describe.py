@@ -41,14 +41,15 @@ from neuronym.activations import unit_activations
 from neuronym.common.checks import check_positive_int
 from neuronym.common.memory import top_images
 from neuronym.datasets.probe import load_probe
-from neuronym.describe.candidates import extract, propose, tidy
+from neuronym.describe.candidates import propose, tidy
+from neuronym.describe.counting import extract
 from neuronym.describe.examples import attention_crops, Example, picture
 from neuronym.describe.pipeline import caption_examples, evenly_spaced_units, ordinary_captions
-from neuronym.describe.selection import APART, rank_candidates
-from neuronym.microworld.world import read
+from neuronym.describe.selection import rank_candidates
+from neuronym.microworld.world import CANDIDATE_SEED, read
 from neuronym.models.captioners import load_captioner
 from neuronym.models.clips import load_clip
-from neuronym.models.generators import load_generator, SEED, SEED_STEP
+from neuronym.models.generators import load_generator
 from neuronym.models.preprocess import seen_of
 from neuronym.models.targets import load_target
 from neuronym.models.transcripts import open_transcript
@@ -168,7 +169,7 @@ def literal(args, layer, unit, probe, Q, captioner, reference, took):
         candidates = tidy(extract(captions, reference, TRIES))
     with timed(took, "choice"):
         drawn = [
-            [generator.draw([text], [SEED + APART * SEED_STEP + i])[0] for i in range(args.pictures)]
+            [generator.draw([text], [CANDIDATE_SEED + i])[0] for i in range(args.pictures)]
             if any(read(text).values())
             else []
             for text in candidates

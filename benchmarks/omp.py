@@ -30,7 +30,7 @@ import torch
 from similarity import peak, seconds
 
 from neuronym.second_order.pursuit import coarse_dtype, matching_pursuit
-from neuronym.second_order.text_code import coefficients, reconstruct, text_pool
+from neuronym.second_order.text_code import code_coefficients, reconstruct, text_pool
 
 LAYER = 3072  # units of a layer of ViT-B
 
@@ -104,7 +104,7 @@ def main():
                 )
 
             mib, (ours, order) = peak(pursue, R)
-            more, gamma = seconds(lambda: coefficients(R, T, order), R, args.repeats)
+            more, gamma = seconds(lambda: code_coefficients(R, T, order), R, args.repeats)
             left = float(((R - reconstruct(gamma, order, T)).norm(dim=1) / R.norm(dim=1)).mean())
             gram = alone = theirs = its = math.nan
             differ, unit = "", (ours + more) / args.K

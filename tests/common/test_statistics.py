@@ -5,17 +5,25 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import binom, false_discovery_control
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from neuronym.common.statistics import (
     as_p_values,
     benjamini_hochberg,
+    column_auroc,
+    column_precision,
+    correlation,
+    cross_correlation,
     draw_neurons,
     holm,
     interval,
     means,
     paired,
     paired_interval,
+    rank_of,
+    sort_columns,
 )
 
 
@@ -159,3 +167,52 @@ ERRORS = [
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("scale", [1, 1e-13, 1e200, -3])
+def test_every_pair_of_columns_is_correlated_whatever_its_scale(scale):
+    g = torch.Generator().manual_seed(2)
+    Q, present = torch.randn(23, 7, generator=g).double(), torch.rand(23, 11, generator=g) > 0.6
+    found = cross_correlation(Q * scale, present)
+    literal = np.corrcoef(Q.numpy().T * np.sign(scale), present.double().numpy().T)[:7, 7:]
+    np.testing.assert_allclose(found.numpy(), literal, rtol=1e-12, atol=1e-15)
+    own = correlation(Q * scale, present[:, :7])
+    np.testing.assert_allclose(own.numpy(), found[:, :7].diagonal().numpy(), rtol=1e-12, atol=1e-15)
+
+
+def test_what_is_constant_correlates_with_nothing():
+    Q = torch.stack([torch.full((9,), 0.1), torch.arange(9.0)], 1)
+    present = torch.stack([torch.ones(9), torch.arange(9) % 2], 1).bool()
+    assert (
+        cross_correlation(Q, present).count_nonzero() == cross_correlation(Q[:, 1:], present).count_nonzero()
+    )
+    with pytest.raises(ValueError, match="equal N, got 9 and 8"):
+        cross_correlation(Q, present[1:])
+
+
+def test_areas_and_precisions_are_those_of_scikit_learn():
+    g = torch.Generator().manual_seed(5)
+    values = torch.randint(6, (31, 4), generator=g).float()  # many ties
+    true = torch.rand(31, 4, generator=g) > 0.7
+    true[:, 3] = False
+    order = sort_columns(values)
+    areas, precisions = column_auroc(order, true, ~true), column_precision(order, true)
+    for k in range(3):
+        assert areas[k].item() == pytest.approx(roc_auc_score(true[:, k], values[:, k]), rel=1e-12)
+        assert precisions[k].item() == pytest.approx(
+            average_precision_score(true[:, k], values[:, k]), rel=1e-12
+        )
+    assert areas[3].isnan() and precisions[3] == 0
+
+
+def test_rows_drawn_twice_count_twice():
+    values, true = torch.tensor([0.1, 0.4, 0.4, 0.9]), torch.tensor([False, True, False, True])
+    times = torch.tensor([[2, 1, 3, 1], [1, 1, 1, 1]]).T  # two draws
+    found = column_auroc(sort_columns(values[:, None]), times * true[:, None], times * ~true[:, None])
+    long, right = values.repeat_interleave(times[:, 0]), true.repeat_interleave(times[:, 0])
+    assert found.tolist() == [roc_auc_score(right, long), roc_auc_score(true, values)]
+
+
+def test_rank_of_counts_what_is_higher_and_of_equal_ones_what_is_before():
+    scores = torch.tensor([[1.0, 1, 1], [0, 2, 2], [3, 1, 3]])
+    assert rank_of(scores, torch.tensor([1, 2, 0])).tolist() == [2, 2, 1]

@@ -10,7 +10,7 @@ import re
 import pytest
 
 from neuronym.common.text import singular, STOP
-from neuronym.describe.candidates import extract, phrases
+from neuronym.describe.counting import extract, phrases
 from neuronym.microworld import world
 
 TEAS = [

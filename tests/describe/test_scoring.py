@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from neuronym.describe.selection import best, distinct_best, NEGATIVE, ranks, score_candidates, SCORES, TIES
+from neuronym.describe.scoring import best, distinct_best, NEGATIVE, ranks, score_candidates, SCORES, TIES
 
 NAN = math.nan
 SIZES = [(1, 1), (1, 4), (4, 7), (7, 3), (5, 13)]  # C candidates, n pictures; fewer and more than beta

@@ -17,16 +17,14 @@ from neuronym.activations import activations_and_embeddings
 from neuronym.common.memory import top_images
 from neuronym.datasets.probe import load_probe
 from neuronym.describe import selection
+from neuronym.describe.scoring import best, score_candidates, SCORES
 from neuronym.describe.selection import (
-    best,
     candidate_pictures,
     on_generated,
     on_retrieved,
     PROMPT,
     rank_candidates,
-    score_candidates,
     score_shown,
-    SCORES,
 )
 from neuronym.hooks import resolve_layers
 from neuronym.models.clips import load_clip

@@ -17,7 +17,7 @@ from neuronym.common.text import names_it
 from neuronym.describe import selection
 from neuronym.describe import variants as variants_module
 from neuronym.describe.pipeline import best_labels, describe_units
-from neuronym.describe.selection import SCORES
+from neuronym.describe.scoring import SCORES
 from neuronym.describe.variants import labels_by_variant, step_ablation, VARIANTS
 from neuronym.evaluation import explanations
 from neuronym.models.transcripts import open_transcript

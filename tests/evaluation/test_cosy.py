@@ -192,7 +192,7 @@ def test_shared_labels_share_pictures_and_each_unit_its_own_numbers(target, fc, 
         asked.extend(prompts)
         return load_generator("microworld").draw(prompts, seeds)
 
-    source = Generator("microworld", "mine", draw, cached=False)
+    source = Generator("microworld", "mine", draw, cached=False, bare=True)
     labels = [None] * 52
     labels[3], labels[7], labels[9] = "star", "star", "sea"
     seen = drawn(target, [fc], filter(None, labels), source, 5)
@@ -239,7 +239,7 @@ def test_retrieved_images_are_left_out_of_the_control():
 G, C = values(n, 1), values(N, 2)
 HOLE = C.clone()
 HOLE[4, 1] = math.nan
-MICRO = Generator("microworld", "0", lambda prompts, seeds: [], cached=False)
+MICRO = Generator("microworld", "0", lambda prompts, seeds: [], cached=False, bare=True)
 
 
 @pytest.mark.parametrize(

@@ -73,13 +73,6 @@ def test_a_dead_unit_has_no_formula_and_no_prediction(world):
     assert not said.predict(present).any() and len(said.texts) == 3
 
 
-def test_combined_is_the_largest(world):
-    present, _ = world
-    said = explanations.combined([[0, 3], [2]], WORDS)
-    assert said.texts == ["red / square", "circle"]
-    assert torch.equal(said.predict(present.double())[:, 0], (present[:, 0] | present[:, 3]).double())
-
-
 def test_controls_know_nothing_of_the_unit(world):
     present, Q = world
     labels = torch.tensor([0, 2, 3])

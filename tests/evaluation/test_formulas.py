@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 
-from neuronym.evaluation.formulas import _formula, evaluate, Found, leaves, search, text
+from neuronym.evaluation.formulas import _formula, evaluate, formula_text, Found, search
 from neuronym.evaluation.metrics import active_images, METRICS
 from neuronym.microworld.world import CLASSES, presence, scene
 
@@ -32,6 +32,11 @@ def inputs(seed=0, n=N) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 # --- against all formulas
+
+
+def leaves(formula) -> list[int]:
+    """The concepts of a formula, from left to right."""
+    return [formula] if isinstance(formula, int) else leaves(formula[1]) + leaves(formula[2])
 
 
 def of_lists(formula, rows: list[list[bool]]) -> list[bool]:
@@ -178,7 +183,7 @@ def test_microworld_scenes():
     Q = (truth + 0.15 * torch.randn(700, generator=generator()))[:, None]
     [unit] = search(present[:500], Q[:500], active=float(truth[:500].double().mean()), by="f1")
     assert torch.equal(evaluate(unit.formula, present[500:]), truth[500:])
-    assert text(unit.formula, CLASSES) == "(red OR striped) AND NOT large"
+    assert formula_text(unit.formula, CLASSES) == "(red OR striped) AND NOT large"
 
 
 @pytest.mark.parametrize("by", BY)
@@ -252,7 +257,7 @@ def test_dead_units_and_empty_concepts(by):
     Q[:, 3] = 0.1
     present[:, 1], present[:, 4] = False, True
     found = search(present, Q, by=by)
-    assert found[3] == Found(None, 0.0, ()) and text(found[3].formula, WORDS) == "nothing"
+    assert found[3] == Found(None, 0.0, ()) and formula_text(found[3].formula, WORDS) == "nothing"
     assert all(1 not in leaves(f.formula) for k, f in enumerate(found) if k != 3)
     none = search(present[:, [1]], Q, by=by)
     assert set(none) == {Found(None, 0.0, ())}
@@ -276,7 +281,7 @@ def test_dead_units_and_empty_concepts(by):
     ],
 )
 def test_text(formula, words):
-    assert text(formula, WORDS) == words
+    assert formula_text(formula, WORDS) == words
 
 
 present, Q = inputs()
@@ -317,7 +322,7 @@ nan[3, 2] = torch.inf
             r"a concept's index or \(operator, left, right\), got",
         ),
         (lambda: evaluate(1, present.double()), ValueError, "expected present as bool"),
-        (lambda: text(3, WORDS[:2]), ValueError, "concept 3 is not among 0 to 1"),
+        (lambda: formula_text(3, WORDS[:2]), ValueError, "concept 3 is not among 0 to 1"),
     ],
 )
 def test_errors(call, error, message):

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import nnls as scipy_nnls
 from torch.testing import assert_close
 
-from neuronym.evaluation.linear import explain, Linear, nnls, predict, text
+from neuronym.evaluation.linear import explain, Linear, nnls, predict, sum_text
 from neuronym.microworld.world import CLASSES, presence, scene
 
 N, K, M = 211, 7, 23
@@ -179,7 +179,7 @@ def test_microworld_scenes():
     unit = 1.5 * present[:, where("red")] + 0.8 * present[:, where("circle")]
     unit += 0.1 * torch.randn(600, generator=generator())
     found = explain(present[:400], unit[:400, None])
-    first, second = text(found, CLASSES, 0).split(" + ")
+    first, second = sum_text(found, CLASSES, 0).split(" + ")
     assert first.endswith(" red") and second.endswith(" circle")
     assert_close(found.weights[0, :2], torch.tensor([1.5, 0.8]), rtol=0, atol=0.05)
     r = np.corrcoef(predict(found, present[400:])[:, 0], unit[400:])[0, 1]
@@ -248,7 +248,7 @@ def test_dead_units_and_constant_concepts():
     found = explain(present, Q, tolerance=0)
     assert found.terms[[2, 5]].tolist() == [0, 0] and found.bias[[2, 5]].tolist() == [0, 0.1]
     assert not (found.chosen == 4).any() and not (found.chosen == 9).any() and found.weights.isfinite().all()
-    assert text(found, [str(i) for i in range(M)], 2) == "nothing"
+    assert sum_text(found, [str(i) for i in range(M)], 2) == "nothing"
     assert (predict(found, present)[:, 5] == 0.1).all() and 1 <= found.terms[6]
     none = explain(present[:, [4, 9]], Q)
     assert not none.terms.any()
@@ -302,7 +302,9 @@ def test_predict_is_the_sum():
 )
 def test_text(weights, words):
     assert (
-        text(Linear(torch.tensor([[1, 0]]), torch.tensor([weights]), torch.zeros(1)), ["circle", "red"], 0)
+        sum_text(
+            Linear(torch.tensor([[1, 0]]), torch.tensor([weights]), torch.zeros(1)), ["circle", "red"], 0
+        )
         == words
     )
 
@@ -339,8 +341,8 @@ found = explain(present, Q)
             "memory 10 bytes is too small for these sizes; pass at least",
         ),
         (lambda: predict(found, present[:, :2]), "expected present .* the last concept chosen, got"),
-        (lambda: text(found, ["red"], 0), "concepts, those explained with, got 1"),
-        (lambda: text(found, ["c"] * M, 7), "unit must be from 0 to 6, got 7"),
+        (lambda: sum_text(found, ["red"], 0), "concepts, those explained with, got 1"),
+        (lambda: sum_text(found, ["c"] * M, 7), "unit must be from 0 to 6, got 7"),
     ],
 )
 def test_errors(call, message):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from neuronym.evaluation.metrics import _top_and_random, active_images, measure, METRICS, Pairs, SOUND
+from neuronym.evaluation.metrics import _top_and_random, active_images, metric_values, METRICS, Pairs, SOUND
 from tests.helpers.reference_metrics import active, drawn, LITERAL, mad, wpmi
 
 N, K = 47, 5
@@ -51,7 +51,7 @@ def literal(name, Q, p, share, **options) -> torch.Tensor:
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.51])
 def test_every_metric_is_the_literal_loop(kind, share):
     Q, p = inputs(kind)
-    found = measure(Q, p, list(LITERAL), share)
+    found = metric_values(Q, p, list(LITERAL), share)
     for name in LITERAL:
         assert_close(
             found[name], literal(name, Q, p, share), rtol=1e-10, atol=1e-12, msg=lambda m: f"{name}: {m}"
@@ -89,7 +89,7 @@ def test_scikit_learn_and_scipy_agree(kind):
         "balanced_accuracy": lambda k: sk.balanced_accuracy_score(t[:, k], said[:, k]),
         "inverse_balanced_accuracy": lambda k: sk.balanced_accuracy_score(said[:, k], t[:, k]),
     }
-    found = measure(Q, p, list(theirs), 0.2)
+    found = metric_values(Q, p, list(theirs), 0.2)
     for name, their in theirs.items():
         assert found[name].tolist() == pytest.approx([their(k) for k in range(K)], rel=1e-10, abs=1e-12), name
 
@@ -98,7 +98,7 @@ def test_values_by_hand():
     """Eight images, two active: the explanation names one of them and two others."""
     Q = torch.tensor([[9.0, 8, 1, 2, 3, 4, 5, 6]]).T
     p = torch.tensor([[0.9, 0.1, 0.7, 0.6, 0, 0, 0, 0]]).T
-    found = {name: value.item() for name, value in measure(Q, p, NAMES, 0.25, generator()).items()}
+    found = {name: value.item() for name, value in metric_values(Q, p, NAMES, 0.25, generator()).items()}
     expected = {
         "recall": 1 / 2,
         "precision": 1 / 3,
@@ -120,7 +120,7 @@ def test_values_by_hand():
 def test_perfect_explanations():
     Q, _ = inputs(seed=1)
     truth = active_images(Q, 0.2)
-    found = measure(truth.double(), truth, NAMES, truth, generator())
+    found = metric_values(truth.double(), truth, NAMES, truth, generator())
     for name in set(NAMES) - {"mad", "wpmi"}:
         assert_close(found[name], torch.ones(K, dtype=torch.float64), msg=name)
     f = truth.double().mean(0)
@@ -159,9 +159,12 @@ def test_active_images_may_be_given():
     Q, p = inputs()
     mine = active_images(Q, 0.3)
     assert_close(
-        measure(Q, p, NAMES, 0.3, generator()), measure(Q, p, NAMES, mine, generator()), rtol=0, atol=0
+        metric_values(Q, p, NAMES, 0.3, generator()),
+        metric_values(Q, p, NAMES, mine, generator()),
+        rtol=0,
+        atol=0,
     )
-    assert not torch.equal(measure(Q, p, ["f1"], ~mine)["f1"], measure(Q, p, ["f1"], mine)["f1"])
+    assert not torch.equal(metric_values(Q, p, ["f1"], ~mine)["f1"], metric_values(Q, p, ["f1"], mine)["f1"])
 
 
 # --- what must not matter
@@ -171,8 +174,8 @@ def test_metrics_are_computed_unit_by_unit_and_image_by_image():
     Q, p = inputs()
     images, units = torch.randperm(N, generator=generator()), torch.tensor([3, 0, 4])
     names = [name for name in NAMES if name not in DRAWN]
-    found, moved = measure(Q, p, names, 0.2), measure(Q[images], p[images], names, 0.2)
-    some = measure(Q[:, units], p[:, units], names, 0.2)
+    found, moved = metric_values(Q, p, names, 0.2), metric_values(Q[images], p[images], names, 0.2)
+    some = metric_values(Q[:, units], p[:, units], names, 0.2)
     for name in names:
         assert_close(moved[name], found[name], rtol=1e-12, atol=1e-12)
         assert_close(some[name], found[name][units], rtol=1e-12, atol=1e-12)
@@ -182,8 +185,8 @@ def test_metrics_are_computed_unit_by_unit_and_image_by_image():
 def test_scale_and_offset_of_activations(scale, offset):
     Q, p = inputs()
     found, other = (
-        measure(Q, p, NAMES, 0.2, generator()),
-        measure(scale * Q + offset, p, NAMES, 0.2, generator()),
+        metric_values(Q, p, NAMES, 0.2, generator()),
+        metric_values(scale * Q + offset, p, NAMES, 0.2, generator()),
     )
     for name in NAMES:
         if name != "cosine" or not offset:
@@ -195,31 +198,33 @@ def test_scale_and_offset_of_activations(scale, offset):
 def test_predictions_of_any_size_where_only_order_or_shape_counts():
     Q, p = inputs()
     free = ["correlation", "spearman", "auprc", "auroc", "cosine"]
-    for name, value in measure(Q, 40 * p, free).items():
+    for name, value in metric_values(Q, 40 * p, free).items():
         assert_close(value, METRICS[name](Q, p), rtol=1e-10, atol=1e-12)
-    assert_close(measure(Q, 40 * p - 3, free[:4]), measure(Q, p, free[:4]), rtol=1e-10, atol=1e-12)
+    assert_close(
+        metric_values(Q, 40 * p - 3, free[:4]), metric_values(Q, p, free[:4]), rtol=1e-10, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_results_are_in_the_dtype_of_activations(dtype):
     Q, p = inputs("bool")
-    expected = measure(Q, p, NAMES, 0.2, generator())
-    for name, value in measure(Q.to(dtype), p, NAMES, 0.2, generator()).items():
+    expected = metric_values(Q, p, NAMES, 0.2, generator())
+    for name, value in metric_values(Q.to(dtype), p, NAMES, 0.2, generator()).items():
         assert value.dtype == dtype and value.shape == (K,), name
         assert_close(value.double(), expected[name], rtol=1e-6, atol=1e-6)
-    assert measure(p, p)["f1"].dtype == measure(p.long(), p)["f1"].dtype == torch.float64
+    assert metric_values(p, p)["f1"].dtype == metric_values(p.long(), p)["f1"].dtype == torch.float64
 
 
 def test_one_call_or_many():
     Q, p = inputs()
     assert (
-        list(measure(Q, p)) == list(SOUND) == ["correlation", "cosine", "auprc", "f1", "iou"]
+        list(metric_values(Q, p)) == list(SOUND) == ["correlation", "cosine", "auprc", "f1", "iou"]
         and len(METRICS) == 18
     )
-    assert list(measure(Q, p, "iou")) == ["iou"] and torch.equal(
-        METRICS["iou"](Pairs(Q, p)), measure(Q, p)["iou"]
+    assert list(metric_values(Q, p, "iou")) == ["iou"] and torch.equal(
+        METRICS["iou"](Pairs(Q, p)), metric_values(Q, p)["iou"]
     )
-    own = measure(Q, p, {"hits": lambda pairs: pairs.counts[0]}, 0.2)["hits"]
+    own = metric_values(Q, p, {"hits": lambda pairs: pairs.counts[0]}, 0.2)["hits"]
     assert own.tolist() == (active_images(Q, 0.2) & (p >= 0.5)).sum(0).tolist()
 
 
@@ -301,7 +306,7 @@ def test_dead_units_and_concepts_never_or_always_there(dtype):
     }
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = measure(Q, p, NAMES, 0.1, generator())
+        found = metric_values(Q, p, NAMES, 0.1, generator())
     for name, values in expected.items():
         assert found[name].tolist() == pytest.approx(values, abs=1e-6), name
     assert found["cosine"][[1, 2, 4]].tolist() == [0, 0, 0] and all(
@@ -309,7 +314,7 @@ def test_dead_units_and_concepts_never_or_always_there(dtype):
     )
     assert METRICS["spearman"](Q, p, ties="random").tolist() == [0] * 5
     assert METRICS["mad"](Q, p, scale=False).tolist() == [0] * 5
-    assert all(v.isfinite().all() for v in measure(Q[:1], p[:1], NAMES, generator=generator()).values())
+    assert all(v.isfinite().all() for v in metric_values(Q[:1], p[:1], NAMES, generator=generator()).values())
 
 
 # --- bad input
@@ -323,38 +328,42 @@ HOLE[4, 2] = math.nan
     "call, error, message",
     [
         (
-            lambda: measure(Q, P[:, :3]),
+            lambda: metric_values(Q, P[:, :3]),
             ValueError,
             r"Q and predicted .* of one shape, .* got \[47, 5\] and \[47, 3\]",
         ),
-        (lambda: measure(Q, P[:9]), ValueError, r"got \[47, 5\] and \[9, 5\]"),
-        (lambda: measure(Q[:, 0], P[:, 0]), ValueError, r"got \[47\] and \[47\]"),
-        (lambda: measure(Q[:0], P[:0]), ValueError, r"none empty, got \[0, 5\]"),
-        (lambda: measure(Q.tolist(), P), ValueError, r"as tensors \[N, K\] .* got list and \[47, 5\]"),
+        (lambda: metric_values(Q, P[:9]), ValueError, r"got \[47, 5\] and \[9, 5\]"),
+        (lambda: metric_values(Q[:, 0], P[:, 0]), ValueError, r"got \[47\] and \[47\]"),
+        (lambda: metric_values(Q[:0], P[:0]), ValueError, r"none empty, got \[0, 5\]"),
+        (lambda: metric_values(Q.tolist(), P), ValueError, r"as tensors \[N, K\] .* got list and \[47, 5\]"),
         (
-            lambda: measure(Q, HOLE),
+            lambda: metric_values(Q, HOLE),
             ValueError,
             "predicted must be finite, got nan at image 4, unit 2; leave that",
         ),
-        (lambda: measure(Q / 0, P), ValueError, "Q must be finite, got"),
-        (lambda: measure(Q, P, ["f2"]), KeyError, "no metric 'f2'; nearest: f1; known: correlation, cosine"),
+        (lambda: metric_values(Q / 0, P), ValueError, "Q must be finite, got"),
         (
-            lambda: measure(Q, P, active=5),
+            lambda: metric_values(Q, P, ["f2"]),
+            KeyError,
+            "no metric 'f2'; nearest: f1; known: correlation, cosine",
+        ),
+        (
+            lambda: metric_values(Q, P, active=5),
             ValueError,
             "share of active images must be a finite number from 0 to 1, got 5",
         ),
         (
-            lambda: measure(Q, P, active=P),
+            lambda: metric_values(Q, P, active=P),
             ValueError,
             r"as bool \[47, 5\], got torch.float64 \[47, 5\]; or pass a share",
         ),
         (
-            lambda: measure(Q, P, active=P[:4] > 0),
+            lambda: metric_values(Q, P, active=P[:4] > 0),
             ValueError,
             r"active images as bool \[47, 5\], got torch.bool \[4, 5\]",
         ),
         (
-            lambda: measure(Q, 3 * P),
+            lambda: metric_values(Q, 3 * P),
             ValueError,
             "predictions from 0 to 1, got .* to 3; make them probabilities",
         ),

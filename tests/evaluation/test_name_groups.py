@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from neuronym.evaluation.pruning import chosen, clusters, groups, matching, split_patterns
+from neuronym.evaluation.pruning import chosen, groups, matching, split_patterns
 
 NAMES = {0: "Fishing boat", 3: ["by the sea", "water"], 4: "season", 7: "sea-lion", 9: "seas", 5: ""}
 
@@ -97,59 +95,6 @@ def test_groups_count_units_by_word():
         ["red", "a", 1, [2]],
     ]
     assert groups(labels, least=1)["word"].tolist()[-1] == "lens" and groups(labels, least=4).empty
-
-
-def literal_clusters(rows: list[list[float]], threshold: float) -> list[set[int]]:
-    rows = [np.array(r) / np.linalg.norm(r) for r in rows]
-    sets = [{i} for i in range(len(rows))]
-    while len(sets) > 1:
-        best = max(
-            (
-                (np.mean([rows[i] @ rows[j] for i in a for j in b]), n, m)
-                for n, a in enumerate(sets)
-                for m, b in enumerate(sets)
-                if n < m
-            )
-        )
-        if best[0] < threshold:
-            break
-        sets[best[1]] |= sets.pop(best[2])
-    return sets
-
-
-@pytest.mark.parametrize("threshold", [0.99, 0.8, 0.3, -1])
-def test_clusters_are_the_literal_ones(threshold):
-    T = torch.randn(9, 3, generator=torch.Generator().manual_seed(2))
-    labels = [f"word {i}" for i in range(9)]
-    found = clusters(labels, T, threshold)
-    expected = {frozenset(f"word {i}" for i in some) for some in literal_clusters(T.tolist(), threshold)}
-    assert {frozenset(some["label"]) for _, some in found.groupby("cluster")} == expected
-    turned = clusters(labels[::-1], T.flip(0) * 7, threshold)
-    assert turned.iloc[::-1].to_numpy().tolist() == found.to_numpy().tolist()
-
-
-def test_clusters_have_the_middle_label_as_name_and_count_what_is_given():
-    T = torch.tensor([[1.0, 0], [1, 0.1], [1, 0.2], [0, 1], [0, 1], [0, 1], [0, 1]])
-    found = clusters(["low", "mid", "high", "up", "Up", "up", "UP"], T)
-    assert (
-        found["cluster"].tolist() == [1, 1, 1, 0, 0, 0, 0]
-        and found["name"].tolist() == ["mid"] * 3 + ["up"] * 4
-    )
-    assert clusters(["one"], T[:1]).to_numpy().tolist() == [["one", 0, "one"]]
-
-
-@pytest.mark.parametrize(
-    "call, error, text",
-    [
-        (lambda: clusters(["a"], torch.ones(2, 3)), ValueError, "each of 1 labels"),
-        (lambda: clusters(["a"], torch.zeros(1, 3)), ValueError, "not zero"),
-        (lambda: clusters(["a", "b"], torch.ones(2, 3), 1.5), ValueError, "threshold"),
-        (lambda: clusters(["a", "b"], torch.ones(2, 3), memory=90), ValueError, "raise memory"),
-    ],
-)
-def test_errors_say_what_to_do(call, error, text):
-    with pytest.raises(error, match=text):
-        call()
 
 
 def test_patterns_are_checked_before_they_are_used():

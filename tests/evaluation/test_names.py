@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from neuronym.evaluation.naming import name_similarity, rank_of_truth
+from neuronym.evaluation.naming_accuracy import name_similarity, rank_of_truth
 from neuronym.evaluation.presence import against_oracle, presence_oracle
 
 NAMES = [f"c{i}" for i in range(11)]

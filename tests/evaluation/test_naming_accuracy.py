@@ -9,10 +9,10 @@ import torch
 
 from neuronym.activations import activations_and_embeddings
 from neuronym.datasets.probe import load_probe
-from neuronym.evaluation.naming import (
+from neuronym.evaluation.naming_accuracy import (
     by_setting,
     image_sets,
-    published,
+    printed_accuracy,
     rank_of_truth,
     Setting,
     settings,
@@ -138,4 +138,4 @@ def test_published_values_stand_beside_where_there_are_some():
     assert math.isnan(found["published_top1"][2])
     assert with_published(table, "microworld:resnet").equals(table)
     assert with_published(table[:2], "places365:resnet18").columns.tolist() == table.columns.tolist()
-    assert len(published()) == 17 and all(0 < row["top1"] < 1 for row in published().values())
+    assert len(printed_accuracy()) == 17 and all(0 < row["top1"] < 1 for row in printed_accuracy().values())

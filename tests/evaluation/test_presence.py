@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from neuronym.activations import embed_concepts, image_embeddings
+from neuronym.common import subsets
 from neuronym.datasets.concepts import load_concepts
 from neuronym.datasets.probe import load_probe
 from neuronym.evaluation import presence
@@ -17,17 +18,17 @@ from neuronym.models.clips import load_clip
 
 
 def test_split_parts_the_images_and_spreads_those_held_out():
-    naming, test = presence.split(11, 0.4)
+    naming, test = subsets.split_evenly(11, 0.4)
     assert sorted([*naming.tolist(), *test.tolist()]) == list(range(11)) and len(test) == 4
-    assert torch.diff(test).max() <= 3 and presence.split(11, 0.4)[1].equal(test)
+    assert torch.diff(test).max() <= 3 and subsets.split_evenly(11, 0.4)[1].equal(test)
     for folder in range(5):  # of five folders of 20, one after the other, each gives its share
-        assert int(((presence.split(100, 0.3)[1] // 20) == folder).sum()) == 6
+        assert int(((subsets.split_evenly(100, 0.3)[1] // 20) == folder).sum()) == 6
 
 
 @pytest.mark.parametrize("N, share", [(10, 0.0), (10, 1.0), (10, 0.01), (1, 0.5), (10, -1)])
 def test_split_refuses_an_empty_part(N, share):
     with pytest.raises(ValueError, match=f"got {share} of {N} images"):
-        presence.split(N, share)
+        subsets.split_evenly(N, share)
 
 
 @pytest.fixture

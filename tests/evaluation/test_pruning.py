@@ -14,10 +14,9 @@ from torch import nn
 from neuronym.common.checks import UnknownName
 from neuronym.common.types import Target
 from neuronym.datasets.probe import Probe, probe_from_scenes
-from neuronym.evaluation import pruning
 from neuronym.evaluation.pruning import comparable, effect_table, matching, outputs, pruned
 from neuronym.hooks import record
-from neuronym.microworld import training, world
+from neuronym.microworld import quality, world
 from neuronym.models.targets import load_target
 
 
@@ -199,16 +198,11 @@ def test_scores_are_the_literal_ones():
     pd.testing.assert_frame_equal(found, again)
 
 
-def test_tied_logits_favour_the_lower_class():
-    logits = torch.tensor([[1.0, 1, 1], [0, 2, 2], [3, 1, 3]])
-    assert pruning._rank(logits, torch.tensor([1, 2, 0])).tolist() == [1, 1, 0]
-
-
 def test_microworld_scores_are_those_of_quality():
     t, scenes = load_target("microworld:resnet", suggest=False), world.held_out(60)
     images = probe_from_scenes("held out", [world.HELD_OUT_SEED + i for i in range(60)])
     truth = world.presence(scenes, world.CLASSES)
-    mean, ap = training.mean_ap(t.model, t.preprocess, scenes)
+    mean, ap = quality.mean_ap(t.model, t.preprocess, scenes)
     red = world.CLASSES.index("red")
     found = effect_table(
         t, {"fc": [red]}, images, truth, matching(enumerate(t.classes), "red"), draws=2, resamples=3

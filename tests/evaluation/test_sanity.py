@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from neuronym.evaluation.metrics import active_images, measure, METRICS, SOUND
+from neuronym.evaluation.metrics import active_images, metric_values, METRICS, SOUND
 from neuronym.evaluation.sanity import (
     beside_published,
     extra_labels,
@@ -19,12 +19,12 @@ from neuronym.evaluation.sanity import (
     in_theory,
     LEAST,
     missing_labels,
-    published,
+    printed_sanity,
     RELEASED,
     verdict,
 )
 
-PUBLISHED = published()
+PUBLISHED = printed_sanity()
 N = 100_000  # a fifth of NeuronEval's, for speed
 
 
@@ -211,11 +211,11 @@ def test_practice_is_the_literal_loop(units):
     names = ["recall", "precision", "correlation", "auprc", "mad"]
     table = in_practice(Q, present, {name: METRICS[name] for name in names}, 0.1, 2, generator(3))
     g = generator(3)
-    before, falls = measure(Q, present, names, 0.1), {}
+    before, falls = metric_values(Q, present, names, 0.1), {}
     spoilt = [[spoil(present, g) for spoil in (missing_labels, extra_labels)] for _ in range(2)]
     for i, test in enumerate(("missing", "extra")):
         for name in names:
-            scores = [measure(Q, draw[i], names, 0.1)[name] for draw in spoilt]
+            scores = [metric_values(Q, draw[i], names, 0.1)[name] for draw in spoilt]
             falls[name, test] = (scores[0] + scores[1]) / 2 - before[name]
     every = torch.stack(
         [

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neuronym.evaluation.sanity import published
-from neuronym.figures import comparisons
+from neuronym.evaluation.sanity import printed_sanity
+from neuronym.figures import evaluation, trust
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def means() -> pd.DataFrame:
 
 
 def test_methods_stand_in_order_with_bounds_above_and_controls_below():
-    fig = comparisons.methods_by_metric(means(), ["correlation", "iou"], ["oracle"])
+    fig = evaluation.methods_by_metric(means(), ["correlation", "iou"], ["oracle"])
     axes = fig.axes
     assert [ax.get_title() for ax in axes] == ["correlation", "iou"] and labels(axes[0]) == [
         "oracle",
@@ -48,24 +48,24 @@ def test_methods_stand_in_order_with_bounds_above_and_controls_below():
 
 def test_sanity_table_shows_the_shares():
     columns = pd.MultiIndex.from_tuples([("missing", "theory", "here"), ("passes", "all", "published")])
-    passes = published()["passes", "all"]
+    passes = printed_sanity()["passes", "all"]
     table = pd.DataFrame([[1.0, passed] for passed in passes], index=passes.index, columns=columns)
-    (ax,) = comparisons.sanity_table(table).axes
+    (ax,) = evaluation.sanity_table(table).axes
     assert [t.get_text() for t in ax.get_xticklabels()] == ["missing\ntheory\nhere", "passes\npublished"]
     assert [t.get_text() for t in ax.texts] == [f"{x:.2f}" for passed in passes for x in (1.0, float(passed))]
 
 
 def test_accuracy_responses_and_ranges():
     table = pd.DataFrame({"setting": ["a", "a", "b"], "similarity": ["x", "y", "x"], "top1": [0.5, 0.7, 0.9]})
-    (ax,) = comparisons.accuracy_by(table, "setting").axes
+    (ax,) = evaluation.accuracy_by(table, "setting").axes
     assert labels(ax) == ["a", "b"] and sorted(
         float(p) for c in ax.collections for p in c.get_offsets()[:, 0]
     ) == [0.5, 0.7, 0.9]
-    (ax,) = comparisons.responses(
+    (ax,) = evaluation.responses(
         pd.DataFrame({"layer": ["l"] * 6, "method": ["m", "n"] * 3, "auc": np.linspace(0.4, 0.9, 6)})
     ).axes
     assert labels(ax) == ["l"] and ax.get_xlim()[0] < 0 and ax.get_xlim()[1] > 1
-    (ax,) = comparisons.ranges(
+    (ax,) = evaluation.ranges(
         pd.DataFrame({"layer": ["l"] * 3, "share": [0.001, 0.05, 1.0], "present": [0.9, 0.5, 0.1]})
     ).axes
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0.1%", "5.0%", "all"] and np.allclose(
@@ -74,12 +74,12 @@ def test_accuracy_responses_and_ranges():
 
 
 def test_null_and_stability():
-    fig = comparisons.null_scores(
+    fig = trust.null_scores(
         {"a": np.arange(9.0), "b": np.ones(3)}, {"a": np.zeros((5, 1)), "b": np.zeros((5, 3))}
     )
     assert [ax.get_title() for ax in fig.axes] == ["a", "b"]
     table = pd.DataFrame({"layer": ["a", "a", "b"], "bootstrap": [0.2, 0.4, 0.9], "halves": [0.0, 1.0, 1.0]})
-    (ax,) = comparisons.signals_by_layer(table, ["bootstrap", "halves"]).axes
+    (ax,) = trust.signals_by_layer(table, ["bootstrap", "halves"]).axes
     assert labels(ax) == ["a", "b"]
     assert sorted(
         round(float(x), 6)
@@ -99,7 +99,7 @@ def test_auroc_reliability_coverage_and_meanings():
             "high": [0.8, 0.6, 1.0],
         }
     )
-    (ax,) = comparisons.auroc_forest(table).axes
+    (ax,) = trust.auroc_forest(table).axes
     assert labels(ax) == ["p", "q"] and np.allclose(ax.containers[0].lines[0].get_xdata(), [0.7, 0.5])
     bins = pd.DataFrame(
         {
@@ -111,12 +111,12 @@ def test_auroc_reliability_coverage_and_meanings():
             "high": [0.6, 1.0 - 1e-17],
         }
     )
-    fig = comparisons.reliability({"s": {"g": bins}, "t": {"g": bins}})
+    fig = trust.reliability_curve({"s": {"g": bins}, "t": {"g": bins}})
     assert [ax.get_title() for ax in fig.axes] == ["s", "t"] and np.allclose(
         fig.axes[1].containers[0].lines[0].get_ydata(), [0.25, 1]
     )
     kept = pd.DataFrame({"coverage": [0.5, 1.0], "right": [1.0, 0.6]})
-    fig = comparisons.coverage({"g": {"s": kept, "t": kept}, "h": {"s": kept}})
+    fig = trust.coverage_curve({"g": {"s": kept, "t": kept}, "h": {"s": kept}})
     assert len(fig.axes[0].lines) == 2 and np.allclose(fig.axes[1].lines[0].get_ydata(), [1, 0.6])
     table = pd.DataFrame(
         {
@@ -126,5 +126,5 @@ def test_auroc_reliability_coverage_and_meanings():
             "shuffled": [0.0] * 4,
         }
     )
-    (ax,) = comparisons.meanings(table).axes
+    (ax,) = trust.meanings(table).axes
     assert labels(ax) == ["a"]

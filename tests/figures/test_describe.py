@@ -13,7 +13,7 @@ from PIL import Image
 
 from neuronym.datasets.probe import Probe
 from neuronym.figures import describe
-from neuronym.figures.describe import ablation, pruning_effect, Strip, strip, strip_of, strips
+from neuronym.figures.describe import ablation, pruning_effect, Strip, strip_of, strips
 
 LONG = (
     "a very long caption of a large building with many windows and a clock, seen from far below on a rainy day "
@@ -47,6 +47,10 @@ def unit(**changed) -> Strip:
         CANDIDATES,
     )
     return replace(made, **changed)
+
+
+def strip(unit, **options):
+    return strips([unit], **options)
 
 
 def texts(fig) -> list[str]:

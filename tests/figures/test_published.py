@@ -1,4 +1,4 @@
-"""neuronym.figures.comparisons: what is in the table is in the figure."""
+"""neuronym.figures.published: what is in the table is in the figure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from neuronym.figures import comparisons
+from neuronym.figures import published
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def test_agreement_shows_shares_and_chance():
             "chance": [0.1, 0.05, 0.02],
         }
     )
-    (ax,) = comparisons.agreement_by_layer(table).axes
+    (ax,) = published.agreement_by_layer(table).axes
     heights = {round(float(y), 6) for line in ax.lines for y in line.get_ydata() if y == y}
     assert heights == {0.5, 0.4, 0.2, 0.1, 0.05, 0.02} and [t.get_text() for t in ax.get_xticklabels()] == [
         "layer1",
@@ -42,7 +42,7 @@ def test_ratings_are_means_over_neurons_of_both_raters():
         ],
         columns=["layer", "unit", "scoring", "rater", "rating"],
     )
-    (ax,) = comparisons.ratings_by_layer(ratings).axes
+    (ax,) = published.ratings_by_layer(ratings).axes
     assert any(abs(float(y) - 2.5) < 1e-9 for line in ax.lines for y in line.get_ydata())
 
 
@@ -50,7 +50,7 @@ def test_iou_has_a_panel_for_each_network():
     table = pd.DataFrame(
         {"model": ["m", "m", "n"], "layer": ["layer1", "fc", "fc"], "score": [0.01, 0.2, 0.3]}
     )
-    axes = comparisons.iou_by_layer(table).axes
+    axes = published.iou_by_layer(table).axes
     assert [ax.get_title() for ax in axes] == ["m", "n"] and [
         t.get_text() for t in axes[0].get_xticklabels()
     ] == ["layer1", "fc"]
@@ -68,7 +68,7 @@ def test_texts_show_values_intervals_and_controls():
             "constant": [0.21, float("nan"), 0.23],
         }
     )
-    axes = comparisons.texts_by_method(table).axes
+    axes = published.texts_by_method(table).axes
     assert [ax.get_title() for ax in axes] == ["p", "q"] and [
         t.get_text() for t in axes[0].get_xticklabels()
     ] == ["a", "b"]
@@ -88,7 +88,7 @@ def test_common_labels_are_shares_of_each_method():
             "label": ["dog", "sea", "dog", "dog", "x" * 40, "y", "z"],
         }
     )
-    axes = comparisons.common_labels(table, most=1).axes
+    axes = published.common_labels(table, most=1).axes
     assert axes[0].get_title() == "a: 2 labels of 4 neurons" and [
         bar.get_width() for bar in axes[0].patches
     ] == [0.75]

@@ -4,8 +4,6 @@ is chosen.
 
 from __future__ import annotations
 
-import time
-
 import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -63,7 +61,7 @@ def test_presented_figures_are_saved_shown_once_and_closed(tmp_path, monkeypatch
 def test_headless_progress_passes_items_and_prints_plain_lines(monkeypatch, capsys):
     clock = iter(range(0, 1000, 6))
     monkeypatch.setenv("NEURONYM_HEADLESS", "1")
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
     assert list(run.progress("abcd", text="batches")) == list("abcd")
     assert (
         capsys.readouterr().out == "batches: 2/4 after 12 s, 12 s left\nbatches: 4/4 after 24 s, 0 s left\n"

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from neuronym.microworld import networks, training, world
+from neuronym.microworld import networks, quality, world
+from neuronym.microworld.fitting import save_weights
 from neuronym.microworld.networks import (
     build_blip,
     close_up,
@@ -24,7 +25,7 @@ from neuronym.microworld.networks import (
     take_vision,
 )
 from neuronym.microworld.render import render
-from neuronym.microworld.training import new_clip, save_weights, vit_tokens
+from neuronym.microworld.training import new_clip, vit_tokens
 from neuronym.microworld.world import END, read, scene, START, tokenize
 from neuronym.models.captioners import load_captioner
 from neuronym.models.weights import random_start, read_weights
@@ -208,9 +209,9 @@ def shipped():
 def test_the_shipped_captioner_names_what_is_there(shipped):
     scenes = world.held_out(50)
     texts = shipped.caption([render(s) for s in scenes])
-    found = training.caption_truth(texts, scenes)
+    found = quality.caption_truth(texts, scenes)
     random.Random(0).shuffle(texts)
-    control = training.caption_truth(texts, scenes)
+    control = quality.caption_truth(texts, scenes)
     assert all(
         found[kind] >= 0.8
         for kind in ("shape_colour", "shape", "colour", "texture", "place", "light", "count")
@@ -239,7 +240,7 @@ def test_the_shipped_captioner_names_close_ups_of_examples(shipped):
                 )[:1],
             )
         )
-    found = training.caption_truth(shipped.caption(pictures), shown)
+    found = quality.caption_truth(shipped.caption(pictures), shown)
     assert found["shape"] >= 0.8 and found["colour"] >= 0.8
 
 

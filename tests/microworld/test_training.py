@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from neuronym.microworld import networks, training, world
+from neuronym.microworld import networks, quality, training, world
+from neuronym.microworld.fitting import fit, save_weights
 from neuronym.microworld.networks import build_target, micro_vit, MicroResNet
 from neuronym.microworld.render import render
-from neuronym.microworld.training import fit, save_weights
 from neuronym.microworld.world import caption, CLASSES, CONCEPTS, parse
 from neuronym.models.captioners import load_captioner
 
@@ -30,7 +30,7 @@ def test_pool_holds_what_scenes_say(pool):
         and pool["captions"].shape == (23, 4, 24)
         and pool["patches"].shape == (23, 3, 8, 8)
     )
-    some = world.scene(training.TRAIN_SEED + 5)
+    some = world.scene(world.TRAIN_SEED + 5)
     assert {CONCEPTS[i] for i in np.nonzero(pool["truth"][5])[0]} == world.concepts(some)
     shapes = set(pool["patches"][5, 0].flatten().tolist()) - {12}
     assert shapes == {world.ATOMS["shape"].index(t.shape) for t in some.things}
@@ -193,13 +193,11 @@ def test_shipped_clips_know_the_world(tower, least):
     from neuronym.models.clips import load_clip
 
     clip = load_clip(f"microworld:{tower}")
-    found = training.zero_shot(
+    found = quality.zero_shot(
         clip.encode_image, clip.encode_text, clip.preprocess, world.held_out(256, single=True)
     )
     assert found["shape_colour"] >= least
-    assert (
-        training.retrieval(clip.encode_image, clip.encode_text, clip.preprocess, world.held_out(256)) >= 0.6
-    )
+    assert quality.retrieval(clip.encode_image, clip.encode_text, clip.preprocess, world.held_out(256)) >= 0.6
 
 
 @pytest.mark.parametrize("name", ["resnet", "vit"])
@@ -207,12 +205,12 @@ def test_shipped_targets_know_their_concepts(name):
     from neuronym.models.targets import load_target
 
     target = load_target(f"microworld:{name}")
-    assert training.mean_ap(target.model, target.preprocess, world.held_out(512))[0] >= 0.95
+    assert quality.mean_ap(target.model, target.preprocess, world.held_out(512))[0] >= 0.95
 
 
 def test_retrieval_takes_whole_groups():
     with pytest.raises(ValueError, match="whole groups of 256 scenes, got 100"):
-        training.retrieval(None, None, None, world.held_out(100))
+        quality.retrieval(None, None, None, world.held_out(100))
 
 
 def test_caption_truth_by_hand():
@@ -230,7 +228,7 @@ def test_caption_truth_by_hand():
         parse("a red ring"),
         parse("a large blue plain circle above a small red striped star on snow in dim light"),
     ]
-    found = training.caption_truth(texts, scenes)
+    found = quality.caption_truth(texts, scenes)
     assert found == {
         "shape_colour": 0.2,
         "shape": 0.4,
@@ -242,8 +240,8 @@ def test_caption_truth_by_hand():
         "count": 0.8,
     }
     held = world.held_out(23)
-    true = training.caption_truth([caption(s) for s in held], held)
-    other = training.caption_truth([caption(s) for s in held[1:] + held[:1]], held)
+    true = quality.caption_truth([caption(s) for s in held], held)
+    other = quality.caption_truth([caption(s) for s in held[1:] + held[:1]], held)
     assert set(true.values()) == {1.0} and other["shape_colour"] < 0.3
     with pytest.raises(ValueError, match="each scene has a text, got 3 texts and 5 scenes"):
-        training.caption_truth(texts[:3], scenes)
+        quality.caption_truth(texts[:3], scenes)

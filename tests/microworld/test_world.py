@@ -147,3 +147,23 @@ def test_tokens_end_with_the_largest_id():
 def test_errors_say_what_is_wrong(call, error, pattern):
     with pytest.raises(error, match=pattern):
         call()
+
+
+def test_seeds_of_different_purposes_never_meet():
+    """The first and the last seed of each, for the 100 values of a run's `seed` and the most that one takes."""
+    last = 99 * world.SEED_STEP + world.SEED_STEP
+    ranges = [
+        (world.TRAIN_SEED, 100_000),
+        (world.PROBE_SEED, last),
+        (world.HELD_OUT_SEED, 100_000),
+        (world.TASK_SEED, last),
+        (world.SEGMENTED_SEED, last),
+        (world.CAPTION_SEED, 2_000),
+        (world.LABEL_SEED, 100 * world.PICTURE_STEP),
+        (world.CANDIDATE_SEED, 100 * world.PICTURE_STEP),
+        (world.ADVERSARIAL_SEED, 100_000),
+    ]
+    starts = {name for name in vars(world) if name.endswith("_SEED")}
+    assert len(starts) == len(ranges) and {getattr(world, name) for name in starts} == {s for s, _ in ranges}
+    for (first, count), (following, _) in zip(ranges, ranges[1:]):
+        assert first + count <= following

@@ -84,7 +84,8 @@ def test_texts_tell_code_values_and_settings_apart(monkeypatch):
 
 def test_texts_are_the_same_in_another_process():
     code = (
-        "from neuronym.models.clips import openai_package; from neuronym.models.preprocess import preprocess_text; "
+        "from neuronym.common.checks import openai_package; "
+        "from neuronym.models.preprocess import preprocess_text; "
         "print(preprocess_text(openai_package().clip._transform(24)))"
     )
     other = subprocess.run(

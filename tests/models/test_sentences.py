@@ -9,10 +9,10 @@ import importlib.util
 import pytest
 import torch
 
-from neuronym.common.checks import quiet_transformers, UnknownName
+from neuronym.common.checks import UnknownName
 from neuronym.models import sentences
 from neuronym.models.sentences import load_sentence_encoder
-from neuronym.models.weights import tokenizer_key
+from neuronym.models.weights import quiet_transformers, tokenizer_key
 from tests.helpers.encoder import save_encoder, TEXTS, WORDS
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from neuronym.common.text import content_words
-from neuronym.evaluation.naming import name_similarity
+from neuronym.evaluation.naming_accuracy import name_similarity
 from neuronym.published import texts as texts_module
 from neuronym.published.texts import (
     against_method,

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from neuronym import hooks
 from neuronym.activations import zero_shot_head
 from neuronym.datasets.probe import load_probe, probe_from_scenes
-from neuronym.datasets.tasks import accuracy, load_prompts, load_task
+from neuronym.datasets.tasks import load_prompts, load_task, zero_shot_accuracy
 from neuronym.models.clips import load_clip
 from neuronym.second_order import ablation, effects
 from neuronym.second_order.tower import read_tower
@@ -132,8 +132,8 @@ def test_a_clip_solves_it():
     clip, task = load_clip("microworld:vit"), load_task("microworld_shapes:60")
     x = torch.stack([clip.preprocess(task.probe.image(i)) for i in range(60)])
     head = zero_shot_head(clip, task.classes, ["a {}"])
-    assert accuracy(clip.encode_image(x), head, task.truth) > 0.9
-    assert accuracy(clip.encode_image(x), head.roll(1, 0), task.truth) < 0.1
+    assert zero_shot_accuracy(clip.encode_image(x), head, task.truth) > 0.9
+    assert zero_shot_accuracy(clip.encode_image(x), head.roll(1, 0), task.truth) < 0.1
 
 
 def test_any_labelled_probe_is_a_task(tmp_path):

@@ -101,7 +101,7 @@ def test_directions_are_the_literal_ones(made):
         r, theta, explained, images = literal.principal_direction(deviations[:, n], 9)
         same(directions.r[n], r)
         same(directions.threshold[n], torch.tensor(theta, dtype=torch.float64))
-        same(directions.explained[n], torch.tensor(explained, dtype=torch.float64))
+        same(directions.explained_variance[n], torch.tensor(explained, dtype=torch.float64))
         assert directions.top[:, n].tolist() == images[::-1]
     some = effects.principal_directions(found, about, lengths, top=9, memory=60_000)
     assert all(

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from neuronym.second_order import effects, experiments
 from neuronym.second_order.experiments import Layer, ZeroShotTask
 from neuronym.second_order.pursuit import matching_pursuit
-from neuronym.second_order.text_code import coefficients, text_pool
+from neuronym.second_order.text_code import code_coefficients, text_pool
 from tests.helpers import reference_lens as literal
 from tests.helpers import reference_omp
 from tests.helpers.lens import effects_of
@@ -108,7 +108,7 @@ def literal_sums(layer, atoms, m):
 def test_by_words_is_nested(study):
     layers, exam = study
     atoms = pool()
-    table = experiments.by_words(layers, exam, {"pool": atoms, "few": atoms[:3]}, [1, 2, 4])
+    table = experiments.by_code_length(layers, exam, {"pool": atoms, "few": atoms[:3]}, [1, 2, 4])
     assert table[["pool", "words"]].values.tolist() == [
         ["pool", 1],
         ["pool", 2],
@@ -171,8 +171,8 @@ def test_discovery(study):
     truth = torch.rand(8, 31, generator=torch.Generator().manual_seed(5)) < 0.3
     table, reading = experiments.discovery(layer, atoms, order, [1, 4, 16], truth, first=5)
     assert table["words"].tolist() == [1] * 3 + [4] * 3 and table["precision"].between(0, 1).all()
-    gamma = coefficients(layer.directions.r, atoms, order)
-    scores, push = torch.zeros(8, 31, dtype=torch.float64), layer.push()
+    gamma = code_coefficients(layer.directions.r, atoms, order)
+    scores, push = torch.zeros(8, 31, dtype=torch.float64), layer.projection()
     for i in range(8):
         for n in range(48):
             R = sum(gamma[n, j] * atoms[order[n, j]] for j in range(4))

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from neuronym.second_order import pursuit, text_code
 from neuronym.second_order.pursuit import matching_pursuit
-from neuronym.second_order.text_code import code_table, coefficients, reconstruct, text_pool
+from neuronym.second_order.text_code import code_coefficients, code_table, reconstruct, text_pool
 from neuronym.similarity.labels import COLUMNS
 from tests.helpers import reference_omp
 from tests.helpers.held import Held
@@ -39,7 +39,7 @@ def agrees(R, T, n):
     order, expected = matching_pursuit(R, T, n), reference_omp.matching_pursuit(R, T, n)
     assert order.dtype == torch.int64 and order.shape == (len(R), n)
     assert order.tolist() == [[j for j, _ in code] + [-1] * (n - len(code)) for code in expected]
-    gamma = coefficients(R, T, order)
+    gamma = code_coefficients(R, T, order)
     values = torch.tensor(
         [[g for _, g in code] + [0.0] * (n - len(code)) for code in expected], dtype=torch.float64
     )
@@ -130,7 +130,7 @@ def test_a_planted_code_is_found_and_no_more(dtype):
     R, T = reconstruct(sizes, planted, T).to(dtype), T.to(dtype)
     order = matching_pursuit(R, T, 7)
     assert torch.equal(order[:, :4], planted) and (order[:, 4:] == -1).all()
-    assert_close(coefficients(R, T, order)[:, :4], sizes.to(dtype), rtol=1e-5, atol=1e-5)
+    assert_close(code_coefficients(R, T, order)[:, :4], sizes.to(dtype), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("text_norm", ["per_dimension", "unit"])
@@ -140,7 +140,7 @@ def test_equals_the_released_codes(shared, text_norm, n, dtype):
     golden = load_file(shared / "golden" / "second_order_a.safetensors")
     R, T = golden["pcs"].to(dtype), text_pool(golden["texts"].to(dtype), text_norm)
     order = matching_pursuit(R, T, n)
-    codes, released = dense(order, coefficients(R, T, order), 200), golden[f"omp_{text_norm}_{n}"]
+    codes, released = dense(order, code_coefficients(R, T, order), 200), golden[f"omp_{text_norm}_{n}"]
     assert ((codes != 0) == (released != 0)).all()
     assert_close(codes.float(), released, rtol=1e-4, atol=1e-6)
 
@@ -152,7 +152,7 @@ def test_equals_scikit_learn():
     coder = decomposition.SparseCoder(T.numpy(), transform_algorithm="omp", transform_n_nonzero_coefs=9)
     order = matching_pursuit(R, T, 9)
     assert_close(
-        dense(order, coefficients(R, T, order)),
+        dense(order, code_coefficients(R, T, order)),
         torch.tensor(coder.transform(R.numpy())),
         rtol=1e-9,
         atol=1e-9,
@@ -164,7 +164,7 @@ def test_float32_gives_the_words_of_float64():
     T = text_pool(T)
     order, exact = matching_pursuit(R, T, 32), matching_pursuit(R.double(), T.double(), 32)
     assert order.device == R.device and torch.equal(order, exact)
-    assert_close(coefficients(R, T, order), coefficients(R.double(), T.double(), exact).float())
+    assert_close(code_coefficients(R, T, order), code_coefficients(R.double(), T.double(), exact).float())
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
@@ -185,7 +185,7 @@ def test_codes_are_nested_and_residuals_fall():
     order = matching_pursuit(R, T, 12)
     for n in range(1, 13):
         assert torch.equal(matching_pursuit(R, T, n), order[:, :n])
-        residual = R - reconstruct(coefficients(R, T, order[:, :n]), order[:, :n], T)
+        residual = R - reconstruct(code_coefficients(R, T, order[:, :n]), order[:, :n], T)
         assert (residual.norm(dim=1) < last).all()
         assert (torch.einsum("knd,kd->kn", T[order[:, :n]], residual).abs() < 1e-9).all()
         last = residual.norm(dim=1)
@@ -200,7 +200,7 @@ def test_coefficients_of_nearly_dependent_atoms(apart, tolerance):
     T[5:] = T[:4] + apart * T[4:8]
     order = torch.arange(9).expand(K, 9)
     exact = torch.linalg.lstsq(T.T, R.T).solution.T
-    gamma = coefficients(R, T, order)
+    gamma = code_coefficients(R, T, order)
     assert_close(gamma, exact, rtol=tolerance, atol=tolerance * float(exact.abs().max()))
     assert_close(reconstruct(gamma, order, T), exact @ T, rtol=1e-8, atol=1e-8)
 
@@ -209,7 +209,7 @@ def test_coefficients_of_dependent_atoms():
     R, T = inputs(m=9)
     T[8] = T[0]
     order = torch.arange(9).expand(K, 9)
-    gamma = coefficients(R, T, order)
+    gamma = code_coefficients(R, T, order)
     assert_close(gamma[:, 8], gamma[:, 0], rtol=1e-9, atol=1e-9)  # the smallest of all solutions
     assert_close(
         reconstruct(gamma, order, T),
@@ -392,7 +392,7 @@ R0, T0 = inputs()
             "memory must be a positive whole number, got 0",
         ),
         (
-            lambda: coefficients(R0, T0, torch.zeros(3, 2).long()),
+            lambda: code_coefficients(R0, T0, torch.zeros(3, 2).long()),
             ValueError,
             r"a row for each of 7 units, got \[3, 2\]",
         ),
@@ -424,4 +424,4 @@ def test_a_gpu_gives_the_same():
     T = text_pool(T)
     order = matching_pursuit(R, T, 32)
     assert torch.equal(matching_pursuit(R.cuda(), T.cuda(), 32).cpu(), order)
-    assert_close(coefficients(R.cuda(), T.cuda(), order.cuda()).cpu(), coefficients(R, T, order))
+    assert_close(code_coefficients(R.cuda(), T.cuda(), order.cuda()).cpu(), code_coefficients(R, T, order))

@@ -17,7 +17,6 @@ from neuronym.common.statistics import auroc
 from neuronym.trust.signals import (
     auroc_intervals,
     brier,
-    coverage_area,
     expected_calibration_error,
     reliability,
     risk_coverage,
@@ -166,30 +165,15 @@ def test_risk_coverage_by_hand():
     assert table["coverage"].tolist() == [0.25, 0.75, 1] and table["right"].tolist() == pytest.approx(
         [1, 2 / 3, 0.5]
     )
-    assert coverage_area([0.9, 0.5, 0.5, 0.1], [1, 1, 0, 0]) == pytest.approx(
-        (1 + 1.5 / 2 + 2 / 3 + 2 / 4) / 4
-    )
-
-
-def test_coverage_area_is_the_mean_over_orders_of_ties():
-    trust, right = made(7, 29)
-    dice, areas = np.random.default_rng(0), []
-    for _ in range(4000):
-        order = sorted(range(29), key=lambda i: (-trust[i], dice.random()))
-        areas.append(np.mean([np.mean(right[order[:k]]) for k in range(1, 30)]))
-    assert abs(np.mean(areas) - coverage_area(trust, right)) < 5 * np.std(areas) / math.sqrt(4000)
 
 
 def test_perfect_and_useless_trust():
     right = np.arange(K) % 3 == 0
     assert auroc(right, right) == 1 and brier(right, right) == 0 == expected_calibration_error(right, right)
-    assert coverage_area(right, right) > coverage_area(np.arange(K), right) > coverage_area(~right, right)
     perfect = risk_coverage(right.astype(float), right)
     assert perfect["right"].tolist() == [1, pytest.approx(right.mean())]
-    assert coverage_area(np.ones(K), right) == pytest.approx(right.mean())
-    assert coverage_area(right, right | True) == 1 and coverage_area(right, right & False) == 0
     trust, right = made(8, 30_000, calibrated=False)
-    assert abs(auroc(trust, right) - 0.5) < 0.02 and abs(coverage_area(trust, right) - right.mean()) < 0.02
+    assert abs(auroc(trust, right) - 0.5) < 0.02
 
 
 ERRORS = [
@@ -204,9 +188,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("call, message", ERRORS)
-@pytest.mark.parametrize(
-    "function", [auroc, reliability, expected_calibration_error, brier, risk_coverage, coverage_area]
-)
+@pytest.mark.parametrize("function", [auroc, reliability, expected_calibration_error, brier, risk_coverage])
 def test_errors(function, call, message):
     with pytest.raises(ValueError, match=message):
         call(function)

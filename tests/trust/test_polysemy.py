@@ -22,7 +22,7 @@ from neuronym.trust.polysemy import (
     _cut,
     at_lowest,
     clusters,
-    held_out,
+    heldout_correlations,
     labels_by_cluster,
     negative,
     superposed,
@@ -267,7 +267,7 @@ def test_held_out_is_the_correlation_with_the_union_and_the_mean_over_other_unit
         "clusters": [[0, 1], [], [2], [4, 5], [8], [3, 7, 9], [6, 6]],
         "negative": [[1], [2], [], [], [], [], [0]],
     }
-    table = held_out(present, Q, labels)
+    table = heldout_correlations(present, Q, labels)
     assert table["kind"].tolist() == ["single"] * K + ["clusters"] * (K - 1) + ["negative"] * 3
     by_kind = {kind: rows.set_index("unit") for kind, rows in table.groupby("kind")}
     for kind, lists in labels.items():
@@ -291,11 +291,11 @@ def test_held_out_does_not_depend_on_scale_and_takes_probabilities():
     g = generator(8)
     Q, present = torch.randn(N, K, generator=g).double(), torch.rand(N, M, generator=g).double()
     labels = {"clusters": [[k, k + 1] for k in range(K)]}
-    first = held_out(present, Q, labels)
-    pd.testing.assert_frame_equal(first, held_out(present, 1e-250 * Q, labels))
+    first = heldout_correlations(present, Q, labels)
+    pd.testing.assert_frame_equal(first, heldout_correlations(present, 1e-250 * Q, labels))
     union = torch.stack([torch.maximum(present[:, k], present[:, k + 1]) for k in range(K)], 1)
     assert_close(torch.tensor(first["correlation"].to_numpy()), correlation(union, Q))
-    alone = held_out(present, Q[:, :1], {"single": [[0]]})
+    alone = heldout_correlations(present, Q[:, :1], {"single": [[0]]})
     assert alone["shuffled"].tolist() == [0.0]
 
 
@@ -308,7 +308,9 @@ def test_two_labels_beat_one_on_other_scenes_of_the_microworld():
     oracle = presence_oracle(S[:400], truth[:400])
     two = [labels.tolist() for labels in oracle.topk(2).indices]
     assert sum(set(said) == set(pair) for said, pair in zip(two, pairs)) >= 0.8 * len(pairs)
-    table = held_out(truth[400:], S[400:], {"single": [said[:1] for said in two], "clusters": two})
+    table = heldout_correlations(
+        truth[400:], S[400:], {"single": [said[:1] for said in two], "clusters": two}
+    )
     mean = table.groupby("kind")[["correlation", "shuffled"]].mean()
     assert mean["correlation"]["clusters"] > mean["correlation"]["single"] + 0.05
     assert mean["shuffled"].abs().max() < 0.1
@@ -353,16 +355,16 @@ def test_superposed_is_the_larger_of_two_standard_scores():
         ),
         (lambda I, T, p, Q: negative(I @ T.T, Q, silent=-1), "silent must be a finite number"),
         (
-            lambda I, T, p, Q: held_out(p, Q, {"single": [[0]]}),
+            lambda I, T, p, Q: heldout_correlations(p, Q, {"single": [[0]]}),
             "one list of concepts for each of 11 units, got 1",
         ),
         (
-            lambda I, T, p, Q: held_out(p, Q, {"single": [[11]] * M}),
+            lambda I, T, p, Q: heldout_correlations(p, Q, {"single": [[11]] * M}),
             "11 concepts, from 0, got 11 of kind 'single'",
         ),
-        (lambda I, T, p, Q: held_out(p, Q, {"single": [[-1]] * M}), "got -1"),
-        (lambda I, T, p, Q: held_out(p[:-1], Q, {"single": [[0]] * M}), "equal N"),
-        (lambda I, T, p, Q: held_out(p, Q, {"single": [[]] * M}), "labels for one unit or more"),
+        (lambda I, T, p, Q: heldout_correlations(p, Q, {"single": [[-1]] * M}), "got -1"),
+        (lambda I, T, p, Q: heldout_correlations(p[:-1], Q, {"single": [[0]] * M}), "equal N"),
+        (lambda I, T, p, Q: heldout_correlations(p, Q, {"single": [[]] * M}), "labels for one unit or more"),
         (lambda I, T, p, Q: superposed(Q, [(1, 1)]), "two different units from 0 to 10, got .1, 1."),
         (lambda I, T, p, Q: superposed(Q, [(1, 11)]), "two different units"),
         (lambda I, T, p, Q: superposed(Q, []), "at least one pair"),

@@ -22,7 +22,6 @@ from neuronym.trust.stability import (
     agreement_matrix,
     consensus,
     halves,
-    near,
     noisy,
     noisy_clip,
     noisy_target,
@@ -239,15 +238,6 @@ def test_labels_of_conditions_by_hand():
     )
 
 
-def test_near_is_the_cosine_of_texts():
-    vectors = {"red": [1.0, 0, 0], "dog": [0, 2, 0], "cat": [0, 3, 3], "sky": [0, 0, 1], "blue": [-5, 0, 0]}
-    found = near(A, B, lambda texts: torch.tensor([vectors[text] for text in texts]))
-    assert found.tolist() == pytest.approx([1, math.sqrt(0.5), 1, -1, math.sqrt(0.5)])
-    called = []
-    near(A, B, lambda texts: called.extend(texts) or torch.ones(len(texts), 2))
-    assert sorted(called) == ["blue", "cat", "dog", "red", "sky"]  # every text once
-
-
 P0, Q0 = planted()
 ERRORS = [
     (lambda: halves(P0, Q0, repeats=0), "repeats must be a positive whole number"),
@@ -259,7 +249,6 @@ ERRORS = [
     (lambda: noisy(PLAIN, -0.1), "sd must be a finite number from 0"),
     (lambda: noisy_target(_target(), math.nan), "sd must be a finite number"),
     (lambda: same(A, B[1:]), "same units, at least one, got {'first': 5, 'second': 4}"),
-    (lambda: near([], [], len), "at least one"),
     (lambda: agreement_matrix({}), "got {}"),
     (lambda: consensus({"a": A, "b": [*B[1:], None]}), "labels are texts, got None of 'b'"),
 ]

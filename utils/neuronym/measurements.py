@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from neuronym.activations import activations_and_embeddings, embed_concepts, spot_check
+from neuronym.common.subsets import split_evenly
 from neuronym.common.types import Clip, Device, Progress, Target
 from neuronym.common.units import Units, units_by_layer
 from neuronym.datasets.concepts import load_concepts
 from neuronym.datasets.probe import load_probe, Probe, subset
-from neuronym.evaluation.presence import split
 from neuronym.hooks import LayerInfo, resolve_layers
 from neuronym.models.clips import load_clip
 from neuronym.models.targets import load_target
@@ -77,7 +77,7 @@ class Measurements:
 
     def split(self, share: float) -> tuple[Measurements, Measurements]:
         """Images to name with, and the `share` of them held out to test with, spread evenly over the probe."""
-        naming, held_out = split(self.N, share)
+        naming, held_out = split_evenly(self.N, share)
         return self.rows(naming), self.rows(held_out)
 
 

@@ -6,8 +6,7 @@ import difflib
 import importlib
 import math
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from numbers import Integral
 from types import ModuleType
 
@@ -78,17 +77,3 @@ def openai_package() -> ModuleType:
                 "pip install 'setuptools>=75,<82'"
             ) from error
     return clip
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' loading bar for the block; a notebook has its own."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

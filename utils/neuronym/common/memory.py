@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-MEMORY = 2**28  # bytes, the budget of those who name none
+MEMORY = 2**28  # default budget, bytes
 CACHED = 2**23  # bytes that a processor works on quickly: on a CPU, larger temporaries only cost time
 SORTING_BYTES_PER_VALUE = 40  # at the most, for each value that `stable_order` sorts
 

@@ -1,5 +1,13 @@
-"""Intervals and tests that say what was resampled: neurons, all in float64.
+"""Correlation, ranks, bootstrap intervals and tests, each written once; all in float64.
 
+standard_columns    columns centred and of length 1
+correlation         Pearson's, column by column
+cross_correlation   Pearson's, of all pairs of columns
+sort_columns        columns in order, with what equals what: the input of the next two
+column_auroc        area under the ROC curve, column by column
+column_precision    average precision, column by column
+auroc               area under the ROC curve of one list
+rank_of             place of the true entry among scores
 interval            bootstrap interval of a mean over neurons
 paired_interval     mean difference of two methods rated on the same neurons, with its interval
 means               mean and interval of several methods, the same neurons drawn for all
@@ -9,6 +17,8 @@ holm                p-values corrected for their number, against a single false 
 benjamini_hochberg  the same against a share of false ones
 as_p_values         p-values not corrected
 draw_neurons        the draws behind all intervals
+
+N images, K units, M concepts.
 """
 
 from __future__ import annotations
@@ -22,9 +32,136 @@ import torch
 from torch import Tensor
 
 from neuronym.common.checks import check_number, check_positive_int
+from neuronym.common.memory import nonzero
 
 DRAWS = 10_000
 LAYER = "layer"  # the column of strata
+Numbers = Sequence[float] | np.ndarray | Tensor
+Sorted = tuple[Tensor, Tensor, Tensor]  # what `sort_columns` gives
+
+
+def standard_columns(x: Tensor) -> Tensor:
+    """Columns centred and of length 1, [N, K]; zeros for one that is constant.
+
+    Constant is what varies by no more than rounding of its largest value, whatever the scale.
+    """
+    rounding = torch.finfo(x.dtype if x.is_floating_point() else torch.float64).eps
+    x = x.double()
+    largest = x.abs().amax(0).clamp_min(1e-300)
+    x = (x - x.mean(0)) / largest  # squares of small values would vanish
+    length = x.norm(dim=0)
+    return torch.where(length <= 4 * rounding * len(x) ** 0.5, 0.0, x / length)
+
+
+def correlation(predicted: Tensor, true: Tensor) -> Tensor:
+    """Pearson correlation [K] over images of predicted and true values, both [N, K]; 0 where either is
+    constant.
+    """
+    if predicted.shape != true.shape:
+        raise ValueError(
+            f"expected predicted and true values [N, K] of one shape, got {list(predicted.shape)} and "
+            f"{list(true.shape)}"
+        )
+    return (standard_columns(predicted) * standard_columns(true)).sum(0)
+
+
+def cross_correlation(Q: Tensor, present: Tensor) -> Tensor:
+    """Pearson correlation over images of every column of Q [N, K] with every one of present [N, M]: [K, M]; 0
+    where either is constant.
+    """
+    if len(Q) != len(present):
+        raise ValueError(
+            f"expected Q [N, K] and present [N, M] with equal N, got {len(Q)} and {len(present)}"
+        )
+    return standard_columns(Q).T @ standard_columns(present)
+
+
+def sort_columns(x: Tensor) -> Sorted:
+    """Indices that sort each column, and in that order how many values are below each, and how many at most:
+    [N, K].
+    """
+    values, order = x.sort(dim=0)
+    place = torch.arange(len(x), device=x.device)[:, None]
+    if x.dtype == torch.bool:  # two groups: running maxima would cost more than sorting
+        low = len(x) - x.sum(0)
+        return order, torch.where(values, low, 0), torch.where(values, len(x), low)
+    new = values[1:] != values[:-1]
+    edge = new.new_ones(1, x.shape[1])
+    below = torch.where(torch.cat([edge, new]), place, 0).cummax(0).values
+    most = torch.where(torch.cat([new, edge]), place + 1, len(x)).flip(0).cummin(0).values.flip(0)
+    return order, below, most
+
+
+def column_auroc(order: Sorted, positive: Tensor, negative: Tensor) -> Tensor:
+    """Probability that a positive has a higher value than a negative, ties counted half (Mann-Whitney): [K],
+    nan where one kind is missing.
+
+    `order` is that of the values, [N, K], or [N, 1] for one list of them; positive and negative [N, K] say
+    how often each row counts as such: true or false, or how often a bootstrap drew it.
+    """
+    index, below, most = (x.expand(-1, positive.shape[1]) for x in order)
+    good, bad = (kind.gather(0, index).double() for kind in (positive, negative))
+    before = torch.cat([bad.new_zeros(1, bad.shape[1]), bad.cumsum(0)])  # [N + 1, K]
+    lower = (before.gather(0, below) + before.gather(0, most)) / 2
+    return (good * lower).sum(0) / (good.sum(0) * bad.sum(0))
+
+
+def column_precision(order: Sorted, true: Tensor) -> Tensor:
+    """Average precision of the values of `order` as a detector of `true`, bool, both [N, K]: the sum over
+    values t, descending, of (recall(t) - recall before) precision(t); [K], 0 where nothing is true.
+
+    It is the mean over true rows of the precision at their own value, equal values one threshold.
+    """
+    index, below, _ = order
+    true = true.gather(0, index)
+    before = torch.cat([index.new_zeros(1, index.shape[1]), true.cumsum(0)])  # [N + 1, K]
+    reached = before[-1] - before.gather(0, below)
+    return (true * reached / (len(true) - below).double()).sum(0) / nonzero(before[-1].double())
+
+
+def auroc(trust: Numbers, right: Numbers) -> float:
+    """Probability that a right label has more trust than a wrong one, ties counted half (Mann-Whitney).
+
+    trust [K], right [K] bool; .5 when all are right, or none is.
+    """
+    trust, right = (torch.from_numpy(x)[:, None] for x in check_trust(trust, right))
+    return float(column_auroc(sort_columns(trust), right, ~right).nan_to_num(0.5))
+
+
+def check_trust(trust: Numbers, right: Numbers, share: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """trust as float64 and right as bool, both [K]; ValueError says what is wrong with them, with `share` also
+    where trust is not from 0 to 1.
+    """
+    trust, right = (
+        x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in (trust, right)
+    )
+    if trust.ndim != 1 or right.shape != trust.shape or not len(trust):
+        raise ValueError(
+            f"expected trust and right [K] of equal K, at least one, got {list(trust.shape)} and "
+            f"{list(right.shape)}"
+        )
+    trust = trust.astype(np.float64)
+    wrong = trust[~np.isfinite(trust) | (share & ~((trust >= 0) & (trust <= 1)))]
+    if len(wrong):
+        raise ValueError(
+            f"trust must be {'from 0 to 1' if share else 'finite'}, got {wrong[0]}"
+            + ("; give a probability, or rank it with auroc" if share else "; leave that neuron out")
+        )
+    if not np.isin(right, (0, 1)).all():
+        raise ValueError(
+            f"right must be true or false, got {right[~np.isin(right, (0, 1))][0]}; choose what counts as right"
+        )
+    return trust, right.astype(bool)
+
+
+def rank_of(scores: Tensor, truth: Tensor) -> Tensor:
+    """Place of the true entry of every row, 1 the highest, of equal scores the lower index first: scores
+    [n, M], truth [n] -> [n].
+    """
+    truth = truth.to(scores.device).long()[:, None]
+    own = scores.gather(1, truth)
+    before = torch.arange(scores.shape[1], device=scores.device) < truth
+    return 1 + (scores > own).sum(1) + ((scores == own) & before).sum(1)
 
 
 def interval(
@@ -142,7 +279,7 @@ def benjamini_hochberg(p: Sequence[float]) -> np.ndarray:
 
 
 def as_p_values(p: Sequence[float]) -> np.ndarray:
-    """p-values as they are, or a sentence on what is wrong with them."""
+    """p-values as they are; ValueError says what is wrong with others."""
     p = np.asarray(p, dtype=np.float64)
     wrong = p[~((p >= 0) & (p <= 1))]
     if p.ndim != 1 or len(wrong):
@@ -172,77 +309,3 @@ def draw_neurons(
 def _limits(level: float) -> list[float]:
     check_number("level", level, 0, 1)
     return [(1 - level) / 2, (1 + level) / 2]
-
-
-def correlation(predicted: Tensor, true: Tensor) -> Tensor:
-    """Pearson correlation [K] over images of predicted and true values, both [N, K]; 0 where either is
-    constant.
-
-    Constant is what varies by no more than rounding of its largest value, whatever the scale.
-    """
-    if predicted.shape != true.shape:
-        raise ValueError(
-            f"expected predicted and true values [N, K] of one shape, got {list(predicted.shape)} and "
-            f"{list(true.shape)}"
-        )
-    return (standard_columns(predicted) * standard_columns(true)).sum(0)
-
-
-def standard_columns(x: Tensor) -> Tensor:
-    """Columns centred and of length 1, in float64; zeros for one that is constant."""
-    rounding = torch.finfo(x.dtype if x.is_floating_point() else torch.float64).eps
-    x = x.double()
-    largest = x.abs().amax(0).clamp_min(1e-300)
-    x = (x - x.mean(0)) / largest  # squares of small values would vanish
-    length = x.norm(dim=0)
-    return torch.where(length <= 4 * rounding * len(x) ** 0.5, 0.0, x / length)
-
-
-Numbers = Sequence[float] | np.ndarray | Tensor
-
-
-def auroc(trust: Numbers, right: Numbers) -> float:
-    """Probability that a right label has more trust than a wrong one, ties counted half (Mann-Whitney).
-
-    trust [K], right [K] bool; .5 when all are right, or none is.
-    """
-    trust, right = _pairs(trust, right)
-    found = _aurocs(trust, right, np.ones((1, len(trust))))[0]
-    return 0.5 if np.isnan(found) else float(found)
-
-
-def _pairs(trust: Numbers, right: Numbers, share: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """trust as float64 and right as bool, both [K]."""
-    trust, right = (
-        x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in (trust, right)
-    )
-    if trust.ndim != 1 or right.shape != trust.shape or not len(trust):
-        raise ValueError(
-            f"expected trust and right [K] of equal K, at least one, got {list(trust.shape)} and "
-            f"{list(right.shape)}"
-        )
-    trust = trust.astype(np.float64)
-    wrong = trust[~np.isfinite(trust) | (share & ~((trust >= 0) & (trust <= 1)))]
-    if len(wrong):
-        raise ValueError(
-            f"trust must be {'from 0 to 1' if share else 'finite'}, got {wrong[0]}"
-            + ("; give a probability, or rank it with auroc" if share else "; leave that neuron out")
-        )
-    if not np.isin(right, (0, 1)).all():
-        raise ValueError(
-            f"right must be true or false, got {right[~np.isin(right, (0, 1))][0]}; choose what counts as right"
-        )
-    return trust, right.astype(bool)
-
-
-def _aurocs(trust: np.ndarray, right: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """AUROC of neurons counted so many times, times [draws, K] -> [draws]; nan when one kind is missing."""
-    by_trust = np.argsort(trust, kind="stable")
-    trust, right, times = trust[by_trust], right[by_trust], times[:, by_trust]
-    first = np.flatnonzero(np.append(True, trust[1:] > trust[:-1]))
-    good, bad = (
-        np.add.reduceat(times * kind, first, axis=1) for kind in (right, ~right)
-    )  # by value of trust
-    below = np.cumsum(bad, axis=1) - bad / 2
-    pairs = good.sum(1) * bad.sum(1)
-    return np.divide((good * below).sum(1), pairs, out=np.full(len(times), np.nan), where=pairs > 0)

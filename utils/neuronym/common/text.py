@@ -1,4 +1,14 @@
-""""""
+"""Words of labels and captions: which say nothing, singular and plural, names in texts, lists on disk.
+
+STOP           words that no phrase is made of
+singular       a word as it is counted
+names_it       does a label contain a name, singular or plural?
+EMPTY          the stop words of the published agreement
+content_words  the words of a label that it compares
+name_pattern   what finds names, or their plurals, in running text
+read_lines     lines of a UTF-8 file
+clean          a concept without what cannot be seen
+"""
 
 from __future__ import annotations
 
@@ -15,6 +25,7 @@ STOP = frozenset(
     is are was were be been being has have had does do not very other another one's s
     photo photos photograph picture pictures image images""".split()
 )
+
 IRREGULAR = {
     "men": "man",
     "women": "woman",
@@ -31,12 +42,16 @@ IRREGULAR = {
 }
 
 
-def singular(word: str) -> str:
-    """Singular of a word: a dozen irregular ones, -ies to -y, -es off after ch sh s x z (ss), else -s off.
+def singular(word: str, only_s: bool = False) -> str:
+    """Singular of a lower-case word: a dozen irregular ones, -ies to -y, -es off after ch sh s x z (ss), else
+    -s off.
 
     Words of three letters, and those in -ss -us -is, stay. A rule of counting, not of grammar ("series" is
-    "sery").
+    "sery"). `only_s` takes off the s of all but words of three letters and of those in -ss, as the published
+    agreement does ("boxe", "leave"): its printed values rest on it.
     """
+    if only_s:
+        return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
     if word in IRREGULAR:
         return IRREGULAR[word]
     if len(word) <= 3 or not word.endswith("s") or word.endswith(("ss", "us", "is")):
@@ -46,26 +61,37 @@ def singular(word: str) -> str:
     return word[:-2] if word.endswith(("ches", "shes", "sses", "xes", "zzes")) else word[:-1]
 
 
+def names_it(label: str, name: str) -> bool:
+    """Whether the words of `name` follow each other in `label`, singular or plural ("blue rings" names
+    "ring").
+    """
+    said, wanted = ([singular(word) for word in re.findall(r"\w+", text.lower())] for text in (label, name))
+    return bool(wanted) and any(
+        said[i : i + len(wanted)] == wanted for i in range(len(said) - len(wanted) + 1)
+    )
+
+
+# those of STOP that the published agreement leaves out: its printed values rest on them
 EMPTY = frozenset("a an and at by for from in of on or the to with".split())
 
 
 def content_words(label: str) -> frozenset[str]:
-    """Lower-case words without articles and prepositions, plurals in s made singular; Broden's "-c" and "-s"
-    go first.
+    """What labels of published methods are compared by: lower-case words without EMPTY ones, an s at the end
+    off; Broden's "-c" and "-s" go first.
     """
     words = re.findall("[a-z]+", re.sub("-[cs]$", "", label.lower()))
-    return frozenset(
-        w[:-1] if len(w) > 3 and w.endswith("s") and not w.endswith("ss") else w
-        for w in words
-        if w not in EMPTY
-    )
+    return frozenset(singular(word, only_s=True) for word in words if word not in EMPTY)
 
 
-PLURALS = {"y": "ies", "f": "ves", "fe": "ves"}  # endings that change before the s
+ENDINGS = {"y": "ies", "f": "ves", "fe": "ves"}  # endings that change before the s
 
 
 def name_pattern(names: Sequence[str]) -> re.Pattern[str]:
-    """What finds one of the names, or its regular plural, as whole words in upper or lower case."""
+    """What finds one of the names, or its regular plural, as whole words in upper or lower case.
+
+    Not `singular` turned round: names may be phrases with hyphens and brackets, and a text that gives one
+    away must be found ("wolves" of wolf), where `names_it` must not find what is not there.
+    """
     if not names or not all(name.strip() for name in names):
         raise ValueError(f"a name has letters, got {list(names)}; leave empty ones out")
     spelled = []
@@ -73,7 +99,7 @@ def name_pattern(names: Sequence[str]) -> re.Pattern[str]:
         spelled.append(re.escape(name) + "(s|es)?")
         spelled += [
             re.escape(name.removesuffix(end)) + plural
-            for end, plural in PLURALS.items()
+            for end, plural in ENDINGS.items()
             if name.endswith(end)
         ]
     return re.compile(rf"(?<!\w)({'|'.join(spelled)})(?!\w)", re.IGNORECASE)  # a name may end in a bracket
@@ -100,13 +126,3 @@ def read_lines(path: Path) -> list[str]:
 def clean(text: str) -> str:
     """One concept without byte-order marks, zero-width characters and superfluous white space."""
     return " ".join(re.sub("[\ufeff\u200b]", "", unicodedata.normalize("NFC", text)).split())
-
-
-def names_it(label: str, name: str) -> bool:
-    """Whether the words of `name` follow each other in `label`, singular or plural ("blue rings" names
-    "ring").
-    """
-    said, wanted = ([singular(word) for word in re.findall(r"\w+", text.lower())] for text in (label, name))
-    return bool(wanted) and any(
-        said[i : i + len(wanted)] == wanted for i in range(len(said) - len(wanted) + 1)
-    )

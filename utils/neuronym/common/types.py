@@ -46,6 +46,7 @@ class Clip:
     logit_scale: float
     activation: str  # "QuickGELU", "GELU" or "-"
     model: nn.Module | None
+    reads: Callable[[str], str] = str  # a text -> what of it the tower understands, "" where it says nothing
 
 
 Device = str | torch.device | None

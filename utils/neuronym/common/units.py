@@ -21,6 +21,7 @@ from numbers import Integral
 import pandas as pd
 
 from neuronym.common.checks import unknown
+from neuronym.common.subsets import evenly_spaced
 from neuronym.common.text import name_pattern
 
 Units = str | int | Sequence[int]
@@ -86,8 +87,7 @@ def _spread(count: int, K: int, units: Units) -> list[int]:
     """Units at even steps from 0, all where a layer has no more."""
     if count < 1:
         raise ValueError(f"units are {FORMS}, got {units!r}")
-    n = min(count, K)
-    return [i * K // n for i in range(n)]
+    return evenly_spaced(min(count, K), K)
 
 
 def _listed(text: str, units: Units) -> list[int]:

@@ -25,7 +25,7 @@ from neuronym.common.checks import unknown
 from neuronym.common.text import clean, read_lines
 from neuronym.runs.run import data_dir, ROOT
 
-CAPTION_SEED, CAPTIONS = 8_000_000_000, 2_000  # of no scene that is drawn
+CAPTIONS = 2_000
 
 
 def load_concepts(concepts: str | Sequence[str]) -> list[str]:
@@ -92,7 +92,7 @@ def _cleaned(lines: Iterable[str]) -> list[str]:
 
 
 def _microworld(rest: str) -> list[str]:
-    from neuronym.microworld.world import caption, CLASSES, CONCEPTS, scene
+    from neuronym.microworld.world import caption, CAPTION_SEED, CLASSES, CONCEPTS, scene
 
     sets = {
         "": CONCEPTS,

@@ -17,7 +17,7 @@ import sqlite3
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError
 
+from neuronym.common.types import Progress
 from neuronym.runs.run import cache_dir
 
 READER = 1  # raised whenever the same bytes would give other pixels
@@ -162,7 +163,6 @@ def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
 
 FRESH_SECONDS = 2.0  # a file changed this recently may change again within its clock tick: not remembered
 COMMIT_EVERY = 256  # files; an interrupted check goes on from there
-Progress = Callable[[Iterable, int, str], Iterable]
 
 
 def examine(

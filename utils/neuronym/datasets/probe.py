@@ -27,6 +27,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from neuronym.common.checks import unknown
+from neuronym.common.subsets import evenly_spaced
 from neuronym.datasets.images import examine, find_images, read_image, READER
-from neuronym.microworld.world import PROBE_SEED, SEED_STEP
+from neuronym.microworld import world
+from neuronym.microworld.world import PROBE_SEED, Scene, SEED_STEP
 from neuronym.runs.run import data_dir, ROOT
 
 BATCHES_AHEAD = 2
@@ -67,13 +70,17 @@ class Probe:
             return read_image(item)
         return Image.fromarray(item) if isinstance(item, np.ndarray) else _render(item)
 
-    def scene(self, i: int):
+    def scene(self, i: int) -> Scene:
         """The microworld scene that image i shows; a ValueError for an image of another kind."""
         if not isinstance(self.items[i], int):
             raise ValueError(f"only microworld images have a scene; image {i} is {self.ids[i]}")
-        from neuronym.microworld import world
-
         return world.scene(self.items[i])
+
+    @cached_property
+    def scenes(self) -> list[Scene] | None:
+        """What is in the images: the microworld scene of each, or None where any is a photo."""
+        known = all(isinstance(item, int) for item in self.items)
+        return [self.scene(i) for i in range(self.N)] if known else None
 
 
 def load_probe(
@@ -105,10 +112,10 @@ def load_probe(
     if limit is not None and limit < 1:
         raise ValueError(f"limit is at least 1 image, or None for all, got {limit}")
     if not isinstance(images, str) and len(images) and all(isinstance(one, Image.Image) for one in images):
-        return probe_from_images([images[i] for i in _evenly(limit, len(images))])
+        return probe_from_images([images[i] for i in evenly_spaced(limit or len(images), len(images))])
     rows = list_images(images, seed) if isinstance(images, str) else _files(images)
     name = images if isinstance(images, str) else f"{len(rows)} files"
-    rows = [rows[i] for i in _evenly(limit, len(rows))]
+    rows = [rows[i] for i in evenly_spaced(limit or len(rows), len(rows))]
 
     seen = iter(examine([row.item for row in rows if isinstance(row.item, Path)], progress))
     checked = [(row, *(next(seen) if isinstance(row.item, Path) else ("", None))) for row in rows]
@@ -135,12 +142,6 @@ def load_probe(
     )
 
 
-def _evenly(limit: int | None, N: int) -> list[int]:
-    """Rows that `limit` keeps, spread evenly."""
-    n = N if limit is None else min(limit, N)
-    return [i * N // n for i in range(n)]
-
-
 def _files(files: Sequence[Path | str]) -> list[Row]:
     """Rows of image files in the order given; their ids are what tells their paths apart."""
     strange = [one for one in files if not isinstance(one, str | Path)]
@@ -160,11 +161,9 @@ def _files(files: Sequence[Path | str]) -> list[Row]:
 
 def probe_from_scenes(name: str, seeds: Sequence[int], labels: Sequence[str] | None = None) -> Probe:
     """The microworld scenes of the given seeds, with a label for each if there are any."""
-    from neuronym.microworld.world import VERSION
-
     labels = list(labels or [None] * len(seeds))
     rows = [
-        Row(f"microworld {VERSION}", f"{seed}", label, seed)
+        Row(f"microworld {world.VERSION}", f"{seed}", label, seed)
         for seed, label in zip(seeds, labels, strict=True)
     ]
     return Probe(
@@ -299,7 +298,7 @@ def _checked(x: Tensor) -> Tensor:
 
 
 def _render(seed: int) -> Image.Image:
-    from neuronym.microworld import render, world
+    from neuronym.microworld import render
 
     return render.render(world.scene(seed))
 
@@ -362,13 +361,12 @@ def part_names(name: str) -> list[str]:
 
 
 def _microworld(rest: str, seed: int) -> list[Row]:
-    from neuronym.microworld.world import VERSION
-
     if rest and not (rest.isascii() and rest.isdigit() and 1 <= int(rest) <= SEED_STEP):
         raise ValueError(f"microworld:n takes a number of images from 1 to {SEED_STEP}, got '{rest}'")
     base = PROBE_SEED + seed * SEED_STEP
     return [
-        Row(f"microworld {VERSION}", f"{base + i}", None, base + i) for i in range(int(rest or MICROWORLD_N))
+        Row(f"microworld {world.VERSION}", f"{base + i}", None, base + i)
+        for i in range(int(rest or MICROWORLD_N))
     ]
 
 

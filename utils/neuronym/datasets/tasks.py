@@ -4,7 +4,7 @@ load_task     task by name: one of TASKS, or any probing set whose images have l
 TASKS         name up to the colon -> function (number of images, seed) -> Task
 Task          images, class names, and the class of every image
 load_prompts  prompt templates from one string
-accuracy      share of embeddings nearest to their class
+zero_shot_accuracy      share of embeddings nearest to their class
 
 Pictures with true masks, to score segmentations by.
 
@@ -37,14 +37,24 @@ from torch import Tensor
 
 from neuronym.common.checks import check_positive_int, import_extra, missing, unknown
 from neuronym.common.files import digest, sha256
+from neuronym.common.subsets import evenly_spaced
 from neuronym.common.text import clean, read_lines
 from neuronym.datasets.concepts import plain_name
 from neuronym.datasets.probe import load_probe, Probe, probe_from_scenes
 from neuronym.microworld.render import masks as shown
-from neuronym.microworld.world import COLOURS, held_out, scene, SEED_STEP, SHAPES, SIZES, TEXTURES
+from neuronym.microworld.world import (
+    COLOURS,
+    held_out,
+    scene,
+    SEED_STEP,
+    SEGMENTED_SEED,
+    SHAPES,
+    SIZES,
+    TASK_SEED,
+    TEXTURES,
+)
 from neuronym.runs.run import data_dir, ROOT
 
-TASK_SEED = 6_000_000_000  # of no scene for training, probing, measuring quality or segmentation
 TASK_N = 1_000
 
 
@@ -102,7 +112,7 @@ def load_prompts(text: str) -> list[str]:
     return prompts
 
 
-def accuracy(embeddings: Tensor, head: Tensor, truth: Tensor) -> float:
+def zero_shot_accuracy(embeddings: Tensor, head: Tensor, truth: Tensor) -> float:
     """Share of embeddings [N, d] whose largest product with the class rows head [C, d] is that of truth
     [N].
     """
@@ -141,7 +151,6 @@ TASKS: dict[str, Callable[[int, int], Task]] = {
     "microworld": partial(_scenes, {"size": SIZES, "colour": COLOURS, "texture": TEXTURES, "shape": SHAPES}),
     "microworld_shapes": partial(_scenes, {"shape": SHAPES}),
 }
-SEGMENTED_SEED = 7_000_000_000  # of no scene for training, probing, a task or `neuronym.microworld.training`
 SEGMENTED_N = 500
 GTSEGS_URL = "http://calvin-vision.net/bigstuff/proj-imagenet/data/gtsegs_ijcv.mat"
 
@@ -185,7 +194,7 @@ def _microworld(rest: str, limit: int | None, seed: int) -> MaskedPictures:
             seeds.append(drawn)
             names += shapes
         drawn += 1
-    kept = _spread(wanted, limit)
+    kept = evenly_spaced(min(wanted, limit or wanted), wanted)
     seeds, names = [seeds[i] for i in kept], [names[i] for i in kept]
     return MaskedPictures(
         probe_from_scenes("microworld", seeds, names), lambda i: shown(scene(seeds[i]), names[i]), names
@@ -249,7 +258,8 @@ def _listed(path: Path, limit: int | None) -> tuple[list[int], list[str | None]]
     try:
         with h5py.File(path, "r") as file:
             value = file["value"]
-            rows = _spread(min(len(value["img"]), len(value["gt"])), limit)
+            N = min(len(value["img"]), len(value["gt"]))
+            rows = evenly_spaced(min(N, limit or N), N)
             if "target" not in value:
                 return rows, [None] * len(rows)
             texts = [np.asarray(file[value["target"][row, 0]]) for row in rows]
@@ -259,12 +269,6 @@ def _listed(path: Path, limit: int | None) -> tuple[list[int], list[str | None]]
             f"{error}; download it again from {GTSEGS_URL}"
         ) from error
     return rows, ["".join(map(chr, text.flatten())) for text in texts]
-
-
-def _spread(N: int, limit: int | None) -> list[int]:
-    """`limit` of N rows, evenly spread; all of them without a limit, or with one beyond N."""
-    n = N if limit is None else min(limit, N)
-    return [i * N // n for i in range(n)]
 
 
 ConceptMasks = Callable[

@@ -1,36 +1,22 @@
-"""What language models are told when they shorten captions and say what captions share.
+"""From captions to candidate labels (Describe-and-Dissect, step 2), with a language model or by counting.
 
-Prompt    an instruction and worked examples for each of the two tasks
-PROMPTS   name of a domain -> Prompt
-
-    objects     the two examples of Describe-and-Dissect
-    shared      more examples, for small models, which repeat what they are shown
-    satellite   a label, then a landform in brackets
-
-What language models answer, made into candidates: Describe-and-Dissect's rules, and some for small models.
-
-tidy            raw answers -> candidates
+Prompt          what a language model is told: an instruction and worked examples for each of its two tasks
+PROMPTS         name of a domain -> Prompt
+AskAll             what answers: a list of (messages, settings) -> a list of answers, in order
+propose         captions of units -> candidates of units, by all of the below
+shorten         captions -> short labels, by the language model
+summarize       groups of captions -> one answer a shuffled try
+tidy            raw answers -> candidates, by Describe-and-Dissect's rules and some for small models
 first_line      the line of an answer that says something
 after_colon     what follows a colon
 parts           what commas separate
 plain           a text without numbering, quotes and final period
 split_brackets  a text, and what stands in brackets at its end
 
-What captions have in common, found by counting: the summariser that needs no language model.
-
-extract   captions -> the phrases that most of them share and ordinary captions do not, best first
-phrases   one caption -> its phrases, each with the words as they are written
-fold      a word as it is counted: singular
-
-From captions to candidate concepts: step 2 of Describe-and-Dissect, with a language model or without.
-
-propose     captions of units -> candidates of units, all of the below
-shorten     captions -> short labels, by the language model
-summarize   groups of captions -> one answer per shuffled try
-
-Answers become candidates by `neuronym.describe.candidates`, domains are those of
-`neuronym.describe.candidates`. `ask` is a callable: a list of (messages, settings) -> a list of answers, in
-order; for instance functools.partial(ask_all, transcript, llm).
+The domains of PROMPTS: "objects" has the two examples of Describe-and-Dissect; "shared" has more, for small
+models, which repeat what they are shown; "satellite" asks for a label, then a landform in brackets. An `AskAll`
+is for instance functools.partial(ask_all, transcript, llm); without one, `describe.counting` finds the
+candidates.
 """
 
 from __future__ import annotations
@@ -43,7 +29,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from neuronym.common.checks import check_positive_int, unknown
-from neuronym.common.text import singular, STOP
+from neuronym.common.text import STOP
+from neuronym.describe.counting import extract
 
 
 @dataclass(frozen=True)
@@ -62,11 +49,13 @@ _SHORTEN = (
     "You turn the caption of a picture into one short label. Keep what the picture shows, leave out what is "
     "repeated or says nothing. Answer with the label alone: no period, no quotes, no numbering."
 )
+
 _SUMMARIZE = (
     "You read captions of pictures and name the one concept that most of them share, in 1 to 5 words. "
     "Prefer what is specific and common to many captions over what is said once. Answer with the concept "
     "alone, in one line: no list, no explanation."
 )
+
 _FABRICS = (
     (
         "a quilt sewn of red, blue and yellow squares",
@@ -76,6 +65,7 @@ _FABRICS = (
     ),
     "multicolored textiles",
 )
+
 _REDS = (
     (
         "a red barn behind a fence",
@@ -85,10 +75,12 @@ _REDS = (
     ),
     "red-themed scenes",
 )
+
 _REPEATED = (
     "a kitten on a blanket with a flower pattern with a flower pattern with a flower pattern",
     "kitten on floral blanket",
 )
+
 _SHARED = (
     (
         (
@@ -118,6 +110,7 @@ _SHARED = (
         "at the beach",
     ),
 )
+
 PROMPTS: dict[str, Prompt] = {
     "objects": Prompt(_SHORTEN, (_REPEATED,), _SUMMARIZE, (_FABRICS, _REDS)),
     "shared": Prompt(
@@ -154,170 +147,19 @@ PROMPTS: dict[str, Prompt] = {
         ),
     ),
 }
+
 MOST = 10  # candidates
-QUOTES = "\"'`*_“”‘’«»„‹› \t"
-OPENING = re.compile(
-    r"(?i)^(?:so|sure|okay|certainly)?\W*(?:the |this |a |one )?(?:\w+ )?"
-    r"(?:concept|label|answer|caption|summary|theme|phrase)(?: that \w+(?: \w+){0,4}?)? "
-    r"(?:is|would be|could be)\b(?: that)?\W*"
-)
-REFUSAL = re.compile(
-    r"(?i)^\W*(?:i['’]?m (?:sorry|unable|not able)|i (?:can ?not|can['’]t|apologi[sz]e)|"
-    r"as an? (?:ai|language))\b"
-)
 
-
-def tidy(answers: Sequence[str], most: int = MOST, words: int | None = 5) -> list[str]:
-    """Answers as candidates: at most `most`, different, in the order first seen.
-
-    Lower case; without white space twice, quotes, numbering, and a period at the end; cut after `words` words
-    (None: never; what stands in brackets at the end does not count), a stop word not being the last.
-    Background rule: a candidate that ends in design(s) or graphic(s) is followed by itself and "background".
-    Answers without a letter or digit are dropped.
-    """
-    found: dict[str, None] = {}
-    for answer in answers:
-        candidate = _cut(plain(answer).lower(), words)
-        if candidate:
-            found[candidate] = None
-            if re.search(r"(?<!\w)(?:design|graphic)s?$", candidate):
-                found[f"{candidate} background"] = None
-    return list(found)[:most]
-
-
-def first_line(answer: str) -> str:
-    """First line that says something, or the next after one that ends in a colon; without openings and
-    refusals.
-    """
-    answer = re.sub(r"(?s)<think>.*?(?:</think>|$)", "", answer)
-    lines = [line.strip() for line in answer.splitlines() if re.search(r"\w", line)]
-    if len(lines) > 1 and lines[0].rstrip(QUOTES).endswith(":"):
-        del lines[0]
-    line = OPENING.sub("", lines[0]) if lines else ""
-    return "" if REFUSAL.match(line) else line
-
-
-def after_colon(line: str) -> str:
-    before, _, after = line.partition(":")
-    return after.strip() if re.search(r"\w", after) else before.strip()
-
-
-def parts(answer: str) -> list[str]:
-    return [part for part in map(plain, answer.split(",")) if part]
-
-
-def plain(text: str) -> str:
-    """Composed Unicode in one line, without control characters, numbering or bullet, quotes and final
-    period.
-    """
-    text = unicodedata.normalize("NFC", text)
-    text = "".join(c for c in " ".join(text.split()) if unicodedata.category(c) not in ("Cc", "Cf"))
-    text = re.sub(r"^(?:[-•–#]+|\(?\d+[.)])\s+", "", text.strip(QUOTES))
-    before = None
-    while before != text:
-        before, text = text, text.strip(QUOTES).rstrip(".;:!").rstrip()
-    return text if re.search(r"\w", text) else ""
-
-
-def _cut(text: str, words: int | None) -> str:
-    if words is None:
-        return text
-    text, brackets = split_brackets(text)
-    kept = text.split()
-    if len(kept) > words:
-        kept = kept[:words]
-        while len(kept) > 1 and kept[-1] in STOP:
-            kept.pop()
-    return " ".join(kept).rstrip(",;:-–") + brackets
-
-
-def split_brackets(text: str) -> tuple[str, str]:
-    """A text of one line and the brackets at its end, each perhaps empty."""
-    return re.fullmatch(r"(.*?)((?:\s*\([^()]*\))?)", text).groups()
-
-
-LONGEST = 3  # words of a phrase
-INSIDE = {"of", "and"}  # cup of tea, black and white; but not "dog in bright" of "a dog in bright light"
-
-
-def extract(captions: Sequence[str], reference: Sequence[str] = (), n: int = 5) -> list[str]:
-    """The n best phrases of 1 to 3 words: score = share of the captions that have it - share of the
-    reference.
-
-    captions: those of one unit, strongest example first; reference: captions of ordinary images, so that what
-    every picture shows loses. Only phrases of two captions or more count, when there are such. Equal scores:
-    more captions, then more words, then earliest in the captions. A phrase that is part of a better one and
-    is in the same captions is left out; so "dim light" stands for "dim" and "light" when they come together
-    only. Singular and plural are one phrase, written as most captions write it. Without any phrase the most
-    frequent caption is the answer. Errors: ValueError for a text in place of a list, for no caption that says
-    anything, and for n < 1.
-    """
-    check_positive_int("number of phrases", n)
-    for what, given in (("captions", captions), ("reference", reference)):
-        if isinstance(given, str):
-            raise ValueError(f"{what} must be a list of texts, got the text '{given:.60}'; wrap it in a list")
-    captions = [" ".join(c.split()) for c in captions if c.strip()]
-    if not captions:
-        raise ValueError(
-            "phrases come from captions, got none that says anything; caption at least one example"
-        )
-    where, spelled = _index(captions)
-    most = max((len(found) for found in where.values()), default=0)
-    if most == 0:
-        return [Counter(captions).most_common(1)[0][0].lower()]
-    usual = Counter(key for text in reference for key in phrases(text))
-    shared = [key for key, found in where.items() if len(found) >= min(2, most)]
-    score = {key: len(where[key]) / len(captions) - usual[key] / max(len(reference), 1) for key in shared}
-    order = {key: i for i, key in enumerate(where)}
-    best: list[tuple[str, ...]] = []
-    # rounding must not decide between equal scores
-    for key in sorted(shared, key=lambda k: (-round(score[k], 9), -len(where[k]), -len(k), order[k])):
-        if len(best) < n and not any(where[key] == where[b] and _part(key, b) for b in best):
-            best.append(key)
-    return [spelled[key].most_common(1)[0][0] for key in best]
-
-
-def phrases(caption: str) -> dict[tuple[str, ...], list[str]]:
-    """Runs of 1 to 3 words of a caption: folded words -> the spellings met.
-
-    No stop word is among them, but for "of" and "and" in the middle; runs do not cross punctuation.
-    """
-    found: dict[tuple[str, ...], list[str]] = {}
-    for part in re.split(r"[.,;:!?()\[\]\"“”]+", caption.lower()):
-        words = re.findall(r"\w+(?:['’-]\w+)*", part)
-        for start in range(len(words)):
-            for end in range(start + 1, min(start + LONGEST, len(words)) + 1):
-                run = words[start:end]
-                if not STOP & {run[0], run[-1], *(set(run) - INSIDE)}:
-                    found.setdefault(tuple(map(singular, run)), []).append(" ".join(run))
-    return found
-
-
-def _index(captions: Sequence[str]) -> tuple[dict, dict]:
-    """Folded phrase -> the captions that have it, and -> its spellings counted; in order of first
-    appearance.
-    """
-    where: dict[tuple[str, ...], set[int]] = {}
-    spelled: dict[tuple[str, ...], Counter] = {}
-    for i, text in enumerate(captions):
-        for key, written in phrases(text).items():
-            where.setdefault(key, set()).add(i)
-            spelled.setdefault(key, Counter()).update(written)
-    return where, spelled
-
-
-def _part(short: tuple[str, ...], long: tuple[str, ...]) -> bool:
-    return any(long[i : i + len(short)] == short for i in range(len(long) - len(short) + 1))
-
-
-Ask = Callable[[list[tuple[list[dict], dict]]], list[str]]
 TEMPERATURE = 0.3  # of shortening; summaries differ by their shuffles
+
 TOKENS = 32  # of an answer
+
+AskAll = Callable[[list[tuple[list[dict], dict]]], list[str]]
 
 
 def propose(
     captions: Mapping[int, Sequence[str]],
-    ask: Ask | None = None,
+    ask: AskAll | None = None,
     reference: Sequence[str] = (),
     *,
     tries: int = 5,
@@ -359,7 +201,7 @@ def propose(
     return candidates
 
 
-def shorten(captions: Sequence[str], ask: Ask, *, prompt: str = "objects", seed: int = 0) -> list[str]:
+def shorten(captions: Sequence[str], ask: AskAll, *, prompt: str = "objects", seed: int = 0) -> list[str]:
     """Each caption as one short label, at temperature .3; in order, every different caption asked about once.
 
     The caption stays where the answer says nothing, refuses, or is longer than the caption (brackets at its
@@ -390,7 +232,7 @@ def shorten(captions: Sequence[str], ask: Ask, *, prompt: str = "objects", seed:
 
 
 def summarize(
-    groups: Sequence[Sequence[str]], ask: Ask, *, tries: int = 5, prompt: str = "objects", seed: int = 0
+    groups: Sequence[Sequence[str]], ask: AskAll, *, tries: int = 5, prompt: str = "objects", seed: int = 0
 ) -> list[list[str]]:
     """One concept of 1 to 5 words for each group of captions and each try: groups -> answers [group][try].
 
@@ -465,7 +307,7 @@ def _shuffled(texts: Sequence[str], attempt: int, seed: int) -> list[str]:
     return order
 
 
-def _asked(ask: Ask, requests: list[tuple[list[dict], dict]]) -> list[str]:
+def _asked(ask: AskAll, requests: list[tuple[list[dict], dict]]) -> list[str]:
     answers = list(ask(requests)) if requests else []
     if len(answers) != len(requests):
         raise ValueError(
@@ -473,3 +315,86 @@ def _asked(ask: Ask, requests: list[tuple[list[dict], dict]]) -> list[str]:
             "return them in order"
         )
     return answers
+
+
+QUOTES = "\"'`*_“”‘’«»„‹› \t"
+
+OPENING = re.compile(
+    r"(?i)^(?:so|sure|okay|certainly)?\W*(?:the |this |a |one )?(?:\w+ )?"
+    r"(?:concept|label|answer|caption|summary|theme|phrase)(?: that \w+(?: \w+){0,4}?)? "
+    r"(?:is|would be|could be)\b(?: that)?\W*"
+)
+
+REFUSAL = re.compile(
+    r"(?i)^\W*(?:i['’]?m (?:sorry|unable|not able)|i (?:can ?not|can['’]t|apologi[sz]e)|"
+    r"as an? (?:ai|language))\b"
+)
+
+
+def tidy(answers: Sequence[str], most: int = MOST, words: int | None = 5) -> list[str]:
+    """Answers as candidates: at most `most`, different, in the order first seen.
+
+    Lower case; without white space twice, quotes, numbering, and a period at the end; cut after `words` words
+    (None: never; what stands in brackets at the end does not count), a stop word not being the last.
+    Background rule: a candidate that ends in design(s) or graphic(s) is followed by itself and "background".
+    Answers without a letter or digit are dropped.
+    """
+    found: dict[str, None] = {}
+    for answer in answers:
+        candidate = _cut(plain(answer).lower(), words)
+        if candidate:
+            found[candidate] = None
+            if re.search(r"(?<!\w)(?:design|graphic)s?$", candidate):
+                found[f"{candidate} background"] = None
+    return list(found)[:most]
+
+
+def first_line(answer: str) -> str:
+    """First line that says something, or the next after one that ends in a colon; without openings and
+    refusals.
+    """
+    answer = re.sub(r"(?s)<think>.*?(?:</think>|$)", "", answer)
+    lines = [line.strip() for line in answer.splitlines() if re.search(r"\w", line)]
+    if len(lines) > 1 and lines[0].rstrip(QUOTES).endswith(":"):
+        del lines[0]
+    line = OPENING.sub("", lines[0]) if lines else ""
+    return "" if REFUSAL.match(line) else line
+
+
+def after_colon(line: str) -> str:
+    before, _, after = line.partition(":")
+    return after.strip() if re.search(r"\w", after) else before.strip()
+
+
+def parts(answer: str) -> list[str]:
+    return [part for part in map(plain, answer.split(",")) if part]
+
+
+def plain(text: str) -> str:
+    """Composed Unicode in one line, without control characters, numbering or bullet, quotes and final
+    period.
+    """
+    text = unicodedata.normalize("NFC", text)
+    text = "".join(c for c in " ".join(text.split()) if unicodedata.category(c) not in ("Cc", "Cf"))
+    text = re.sub(r"^(?:[-•–#]+|\(?\d+[.)])\s+", "", text.strip(QUOTES))
+    before = None
+    while before != text:
+        before, text = text, text.strip(QUOTES).rstrip(".;:!").rstrip()
+    return text if re.search(r"\w", text) else ""
+
+
+def split_brackets(text: str) -> tuple[str, str]:
+    """A text of one line and the brackets at its end, each perhaps empty."""
+    return re.fullmatch(r"(.*?)((?:\s*\([^()]*\))?)", text).groups()
+
+
+def _cut(text: str, words: int | None) -> str:
+    if words is None:
+        return text
+    text, brackets = split_brackets(text)
+    kept = text.split()
+    if len(kept) > words:
+        kept = kept[:words]
+        while len(kept) > 1 and kept[-1] in STOP:
+            kept.pop()
+    return " ".join(kept).rstrip(",;:-–") + brackets

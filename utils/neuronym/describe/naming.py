@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from neuronym.common.types import Progress
+from neuronym.common.types import Ask, Progress
 from neuronym.common.units import Units
-from neuronym.describe.candidates import Ask
 from neuronym.describe.pipeline import caption_examples, describe_units, labels_of, ordinary_captions
 from neuronym.measurements import Measurements
 from neuronym.models.captioners import Captioner, load_captioner

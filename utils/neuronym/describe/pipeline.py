@@ -31,11 +31,13 @@ from torch import Tensor
 from neuronym.activations import embed_concepts, image_embeddings
 from neuronym.common.checks import check_positive_int, unknown
 from neuronym.common.files import digest
+from neuronym.common.subsets import evenly_spaced
 from neuronym.common.types import Device, Progress
 from neuronym.datasets.probe import Probe, probe_from_images
-from neuronym.describe.candidates import Ask, propose
+from neuronym.describe.candidates import AskAll, propose
 from neuronym.describe.examples import Example, examples, picture
-from neuronym.describe.selection import as_said, best, CandidateActivations, distinct_best, rank_candidates
+from neuronym.describe.scoring import best, distinct_best
+from neuronym.describe.selection import CandidateActivations, rank_candidates
 from neuronym.hooks import LayerInfo
 from neuronym.models.captioners import BATCH, Captioner, picture_key, WORKERS
 from neuronym.models.generators import Generator
@@ -85,9 +87,8 @@ def evenly_spaced_units(layers: Sequence[LayerInfo], units: str) -> dict[str, li
         )
     counts = [int(part) for part in parts] * (len(layers) if len(parts) == 1 else 1)
     return {
-        layer.name: [i * layer.units // m for i in range(m)]
+        layer.name: evenly_spaced(min(count or layer.units, layer.units), layer.units)
         for layer, count in zip(layers, counts)
-        for m in [min(count or layer.units, layer.units)]
     }
 
 
@@ -176,7 +177,7 @@ def describe_units(
     looked: CaptionedExamples,
     source: Generator | str = "retrieval",
     *,
-    ask: Ask | None = None,
+    ask: AskAll | None = None,
     reference: Sequence[str] = (),
     tries: int = 5,
     prompt: str = "objects",
@@ -243,7 +244,7 @@ def several_labels(
     one is at most `limit`; candidates that have a score above all that have none.
     """
     texts = dict.fromkeys(text for some in described.candidates.values() for text in some)
-    read = {text: as_said(clip, text) for text in texts}
+    read = {text: clip.reads(text) for text in texts}
     known = [text for text in texts if read[text]]
     where = {text: i for i, text in enumerate(known)}
     T = embed_concepts(clip, [read[text] for text in known]) if known else None

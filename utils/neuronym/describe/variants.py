@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from neuronym.common.text import names_it
-from neuronym.describe.candidates import Ask
+from neuronym.describe.candidates import AskAll
 from neuronym.describe.pipeline import best_labels, CaptionedExamples, choose, describe_units, Described
-from neuronym.describe.selection import score_shown, SCORES
+from neuronym.describe.scoring import SCORES
+from neuronym.describe.selection import score_shown
 from neuronym.evaluation.explanations import (
     from_labels,
     method_differences,
@@ -32,7 +33,7 @@ Labels = dict[tuple[str, str], list[str]]  # part, variant -> a label for each u
 
 def labels_by_variant(
     looks: Mapping[tuple[str, str], tuple[CaptionedExamples, Sequence[str]]],
-    asks: Mapping[str, Ask | None],
+    asks: Mapping[str, AskAll | None],
     sources: Mapping[str, tuple[Generator | str, Mapping]],
     *,
     selection: str = "topk_compare",
@@ -55,7 +56,7 @@ def labels_by_variant(
     def told(
         look: CaptionedExamples,
         reference: Sequence[str],
-        ask: Ask | None,
+        ask: AskAll | None,
         source: Generator | str,
         given: Mapping,
         **more,

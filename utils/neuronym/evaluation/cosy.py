@@ -21,6 +21,7 @@ from torch import Tensor
 
 from neuronym.activations import unit_activations
 from neuronym.common.checks import unknown
+from neuronym.common.statistics import column_auroc, sort_columns
 from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import probe_from_images
 from neuronym.hooks import LayerInfo
@@ -111,11 +112,11 @@ def cosy(generated: Tensor, control: Tensor) -> dict[str, Tensor]:
         generated.double().to(control.device).T.contiguous(),
         control.double().T.contiguous(),
     )  # [K, n], [K, N]
-    ordered = c.sort(1).values
-    below, reached = (torch.searchsorted(ordered, g, right=right).double() for right in (False, True))
-    auc = (below + reached).mean(1) / (2 * c.shape[1])
+    of_label = (torch.arange(len(generated) + len(control), device=control.device) < len(generated))[:, None]
+    of_label = of_label.expand(-1, len(g))  # [n + N, K]
+    auc = column_auroc(sort_columns(torch.cat([g, c], 1).T), of_label, ~of_label)
     rounding = torch.finfo(control.dtype if control.is_floating_point() else torch.float64).eps
-    constant = ordered[:, -1] - ordered[:, 0] <= 4 * rounding * c.abs().amax(1)
+    constant = c.amax(1) - c.amin(1) <= 4 * rounding * c.abs().amax(1)
     spread = c.std(1, correction=0).masked_fill(constant, 1)
     mad = ((g.mean(1) - c.mean(1)) / spread).masked_fill(constant, 0)
     return {"auc": auc, "mad": mad, "p": _mann_whitney(g, c)}

@@ -5,7 +5,6 @@ Explanations   texts [K] and predict: present [N, M] -> [N, K]
 single      a label for each unit
 additive    sums of concepts
 logical     formulas
-combined    the largest of several labels
 controls    explanations that know nothing of the unit: another unit's, and one for all
 
 Labels that are phrases and not concepts of a set: what they claim of an image, and whether they name a true
@@ -46,7 +45,7 @@ from neuronym.common.text import names_it
 from neuronym.common.types import Clip
 from neuronym.datasets.probe import Probe
 from neuronym.evaluation import formulas, linear
-from neuronym.evaluation.metrics import active_images, measure, SOUND
+from neuronym.evaluation.metrics import active_images, metric_values, SOUND
 from neuronym.evaluation.presence import judged_presence, presence_oracle
 
 
@@ -92,7 +91,7 @@ def additive(found: linear.Linear, concepts: Sequence[str], present: Tensor, act
     def predict(present: Tensor) -> Tensor:
         return linear.predict(found, present) - found.bias
 
-    texts = [linear.text(found, concepts, unit) for unit in range(len(found.chosen))]
+    texts = [linear.sum_text(found, concepts, unit) for unit in range(len(found.chosen))]
     return Explanations(texts, predict, _cut(predict(present), active))
 
 
@@ -106,16 +105,7 @@ def logical(found: Sequence[formulas.Formula | None], concepts: Sequence[str]) -
         never = there.new_zeros(len(there))
         return torch.stack([never if f is None else formulas.evaluate(f, there) for f in found], dim=1)
 
-    return Explanations(["" if f is None else formulas.text(f, concepts) for f in found], predict)
-
-
-def combined(labels: Sequence[Sequence[int]], concepts: Sequence[str]) -> Explanations:
-    """Several concepts for each unit: it is predicted to do what the most present of them does."""
-
-    def predict(present: Tensor) -> Tensor:
-        return torch.stack([present[:, list(some)].amax(1) for some in labels], dim=1)
-
-    return Explanations([" / ".join(concepts[i] for i in some) for some in labels], predict)
+    return Explanations(["" if f is None else formulas.formula_text(f, concepts) for f in found], predict)
 
 
 def controls(
@@ -126,11 +116,19 @@ def controls(
 
     present [N, M] and Q [N, K] are of the images for naming.
     """
-    from neuronym.evaluation.presence import presence_oracle
-
-    dealt = labels[torch.randperm(len(labels), generator=generator).to(labels.device)]
-    best = presence_oracle(Q, present).mean(0).argmax()
+    dealt = labels[deal(len(labels), generator).to(labels.device)]
+    best = torch.tensor(best_for_all(presence_oracle(Q, present)))
     return {"shuffled": single(dealt, concepts), "constant": single(best.expand(len(labels)), concepts)}
+
+
+def deal(n: int, generator: torch.Generator | None = None) -> Tensor:
+    """Labels of n units dealt to them at random, the control `shuffled`: whose label each gets, [n]."""
+    return torch.randperm(n, generator=generator)
+
+
+def best_for_all(scores: Tensor) -> int:
+    """The label of highest mean score over units, the control `constant`: scores [K, M] -> index."""
+    return int(scores.mean(0).argmax())
 
 
 def _cut(predicted: Tensor, share: float) -> Tensor:
@@ -156,7 +154,8 @@ def phrase_presence(probe: Probe, texts: Sequence[str]) -> Tensor:
     """
     from neuronym.microworld.world import read
 
-    scenes, said = [probe.scene(i) for i in range(probe.N)], {text: read(text) for text in texts}
+    scenes = probe.scenes or [probe.scene(i) for i in range(probe.N)]  # the latter says which is none
+    said = {text: read(text) for text in texts}
     found = {
         text: torch.tensor([_shows(scene, one) for scene in scenes], dtype=torch.bool)
         for text, one in said.items()
@@ -182,10 +181,7 @@ def naming_rate(
         )
     hit = np.array([[names_it(label, name) for name in names] for label in labels])  # [labels, names]
     own = np.diagonal(hit).astype(float)
-    dealt = [
-        hit[torch.randperm(len(labels), generator=generator).numpy(), np.arange(len(names))].mean()
-        for _ in range(draws)
-    ]
+    dealt = [hit[deal(len(labels), generator).numpy(), np.arange(len(names))].mean() for _ in range(draws)]
     low, high = interval(own)
     return {
         "units": len(own),
@@ -235,11 +231,10 @@ def phrase_controls(
     """
     scores = presence_oracle(Q, present)  # [K, M]
     first = list(next(iter(labels.values())))
-    dealt = torch.randperm(len(first), generator=generator).tolist()
     return {
         "oracle": [words[i] for i in scores.argmax(1).tolist()],
-        "shuffled": [first[i] for i in dealt],
-        "constant": [words[int(scores.mean(0).argmax())]] * len(first),
+        "shuffled": [first[i] for i in deal(len(first), generator).tolist()],
+        "constant": [words[best_for_all(scores)]] * len(first),
     }
 
 
@@ -328,7 +323,7 @@ def score_methods(
                 (predicted, [m for m in metrics if m in GRADED]),
                 (there, [m for m in metrics if m not in GRADED]),
             ):
-                found |= measure(q, what, names, active[layer], generator)
+                found |= metric_values(q, what, names, active[layer], generator)
             rows.append(
                 pd.DataFrame(
                     {

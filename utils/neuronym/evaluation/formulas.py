@@ -4,8 +4,7 @@
 Found       the best formula of a unit, its score, and the best of every length
 search      find them for all units
 evaluate    on which images a formula is true
-leaves      the concepts of a formula
-text        "(red AND circle) OR blue"
+formula_text        "(red AND circle) OR blue"
 SCORES      the scores by name: iou, f1, correlation
 
 A formula is a concept's index, or a tuple (operator, left, right) of formulas; operators are "and", "or",
@@ -21,7 +20,8 @@ import torch
 from torch import Tensor
 
 from neuronym.common.checks import check_number, check_positive_int, unknown
-from neuronym.common.memory import first_largest, items_within, MEMORY, nonzero, slices
+from neuronym.common.memory import first_largest, items_within, MEMORY, slices
+from neuronym.common.statistics import standard_columns
 from neuronym.common.types import Progress
 from neuronym.evaluation.linear import check_presence
 from neuronym.evaluation.metrics import active_images
@@ -100,10 +100,7 @@ def search(
     for part in groups if progress is None else progress(groups, len(groups), "formulas"):
         q = Q[:, units[part]]
         if by == "correlation":
-            dead, q = q.amax(0) == q.amin(0), q.double()
-            q = q / nonzero(q.abs().amax(0))
-            values = (q - q.mean(0)).masked_fill(dead, 0).T
-            values = values / nonzero(values.norm(dim=1, keepdim=True))
+            values = standard_columns(q).T
         else:
             values = active_images(q, active).T.float()
         lengths = _search(present, values.contiguous(), length, beam, by, step)
@@ -120,12 +117,7 @@ def evaluate(formula: Formula, present: Tensor) -> Tensor:
     )
 
 
-def leaves(formula: Formula) -> list[int]:
-    """The concepts of a formula, from left to right."""
-    return _walk(formula, lambda c: [c], lambda op, a, b: a + b)
-
-
-def text(formula: Formula | None, concepts: Sequence[str]) -> str:
+def formula_text(formula: Formula | None, concepts: Sequence[str]) -> str:
     """A formula in words, with brackets only where AND meets OR; None is "nothing"."""
     if formula is None:
         return "nothing"

@@ -3,7 +3,7 @@
 Linear          concepts, weights and bias of units
 explain         find them: forward selection, as many terms as cross-validation pays for
 predict         what such sums say the units do on images
-text            "2.10 red + .80 circle"
+sum_text            "2.10 red + .80 circle"
 nnls            non-negative least squares, many small problems at once
 check_presence  the inputs, or a sentence on what is wrong with them
 """
@@ -114,7 +114,7 @@ def predict(linear: Linear, present: Tensor) -> Tensor:
     return said
 
 
-def text(linear: Linear, concepts: Sequence[str], unit: int) -> str:
+def sum_text(linear: Linear, concepts: Sequence[str], unit: int) -> str:
     """A unit's sum in words, largest weight first, like "2.10 red + .80 circle"; "nothing" where it has no
     terms.
     """

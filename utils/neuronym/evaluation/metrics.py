@@ -11,7 +11,7 @@ binary is the truth (A active images of N), and the explanation predicts it (C i
 TP images are both. "Inverse" metrics turn this round. Ranks that tie are averaged; NeuronEval breaks ties by
 noise, as `spearman` can.
 
-measure          several metrics at once, what they share computed once
+metric_values          several metrics at once, what they share computed once
 METRICS          name -> function, all 18
 SOUND            the five that pass both sanity tests (neuronym.evaluation.sanity)
 """
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from neuronym.common.checks import check_number, check_positive_int, unknown
 from neuronym.common.memory import nonzero
+from neuronym.common.statistics import column_auroc, column_precision, sort_columns, Sorted
 from neuronym.common.statistics import correlation as pearson
 
 ACTIVE = 0.05  # share of images on which a unit counts as active
@@ -52,13 +53,13 @@ class Pairs:
     """Units Q [N, K] and their explanations [N, K], with what several metrics need, made when first asked
     for.
 
-    `active`: share of images, or the active images themselves, bool [N, K]. Errors: ValueError for unequal
+    `active_share`: share of images, or the active images themselves, bool [N, K]. Errors: ValueError for unequal
     shapes, values that are not finite and, where a metric needs probabilities, predictions outside 0..1.
     """
 
     Q: Tensor
     predicted: Tensor
-    active: float | Tensor = ACTIVE
+    active_share: float | Tensor = ACTIVE
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
@@ -77,21 +78,23 @@ class Pairs:
                     f"{name} must be finite, got {x[image, unit].item()} at image {image}, unit {unit}; "
                     "leave that image or unit out"
                 )
-        if isinstance(self.active, Tensor) and (self.active.dtype, self.active.shape) != (
+        if isinstance(self.active_share, Tensor) and (self.active_share.dtype, self.active_share.shape) != (
             torch.bool,
             self.Q.shape,
         ):
             raise ValueError(
-                f"expected active images as bool {shapes[0]}, got {self.active.dtype} "
-                f"{list(self.active.shape)}; or pass a share"
+                f"expected active images as bool {shapes[0]}, got {self.active_share.dtype} "
+                f"{list(self.active_share.shape)}; or pass a share"
             )
 
     @cached_property
-    def truth(self) -> Tensor:
-        return self.active if isinstance(self.active, Tensor) else active_images(self.Q, self.active)
+    def active(self) -> Tensor:
+        """The active images, bool."""
+        share = self.active_share
+        return share if isinstance(share, Tensor) else active_images(self.Q, share)
 
     @cached_property
-    def chance(self) -> Tensor:
+    def probability(self) -> Tensor:
         """Predictions as probabilities, float64."""
         p = self.predicted.double()
         if not bool(((p >= 0) & (p <= 1)).all()):
@@ -103,21 +106,24 @@ class Pairs:
         return p
 
     @cached_property
-    def said(self) -> Tensor:
-        return self.predicted if self.predicted.dtype == torch.bool else self.chance >= 0.5
+    def predicted_on(self) -> Tensor:
+        """The images on which the unit is said to be active, bool."""
+        return self.predicted if self.predicted.dtype == torch.bool else self.probability >= 0.5
 
     @cached_property
     def counts(self) -> tuple[Tensor, Tensor, Tensor]:
         """TP, A, C, each [K] in float64."""
-        return tuple(x.sum(0).double() for x in (self.truth & self.said, self.truth, self.said))
+        return tuple(
+            x.sum(0).double() for x in (self.active & self.predicted_on, self.active, self.predicted_on)
+        )
 
     @cached_property
-    def order_Q(self) -> tuple[Tensor, Tensor, Tensor]:
-        return _order(self.Q)
+    def order_Q(self) -> Sorted:
+        return sort_columns(self.Q)
 
     @cached_property
-    def order_predicted(self) -> tuple[Tensor, Tensor, Tensor]:
-        return _order(self.predicted)
+    def order_predicted(self) -> Sorted:
+        return sort_columns(self.predicted)
 
     def random(self, *shape: int) -> Tensor:
         device = self.Q.device if self.generator is None else self.generator.device
@@ -126,28 +132,12 @@ class Pairs:
         )
 
 
-def _order(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices that sort each column, and in that order how many values are below each, and how many at most:
-    [N, K].
-    """
-    values, order = x.sort(dim=0)
-    place = torch.arange(len(x), device=x.device)[:, None]
-    if x.dtype == torch.bool:  # two groups: running maxima would cost more than sorting
-        low = len(x) - x.sum(0)
-        return order, torch.where(values, low, 0), torch.where(values, len(x), low)
-    new = values[1:] != values[:-1]
-    edge = new.new_ones(1, x.shape[1])
-    below = torch.where(torch.cat([edge, new]), place, 0).cummax(0).values
-    most = torch.where(torch.cat([new, edge]), place + 1, len(x)).flip(0).cummin(0).values.flip(0)
-    return order, below, most
-
-
 SOUND = ("correlation", "cosine", "auprc", "f1", "iou")
 FLOOR = 1e-8  # least probability in wpmi
 TOP, EACH = 0.002, 25  # images to draw from and to draw, of top_and_random
 
 
-def measure(
+def metric_values(
     Q: Tensor,
     predicted: Tensor,
     metrics: Sequence[str] | Mapping[str, Callable[[Pairs], Tensor]] = SOUND,
@@ -206,7 +196,7 @@ def auprc(x: Pairs) -> Tensor:
     descending, of (recall(t) - recall before) precision(t), equal values one threshold; 0 without active
     images.
     """
-    return _average_precision(x.truth, x.order_predicted)
+    return column_precision(x.order_predicted, x.active)
 
 
 @_metric
@@ -263,7 +253,7 @@ def auroc(x: Pairs) -> Tensor:
     """Probability that the prediction is higher for an active image than for another, ties half; .5 for a
     dead unit.
     """
-    return _area(x.truth, x.order_predicted)
+    return column_auroc(x.order_predicted, x.active, ~x.active).nan_to_num(0.5)
 
 
 @_metric
@@ -271,7 +261,7 @@ def inverse_auroc(x: Pairs) -> Tensor:
     """Probability that activation is higher where the concept is than where not, ties half; .5 for a dead
     unit.
     """
-    return _area(x.said, x.order_Q)
+    return column_auroc(x.order_Q, x.predicted_on, ~x.predicted_on).nan_to_num(0.5)
 
 
 @_metric
@@ -283,7 +273,7 @@ def mad(x: Pairs, scale: bool = True) -> Tensor:
     CoSy divides by the deviation of images without the concept, which is 0 for a perfect detector. 0 where
     nothing can be compared.
     """
-    q, (_, _, c), said = x.Q.double(), x.counts, x.said
+    q, (_, _, c), said = x.Q.double(), x.counts, x.predicted_on
     q = q / nonzero(q.abs().amax(0)) if scale else q  # squares overflow and vanish
     rest = len(q) - c
     gap = (q * said).sum(0) / nonzero(c) - (q * ~said).sum(0) / nonzero(rest)
@@ -296,9 +286,9 @@ def wpmi(x: Pairs, lam: float = 1) -> Tensor:
     """Mean over active images of log max(p, 1e-8), less lam log max(mean over all images of p, 1e-8); 0 if
     dead.
     """
-    logs, (_, a, _) = x.chance.clamp_min(FLOOR).log(), x.counts
-    prior = x.chance.mean(0).clamp_min(FLOOR).log()
-    return torch.where(a > 0, (logs * x.truth).sum(0) / nonzero(a) - lam * prior, 0)
+    logs, (_, a, _) = x.probability.clamp_min(FLOOR).log(), x.counts
+    prior = x.probability.mean(0).clamp_min(FLOOR).log()
+    return torch.where(a > 0, (logs * x.active).sum(0) / nonzero(a) - lam * prior, 0)
 
 
 @_metric
@@ -327,7 +317,7 @@ def spearman_top_and_random(x: Pairs, top: float = TOP, each: int = EACH, ties: 
 @_metric
 def inverse_auprc(x: Pairs) -> Tensor:
     """Average precision of the activation as a detector of the concept; 0 for a concept never present."""
-    return _average_precision(x.said, x.order_Q)
+    return column_precision(x.order_Q, x.predicted_on)
 
 
 METRICS: dict[str, Callable[..., Tensor]] = {
@@ -353,23 +343,6 @@ METRICS: dict[str, Callable[..., Tensor]] = {
         inverse_auprc,
     )
 }
-
-
-def _area(truth: Tensor, order: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Mann-Whitney from mid-ranks."""
-    index, below, most = order
-    n, N = truth.sum(0).double(), len(truth)
-    ranks = ((below + most + 1) * truth.gather(0, index)).sum(0).double() / 2
-    return torch.where((n > 0) & (n < N), (ranks - n * (n + 1) / 2) / nonzero(n * (N - n)), 0.5)
-
-
-def _average_precision(truth: Tensor, order: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Mean over true images of the precision at their own value, which is the sum over thresholds."""
-    index, below, _ = order
-    true = truth.gather(0, index)
-    before = torch.cat([index.new_zeros(1, index.shape[1]), true.cumsum(0)])  # [N + 1, K]
-    reached = before[-1] - before.gather(0, below)
-    return (true * reached / (len(truth) - below).double()).sum(0) / nonzero(before[-1].double())
 
 
 def _balanced(tp: Tensor, true: Tensor, said: Tensor, N: int) -> Tensor:

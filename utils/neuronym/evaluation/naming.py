@@ -1,24 +1,7 @@
-"""The papers' tables of final-layer names: similarity functions, probing sets, CLIPs and prompts, beside what
-was printed.
+"""CLIP-Dissect's smaller experiments on names: what they rest on, how far down they hold, and what follows
+from them.
 
-Setting         one choice of images, CLIP and prompt
-image_sets      the whole probing set, the sets it joins, and smaller ones
-settings        those worth comparing: one thing changed at a time
-by_setting      accuracy, ranks and text cosines for every setting and similarity function
-published       CLIP-Dissect's tables 2 and 3
-with_published  by_setting's table with the printed values in the next columns
-
-How good is a name? Rank of the true name, closeness of texts, and the oracle that knows what is in every
-image.
-
-rank_of_truth       accuracy, ranks and AUROC when the true name is among the concepts
-name_similarity     cosine of predicted and true names, beside shuffled and constant labels
-presence_oracle     correlation of every unit with the presence of every concept
-against_oracle      how much of the oracle's correlation a method's labels reach
-
-The smaller experiments on names: concepts the images lack, words in pairs, lower activations, a class from
-one unit.
-
+Encode             what maps texts to unit rows
 without            the images that do not show a concept
 missing_concepts   is a unit still named when no image shows what it is for?
 compositional      labels of two words, made of each unit's best words
@@ -33,225 +16,19 @@ N images, K units, M concepts, d embedding width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import permutations
 
 import pandas as pd
 import torch
 from torch import nn, Tensor
 
-from neuronym.activations import embed_concepts
 from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.memory import MEMORY, top_images
-from neuronym.common.statistics import auroc, correlation
-from neuronym.common.types import Clip
-from neuronym.datasets.probe import part_names, Probe
+from neuronym.common.statistics import correlation, rank_of
 from neuronym.hooks import get_layer
-from neuronym.published.values import printed
 from neuronym.similarity.matrix import checked, FactoredMatrix
-from neuronym.similarity.scores import score, SIMILARITIES, top_labels
-
-RANK_IMAGES = 40  # rank_reorder orders the top 5 % of the images, which have to be two at least
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Images by CLIP against two concept sets, and the final layer's activations Q [N, C] on the same
-    images.
-    """
-
-    probe: str
-    clip: str
-    template: str
-    classes: FactoredMatrix  # P against the true names
-    words: FactoredMatrix  # P against the concept set
-    Q: Tensor
-
-
-def image_sets(probe: Probe, sizes: Sequence[int] = ()) -> dict[str, Tensor]:
-    """Rows of the images by the set's name: the whole, each set it joins, and `sizes` images spread evenly
-    over it.
-
-    Errors: ValueError for a size outside 1..N.
-    """
-    parts = part_names(probe.name)
-    sets = {"+".join(parts): torch.arange(probe.N)}
-    for part in parts if len(parts) > 1 else []:
-        sets[part] = torch.tensor([i for i, id in enumerate(probe.ids) if id.startswith(f"{part}/")])
-    for size in sizes:
-        check_positive_int("size", size, probe.N, f"the {probe.N} images of '{probe.name}'")
-        sets[f"{size} images"] = torch.arange(size) * probe.N // size
-    return {name: rows for name, rows in sets.items() if len(rows)}
-
-
-def settings(
-    Q: Tensor,
-    sets: Mapping[str, Tensor],
-    namers: Mapping[str, tuple[Clip, Tensor]],
-    templates: Sequence[str],
-    names: Sequence[str],
-    words: Sequence[str],
-) -> list[Setting]:
-    """The first set, CLIP and template, and those that differ from it in one of the three.
-
-    Q [N, C] of the final layer; `image_sets`; namers {name: (CLIP, I [N, d])}. Needs one unit for each name.
-    """
-    if Q.shape[1] != len(names):
-        raise ValueError(
-            f"true names are compared one for each unit, got {len(names)} names and Q {list(Q.shape)}"
-        )
-    first = next(iter(sets)), next(iter(namers)), templates[0]
-    chosen = (
-        [(s, first[1], first[2]) for s in sets]
-        + [(first[0], c, first[2]) for c in list(namers)[1:]]
-        + [(first[0], first[1], template) for template in templates[1:]]
-    )
-    found = []
-    for image_set, namer, template in chosen:
-        (clip, I), rows = namers[namer], sets[image_set].to(Q.device)
-        P = (
-            FactoredMatrix(I[rows], embed_concepts(clip, texts, template).to(Q.device))
-            for texts in (names, words)
-        )
-        found.append(Setting(image_set, namer, template, *P, Q[rows]))
-    return found
-
-
-def by_setting(
-    settings: Sequence[Setting],
-    names: Sequence[str],
-    words: Sequence[str],
-    encoders: Mapping[str, Callable[[list[str]], Tensor]],
-    similarities: Sequence[str] = tuple(SIMILARITIES),
-    *,
-    seed: int = 0,
-    memory: int = MEMORY,
-) -> pd.DataFrame:
-    """One row for each setting and similarity function of final-layer units that are called `names`.
-
-    Columns probe, clip, template, images, similarity; top1, top5, mean_rank, median_rank and auroc with the
-    names as concept set; and for each encoder the mean cosine of the label found among `words` and the true
-    name ("cosine_NAME"), of the same labels dealt to other units ("shuffled_NAME") and of the best single
-    label ("constant_NAME").
-    """
-    rows = []
-    for s in settings:
-        for similarity in similarities:
-            if similarity == "rank_reorder" and len(s.Q) < RANK_IMAGES:
-                continue
-            dice = torch.Generator().manual_seed(seed)
-            ranks = rank_of_truth(
-                score(s.classes, s.Q, similarity, memory=memory, generator=dice), names, names
-            )
-            labels = [
-                words[i]
-                for i in score(s.words, s.Q, similarity, memory=memory, generator=dice).argmax(1).tolist()
-            ]
-            row = {
-                "probe": s.probe,
-                "clip": s.clip,
-                "template": s.template,
-                "images": len(s.Q),
-                "similarity": similarity,
-                **{k: v for k, v in ranks.items() if k != "units"},
-            }
-            for name, encode in encoders.items():
-                near = name_similarity(encode, labels, names, generator=torch.Generator().manual_seed(seed))
-                row |= {f"{k}_{name}": v for k, v in near.items()}
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-_COLUMNS = ("cosine_clip", "cosine_mpnet", "top1", "top5", "mean_rank", "median_rank", "auroc")
-
-
-def published() -> dict[tuple[str, str, str], dict[str, float]]:
-    """(target, probe, similarity) -> what CLIP-Dissect printed in tables 2 and 3: cosines with 20,000 words
-    (its table 2: Broden's), the rest with the class names.
-    """
-    found: dict[tuple[str, str, str], dict[str, float]] = {}
-    for row in printed("name_accuracy").itertuples():
-        found.setdefault((row.target, row.probe, row.similarity), {})[row.quantity] = row.value
-    return found
-
-
-def with_published(table: pd.DataFrame, target: str) -> pd.DataFrame:
-    """Columns "published_..." beside those that CLIP-Dissect printed for the target and probing set; none if
-    it has none.
-
-    They are of ViT-B/16, its text tower and mpnet, without a prompt; other settings have other values.
-    """
-    target = target.partition("@")[0]
-    theirs = published()
-    found = [
-        theirs.get((target, probe, similarity), {})
-        for probe, similarity in zip(table["probe"], table["similarity"])
-    ]
-    known = [c for c in _COLUMNS if any(c in row for row in found)]
-    return table.assign(**{f"published_{c}": [row.get(c, float("nan")) for row in found] for c in known})
-
-
-def rank_of_truth(scores: Tensor, concepts: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """Top-1 and top-5 accuracy (shares), mean and median rank (1 is best) of the true name, AUROC of the best
-    score as a predictor of correctness (CLIP-Dissect, Table 3); scores [K, M], one true name per unit.
-
-    Units whose name is not among the concepts are left out and counted (`units` says how many remain).
-    """
-    where = {c: i for i, c in reversed(list(enumerate(concepts)))}
-    known = [k for k, name in enumerate(names) if name in where]
-    if len(names) != len(scores):
-        raise ValueError(
-            f"expected one true name per unit, got {len(names)} names and scores {tuple(scores.shape)}"
-        )
-    if not known:
-        raise ValueError(
-            f"none of the {len(names)} true names is among the {len(concepts)} concepts, e.g. '{names[0]}'"
-        )
-    rows = scores[known]
-    truth = torch.tensor([where[names[k]] for k in known], device=rows.device)
-    own = rows.gather(1, truth[:, None])
-    rank = (
-        1
-        + (rows > own).sum(1)
-        + ((rows == own) & (torch.arange(rows.shape[1], device=rows.device) < truth[:, None])).sum(1)
-    )
-    rank = rank.double()
-    return {
-        "units": len(known),
-        "top1": float((rank <= 1).double().mean()),
-        "top5": float((rank <= 5).double().mean()),
-        "mean_rank": float(rank.mean()),
-        "median_rank": float(rank.median()),
-        "auroc": auroc(rows.max(1).values, rank <= 1),
-    }
-
-
-def name_similarity(
-    encode: Callable[[list[str]], Tensor],
-    labels: Sequence[str],
-    names: Sequence[str],
-    *,
-    generator: torch.Generator | None = None,
-    shuffles: int = 20,
-) -> dict[str, float]:
-    """Mean cosine of predicted and true names in a text embedding (CLIP-Dissect, Table 1), with two controls.
-
-    `encode` maps texts to unit rows. `shuffled`: the same labels dealt to other units (mean of `shuffles`
-    deals); `constant`: the one label that would score best if every unit had it. A method is only as good as
-    its distance to both.
-    """
-    if len(labels) != len(names):
-        raise ValueError(f"expected one label per true name, got {len(labels)} and {len(names)}")
-    said, true = encode(list(labels)), encode(list(names))
-    deals = [torch.randperm(len(said), generator=generator) for _ in range(shuffles)]
-    shuffled = sum(float((said[deal.to(said.device)] * true).sum(1).mean()) for deal in deals) / shuffles
-    return {
-        "cosine": float((said * true).sum(1).mean()),
-        "shuffled": shuffled,
-        "constant": float((said @ true.mean(0)).max()),
-    }
-
+from neuronym.similarity.scores import score, top_labels
 
 EXPLAINED = 0.8
 Encode = Callable[[list[str]], Tensor]  # texts -> unit rows
@@ -320,18 +97,10 @@ def missing_concepts(
         some = FactoredMatrix(P.I[left], P.T) if isinstance(P, FactoredMatrix) else P[left]
         after = score(some, Q[left], method, units=those, memory=memory, generator=generator, **options)
         for place, k in enumerate(those):
-            old, new = before[len(rows)], after[place]
+            both = torch.stack([before[len(rows)], after[place]])
+            (old, new), (was, now) = rank_of(both, torch.tensor([m, m])).tolist(), both.argmax(1).tolist()
             rows.append(
-                (
-                    k,
-                    concepts[m],
-                    len(Q) - len(left),
-                    _rank(old, m),
-                    concepts[int(old.argmax())],
-                    _rank(new, m),
-                    concepts[int(new.argmax())],
-                    _rank(new, m) == 1,
-                )
+                (k, concepts[m], len(Q) - len(left), old, concepts[was], new, concepts[now], new == 1)
             )
     table = pd.DataFrame(
         rows, columns=["unit", "name", "removed", "rank_before", "label_before", "rank", "label", "kept"]
@@ -521,11 +290,6 @@ def class_from_neuron(
         w * (encode(said) @ encode(list(classes)).T).double().cpu() for w, encode in zip(weights, encoders)
     )
     return near.argmax(1).to(contribution.device)[unit]
-
-
-def _rank(row: Tensor, m: int) -> int:
-    """Rank of concept m in scores [M], 1 the best, ties by lower index."""
-    return 1 + int((row > row[m]).sum()) + int((row[:m] == row[m]).sum())
 
 
 def _count(share: float, N: int) -> int:

@@ -2,7 +2,6 @@
 
 dissect           pixels that every unit's activated regions share with every concept's masks
 Dissection        these counts, the thresholds and the IoU
-merged            the dissection of all images from those of parts
 thresholds        the value that a unit exceeds at a share of all positions
 detectors         best concept of each unit, and whether the unit detects it
 """
@@ -12,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -27,7 +26,7 @@ from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import batches, Probe
 from neuronym.datasets.tasks import ConceptMasks
 from neuronym.hooks import LayerInfo, LAYOUTS
-from neuronym.models.preprocess import _geometry, fit_mask
+from neuronym.models.preprocess import seen_mask
 from neuronym.passes import inference
 from neuronym.similarity.scores import top_labels
 
@@ -71,7 +70,7 @@ def dissect(
 
     Maps are resized bilinearly to the masks' size and compared with T_k (`thresholds`, or given: [K], of
     other images). Masks are of whole pictures; where the network sees only the middle of them they are
-    cropped alike (`fit_mask`). A map of one position covers the picture: an "fc" layer, or the class token
+    cropped alike (`preprocess.seen_mask`). A map of one position covers the picture: an "fc" layer, or the class token
     with read="cls"; `grid` as in `hooks.as_maps`. Every image with a mask counts for every concept, as where
     all is labelled. `kinds` (concept -> category) is the paper's rule for Broden: a concept counts on images
     where something of its category is labelled. The network runs twice, or once where all maps fit into
@@ -153,22 +152,6 @@ def dissect(
             f"none of the {probe.N} images of '{probe.name}' has a mask; pass masks of these images"
         )
     return Dissection(threshold.cpu().clone(), both, active[:, [categories.index(k) for k in kind]], shown)
-
-
-def merged(parts: Sequence[Dissection]) -> Dissection:
-    """The dissection of all images from those of parts of them; ValueError unless all have the same
-    thresholds.
-    """
-    if not parts or any(
-        part.both.shape != parts[0].both.shape or not torch.equal(part.threshold, parts[0].threshold)
-        for part in parts
-    ):
-        raise ValueError(
-            f"parts of a dissection share units, concepts and thresholds, got {len(parts)} that do not; "
-            "pass the threshold of one to dissect for the others"
-        )
-    sums = {name: sum(getattr(part, name) for part in parts) for name in ("both", "active", "shown")}
-    return replace(parts[0], **sums)
 
 
 def thresholds(
@@ -269,7 +252,4 @@ def _seen(masks: Mapping[str, np.ndarray], image: int, preprocess: Callable) -> 
             f"masks of an image are bool [h, w] of one size, but those of image {image} are not"
             + (f": '{wrong[0]}'" if wrong else f": {sorted({mask.shape for mask in masks.values()})}")
         )
-    resize, crop = _geometry(preprocess)
-    if crop is None or all(mask.shape[0] == mask.shape[1] for mask in masks.values()) and resize == crop:
-        return dict(masks)
-    return {concept: fit_mask(mask, crop, resize).numpy() for concept, mask in masks.items()}
+    return {concept: seen_mask(preprocess, mask) for concept, mask in masks.items()}

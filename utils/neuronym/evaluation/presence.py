@@ -20,38 +20,23 @@ from torch import Tensor
 
 from neuronym.activations import embed_concepts
 from neuronym.common.memory import MEMORY, slices
+from neuronym.common.statistics import cross_correlation
 from neuronym.common.types import Clip
 from neuronym.datasets.probe import Probe
 
 JUDGE = (58.0, -7.54)  # slope and offset of Oikarinen & Weng 2024 for their SigLIP: 58 (cosine - .13)
 
 
-def split(N: int, share: float) -> tuple[Tensor, Tensor]:
-    """Indices of the images for naming and of the `share` held out, spread evenly so that every folder gives
-    to both.
-
-    Errors: ValueError when either part would be empty.
-    """
-    if not 0 < share < 1 or not 1 <= (n := round(N * share)) < N:
-        raise ValueError(
-            f"a share of the images, above 0 and below 1, is held out and leaves both parts some, got {share} "
-            f"of {N} images"
-        )
-    held = torch.zeros(N, dtype=torch.bool)
-    held[torch.div(torch.arange(n) * N, n, rounding_mode="floor")] = True
-    return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
-
-
 def true_presence(probe: Probe, concepts: Sequence[str]) -> Tensor:
     """Which concepts are in which microworld images: bool [N, M]; ValueError for images of another kind."""
     from neuronym.microworld.world import presence
 
-    return presence([probe.scene(i) for i in range(probe.N)], concepts)
+    return presence(probe.scenes or [probe.scene(i) for i in range(probe.N)], concepts)
 
 
 def require_judge(probe: Probe, judge: str) -> None:
     """ValueError where nothing says what is in the images: photos without a judge."""
-    if not judge and not all(isinstance(item, int) for item in probe.items):
+    if not judge and probe.scenes is None:
         raise ValueError(
             f"what is in the images is known in the microworld alone, got '{probe.name}' without a judge; name "
             "another image-text model, as judge=conse:efficientnet_lite1 or openai:ViT-L/14"
@@ -102,7 +87,7 @@ def calibrated(clip: Clip, I: Tensor, probe: Probe, concepts: Sequence[str]) -> 
     """Slope and offset of the CLIP's cosines: fitted to the truth about microworld scenes, or to the classes
     of folders (all others count as absent), else those of JUDGE. I [N, d] are the probe's embeddings.
     """
-    if all(isinstance(item, int) for item in probe.items):
+    if probe.scenes is not None:
         return fit_judge(I @ embed_concepts(clip, concepts).to(I.device).T, true_presence(probe, concepts))
     names, truth, rows = class_truth(probe)
     if len(names) < 2:
@@ -127,10 +112,7 @@ def presence_oracle(Q: Tensor, truth: Tensor) -> Tensor:
 
     Q [N, K], truth [N, M] (bool) -> [K, M]; dead units and concepts that are always or never present get 0.
     """
-    if len(Q) != len(truth):
-        raise ValueError(f"expected Q [N, K] and truth [N, M] with equal N, got {len(Q)} and {len(truth)}")
-    q, t = _standard(Q.double()), _standard(truth.double())
-    return q.T @ t / len(q)
+    return cross_correlation(Q, truth)
 
 
 def against_oracle(labels: Sequence[str], oracle: Tensor, concepts: Sequence[str]) -> dict[str, float]:
@@ -149,9 +131,3 @@ def against_oracle(labels: Sequence[str], oracle: Tensor, concepts: Sequence[str
         "correlation": float(reached.mean()),
         "oracle_correlation": float(best.mean()),
     }
-
-
-def _standard(x: Tensor) -> Tensor:
-    x = x - x.mean(0)
-    spread = x.pow(2).mean(0).sqrt()
-    return x / spread.where(spread > 1e-12, torch.ones_like(spread))

@@ -8,13 +8,12 @@ comparable    whether there are images of both
 N images, C classes (columns of the network's output). As in the EuroSAT study of Describe-and-Dissect; which
 units have a word in their names: `neuronym.evaluation.pruning`.
 
-Units by what their names say: those with a word, those that share one, names of nearly one meaning.
+NamedUnits by what their names say: those with a word, those that share one, names of nearly one meaning.
 
 split_patterns  several patterns from one text
 matching        which names have a word: "fish*|sea"
 chosen          units of a labels table whose labels match, by layer
 groups          how many units of each layer have a word in their label
-clusters        labels of nearly one meaning put together
 """
 
 from __future__ import annotations
@@ -31,12 +30,10 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from neuronym.common.checks import check_number, check_positive_int
-from neuronym.common.memory import MEMORY
-from neuronym.common.statistics import draw_neurons
+from neuronym.common.checks import check_positive_int
+from neuronym.common.statistics import draw_neurons, rank_of
 from neuronym.common.text import singular, STOP
 from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import batches, Probe
@@ -44,13 +41,13 @@ from neuronym.evaluation.metrics import auprc
 from neuronym.hooks import edit, LayerInfo, LAYOUTS, resolve_layers
 from neuronym.passes import inference
 
-Units = Mapping[str, Sequence[int]]  # layer -> units
+NamedUnits = Mapping[str, Sequence[int]]  # layer -> units
 HOWS = ("zero", "mean")
 
 
 @contextmanager
 def pruned(
-    target: Target, units: Units, how: str = "zero", means: Mapping[str, Tensor] | None = None
+    target: Target, units: NamedUnits, how: str = "zero", means: Mapping[str, Tensor] | None = None
 ) -> Iterator[None]:
     """Within the block, the given units of each layer have the same value for every image and position.
 
@@ -65,7 +62,7 @@ def pruned(
 def outputs(
     target: Target,
     probe: Probe,
-    conditions: Sequence[Units],
+    conditions: Sequence[NamedUnits],
     keep: Callable[[Tensor, slice], Tensor] = lambda logits, rows: logits,
     *,
     rows: Sequence[int] | None = None,
@@ -117,7 +114,7 @@ def outputs(
 
 def effect_table(
     target: Target,
-    units: Units,
+    units: NamedUnits,
     probe: Probe,
     truth: Tensor,
     classes: Sequence[int],
@@ -202,7 +199,7 @@ def comparable(truth: Tensor, classes: Sequence[int]) -> bool:
     return bool(here.any() and not here.all())
 
 
-def _layers(target: Target, conditions: Sequence[Units]) -> dict[str, LayerInfo]:
+def _layers(target: Target, conditions: Sequence[NamedUnits]) -> dict[str, LayerInfo]:
     names = list(dict.fromkeys(name for units in conditions for name in units))
     return (
         {layer.name: layer for layer in resolve_layers(target.model, names, target.example)} if names else {}
@@ -210,7 +207,7 @@ def _layers(target: Target, conditions: Sequence[Units]) -> dict[str, LayerInfo]
 
 
 def _edits(
-    layers: Mapping[str, LayerInfo], units: Units, how: str, means: Mapping[str, Tensor] | None
+    layers: Mapping[str, LayerInfo], units: NamedUnits, how: str, means: Mapping[str, Tensor] | None
 ) -> dict[str, Callable[[Tensor], Tensor]]:
     """Layer -> function that writes the constant over the units."""
     if how not in HOWS:
@@ -238,7 +235,7 @@ def _written(output: Tensor, axis: int, index: Tensor, values: Tensor) -> Tensor
     return changed
 
 
-def _random(target: Target, units: Units, draws: int, seed: int) -> list[dict[str, list[int]]]:
+def _random(target: Target, units: NamedUnits, draws: int, seed: int) -> list[dict[str, list[int]]]:
     """As many units of each layer, `draws` times."""
     layers, dice = _layers(target, [units]), np.random.default_rng(seed)
     for layer, some in units.items():
@@ -284,7 +281,7 @@ def _task(truth: Tensor, classes: Sequence[int], N: int, top: Sequence[int]) -> 
     def keep(logits: Tensor, which: slice) -> Tensor:
         if len(logits.T) < len(on) or concepts and len(logits.T) > len(on):
             raise ValueError(f"truth and classes are of {len(on)} classes, the network gives {len(logits.T)}")
-        return logits if concepts else _rank(logits, truth[which])
+        return logits if concepts else rank_of(logits, truth[which])
 
     if concepts:
         return {"AP": _precision}, keep, on
@@ -293,15 +290,8 @@ def _task(truth: Tensor, classes: Sequence[int], N: int, top: Sequence[int]) -> 
     return {f"top-{k}": partial(_top, k=k) for k in top}, keep, on
 
 
-def _rank(logits: Tensor, truth: Tensor) -> Tensor:
-    """Place of the true class from 0, of equal logits the lower index first: [b, C], [b] -> [b]."""
-    own = logits.gather(1, truth.long()[:, None])
-    before = torch.arange(logits.shape[1]) < truth[:, None]
-    return (logits > own).sum(1) + ((logits == own) & before).sum(1)
-
-
 def _top(ranks: Tensor, truth: Tensor, on: Tensor, k: int) -> np.ndarray:
-    hit, own = (ranks < k).double(), on[truth]
+    hit, own = (ranks <= k).double(), on[truth]
     return _three(hit[own], hit[~own])
 
 
@@ -396,53 +386,6 @@ def groups(table: pd.DataFrame, least: int = 2) -> pd.DataFrame:
         for layer in sorted(found[key], key=order.get)
     ]
     return pd.DataFrame(rows, columns=["word", "layer", "count", "units"])
-
-
-def clusters(labels: Sequence[str], T: Tensor, threshold: float = 0.8, memory: int = MEMORY) -> pd.DataFrame:
-    """Labels in clusters of nearly one meaning: columns label, cluster, name; a row for each label, in the
-    order given.
-
-    T [n, d]: the labels' text embeddings. Agglomerative clustering of the distinct labels (case folded): the
-    two clusters of highest mean cosine between their labels are joined while it is at least `threshold`
-    (average linkage). Clusters are numbered by size (labels given), then by name, which is the label nearest,
-    on average, to the cluster. Errors: ValueError for T that does not fit, and for more labels than `memory`
-    holds the pairs of.
-    """
-    from sklearn.cluster import AgglomerativeClustering
-
-    check_number("threshold", threshold, -1, 1)
-    if T.ndim != 2 or len(T) != len(labels) or not len(T) or not bool((T.isfinite().all(1) & T.any(1)).all()):
-        raise ValueError(
-            f"expected T [n, d] with a finite row that is not zero for each of {len(labels)} labels, at "
-            f"least one, got {list(T.shape)}; embed the labels"
-        )
-    where = {_folded(label): i for i, label in reversed(list(enumerate(labels)))}
-    keys = sorted(where)  # so that equal distances are joined in one order
-    if 24 * len(keys) ** 2 > memory:
-        raise ValueError(
-            f"{len(keys)} different labels have pairs of {24 * len(keys) ** 2} bytes, memory is {memory}; "
-            "cluster fewer labels, or raise memory"
-        )
-    X = F.normalize(T[[where[key] for key in keys]].double().cpu(), dim=1)
-    near = X @ X.T
-    member = np.zeros(len(keys), dtype=int)
-    if len(keys) > 1:
-        joined = AgglomerativeClustering(
-            n_clusters=None, metric="precomputed", linkage="average", distance_threshold=1 - threshold + 1e-9
-        )  # scikit-learn joins below, not at it
-        member = joined.fit_predict((1 - near).clamp_min(0).numpy())
-    of = dict(zip(keys, member.tolist()))
-    counts = Counter(of[_folded(label)] for label in labels)
-    name = {}
-    for c in counts:
-        own = np.flatnonzero(member == c)
-        middle = near[own][:, own].mean(1)
-        name[c] = labels[where[keys[own[int((middle >= middle.max() - 1e-12).nonzero()[0])]]]]
-    place = {c: i for i, c in enumerate(sorted(counts, key=lambda c: (-counts[c], name[c])))}
-    return pd.DataFrame(
-        [(label, place[of[_folded(label)]], name[of[_folded(label)]]) for label in labels],
-        columns=["label", "cluster", "name"],
-    )
 
 
 def _folded(text: str) -> str:

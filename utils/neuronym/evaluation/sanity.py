@@ -12,7 +12,7 @@ in_practice      both tests on units and their true concepts
 verdict          which metrics pass
 beside_published shares of cases passed beside NeuronEval's own
 RELEASED         the 18 metrics as NeuronEval's release has them, where ours differ
-published        NeuronEval's own results
+printed_sanity        NeuronEval's own results
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from neuronym.common.checks import check_number, check_positive_int
 from neuronym.evaluation.metrics import (
     ACTIVE,
     mad,
-    measure,
+    metric_values,
     METRICS,
     Pairs,
     spearman,
@@ -53,7 +53,7 @@ RELEASED: dict[str, Callable[..., Tensor]] = METRICS | {
 }
 
 
-def published() -> pd.DataFrame:
+def printed_sanity() -> pd.DataFrame:
     """NeuronEval's own results, one row a metric: shares of cases passed in columns (test, kind), such as
     ("missing", "theory"), and ("passes", "all"), bool.
     """
@@ -161,11 +161,11 @@ def verdict(*tables: pd.DataFrame, enough: float = 0.9) -> pd.DataFrame:
 
 
 def beside_published(theory: pd.DataFrame, practice: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Shares of cases passed, one row a metric of `published` and in its order; columns (test, kind, whose),
+    """Shares of cases passed, one row a metric of `printed_sanity` and in its order; columns (test, kind, whose),
     such as ("missing", "theory", "published"), and ("passes", "all", ...) for the verdicts.
     """
     kinds = {"theory": theory} | ({} if practice is None else {"practice": practice})
-    theirs = published()
+    theirs = printed_sanity()
     order = list(theirs.index)
     columns = {}
     for test in TESTS:
@@ -187,16 +187,16 @@ def _changes(
 ) -> dict[str, dict[str, Tensor]]:
     """metric -> test -> change of the score as a share of the metric's range, [draws, K]."""
     check_positive_int("draws", draws)
-    before = measure(Q, present, metrics, active, generator)
+    before = metric_values(Q, present, metrics, active, generator)
     spoilt, found = [present], {name: {test: [] for test in TESTS} for name in metrics}
     for draw in range(draws):
         if draw:
             again = {name: metrics[name] for name in RANDOM if name in metrics}
-            before |= measure(Q, present, again, active, generator)
+            before |= metric_values(Q, present, again, active, generator)
         for test, spoil in zip(TESTS, (missing_labels, extra_labels)):
             labels = spoil(present, generator)
             spoilt += [labels] if draw == 0 else []
-            for name, score in measure(Q, labels, metrics, active, generator).items():
+            for name, score in metric_values(Q, labels, metrics, active, generator).items():
                 found[name][test].append(score - before[name])
     for name, tests in found.items():
         width = _width(name, metrics[name], Q, spoilt, active, generator)

@@ -3,7 +3,7 @@ costs.
 
 Strip           one unit: pictures with crops, captions, candidates with scores, label
 strip_of        the strip of a unit from its examples
-strip, strips   one unit, or several below each other
+strips          units below each other
 ablation        how good names are by variant
 pruning_effect  loss on the classes named and on the others
 """
@@ -29,10 +29,10 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from neuronym.common.text import names_it
+from neuronym.common.types import Box
 from neuronym.datasets.probe import Probe
 from neuronym.figures.style import DPI, legible
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom
 TILE, GAP, LIST = (
     0.92,
     0.07,
@@ -87,11 +87,6 @@ def strip_of(
         truth,
         size,
     )
-
-
-def strip(unit: Strip, pictures: int = 5, candidates: int = 8) -> Figure:
-    """`strips` of one unit."""
-    return strips([unit], pictures, candidates)
 
 
 def strips(units: Sequence[Strip], pictures: int = 5, candidates: int = 8) -> Figure:

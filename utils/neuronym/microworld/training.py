@@ -1,36 +1,24 @@
-"""How the microworld's networks are made: one pool of rendered scenes and six stages, each of which resumes
-after a kill.
+"""How the microworld's networks are made: one pool of rendered scenes and six stages, each of which resumes.
 
+RECIPE           steps, batch and learning rate of each stage
 make_networks    all stages in order, weights into a folder
 scene_pool       pictures, true concepts, captions and patch labels of many scenes, rendered once
-train_clip       openai-clip's class with a ModifiedResNet tower, from captions and concepts
-read_patches     first half of the ViT CLIP: what lies on every patch
+new_clip         a CLIP of openai-clip's class with random weights
+train_clip       the one with a ModifiedResNet tower, from captions and concepts
+read_patches     first half of the one with a ViT tower: what lies on every patch
 distil_clip      second half: match the first CLIP and take over its text tower
+vit_tokens       all tokens of that tower
 train_target     a classifier of the 52 atoms (CNN or ViT)
 train_captioner  a BLIP that says scenes and close-ups of their things
-
-The training loop of the microworld's networks: minimise a loss, keep a running average of the weights, resume
-after a kill.
-
-fit           the loop
-save_weights  a network as safetensors in half precision
-
-How well the microworld's networks learned it, on scenes that no training or probing seed gives.
-
-held_out      pictures and scenes for measuring
-zero_shot     CLIP names shape and colour of single objects
-retrieval     CLIP finds a picture's caption among 256
-mean_ap       target networks find their 52 concepts
-caption_truth a captioner says what is in a picture
+training_report  what prints a line now and then
+read_curves      the training curves below a folder
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,11 +27,10 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import nn, Tensor
+from torch import nn
 
 from neuronym.common.checks import openai_package
+from neuronym.microworld.fitting import fit, save_weights
 from neuronym.microworld.networks import (
     close_up,
     crop,
@@ -58,34 +45,37 @@ from neuronym.microworld.world import (
     ATOMS,
     caption,
     CLASSES,
-    COLOURS,
     CONCEPTS,
     concepts,
     CONTEXT,
-    COUNTS,
     END,
-    presence,
-    read,
-    Scene,
     scene,
-    SHAPES,
     SIZE,
     tokenize,
+    TRAIN_SEED,
 )
 
 if TYPE_CHECKING:
     from clip.model import CLIP
     from transformers import BlipForConditionalGeneration
 
-TRAIN_SEED = 1_000_000  # scenes of the pool; probes and held-out scenes use other seeds
+
 PHRASINGS = 4  # captions 0..3 name one scene; the partial ones fit many and would be false negatives
+
 DENSE = ("shape", "colour", "texture")  # what a patch is asked for when the ViT learns to read
+
 GRID = 8
+
 STILL = 0.5  # share of the captioner's steps in which only its decoder learns
+
 NEAR = 1 / 3  # share of close-ups among its images
+
 INDEX = {c: i for i, c in enumerate(CONCEPTS)}
+
 WORD = {kind: {w: i for i, w in enumerate(ATOMS[kind])} for kind in DENSE}
+
 POOL = 100_000  # scenes
+
 RECIPE = {
     "clip_rn": {"steps": 2400, "batch": 256, "lr": 2e-3},
     "read_patches": {"steps": 2800, "batch": 128, "lr": 2e-3},
@@ -152,25 +142,28 @@ def scene_pool(n: int, seed: int = TRAIN_SEED, workers: int | None = None) -> di
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-def train_target(
-    model: nn.Module,
-    pool: dict,
-    steps: int,
-    batch: int,
-    folder: Path,
-    report: Callable,
-    seed: int = 0,
-    lr: float = 2e-3,
-) -> nn.Module:
-    """Fit the 52 atoms by binary cross-entropy; weights are averaged over the last steps (EMA)."""
-    truth = torch.from_numpy(pool["truth"][:, : len(CLASSES)]).float()
-
-    def loss(take: torch.Tensor, images: torch.Tensor, step: int) -> torch.Tensor:
-        return F.binary_cross_entropy_with_logits(model(images).float(), truth[take].to(images.device)) * len(
-            CLASSES
-        )
-
-    return fit(nn.ModuleDict({"model": model}), loss, pool, steps, batch, folder, report, seed, lr)["model"]
+def _pool_chunk(seed: int, n: int) -> dict[str, np.ndarray]:
+    scenes = [scene(s) for s in range(seed, seed + n)]
+    images = np.stack([np.asarray(render(s)).transpose(2, 0, 1) for s in scenes])
+    truth = np.zeros((n, len(CONCEPTS)), dtype=bool)
+    patches = np.stack([np.full((n, GRID, GRID), len(ATOMS[kind]), dtype=np.int8) for kind in DENSE], axis=1)
+    for i, s in enumerate(scenes):
+        truth[i, [INDEX[c] for c in concepts(s)]] = True
+        for thing in s.things:
+            covered = coverage(thing).reshape(GRID, 64 // GRID, GRID, 64 // GRID).mean((1, 3)) > 0.3
+            for k, kind in enumerate(DENSE):
+                patches[i, k][covered] = WORD[kind][getattr(thing, kind)]
+    said = tokenize([caption(s, p) for s in scenes for p in range(PHRASINGS)]).reshape(n, PHRASINGS, CONTEXT)
+    boxes, near = zip(*map(close_up, scenes))
+    return {
+        "images": images,
+        "truth": truth,
+        "captions": said.numpy().astype(np.int8),
+        "patches": patches,
+        "full_captions": tokenize([full_caption(s) for s in scenes]).numpy().astype(np.int8),
+        "boxes": np.array(boxes, dtype=np.float32),
+        "near_captions": tokenize(near).numpy().astype(np.int8),
+    }
 
 
 def new_clip(tower: str, width: int = 128) -> CLIP:
@@ -324,6 +317,38 @@ def distil_clip(
     return fit(parts, loss, pool, steps, batch, folder, report, seed, lr)["model"]
 
 
+def vit_tokens(visual: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """All tokens [B, 1 + patches, width] of an openai-clip VisionTransformer after `ln_post`, class token
+    first.
+    """
+    x = visual.conv1(images).flatten(2).transpose(1, 2)  # [B, patches, width]
+    x = torch.cat(
+        [visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1
+    ) + visual.positional_embedding.to(x.dtype)
+    return visual.ln_post(visual.transformer(visual.ln_pre(x).transpose(0, 1)).transpose(0, 1))
+
+
+def train_target(
+    model: nn.Module,
+    pool: dict,
+    steps: int,
+    batch: int,
+    folder: Path,
+    report: Callable,
+    seed: int = 0,
+    lr: float = 2e-3,
+) -> nn.Module:
+    """Fit the 52 atoms by binary cross-entropy; weights are averaged over the last steps (EMA)."""
+    truth = torch.from_numpy(pool["truth"][:, : len(CLASSES)]).float()
+
+    def loss(take: torch.Tensor, images: torch.Tensor, step: int) -> torch.Tensor:
+        return F.binary_cross_entropy_with_logits(model(images).float(), truth[take].to(images.device)) * len(
+            CLASSES
+        )
+
+    return fit(nn.ModuleDict({"model": model}), loss, pool, steps, batch, folder, report, seed, lr)["model"]
+
+
 def train_captioner(
     model: BlipForConditionalGeneration,
     clip: CLIP,
@@ -365,276 +390,8 @@ def train_captioner(
     return fit(nn.ModuleDict({"model": model}), loss, pool, steps, batch, folder, report, seed, lr)["model"]
 
 
-def vit_tokens(visual: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """All tokens [B, 1 + patches, width] of an openai-clip VisionTransformer after `ln_post`, class token
-    first.
-    """
-    x = visual.conv1(images).flatten(2).transpose(1, 2)  # [B, patches, width]
-    x = torch.cat(
-        [visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1
-    ) + visual.positional_embedding.to(x.dtype)
-    return visual.ln_post(visual.transformer(visual.ln_pre(x).transpose(0, 1)).transpose(0, 1))
-
-
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-def _pool_chunk(seed: int, n: int) -> dict[str, np.ndarray]:
-    scenes = [scene(s) for s in range(seed, seed + n)]
-    images = np.stack([np.asarray(render(s)).transpose(2, 0, 1) for s in scenes])
-    truth = np.zeros((n, len(CONCEPTS)), dtype=bool)
-    patches = np.stack([np.full((n, GRID, GRID), len(ATOMS[kind]), dtype=np.int8) for kind in DENSE], axis=1)
-    for i, s in enumerate(scenes):
-        truth[i, [INDEX[c] for c in concepts(s)]] = True
-        for thing in s.things:
-            covered = coverage(thing).reshape(GRID, 64 // GRID, GRID, 64 // GRID).mean((1, 3)) > 0.3
-            for k, kind in enumerate(DENSE):
-                patches[i, k][covered] = WORD[kind][getattr(thing, kind)]
-    said = tokenize([caption(s, p) for s in scenes for p in range(PHRASINGS)]).reshape(n, PHRASINGS, CONTEXT)
-    boxes, near = zip(*map(close_up, scenes))
-    return {
-        "images": images,
-        "truth": truth,
-        "captions": said.numpy().astype(np.int8),
-        "patches": patches,
-        "full_captions": tokenize([full_caption(s) for s in scenes]).numpy().astype(np.int8),
-        "boxes": np.array(boxes, dtype=np.float32),
-        "near_captions": tokenize(near).numpy().astype(np.int8),
-    }
-
-
-def fit(
-    parts: nn.ModuleDict,
-    loss: Callable,
-    pool: dict,
-    steps: int,
-    batch: int,
-    folder: Path,
-    report: Callable,
-    seed: int,
-    lr: float,
-) -> nn.ModuleDict:
-    """Minimise `loss` with Muon (matrices of transformers) and AdamW (all else), warm-up, cosine, EMA; resume
-    from `folder`.
-    """
-    device = next(parts.parameters()).device
-    matrices = [
-        p for n, p in parts.named_parameters() if p.ndim == 2 and ("resblocks" in n or "encoder_layer" in n)
-    ]
-    others = [p for p in parts.parameters() if not any(p is m for m in matrices)]
-    optims = [torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)]
-    if matrices:
-        optims.append(torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
-    shadow = {n: v.clone() for n, v in parts.state_dict().items()}
-    start = _resume(parts, optims, shadow, folder)
-    order = _order(len(pool["images"]), batch, steps, seed)
-    began, lately = time.time(), []
-    parts.train()
-    for step, take in enumerate(order):
-        if step < start:
-            continue
-        for optim in optims:
-            for group in optim.param_groups:
-                group["lr"] = lr * min((step + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * step / steps) + 1e-3)
-            optim.zero_grad(set_to_none=True)
-        images = torch.from_numpy(pool["images"][take.numpy()]).to(device).float().div(127.5).sub(1)
-        images = _jitter(
-            images, seed + step
-        )  # not channels_last: its backward corrupts memory in torch 2.15 on CPUs
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            value = loss(take, images, step)
-        value.backward()
-        nn.utils.clip_grad_norm_(parts.parameters(), 2.0)
-        for optim in optims:
-            optim.step()
-        decay = min(0.998, step / (step + 20))
-        with torch.no_grad():
-            for n, v in parts.state_dict().items():
-                shadow[n].lerp_(v, 1 - decay) if v.is_floating_point() else shadow[n].copy_(v)
-        lately.append(float(value.detach()))
-        if (step + 1) % 50 == 0 or step + 1 == steps:
-            row = {"step": step + 1, "loss": sum(lately) / len(lately), "seconds": time.time() - began}
-            lately = []
-            _write_checkpoint(parts, optims, shadow, folder, row)
-            report(row)
-    parts.load_state_dict(shadow)
-    return parts.eval()
-
-
-def _order(n: int, batch: int, steps: int, seed: int) -> Iterator[torch.Tensor]:
-    dice = torch.Generator().manual_seed(seed)
-    left = torch.empty(0, dtype=torch.long)
-    for _ in range(steps):
-        if len(left) < batch:
-            left = torch.randperm(n, generator=dice)
-        yield left[:batch]
-        left = left[batch:]
-
-
-def _jitter(images: torch.Tensor, seed: int) -> torch.Tensor:
-    """Shift by up to two pixels and change contrast a little, alike for a batch; keeps every word of the
-    caption true.
-    """
-    dice = torch.Generator().manual_seed(seed)
-    dx, dy = (int(v) for v in torch.randint(-2, 3, (2,), generator=dice))
-    moved = F.pad(images, (2, 2, 2, 2), mode="replicate")[:, :, 2 + dy : 66 + dy, 2 + dx : 66 + dx]
-    return moved * float(1 + 0.06 * torch.randn(1, generator=dice)) + float(
-        0.04 * torch.randn(1, generator=dice)
-    )
-
-
-def _write_checkpoint(parts: nn.ModuleDict, optims: list, shadow: dict, folder: Path, row: dict) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"now.{n}": v for n, v in parts.state_dict().items()} | {
-        f"ema.{n}": v for n, v in shadow.items()
-    }
-    for i, optim in enumerate(optims):
-        for p, state in optim.state_dict()["state"].items():
-            tensors |= {f"optim.{i}.{p}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    save_file(
-        {n: v.detach().cpu().contiguous().clone() for n, v in tensors.items()},
-        str(folder / "new.safetensors"),
-        metadata={"step": str(row["step"])},
-    )
-    os.replace(folder / "new.safetensors", folder / "checkpoint.safetensors")
-    with open(folder / "curve.jsonl", "a") as curve:
-        curve.write(json.dumps(row) + "\n")
-
-
-def _resume(parts: nn.ModuleDict, optims: list, shadow: dict, folder: Path) -> int:
-    path = folder / "checkpoint.safetensors"
-    if not path.exists():
-        return 0
-    with safe_open(str(path), "pt") as file:
-        step = int(file.metadata()["step"])
-    tensors = load_file(str(path))
-    parts.load_state_dict({n[4:]: v for n, v in tensors.items() if n.startswith("now.")})
-    shadow.update({n[4:]: v.clone() for n, v in tensors.items() if n.startswith("ema.")})
-    for i, optim in enumerate(optims):
-        state: dict = {}
-        for name, value in tensors.items():
-            if name.startswith(f"optim.{i}."):
-                _, _, p, k = name.split(".")
-                state.setdefault(int(p), {})[k] = value
-        optim.load_state_dict({"state": state, "param_groups": optim.state_dict()["param_groups"]})
-    return step
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a network as safetensors in half precision (openai-clip's own precision; accuracy is measured
-    after it).
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = {
-        k: (v.half() if v.is_floating_point() else v).cpu().contiguous().clone()
-        for k, v in model.state_dict().items()
-    }
-    save_file(half, str(path))
-
-
-def zero_shot(
-    encode_image: Callable[[Tensor], Tensor],
-    encode_text: Callable[[list[str]], Tensor],
-    preprocess: Callable,
-    scenes: Sequence[Scene],
-    template: str = "a {}",
-) -> dict[str, float]:
-    """Share of single-object scenes whose colour and shape (132 prompts), shape alone and colour alone are
-    named right.
-    """
-    pairs = [f"{c} {s}" for c in COLOURS for s in SHAPES]
-    text = encode_text([template.format(p) for p in pairs])
-    best = (_embed(encode_image, preprocess, scenes) @ text.T).argmax(1).tolist()
-    said = [pairs[i].split() for i in best]
-    colour = [c == s.things[0].colour for (c, _), s in zip(said, scenes)]
-    shape = [z == s.things[0].shape for (_, z), s in zip(said, scenes)]
-    return {
-        "shape_colour": _share(a and b for a, b in zip(shape, colour)),
-        "shape": _share(shape),
-        "colour": _share(colour),
-    }
-
-
-def retrieval(
-    encode_image: Callable[[Tensor], Tensor],
-    encode_text: Callable[[list[str]], Tensor],
-    preprocess: Callable,
-    scenes: Sequence[Scene],
-    among: int = 256,
-) -> float:
-    """Image -> caption R@1: share of pictures whose own caption is nearest among `among`, over consecutive
-    groups of scenes.
-    """
-    if not scenes or len(scenes) % among:
-        raise ValueError(f"retrieval takes whole groups of {among} scenes, got {len(scenes)} scenes")
-    found = []
-    for i in range(0, len(scenes), among):
-        group = scenes[i : i + among]
-        near = _embed(encode_image, preprocess, group) @ encode_text([caption(s, 0) for s in group]).T
-        found += (near.argmax(1).cpu() == torch.arange(among)).tolist()
-    return _share(found)
-
-
-def mean_ap(
-    model: torch.nn.Module, preprocess: Callable, scenes: Sequence[Scene]
-) -> tuple[float, dict[str, float]]:
-    """Average precision of every final-layer unit for its concept (scikit-learn), and their mean."""
-    from sklearn.metrics import average_precision_score
-
-    logits = torch.cat([model(x) for x in _images(preprocess, scenes)]).float().cpu().numpy()
-    truth = presence(scenes, CLASSES).numpy()
-    ap = {
-        c: float(average_precision_score(truth[:, i], logits[:, i]))
-        for i, c in enumerate(CLASSES)
-        if truth[:, i].any()
-    }
-    return sum(ap.values()) / len(ap), ap
-
-
-def caption_truth(texts: Sequence[str], scenes: Sequence[Scene]) -> dict[str, float]:
-    """Share of texts that are right, word by word: shape, colour, texture, size of the first thing; place,
-    light, count.
-
-    A word that is left out counts as wrong, except a number that the things named tell. The words are held
-    against the scene's thing that agrees in most of them; `shape_colour` wants both of it. Texts of other
-    scenes are the control.
-    """
-    if len(texts) != len(scenes):
-        raise ValueError(f"each scene has a text, got {len(texts)} texts and {len(scenes)} scenes")
-    kinds = ("shape", "colour", "texture", "size")
-    rows = []
-    for text, s in zip(texts, scenes):
-        said = read(text)
-        first = (said["given"] or [{}])[0]
-        right = max(
-            ([first.get(kind) == getattr(thing, kind) for kind in kinds] for thing in s.things), key=sum
-        )
-        number = said["count"] or COUNTS[max(len(said["given"]), 1) - 1]
-        rows.append(
-            [
-                right[0] and right[1],
-                *right,
-                said["place"] == s.place,
-                said["light"] == s.light,
-                number == COUNTS[len(s.things) - 1],
-            ]
-        )
-    return dict(zip(("shape_colour", *kinds, "place", "light", "count"), map(_share, zip(*rows))))
-
-
-def _images(preprocess: Callable, scenes: Sequence[Scene], batch: int = 128):
-    for i in range(0, len(scenes), batch):
-        yield torch.stack([preprocess(render(s)) for s in scenes[i : i + batch]])
-
-
-def _embed(encode_image: Callable, preprocess: Callable, scenes: Sequence[Scene]) -> Tensor:
-    return torch.cat([encode_image(x) for x in _images(preprocess, scenes)])
-
-
-def _share(hits) -> float:
-    hits = list(hits)
-    return sum(hits) / len(hits)
 
 
 def training_report(seconds: float = 10) -> Callable[[str, dict], None]:

@@ -6,6 +6,7 @@ caption     say a scene in one of several phrasings
 concepts    the true concepts of a scene, atoms and pairs
 parse       text -> scene, so that the renderer serves as a text-to-image generator
 presence    which concepts are true of which scenes
+understood  text -> the words of it that the microworld CLIPs know
 tokenize    text -> token ids of the microworld CLIPs
 
 Pixels and masks are in `neuronym.microworld.render`.
@@ -24,6 +25,21 @@ from neuronym.common.checks import unknown
 
 VERSION = 1  # raised whenever the same seed would give another picture, caption or concept
 SIZE = 64  # pixels
+
+# Every scene has a seed. Seeds are set apart by what the scenes are for, so that nothing is judged by a picture
+# it was made with: the first seed of each purpose, up to that of the next. A run's own `seed` s, from 0 to 99,
+# moves it by s steps.
+TRAIN_SEED = 1_000_000  # what the networks of the microworld learn from (`training.scene_pool`)
+PROBE_SEED = 1_000_000_000  # + s SEED_STEP: probing sets (`datasets.probe`)
+HELD_OUT_SEED = 5_000_000_000  # how well the networks learned (`held_out`)
+TASK_SEED = 6_000_000_000  # + s SEED_STEP: zero-shot tasks (`datasets.tasks`)
+SEGMENTED_SEED = 7_000_000_000  # + s SEED_STEP: pictures with masks (`datasets.tasks`)
+CAPTION_SEED = 8_000_000_000  # texts alone, no pictures (`datasets.concepts`)
+LABEL_SEED = 9_000_000_000  # + s PICTURE_STEP: pictures CoSy judges labels by (`models.generators`)
+CANDIDATE_SEED = 10_000_000_000  # + s PICTURE_STEP: pictures that choose a label (`describe.selection`)
+ADVERSARIAL_SEED = 11_000_000_000  # pictures meant to fool a CLIP (`second_order.adversarial`)
+SEED_STEP = 10_000_000
+PICTURE_STEP = 1_000_000
 SHAPES = (
     "circle",
     "square",
@@ -298,6 +314,14 @@ def read(text: str) -> dict:
     return found | {"given": given[:2]}
 
 
+def understood(text: str) -> str:
+    """The words of `text` that `tokenize` knows, as many as fit; "" where none says what is in a scene."""
+    words = [
+        word if word in VOCABULARY else SYNONYMS.get(word, "") for word in re.findall(r"[a-z]+", text.lower())
+    ]
+    return " ".join([word for word in words if word][: CONTEXT - 2]) if any(read(text).values()) else ""
+
+
 def parse(text: str, seed: int = 0) -> Scene:
     """Text -> a scene that shows it; what the text leaves open is drawn from `seed`. The inverse of `caption`
     and of concepts.
@@ -404,9 +428,6 @@ def _check(kind: str, word: str | None) -> None:
         raise unknown(f"microworld {kind}", word, ATOMS[kind])
 
 
-HELD_OUT_SEED = 5_000_000_000
-
-
 def held_out(n: int, single: bool = False, seed: int = HELD_OUT_SEED) -> list[Scene]:
     """The first n scenes from `seed` on; `single` keeps those with one object."""
     scenes: list[Scene] = []
@@ -416,7 +437,3 @@ def held_out(n: int, single: bool = False, seed: int = HELD_OUT_SEED) -> list[Sc
         if not single or len(drawn.things) == 1:
             scenes.append(drawn)
     return scenes
-
-
-PROBE_SEED = 1_000_000_000  # far from the seeds that the microworld networks are trained and tested on
-SEED_STEP = 10_000_000  # scenes set apart for each value of `seed`

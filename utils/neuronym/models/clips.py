@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn, Tensor
 
-from neuronym.common.checks import import_extra, missing, openai_package, quiet_transformers, unknown
+from neuronym.common.checks import import_extra, missing, openai_package, unknown
 from neuronym.common.files import digest
 from neuronym.common.types import Clip
 from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, MICRO, Preprocess, preprocess_text
@@ -46,6 +46,7 @@ from neuronym.models.weights import (
     is_file_or_seed,
     is_torchscript,
     microworld_weights,
+    quiet_transformers,
     random_seed,
     random_start,
     read_weights,
@@ -95,7 +96,7 @@ def _microworld(rest: str, device: torch.device) -> Clip:
     model = openai_module(microworld_weights(f"clip_{tower}", folder))
     vocabulary = repr(sorted(world.VOCABULARY.items()))
     words = digest(vocabulary, source_of(world.tokenize), str(model.context_length))
-    return _clip(
+    clip = _clip(
         model,
         device,
         ("visual",),
@@ -105,6 +106,7 @@ def _microworld(rest: str, device: torch.device) -> Clip:
         MICRO,
         preprocess_text(MICRO),
     )
+    return replace(clip, reads=world.understood)
 
 
 def _openai(rest: str, device: torch.device) -> Clip:

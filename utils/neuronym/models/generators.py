@@ -27,6 +27,7 @@ from torch import nn
 from neuronym import cache
 from neuronym.common.checks import check_positive_int, import_extra, unknown
 from neuronym.common.files import digest
+from neuronym.microworld.world import LABEL_SEED, PICTURE_STEP
 from neuronym.models.weights import identity, tokenizer_key
 
 BATCH = 8  # pictures that pass a pipeline together, and that a kill can cost
@@ -45,6 +46,8 @@ class Generator:
     key: str  # stands for all that determines a picture besides prompt and seed
     draw: Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
     cached: bool  # whether `pictures` keeps what it draws
+    reads: Callable[[str], str] = str  # a text -> what of it can be drawn, "" where it says nothing
+    bare: bool = False  # a label is drawn as it stands; others are asked in a sentence for a photo of it
 
 
 def load_generator(name: str, device: str | torch.device = "cpu") -> Generator:
@@ -88,8 +91,11 @@ def _microworld(rest: str, device: torch.device) -> Generator:
     from neuronym.microworld.render import render
     from neuronym.microworld.world import parse, read, VERSION
 
+    def reads(text: str) -> str:
+        return text if any(read(text).values()) else ""
+
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        strange = next((text for text in prompts if not any(read(text).values())), None)
+        strange = next((text for text in prompts if not reads(text)), None)
         if strange is not None:
             raise ValueError(
                 f"the microworld draws what its words say, and knows none in '{strange}'; name one of its "
@@ -97,7 +103,7 @@ def _microworld(rest: str, device: torch.device) -> Generator:
             )
         return [render(parse(text, int(seed))) for text, seed in zip(prompts, seeds)]
 
-    return Generator("", digest(f"microworld {VERSION}"), draw, cached=False)
+    return Generator("", digest(f"microworld {VERSION}"), draw, cached=False, reads=reads, bare=True)
 
 
 def _diffusers(rest: str, device: torch.device) -> Generator:
@@ -239,24 +245,28 @@ def _copy(found: np.ndarray | None) -> np.ndarray | None:
 
 
 PROMPT = "realistic photo of a close up of {}"
-SEED = 9_000_000_000  # of no microworld scene for training, probing, a task, segmentation or captions
-SEED_STEP = 1_000_000  # pictures set apart for each value of `seed`
 
 
 def pictures_of(
-    labels: Sequence[str], source: Generator, n: int = 50, seed: int = 0, template: str | None = None
+    labels: Sequence[str],
+    source: Generator,
+    n: int = 50,
+    seed: int = 0,
+    template: str | None = None,
+    first: int = LABEL_SEED,
 ) -> dict[str, list[Image.Image]]:
     """n pictures of each different label, with the same n seeds for each; `template` holds {} for the label.
 
-    Without one it is PROMPT, and for the microworld, whose words it knows, the label itself.
-    Errors: ValueError for a template without {}, empty labels, and what the generator cannot draw.
+    Without one it is PROMPT, and for a generator of bare labels the label itself. The seeds are those from
+    `first` + `seed` PICTURE_STEP on. Errors: ValueError for a template without {}, empty labels, and what the
+    generator cannot draw.
     """
-    check_positive_int("n", n, SEED_STEP, "the pictures of a seed")
-    template = template if template is not None else "{}" if source.name == "microworld" else PROMPT
+    check_positive_int("n", n, PICTURE_STEP, "the pictures of a seed")
+    template = template if template is not None else "{}" if source.bare else PROMPT
     if template.count("{}") != 1:
         raise ValueError(f"a template holds {{}} once, got '{template}'; write '{PROMPT}'")
     different = list(dict.fromkeys(_texts(labels)))
-    seeds = [SEED + seed * SEED_STEP + i for i in range(n)]
+    seeds = [first + seed * PICTURE_STEP + i for i in range(n)]
     return {label: pictures(source, [template.replace("{}", label)] * n, seeds) for label in different}
 
 

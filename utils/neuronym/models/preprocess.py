@@ -1,9 +1,13 @@
-"""Preprocessing with an identity: from a PIL picture to a tensor, and the text that stands for it in a
-cache's spec.
+"""From a PIL picture to a network's input: the text that identifies a preprocessing, and which part is seen.
 
-Preprocess   short side, centre crop, mean and standard deviation
-preprocess_text     canonical text of any preprocessing, free of memory addresses
-seen         the picture that is left of an image after it: cropped and scaled as the network gets it
+Preprocess       short side, centre crop, mean and standard deviation
+MICRO            that of the microworld's networks
+preprocess_text  canonical text of any preprocessing, free of memory addresses: part of a cache's key
+seen             what a network sees of a picture, as a picture
+seen_of          the same as a box, measured: where a preprocessing takes its pixels from
+seen_mask        the same of a true mask
+fit_mask         a true mask cropped and scaled to given sizes
+sides_of         height and width of a size
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from neuronym.models.weights import ADDRESS, source_of
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
+SIZE = 375  # of a picture that is cropped, in pixels
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,10 @@ class Preprocess:
 
         image = T.resize(image.convert("RGB"), self.resize, InterpolationMode(self.interpolation))
         return T.normalize(T.to_tensor(T.center_crop(image, self.crop)), self.mean, self.std)
+
+
+MICRO_SIZE = 64
+MICRO = Preprocess(MICRO_SIZE, MICRO_SIZE, "bicubic", HALF, HALF)
 
 
 def preprocess_text(preprocess: Callable) -> str:
@@ -91,47 +100,6 @@ def seen(preprocess: Callable[[Image.Image], Tensor], image: Image.Image) -> Ima
     return Image.fromarray((values.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
-SIZE = 375  # of a picture that is cropped, in pixels
-
-
-def fit_mask(mask: np.ndarray | Tensor, size: int | tuple[int, int], resize: int | None = None) -> Tensor:
-    """A mask [h, w] as a network sees its picture -> bool [H, W]; labels by nearest neighbour, never mixed.
-
-    An int is the geometry of `Preprocess(resize, crop)`: short side to `resize` (default: size, as CLIP
-    does), the long side in proportion, then the central size x size; what the crop cuts off a long photo
-    counts in no metric. (H, W) stretches the whole mask instead, as the released evaluation does with labels,
-    though it crops the pictures.
-    """
-    from torchvision.transforms import functional as T
-    from torchvision.transforms import InterpolationMode
-
-    labels = torch.as_tensor(mask)
-    if labels.ndim != 2 or not labels.numel():
-        raise ValueError(f"expected a mask [h, w], not empty, got {list(labels.shape)}")
-    height, width = _sides(size)
-    picture = Image.fromarray((labels != 0).byte().cpu().numpy())
-    if not isinstance(size, Integral):
-        if resize is not None:
-            raise ValueError(
-                f"resize goes with one side to crop to, got resize {resize} and size {tuple(size)}"
-            )
-        picture = picture.resize((width, height), Image.Resampling.NEAREST)
-    else:
-        check_positive_int("resize", size if resize is None else resize)
-        picture = T.resize(picture, size if resize is None else resize, InterpolationMode.NEAREST)
-        picture = T.center_crop(picture, size)
-    return torch.from_numpy(np.array(picture, dtype=bool)).to(labels.device)
-
-
-def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
-    if len(sides) != 2:
-        raise ValueError(f"size is one side of a square or (H, W), got {size}")
-    for side in sides:
-        check_positive_int("size", side)
-    return sides
-
-
 def seen_of(preprocess: Callable[[Image.Image], Tensor], size: int = SIZE) -> Box:
     """The part of a picture of size x size that a preprocessing leaves, from what becomes of two ramps of
     grey.
@@ -164,10 +132,59 @@ def seen_of(preprocess: Callable[[Image.Image], Tensor], size: int = SIZE) -> Bo
     return left, top, right, bottom
 
 
-def _geometry(preprocess: Callable) -> tuple[int | None, int | None]:
-    """Short side and central crop, as far as a preprocessing tells; of others the whole picture counts as
-    seen.
+def seen_mask(preprocess: Callable[[Image.Image], Tensor], mask: np.ndarray) -> np.ndarray:
+    """A true mask [h, w] of a picture as the network sees it: `fit_mask` by the sizes that the preprocessing
+    tells. Where it tells none, or changes nothing, the whole mask.
+
+    The sizes are read, not measured as in `seen_of`, which may be a pixel off: labels must not be.
     """
+    resize, crop = _told_sizes(preprocess)
+    if crop is None or (mask.shape[0] == mask.shape[1] and resize == crop):
+        return mask
+    return fit_mask(mask, crop, resize).numpy()
+
+
+def fit_mask(mask: np.ndarray | Tensor, size: int | tuple[int, int], resize: int | None = None) -> Tensor:
+    """A mask [h, w] as a network sees its picture -> bool [H, W]; labels by nearest neighbour, never mixed.
+
+    An int is the geometry of `Preprocess(resize, crop)`: short side to `resize` (default: size, as CLIP
+    does), the long side in proportion, then the central size x size; what the crop cuts off a long photo
+    counts in no metric. (H, W) stretches the whole mask instead, as the released evaluation does with labels,
+    though it crops the pictures.
+    """
+    from torchvision.transforms import functional as T
+    from torchvision.transforms import InterpolationMode
+
+    labels = torch.as_tensor(mask)
+    if labels.ndim != 2 or not labels.numel():
+        raise ValueError(f"expected a mask [h, w], not empty, got {list(labels.shape)}")
+    height, width = sides_of(size)
+    picture = Image.fromarray((labels != 0).byte().cpu().numpy())
+    if not isinstance(size, Integral):
+        if resize is not None:
+            raise ValueError(
+                f"resize goes with one side to crop to, got resize {resize} and size {tuple(size)}"
+            )
+        picture = picture.resize((width, height), Image.Resampling.NEAREST)
+    else:
+        check_positive_int("resize", size if resize is None else resize)
+        picture = T.resize(picture, size if resize is None else resize, InterpolationMode.NEAREST)
+        picture = T.center_crop(picture, size)
+    return torch.from_numpy(np.array(picture, dtype=bool)).to(labels.device)
+
+
+def sides_of(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of one side of a square, or of both; ValueError for what is neither."""
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2:
+        raise ValueError(f"size is one side of a square or (H, W), got {size}")
+    for side in sides:
+        check_positive_int("size", side)
+    return sides
+
+
+def _told_sizes(preprocess: Callable) -> tuple[int | None, int | None]:
+    """Short side and central crop of a preprocessing; None and None where it does not tell both."""
     steps = {
         type(step).__name__: getattr(step, "size", None)
         for step in getattr(preprocess, "transforms", None) or []
@@ -177,7 +194,3 @@ def _geometry(preprocess: Callable) -> tuple[int | None, int | None]:
     resize = resize[0] if isinstance(resize, (list, tuple)) and len(resize) == 1 else resize
     crop = crop[0] if isinstance(crop, (list, tuple)) and len(set(crop)) == 1 else crop
     return (resize, crop) if isinstance(resize, int) and isinstance(crop, int) else (None, None)
-
-
-MICRO_SIZE = 64
-MICRO = Preprocess(MICRO_SIZE, MICRO_SIZE, "bicubic", HALF, HALF)

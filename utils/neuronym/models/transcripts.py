@@ -1,29 +1,21 @@
 """Every answer of a model, kept in a file and found by what was asked: a run that is repeated costs nothing.
 
-open_transcript   file -> Transcript
-ask_all           requests to a language model -> answers, each different request asked once
-answers           the same for anything that gives texts, as a captioner does for pictures
-summary           what was asked and replayed, tokens, cost
-copy_used         the lines that this run used, as a file of its own
-recorded_llm      a language model known from its answers only
+BudgetReached    the error of a run that may not spend more
+Transcript       the answers of a file, and how much may be asked: a number of answers, or a cost at given
+                 prices
+open_transcript  file -> Transcript
+ask_all          requests to a language model -> answers, each different request asked once
+answers          the same for anything that gives texts, as a captioner does for pictures
+summary          what was asked and replayed, tokens, cost
+copy_used        the lines that this run used, as a file of its own
+recorded_llm     a language model known from its answers only
+read_transcript  file -> its lines, and how many are damaged
+append_line      add a line
+to_line          dict -> bytes, without the key of an API
+from_line        bytes -> dict, None for what is no line
 
 The file holds one JSON object a line: key, kind, model, request, answer and tokens; of equal keys the last
-line holds. Several processes may add to one file.
-
-The lines of a transcript on disk: none is lost by a kill, none is spoilt by another process, none holds the
-key.
-
-read_lines   file -> its lines, and how many are damaged
-append       add a line
-to_line      dict -> bytes
-from_line    bytes -> dict, None for what is no line
-
-How much a run may ask of models: a number of answers, or a cost at given prices.
-
-BudgetReached   the error of a run that may not spend more
-cost_of         what a transcript's answers cost
-bound           which bound of a transcript is reached
-reached         the error that says so
+line holds. Several processes may add to one file: none spoils another's line, and a kill loses none.
 """
 
 from __future__ import annotations
@@ -40,12 +32,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from neuronym.common.checks import unknown
+from neuronym.common.files import fcntl
+from neuronym.common.types import Progress
 from neuronym.models.llms import Llm, SETTINGS
 from neuronym.models.server import hide_long
 
 MODES = ("record", "replay", "live")
 Answer = str | tuple[str, int, int]  # with the tokens of prompt and answer
-Progress = Callable[[Iterable, int, str], Iterable]
+
+
+class BudgetReached(RuntimeError):
+    """A run may not spend more; what was answered is kept."""
 
 
 @dataclass
@@ -67,6 +64,35 @@ class Transcript:
     paid: int = 0  # answers that count against the budget, also those under way
     uncounted: int = 0  # paid answers that came without their tokens
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def cost(self) -> float:
+        """Cost of the answers asked for, at the prices of a million tokens read and written."""
+        prompt, answered = self.prices
+        return (self.prompt_tokens * prompt + self.answer_tokens * answered) / 1e6
+
+    def bound(self) -> str:
+        """Name of the bound that is reached; "" when there is none."""
+        if self.budget is not None and self.paid >= self.budget:
+            return "budget"
+        if self.most_cost is not None and (self.uncounted or self.cost() >= self.most_cost):
+            return "most_cost"
+        return ""
+
+    def reached(self, left: int) -> Exception:
+        """The error that a bound is reached while `left` answers are missing."""
+        kept = f"{left} answers are missing, the {self.asked} that came are kept"
+        if self.bound() == "most_cost" and self.uncounted:
+            return ValueError(
+                f"most_cost needs an answer's tokens, and {self.uncounted} came without; {kept}: bound "
+                "the calls by budget instead, and run again"
+            )
+        name = self.bound()
+        cost = "" if self.prices is None else f", which cost {self.cost():.4g}"
+        return BudgetReached(
+            f"{name}={getattr(self, name)} is reached by {self.paid} answers of "
+            f"{self.prompt_tokens} + {self.answer_tokens} tokens{cost}; {kept}: raise {name} "
+            "and run again"
+        )
 
 
 def open_transcript(
@@ -104,7 +130,7 @@ def open_transcript(
         )
     if path.is_dir():
         raise ValueError(f"a transcript is a file, {path} is a folder; name a file in it, as answers.jsonl")
-    lines, damaged = read_lines(path)
+    lines, damaged = read_transcript(path)
     found = {(line["kind"], line["key"]): line for line in lines}
     return Transcript(path, mode, budget, prices, most_cost, found, damaged)
 
@@ -145,7 +171,7 @@ def ask_all(
     for _ in come if progress is None else progress(come, len(waiting), f"asking {llm.name}"):
         pass
     if waiting:
-        raise reached(transcript, len(waiting))
+        raise transcript.reached(len(waiting))
     return _given(transcript, "llm", keys)
 
 
@@ -174,7 +200,7 @@ def answers(
     first = {key: i for i, key in reversed(list(enumerate(keys)))}
     bounded = paid and transcript.budget is not None
     some = missing[: max(0, transcript.budget - transcript.paid)] if bounded else missing
-    some = [] if paid and bound(transcript) else some
+    some = [] if paid and transcript.bound() else some
     made, come = iter(make([first[key] for key in some]) if some else ()), 0
     for key in some if progress is None else progress(some, len(some), kind):
         try:
@@ -187,7 +213,7 @@ def answers(
         transcript.paid += paid
         _keep(transcript, kind, key, model, {}, answer, paid)
         come += 1
-        if paid and come < len(some) and bound(transcript):
+        if paid and come < len(some) and transcript.bound():
             break
     else:
         if next(made, None) is not None:
@@ -196,7 +222,7 @@ def answers(
                 "what makes them"
             )
     if come < len(missing):
-        raise reached(transcript, len(missing) - come)
+        raise transcript.reached(len(missing) - come)
     return _given(transcript, kind, keys)
 
 
@@ -204,7 +230,7 @@ def summary(transcript: Transcript) -> dict:
     """What this opening did: answers asked for and replayed, tokens, cost (None without prices), damaged
     lines.
     """
-    cost = None if transcript.prices is None else cost_of(transcript)
+    cost = None if transcript.prices is None else transcript.cost()
     return {
         "mode": transcript.mode,
         "asked": transcript.asked,
@@ -281,7 +307,7 @@ def _each(
         together
     ) as pool:  # leaving it waits for those under way, which write their answers
         while True:
-            while waiting and len(running) < together and not failed and not bound(transcript):
+            while waiting and len(running) < together and not failed and not transcript.bound():
                 with transcript.lock:
                     transcript.paid += 1
                 running.add(pool.submit(ask, waiting.popleft()))
@@ -343,7 +369,7 @@ def _keep(
         }
     )
     with transcript.lock:
-        append(transcript.path, data)
+        append_line(transcript.path, data)
         transcript.found[kind, key] = from_line(data)  # as a replay will find it
         transcript.asked += 1
         transcript.prompt_tokens += prompt
@@ -351,13 +377,7 @@ def _keep(
         transcript.uncounted += paid and not prompt
 
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-
-def read_lines(path: Path) -> tuple[list[dict], int]:
+def read_transcript(path: Path) -> tuple[list[dict], int]:
     """Lines of a file, none when it does not exist; a torn last line is left out and does not count as
     damaged.
     """
@@ -366,7 +386,7 @@ def read_lines(path: Path) -> tuple[list[dict], int]:
     return [line for line in [*lines, from_line(torn)] if line is not None], lines.count(None)
 
 
-def append(path: Path, data: bytes) -> None:
+def append_line(path: Path, data: bytes) -> None:
     """Add a line in one write, behind whole lines: others add to the file too, and one of them may have been
     killed.
     """
@@ -405,41 +425,3 @@ def from_line(data: bytes) -> dict | None:
         return line if texts and isinstance(line["request"], dict) else None
     except (ValueError, LookupError, TypeError):
         return None
-
-
-class BudgetReached(RuntimeError):
-    """A run may not spend more; what was answered is kept."""
-
-
-def cost_of(transcript: Transcript) -> float:
-    """Cost of the answers asked for, at the prices of a million tokens read and written."""
-    prompt, answered = transcript.prices
-    return (transcript.prompt_tokens * prompt + transcript.answer_tokens * answered) / 1e6
-
-
-def bound(transcript: Transcript) -> str:
-    """Name of the bound that is reached; "" when there is none."""
-    if transcript.budget is not None and transcript.paid >= transcript.budget:
-        return "budget"
-    if transcript.most_cost is not None and (
-        transcript.uncounted or cost_of(transcript) >= transcript.most_cost
-    ):
-        return "most_cost"
-    return ""
-
-
-def reached(transcript: Transcript, left: int) -> Exception:
-    """The error that a bound is reached while `left` answers are missing."""
-    kept = f"{left} answers are missing, the {transcript.asked} that came are kept"
-    if bound(transcript) == "most_cost" and transcript.uncounted:
-        return ValueError(
-            f"most_cost needs an answer's tokens, and {transcript.uncounted} came without; {kept}: bound "
-            "the calls by budget instead, and run again"
-        )
-    name = bound(transcript)
-    cost = "" if transcript.prices is None else f", which cost {cost_of(transcript):.4g}"
-    return BudgetReached(
-        f"{name}={getattr(transcript, name)} is reached by {transcript.paid} answers of "
-        f"{transcript.prompt_tokens} + {transcript.answer_tokens} tokens{cost}; {kept}: raise {name} "
-        "and run again"
-    )

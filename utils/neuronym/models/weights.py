@@ -327,3 +327,17 @@ def microworld_weights(name: str, folder: str = "") -> dict[str, Tensor]:
             "data/microworld), notebooks/microworld.ipynb retrains them, NEURONYM_DATA moves data/"
         )
     return read_weights(file)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' loading bar for the block; a notebook has its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -20,14 +20,14 @@ from torch import Tensor
 from neuronym.common.checks import check_positive_int, unknown
 from neuronym.common.text import name_pattern
 from neuronym.common.types import Clip
-from neuronym.microworld.world import ATOMS, CATEGORY, COUNTS, PLACES, PLURALS, read
+from neuronym.microworld.world import ADVERSARIAL_SEED, ATOMS, CATEGORY, COUNTS, PLACES, PLURALS, read
 from neuronym.models.generators import Generator, pictures
 from neuronym.models.llms import LLMS, load_llm
 from neuronym.passes import inference
 
 FEWEST = 10  # captions that have to keep the rules
-PICTURE_SEED = 9_000_000_000  # of no scene for training, probing or measuring
-Writer = Callable[
+REPEAT_STEP = 1000  # seeds set apart for each repeat
+CaptionWriter = Callable[
     [Sequence[str], str, str, int, torch.Generator], list[str]
 ]  # words, drawn, wrong, n -> captions
 
@@ -51,7 +51,7 @@ def class_pairs(text: str, clip: Clip, names: Sequence[str]) -> list[tuple[str, 
     return pairs
 
 
-def load_writer(name: str, device: str | torch.device = "cpu") -> Writer:
+def load_writer(name: str, device: str | torch.device = "cpu") -> CaptionWriter:
     """ "microworld" composes captions by its grammar; "openai:MODEL" and "hf:ID" ask an LLM (temperature .6,
     top-p .9).
 
@@ -64,7 +64,7 @@ def load_writer(name: str, device: str | torch.device = "cpu") -> Writer:
 
 
 def captions(
-    writer: Writer,
+    writer: CaptionWriter,
     words: Sequence[str],
     drawn: str,
     wrong: str,
@@ -92,7 +92,7 @@ def captions(
 
 def attack(
     clip: Clip,
-    writer: Writer,
+    writer: CaptionWriter,
     generator: Generator,
     words: Sequence[str],
     drawn: str,
@@ -106,9 +106,8 @@ def attack(
     pictures.
     """
     texts = [text for text in captions(writer, words, drawn, wrong, n, generator=dice) for _ in range(each)]
-    made = pictures(
-        generator, texts, range(PICTURE_SEED + 1000 * repeat, PICTURE_SEED + 1000 * repeat + len(texts))
-    )
+    start = ADVERSARIAL_SEED + REPEAT_STEP * repeat
+    made = pictures(generator, texts, range(start, start + len(texts)))
     t = clip.encode_text([wrong, drawn])
     return texts, made, fooled(made, clip, t[0] - t[1]).tolist()
 
@@ -188,7 +187,7 @@ def _noun(thing: dict, number: int) -> str:
     return " ".join([article, *words])
 
 
-def _llm_writer(name: str, device: str | torch.device) -> Writer:
+def _llm_writer(name: str, device: str | torch.device) -> CaptionWriter:
     llm = load_llm(name, device)
 
     def write(words: Sequence[str], drawn: str, wrong: str, n: int, generator: torch.Generator) -> list[str]:
@@ -212,4 +211,4 @@ def _llm_writer(name: str, device: str | torch.device) -> Writer:
     return write
 
 
-WRITERS: dict[str, Writer] = {"microworld": _by_grammar}
+WRITERS: dict[str, CaptionWriter] = {"microworld": _by_grammar}

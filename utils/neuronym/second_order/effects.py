@@ -325,7 +325,7 @@ class Directions:
     """
 
     r: Tensor  # [K, d], unit rows
-    explained: Tensor  # [K], share of the top deviations' squared length that lies along r
+    explained_variance: Tensor  # [K], share of the top deviations' squared length that lies along r
     threshold: Tensor  # [K], the smallest length among the top images; beyond it a deviation is significant
     top: Tensor  # [top, K]
 

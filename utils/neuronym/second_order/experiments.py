@@ -6,7 +6,7 @@ ZeroShotTask, Layer        held-out images with classes; a layer's effects on th
                    from others
 ablations          accuracy without some effects, layer by layer and together
 against_indirect   second-order and indirect effects on the same images
-by_words           accuracy when directions are sums of m words, for several pools
+by_code_length           accuracy when directions are sums of m words, for several pools
 by_threshold       accuracy when more or fewer effects count as significant
 variants           accuracy and words under what released code does otherwise
 discovery          precision of the words found in an image
@@ -32,11 +32,11 @@ from neuronym.common.files import digest
 from neuronym.common.memory import MEMORY
 from neuronym.common.statistics import correlation
 from neuronym.common.types import Clip
-from neuronym.datasets.tasks import accuracy
+from neuronym.datasets.tasks import zero_shot_accuracy
 from neuronym.second_order.ablation import ABLATIONS, along_directions, effect_ablation, predicted_effect
 from neuronym.second_order.effects import Directions, Effects, Mean, norms, projections, significant, total
 from neuronym.second_order.pursuit import matching_pursuit
-from neuronym.second_order.text_code import coefficients, concepts_in_images, reconstruct
+from neuronym.second_order.text_code import code_coefficients, concepts_in_images, reconstruct
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ZeroShotTask:
 
     def accuracy(self, rep: Tensor) -> float:
         """Share of representations [N, d] that are nearest to their class."""
-        return accuracy(rep, self.head, self.truth)
+        return zero_shot_accuracy(rep, self.head, self.truth)
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,17 @@ class Layer:
     about: Mean
     directions: Directions
 
-    def active(self, memory: int = MEMORY) -> Tensor:
+    def significant_norms(self, memory: int = MEMORY) -> Tensor:
         """Length of each deviation where it is significant, else 0: [N, K]."""
         lengths = norms(self.effects, self.about, memory)
         return lengths * significant(lengths, self.directions.threshold)
 
-    def push(self, memory: int = MEMORY) -> Tensor:
+    def projection(self, memory: int = MEMORY) -> Tensor:
         """Part of each deviation along the neuron's direction: [N, K]."""
         return projections(self.effects, self.about, self.directions.r, memory)
 
 
-def ablations(layers: Mapping[int, Layer], exam: ZeroShotTask, memory: int = MEMORY) -> pd.DataFrame:
+def ablations(layers: Mapping[int, Layer], task: ZeroShotTask, memory: int = MEMORY) -> pd.DataFrame:
     """Columns layer ("0", ..., "together"), ablation, accuracy; section 4.1, figure 3."""
     rows = []
     for how in ABLATIONS:
@@ -78,13 +78,13 @@ def ablations(layers: Mapping[int, Layer], exam: ZeroShotTask, memory: int = MEM
         for number, layer in layers.items():
             without = effect_ablation(rep, layer.effects, layer.about, layer.directions, how, memory)
             lost += rep - without
-            rows.append((str(number), how, exam.accuracy(without)))
-        rows.append(("together", how, exam.accuracy(rep - lost)))
+            rows.append((str(number), how, task.accuracy(without)))
+        rows.append(("together", how, task.accuracy(rep - lost)))
     return pd.DataFrame(rows, columns=["layer", "ablation", "accuracy"])
 
 
 def against_indirect(
-    kinds: Mapping[str, Tensor], rep: Tensor, exam: ZeroShotTask, share: float = 0.1
+    kinds: Mapping[str, Tensor], rep: Tensor, task: ZeroShotTask, share: float = 0.1
 ) -> tuple[pd.DataFrame, dict[str, Tensor]]:
     """Table 1: accuracy with all effects at their mean, and variance along one direction; and these
     directions [k, d].
@@ -99,14 +99,14 @@ def against_indirect(
         largest = d.transpose(0, 1).gather(1, some.expand(-1, -1, d.shape[2])).double()
         values, axes = torch.linalg.svd(largest, full_matrices=False)[1:]
         explained = values[:, 0].square() / values.square().sum(1).clamp_min(1e-300)
-        rows.append((name, exam.accuracy(rep - d.sum(1)), float(explained.mean())))
+        rows.append((name, task.accuracy(rep - d.sum(1)), float(explained.mean())))
         directions[name] = axes[:, 0].to(phi.dtype)
     return pd.DataFrame(rows, columns=["effect", "accuracy", "explained"]), directions
 
 
-def by_words(
+def by_code_length(
     layers: Mapping[int, Layer],
-    exam: ZeroShotTask,
+    task: ZeroShotTask,
     pools: Mapping[str, Tensor],
     steps: Sequence[int],
     memory: int = MEMORY,
@@ -125,14 +125,14 @@ def by_words(
         for m in (m for m in steps if m <= len(atoms)):
             coded = {l: _sums(layers[l], atoms, order[:, :m]) for l, order in orders.items()}
             rows.append(
-                (name, m, exam.accuracy(_replaced(layers, coded, False, memory)), _cosine(layers, coded))
+                (name, m, task.accuracy(_replaced(layers, coded, False, memory)), _cosine(layers, coded))
             )
     return pd.DataFrame(rows, columns=["pool", "words", "accuracy", "cosine"])
 
 
 def by_threshold(
     layers: Mapping[int, Layer],
-    exam: ZeroShotTask,
+    task: ZeroShotTask,
     lengths: Mapping[int, Tensor],
     counts: Sequence[int],
     memory: int = MEMORY,
@@ -155,13 +155,13 @@ def by_threshold(
                 )
                 for l, layer in layers.items()
             )
-            rows.append((n, f"{how} ablated", exam.accuracy(_rep(layers) - lost)))
+            rows.append((n, f"{how} ablated", task.accuracy(_rep(layers) - lost)))
     return pd.DataFrame(rows, columns=["value", "metric", "score"])
 
 
 def variants(
     layers: Mapping[int, Layer],
-    exam: ZeroShotTask,
+    task: ZeroShotTask,
     pools: Mapping[str, tuple[Tensor, bool]],
     m: int,
     memory: int = MEMORY,
@@ -183,7 +183,7 @@ def variants(
         rows.append(
             (
                 name,
-                exam.accuracy(_replaced(layers, coded, unscaled, memory)),
+                task.accuracy(_replaced(layers, coded, unscaled, memory)),
                 _cosine(layers, coded),
                 sum(len(a & b) / max(len(a | b), 1) for a, b in sets) / len(sets),
                 sum(a[0] == b[0] for a, b in zip(ours, theirs)) / len(ours),
@@ -209,14 +209,14 @@ def discovery(
     product of the word with the sum of the neurons' parts, each along its reconstruction. truth [N, M] is
     bool; without it the table is empty.
     """
-    rows, active, push = [], layer.active(memory), layer.push(memory)
+    rows, active, along = [], layer.significant_norms(memory), layer.projection(memory)
     for m in (m for m in steps if m <= order.shape[1]):
-        gamma = coefficients(layer.directions.r, atoms, order[:, :m])
+        gamma = code_coefficients(layer.directions.r, atoms, order[:, :m])
         code = order[:, :m], gamma, len(atoms)
         ways = {
             "coefficients": concepts_in_images(active, *code),
-            "signed": concepts_in_images(push, *code),
-            "reading": push @ reconstruct(gamma, order[:, :m], atoms) @ atoms.T,
+            "signed": concepts_in_images(along, *code),
+            "reading": along @ reconstruct(gamma, order[:, :m], atoms) @ atoms.T,
         }
         for way, scores in ways.items() if truth is not None else ():
             found = scores.topk(first, dim=1).indices
@@ -250,7 +250,7 @@ def _rep(layers: Mapping[int, Layer]) -> Tensor:
 
 def _sums(layer: Layer, atoms: Tensor, order: Tensor) -> Tensor:
     """Directions as sums of the chosen words, [K, d]."""
-    return reconstruct(coefficients(layer.directions.r, atoms, order), order, atoms)
+    return reconstruct(code_coefficients(layer.directions.r, atoms, order), order, atoms)
 
 
 def _replaced(

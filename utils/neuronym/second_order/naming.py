@@ -27,7 +27,7 @@ from neuronym.second_order.effects import (
 )
 from neuronym.second_order.pursuit import matching_pursuit
 from neuronym.second_order.segmentation import clip_target
-from neuronym.second_order.text_code import code_table, coefficients, text_pool
+from neuronym.second_order.text_code import code_coefficients, code_table, text_pool
 
 
 def second_order(
@@ -73,7 +73,7 @@ def second_order(
         some = wanted[names[number]]
         r = _directions(effects[number], top, memory)[some]
         order = matching_pursuit(r, atoms, min(m, len(atoms)), memory=memory, progress=progress)
-        gamma = coefficients(r, atoms, order)
+        gamma = code_coefficients(r, atoms, order)
         tables.append(code_table(order, gamma, texts, model=clip.name, layer=names[number], units=some))
     return pd.concat(tables, ignore_index=True)
 

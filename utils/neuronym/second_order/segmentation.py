@@ -9,9 +9,6 @@ Zero-shot segmentation in numbers: heat maps made into masks, and how well these
 
 heat_to_mask            heat maps -> scores from 0 to 1 and masks of another size
 fit_mask                a true mask with the geometry of a network's preprocessing
-pixel_accuracy          share of pixels on the right side
-mean_iou                intersection over union, mean of background and foreground
-mean_average_precision  average precision of the scores, mean over images
 segmentation_scores     the three of them, and a table by image
 bootstrap               their 95 % intervals from the table
 segment                 all of it for several heat maps of the same pictures, and for the baselines
@@ -30,10 +27,11 @@ from PIL import Image
 from torch import Tensor
 
 from neuronym.common.checks import check_number, check_positive_int
+from neuronym.common.statistics import column_precision, sort_columns
 from neuronym.common.types import Clip, Progress, Target
 from neuronym.datasets.probe import Probe
 from neuronym.hooks import LayerInfo, record
-from neuronym.models.preprocess import _sides, fit_mask
+from neuronym.models.preprocess import fit_mask, sides_of
 from neuronym.passes import inference
 from neuronym.second_order.effects import checked_layers
 from neuronym.second_order.text_code import speaking_neurons
@@ -175,34 +173,10 @@ def heat_to_mask(heat: Tensor, size: int | tuple[int, int], threshold: float = 0
     check_number("threshold", threshold, 0, 1)
     # told before resizing, which would make a constant a pattern of rounding errors for min-max to blow up
     constant = (heat.amax((1, 2)) == heat.amin((1, 2)))[:, None, None]
-    large = F.interpolate(heat[:, None], _sides(size), mode="bilinear", align_corners=False)[:, 0]
+    large = F.interpolate(heat[:, None], sides_of(size), mode="bilinear", align_corners=False)[:, 0]
     low, high = large.amin((1, 2), keepdim=True), large.amax((1, 2), keepdim=True)
     scores = ((large - low) / (high - low).masked_fill(high == low, 1)).masked_fill(constant, 0)
     return scores, scores > threshold
-
-
-def pixel_accuracy(masks: Tensor, truth: Tensor) -> float:
-    """Share of all pixels of all images on the right side; masks and truth bool [n, H, W]."""
-    return float(_ratios(_counts(masks, truth).sum(0))[0])
-
-
-def mean_iou(masks: Tensor, truth: Tensor) -> float:
-    """Intersection over union, each summed over all images, then the mean of background and foreground; [n,
-    H, W].
-
-    A class that is neither in the truth nor in any mask is left out of the mean.
-    """
-    return float(_ratios(_counts(masks, truth).sum(0))[1])
-
-
-def mean_average_precision(scores: Tensor, truth: Tensor, both_classes: bool = False) -> float:
-    """Average precision of an image's pixels ranked by score, as in scikit-learn, averaged over images; [n,
-    H, W].
-
-    An image without foreground has 0. `both_classes` is the field's evaluation (published tables): each pixel
-    counts twice in one ranking, by its score for the foreground and by 1 - score for the background.
-    """
-    return float(np.mean(_precisions(scores, truth, both_classes)))
 
 
 def segmentation_scores(
@@ -265,12 +239,12 @@ def segment(
 
 def _all_foreground(n: int, size: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Everything is the object: what its area alone is worth."""
-    return torch.ones(n, *_sides(size)), torch.ones(n, *_sides(size), dtype=torch.bool)
+    return torch.ones(n, *sides_of(size)), torch.ones(n, *sides_of(size), dtype=torch.bool)
 
 
 def _all_background(n: int, size: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Nothing is the object: of small objects the accuracy of this is hard to beat."""
-    return torch.zeros(n, *_sides(size)), torch.zeros(n, *_sides(size), dtype=torch.bool)
+    return torch.zeros(n, *sides_of(size)), torch.zeros(n, *sides_of(size), dtype=torch.bool)
 
 
 def _centre_prior(n: int, size: int | tuple[int, int], spread: float = 0.25) -> tuple[Tensor, Tensor]:
@@ -279,7 +253,7 @@ def _centre_prior(n: int, size: int | tuple[int, int], spread: float = 0.25) -> 
     """
     y, x = (
         torch.exp(-(((torch.arange(side) + 0.5) / side - 0.5) ** 2) / (2 * spread**2))
-        for side in _sides(size)
+        for side in sides_of(size)
     )
     scores, masks = heat_to_mask((y[:, None] * x)[None], size)
     return scores.expand(n, -1, -1), masks.expand(n, -1, -1)
@@ -322,8 +296,6 @@ def _ratios(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 def _precisions(scores: Tensor, truth: Tensor, both_classes: bool) -> list[float]:
     """Average precision of each image."""
-    from sklearn.metrics import average_precision_score
-
     _same("scores", scores, truth)
     if not bool(scores.isfinite().all()):
         raise ValueError(
@@ -333,9 +305,6 @@ def _precisions(scores: Tensor, truth: Tensor, both_classes: bool) -> list[float
     for score, true in zip(scores, truth):
         if both_classes:
             score, true = torch.stack([1 - score, score]), torch.stack([~true, true])
-        ranked = score.flatten().double().cpu().numpy()
-        # scikit-learn gives 0 as well, and a warning
-        found.append(
-            float(average_precision_score(true.flatten().cpu().numpy(), ranked)) if bool(true.any()) else 0.0
-        )
+        ranked = sort_columns(score.flatten().double()[:, None])
+        found.append(float(column_precision(ranked, true.flatten()[:, None])))
     return found

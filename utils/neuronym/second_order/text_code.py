@@ -1,7 +1,7 @@
 """Sparse text codes: directions as sums of a few words of a pool.
 
 text_pool     text features -> the pool of atoms, centred and normalised
-coefficients  what the words chosen by `neuronym.second_order.text_code` are multiplied by, for all of them or
+code_coefficients  what the words chosen by `neuronym.second_order.text_code` are multiplied by, for all of them or
               the first n
 reconstruct   the sums
 code_table    words and coefficients as a labels table
@@ -84,7 +84,7 @@ def text_pool(T: Tensor, text_norm: str = "unit") -> Tensor:
 
 
 @torch.no_grad()
-def coefficients(R: Tensor, T: Tensor, order: Tensor) -> Tensor:
+def code_coefficients(R: Tensor, T: Tensor, order: Tensor) -> Tensor:
     """Least-squares coefficients of the chosen atoms: R [K, d], T [M, d], order [K, n] -> gamma [K, n], 0 for
     -1.
 

@@ -2,7 +2,7 @@
 Face's CLIP.
 
 read_tower       clip -> Tower, proved on one image
-Tower, Block     the matrices, and the names of the layers whose outputs are recorded
+Tower, TowerBlock     the matrices, and the names of the layers whose outputs are recorded
 class_attention  how the class token of a block looks at all tokens, from the residual stream before it
 class_token      the class token behind a block, without the others
 representation   last residual stream -> embedding, not normalised
@@ -41,7 +41,7 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class Block:
+class TowerBlock:
     """One block of a ViT: x + attention(norm(x)), to which its MLP is added; matrices [out, in] as in
     nn.Linear.
     """
@@ -69,7 +69,7 @@ class Tower:
 
     name: str
     module: nn.Module  # what is called with images [b, 3, H, W]
-    blocks: tuple[Block, ...]
+    blocks: tuple[TowerBlock, ...]
     post: Norm
     projection: Tensor
     tokens_first: bool  # residual streams are [T, b, D]
@@ -114,7 +114,7 @@ def read_tower(clip: Clip) -> Tower:
     return tower
 
 
-def class_attention(block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def class_attention(block: TowerBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Attention of the class token to all tokens, a [b, H, T], and the mean and sd [b, T] of the block's
     layer norm.
 
@@ -129,7 +129,7 @@ def class_attention(block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.matmul(looks, y.transpose(1, 2)).softmax(dim=-1), mean, sd
 
 
-def class_token(block: Block, x: Tensor) -> Tensor:
+def class_token(block: TowerBlock, x: Tensor) -> Tensor:
     """Class tokens [b, D] behind the block, from the residual stream x [b, T, D] before it; other tokens cost
     nothing.
     """
@@ -196,7 +196,7 @@ def _openai(visual: nn.Module) -> Tower:
             )
         (q, k, v), (q_bias, _, v_bias) = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
         blocks.append(
-            Block(
+            TowerBlock(
                 name,
                 f"{name}.mlp.gelu",
                 attention.num_heads,
@@ -224,7 +224,7 @@ def _hf(model: nn.Module) -> Tower:
         a, name = block.self_attn, f"encoder.layers.{i}"
         masks = {key: None for key in inspect.signature(block.forward).parameters if "mask" in key}
         blocks.append(
-            Block(
+            TowerBlock(
                 name,
                 f"{name}.mlp.activation_fn",
                 a.num_heads,

@@ -42,6 +42,7 @@ from neuronym.common.memory import (
 )
 from neuronym.similarity.matrix import block, checked, compiled_loops, FactoredMatrix, largest
 
+TOP_IMAGES = {"wpmi": 28, "soft_wpmi": 100}  # that they read of each unit, unless told `top_k`
 WIDE = 1024  # concepts in a block of P: enough for a fast matrix product
 TILES = 2**25  # bytes of tiles worked on at once on a CPU; the narrower, the worse memory reads P
 
@@ -65,7 +66,7 @@ def wpmi(
     images.
     """
     check_number("eps", eps, 0)
-    return _pmi(P, Q, units, memory, top_k, 28, a, lam, lambda share: (1, eps))
+    return _pmi(P, Q, units, memory, top_k, TOP_IMAGES["wpmi"], a, lam, lambda share: (1, eps))
 
 
 @torch.no_grad()
@@ -96,7 +97,7 @@ def soft_wpmi(
     check_number("p_start", p_start, 0, 1)
     check_number("p_end", p_end, 0, 1)
     check_number("eps", eps, 0)
-    return _pmi(P, Q, units, memory, top_k, 100, a, lam, trust)
+    return _pmi(P, Q, units, memory, top_k, TOP_IMAGES["soft_wpmi"], a, lam, trust)
 
 
 def _pmi(

@@ -2,7 +2,7 @@
 activations.
 
 best_scores  the best score of each unit, as it is compared with
-null_best    best scores that units get when their activations are dealt to other images
+null_best    best scores that units get when their activations are permuted over the images
 p_values     how often such a score is as good as the unit's own
 z_values     its distance from them in standard deviations
 abstain      which units should get no label, corrected for the number of units
@@ -27,9 +27,9 @@ from neuronym.common.checks import check_number, check_positive_int, unknown
 from neuronym.common.memory import items_within, MEMORY, slices, SORTING_BYTES_PER_VALUE, stable_order
 from neuronym.common.statistics import as_p_values, benjamini_hochberg, holm
 from neuronym.similarity.matrix import checked, FactoredMatrix
+from neuronym.similarity.pmi import TOP_IMAGES
 from neuronym.similarity.scores import score, SIMILARITIES
 
-TOP_IMAGES = {"wpmi": 28, "soft_wpmi": 100}  # where neuronym.similarity.pmi is not told top_k
 FEW = 8
 CORRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "bh": benjamini_hochberg,
@@ -69,7 +69,7 @@ def null_best(
     memory: int = MEMORY,
     **options,
 ) -> Tensor:
-    """`best_scores` of units whose activations are dealt to random images: P [N, M], Q [N, K] -> [draws, K]
+    """`best_scores` of units whose activations are permuted over the images: P [N, M], Q [N, K] -> [draws, K]
 
     What belongs to the real layer stays: what rank_reorder divides errors by (as `score` finds it without a
     generator), and the prior of wpmi and soft_wpmi. These two see only the order of activations, so that one

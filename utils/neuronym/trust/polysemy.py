@@ -5,7 +5,7 @@ clusters           which of a unit's most active images belong together
 labels_by_cluster  a label for each cluster
 negative           scores for what puts a unit to its lowest values
 at_lowest          share of images that do
-held_out           labels against activations on other images, beside labels of other units
+heldout_correlations           labels against activations on other images, beside labels of other units
 superposed         made-up units that act on what either of two units acts on
 
 N images, K units, M concepts, d embedding width, n top images of a unit.
@@ -24,12 +24,12 @@ from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.memory import MEMORY, top_images
 from neuronym.common.statistics import standard_columns
 from neuronym.similarity.matrix import checked, FactoredMatrix
+from neuronym.similarity.pmi import TOP_IMAGES
 from neuronym.similarity.scores import score
 
 FEWEST = 20  # images a unit is judged by, at least
 SMALLEST = 0.1  # share of them that makes a cluster
 DRAWS = 39  # of images at random: a unit beats them all by chance once in 40
-READ = {"wpmi": 28, "soft_wpmi": 100}  # images that these read of each unit, unless told
 
 
 def clusters(
@@ -50,7 +50,7 @@ def clusters(
     each of those found alike for 39 sets of n images drawn at random, so that a unit without meaning is split
     once in 40 times; else all images are cluster 0. Clusters are numbered by size, the largest 0. Dead units
     have one cluster. A split says that the images differ, not that the unit means two things ("red" has red
-    circles and red squares): `held_out` says that. Errors: ValueError for fewer than 20 images and for inputs
+    circles and red squares): `heldout_correlations` says that. Errors: ValueError for fewer than 20 images and for inputs
     that are not finite or do not fit together.
     """
     checked(FactoredMatrix(I, I), Q, None, MEMORY)
@@ -122,8 +122,8 @@ def labels_by_cluster(
     made = Q.detach()[:, unit]  # [N, K']
     rows = images[:, unit]
     made.scatter_(0, rows, torch.where(mine, made.gather(0, rows), made.amin(0)))
-    if method in READ:
-        options = {"top_k": min(READ[method], max(1, n // 2)), **options}
+    if method in TOP_IMAGES:
+        options = {"top_k": min(TOP_IMAGES[method], max(1, n // 2)), **options}
     best, concepts = score(P, made, method, memory=memory, generator=generator, **options).max(1)
     shares = mine.double().mean(0)
     found: list[list[tuple[int, float, float]]] = [[] for _ in range(K)]
@@ -158,7 +158,9 @@ def at_lowest(Q: Tensor) -> Tensor:
     return (Q == Q.amin(0)).double().mean(0)
 
 
-def held_out(present: Tensor, Q: Tensor, labels: Mapping[str, Sequence[Sequence[int]]]) -> pd.DataFrame:
+def heldout_correlations(
+    present: Tensor, Q: Tensor, labels: Mapping[str, Sequence[Sequence[int]]]
+) -> pd.DataFrame:
     """Do labels say when units act, on images not used for naming? Columns unit, kind, labels, correlation,
     shuffled.
 

@@ -15,7 +15,6 @@ reliability                 share right by bins of trust, beside the trust itsel
 expected_calibration_error  mean distance of the two
 brier                       mean squared distance of trust and rightness
 risk_coverage               share right among the most trusted: what abstaining buys
-coverage_area               that share, averaged over all coverages
 
 All in float64. A neuron is the unit of resampling.
 """
@@ -32,7 +31,15 @@ from torch import Tensor
 
 from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.memory import MEMORY
-from neuronym.common.statistics import _aurocs, _pairs, auroc, correlation, draw_neurons, Numbers
+from neuronym.common.statistics import (
+    auroc,
+    check_trust,
+    column_auroc,
+    correlation,
+    draw_neurons,
+    Numbers,
+    sort_columns,
+)
 from neuronym.evaluation.presence import presence_oracle
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score
@@ -162,14 +169,15 @@ def auroc_intervals(
     to 1.
     """
     check_number("level", level, 0, 1)
-    columns = [_pairs(trust[name].to_numpy(), right) for name in trust]
+    columns = [check_trust(trust[name].to_numpy(), right) for name in trust]
     if not columns:
         raise ValueError(f"expected a table with a column for each trust score, got {trust.shape}")
     right, K = columns[0][1], len(trust)
-    drawn = []
+    orders = [sort_columns(torch.from_numpy(values)[:, None]) for values, _ in columns]
+    good, drawn = torch.from_numpy(right)[:, None], []
     for some in draw_neurons(K, seed, draws):
-        times = np.stack([np.bincount(row, minlength=K) for row in some]).astype(np.float64)  # [some, K]
-        drawn.append(np.stack([_aurocs(values, right, times) for values, _ in columns], 1))
+        times = torch.from_numpy(np.stack([np.bincount(row, minlength=K) for row in some], 1))  # [K, some]
+        drawn.append(np.stack([column_auroc(order, times * good, times * ~good) for order in orders], 1))
     drawn = np.concatenate(drawn)
     drawn = drawn[~np.isnan(drawn[:, 0])]  # [draws, columns]
     limits = [(1 - level) / 2, (1 + level) / 2]
@@ -195,7 +203,7 @@ def reliability(trust: Numbers, right: Numbers, bins: int = 10) -> pd.DataFrame:
     independent.
     """
     check_positive_int("bins", bins)
-    trust, right = _pairs(trust, right, share=True)
+    trust, right = check_trust(trust, right, share=True)
     _, value, times = np.unique(trust, return_inverse=True, return_counts=True)
     middle = np.cumsum(times) - times / 2
     _, place = np.unique(np.floor(middle / len(trust) * bins).astype(int), return_inverse=True)
@@ -223,7 +231,7 @@ def expected_calibration_error(trust: Numbers, right: Numbers, bins: int = 10) -
 
 def brier(trust: Numbers, right: Numbers) -> float:
     """Mean of (trust - right)^2: trust [K] in 0..1, right [K] bool. Constant trust of .5 has .25."""
-    trust, right = _pairs(trust, right, share=True)
+    trust, right = check_trust(trust, right, share=True)
     return float(((trust - right) ** 2).mean())
 
 
@@ -231,22 +239,11 @@ def risk_coverage(trust: Numbers, right: Numbers) -> pd.DataFrame:
     """Labels kept when those of less trust are withheld: threshold (least trust kept), units, coverage (share
     kept), right (share of these); one row for each value of trust, the highest first.
     """
-    trust, right = _pairs(trust, right)
+    trust, right = check_trust(trust, right)
     values, kept, good = _kept(trust, right)
     return pd.DataFrame(
         {"threshold": values, "units": kept, "coverage": kept / len(trust), "right": good / kept}
     )
-
-
-def coverage_area(trust: Numbers, right: Numbers) -> float:
-    """Mean over k = 1..K of the share right among the k most trusted, in the mean over orders of equal trust.
-
-    Useless trust gives the share right of all neurons, and 1 is reached only when all are right.
-    """
-    trust, right = _pairs(trust, right)
-    _, kept, good = _kept(trust, right)
-    k = np.arange(1, len(trust) + 1)
-    return float((np.interp(k, [0, *kept], [0, *good]) / k).mean())
 
 
 def _wilson(share: np.ndarray, n: np.ndarray, z: float) -> tuple[np.ndarray, np.ndarray]:

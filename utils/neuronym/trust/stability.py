@@ -1,7 +1,7 @@
 """Does a name survive other conditions? Half the images, noise, other models and prompts.
 
 halves            share of random splits of the images whose two halves give a unit the same label
-same, near        which labels of two conditions are equal; how close their texts are
+same              which labels of two conditions are equal
 noisy             a preprocessing that adds noise to the picture first
 noisy_target      a target that sees noisy pictures
 noisy_clip        a CLIP that does
@@ -86,17 +86,6 @@ def same(labels_a: Sequence[str], labels_b: Sequence[str]) -> Tensor:
     """Which units have equal labels under two conditions: K and K labels -> bool [K]."""
     _table({"first": labels_a, "second": labels_b})
     return torch.tensor([a == b for a, b in zip(labels_a, labels_b)])
-
-
-def near(labels_a: Sequence[str], labels_b: Sequence[str], encode: Callable[[list[str]], Tensor]) -> Tensor:
-    """Cosine [K] of each unit's two labels in a text embedding; `encode` maps texts to rows [m, d]. Equal
-    texts have 1.
-    """
-    _table({"first": labels_a, "second": labels_b})
-    texts = {text: i for i, text in enumerate(dict.fromkeys([*labels_a, *labels_b]))}
-    rows = torch.nn.functional.normalize(encode(list(texts)), dim=1)
-    first, second = (rows[[texts[text] for text in labels]] for labels in (labels_a, labels_b))
-    return torch.where(same(labels_a, labels_b).to(rows.device), 1.0, (first * second).sum(1))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,160 @@
+"""Figures of how good names are.
+
+methods_by_metric  mean of each metric for each method, with intervals
+sanity_table       which metrics pass which sanity test, beside the published shares
+accuracy_by        accuracy of final-layer names by setting
+responses          how much more pictures of a label excite a unit than other images do
+ranges             how often a label is true of a unit's most active images
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from neuronym.figures.style import legible
+
+CONTROLS = ("shuffled", "constant")
+
+
+def methods_by_metric(table: pd.DataFrame, metrics: Sequence[str], bounds: Sequence[str] = ()) -> Figure:
+    """A column a metric, a row a method, a colour a group of layers; `table` is that of
+    `method_tables.means`.
+
+    Methods stand in the order of their first metric, in the mean over groups; `bounds` (what knows the truth)
+    above, controls below.
+    """
+    groups = list(dict.fromkeys(table["group"]))
+    order = (
+        table[table["metric"] == metrics[0]]
+        .groupby("method")["mean"]
+        .mean()
+        .sort_values(ascending=False)
+        .index
+    )
+    methods = sorted(order, key=lambda m: (m in CONTROLS) - (m in bounds))
+    fig, axes = plt.subplots(
+        1,
+        len(metrics),
+        figsize=(1.9 * len(metrics) + 1.4, 0.2 * len(methods) + 1),
+        sharey=True,
+        squeeze=False,
+    )
+    colours = sns.color_palette("colorblind", len(groups))
+    for ax, metric in zip(axes[0], metrics):
+        for g, group in enumerate(groups):
+            some = (
+                table[(table["group"] == group) & (table["metric"] == metric)]
+                .set_index("method")
+                .loc[methods]
+            )
+            y = np.arange(len(methods)) + (g - (len(groups) - 1) / 2) * 0.25
+            ax.errorbar(
+                some["mean"],
+                y,
+                xerr=[some["mean"] - some["low"], some["high"] - some["mean"]],
+                fmt="o",
+                ms=3,
+                lw=0.9,
+                color=colours[g],
+                label=legible(group),
+            )
+        for edge in (sum(m in bounds for m in methods), len(methods) - sum(m in CONTROLS for m in methods)):
+            if 0 < edge < len(methods):
+                ax.axhline(edge - 0.5, color=".8", lw=0.8)
+        ax.set(title=metric, ylim=(len(methods) - 0.5, -0.5), yticks=range(len(methods)), yticklabels=methods)
+        ax.grid(axis="x", color=".92")
+        ax.set_axisbelow(True)
+    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    fig.tight_layout()
+    return fig
+
+
+def sanity_table(table: pd.DataFrame) -> Figure:
+    """The table of `sanity.beside_published` as coloured shares, 0 to 1."""
+    fig, ax = plt.subplots(figsize=(0.72 * table.shape[1] + 2.2, 0.22 * len(table) + 1))
+    sns.heatmap(
+        table.astype(float).set_axis(
+            ["\n".join(c for c in column if c != "all") for column in table], axis=1
+        ),
+        ax=ax,
+        vmin=0,
+        vmax=1,
+        cmap=sns.color_palette("blend:#d55e00,#f7f7f7,#0072b2", as_cmap=True),
+        annot=True,
+        fmt=".2f",
+        annot_kws={"size": 6.5},
+        cbar=False,
+        linewidths=0.5,
+    )
+    ax.set(xlabel="", ylabel="")
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    plt.setp(ax.get_xticklabels(), rotation=0, fontsize=7)
+    fig.tight_layout()
+    return fig
+
+
+def accuracy_by(
+    table: pd.DataFrame, by: str, value: str = "top1", label: str = "label is the true name"
+) -> Figure:
+    """`value` for each setting in the column `by`, a colour for each similarity function."""
+    order = list(dict.fromkeys(table[by]))
+    fig, ax = plt.subplots(figsize=(5, 0.42 * len(order) + 1))
+    sns.stripplot(
+        table, x=value, y=by, hue="similarity", order=order, ax=ax, dodge=True, jitter=False, size=5
+    )
+    for edge in range(1, len(order)):
+        ax.axhline(edge - 0.5, color=".9", lw=0.8)
+    ax.set(xlabel=label, ylabel="")
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    fig.tight_layout()
+    return fig
+
+
+def responses(table: pd.DataFrame) -> Figure:
+    """CoSy's AUC by layer and method: columns layer, method, auc, one row a unit."""
+    layers = list(dict.fromkeys(table["layer"]))
+    fig, ax = plt.subplots(figsize=(5, 0.5 * len(layers) + 1))
+    sns.boxplot(
+        table, x="auc", y="layer", hue="method", order=layers, ax=ax, fliersize=1, linewidth=0.7, width=0.75
+    )
+    ax.axvline(0.5, color=".4", lw=0.8, ls="--", zorder=0)
+    ax.set(
+        xlabel="a picture of the label excites the unit more than another image (AUC)",
+        ylabel="",
+        xlim=(-0.02, 1.02),
+    )
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    fig.tight_layout()
+    return fig
+
+
+def ranges(table: pd.DataFrame) -> Figure:
+    """Columns layer, share (of the images, the most active ones), present: how often the label is true of
+    them.
+    """
+    fig, ax = plt.subplots(figsize=(4.4, 2.4))
+    sns.lineplot(
+        table.assign(layer=table["layer"].map(legible)),
+        x="share",
+        y="present",
+        hue="layer",
+        marker="o",
+        ax=ax,
+        errorbar=None,
+        lw=1.2,
+        markersize=4,
+    )
+    ax.set(xscale="log", xlabel="images with the highest activation", ylabel="show the label")
+    ticks = sorted(table["share"].unique())
+    ax.set_xticks(ticks, [f"{t:.1%}" if t < 1 else "all" for t in ticks])
+    ax.minorticks_off()
+    ax.legend(title="", fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    fig.tight_layout()
+    return fig

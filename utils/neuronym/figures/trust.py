@@ -1,0 +1,175 @@
+"""Figures of how far names can be trusted.
+
+null_scores       scores of labels beside those of shuffled units
+signals_by_layer  how stable labels are, layer by layer
+auroc_forest      which signal tells right labels from wrong ones
+reliability_curve       share right against trust
+coverage_curve          share right among the most trusted
+meanings          one label against several, on images held out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from neuronym.figures.style import legible
+
+
+def null_scores(scores: Mapping[str, np.ndarray], null: Mapping[str, np.ndarray]) -> Figure:
+    """A panel a layer: histogram of the units' best scores over that of units whose activations were
+    shuffled.
+    """
+    fig, axes = plt.subplots(1, len(scores), figsize=(1.75 * len(scores), 1.7), squeeze=False)
+    own, chance = sns.color_palette("colorblind")[0], ".7"
+    for ax, (layer, values) in zip(axes[0], scores.items()):
+        edges = np.histogram_bin_edges(np.concatenate([values, null[layer].ravel()]), 30)
+        ax.hist(null[layer].ravel(), edges, density=True, color=chance, label="shuffled")
+        ax.hist(values, edges, density=True, histtype="step", color=own, lw=1.3, label="units")
+        ax.set(title=layer, yticks=[], xlabel="best score")
+    axes[0][0].set_ylabel("density")
+    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    fig.tight_layout()
+    return fig
+
+
+def signals_by_layer(table: pd.DataFrame, columns: Sequence[str]) -> Figure:
+    """Mean over units of each share, with 95 % intervals over units, for each layer."""
+    layers = list(dict.fromkeys(table["layer"]))
+    long = table.melt("layer", list(columns), "signal", "share")
+    fig, ax = plt.subplots(figsize=(5, 0.42 * len(layers) + 0.9))
+    sns.pointplot(
+        long,
+        x="share",
+        y="layer",
+        hue="signal",
+        order=layers,
+        dodge=0.5,
+        linestyle="none",
+        ax=ax,
+        markersize=3.5,
+        err_kws={"linewidth": 0.9},
+        seed=0,
+    )
+    ax.set(xlabel="share of cases in which a unit gets the same label", ylabel="", xlim=(0, 1.02))
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    fig.tight_layout()
+    return fig
+
+
+def auroc_forest(table: pd.DataFrame) -> Figure:
+    """Columns group, trust, auroc, low, high: a row a signal, a colour a group."""
+    groups, names = list(dict.fromkeys(table["group"])), list(dict.fromkeys(table["trust"]))
+    fig, ax = plt.subplots(figsize=(4.6, 0.26 * len(names) + 0.9))
+    for g, (group, colour) in enumerate(zip(groups, sns.color_palette("colorblind"))):
+        some = table[table["group"] == group].set_index("trust").reindex(names)
+        y = np.arange(len(names)) + (g - (len(groups) - 1) / 2) * 0.6 / len(groups)
+        ax.errorbar(
+            some["auroc"],
+            y,
+            xerr=[some["auroc"] - some["low"], some["high"] - some["auroc"]],
+            fmt="o",
+            ms=3,
+            lw=0.9,
+            color=colour,
+            label=legible(group),
+        )
+    ax.axvline(0.5, color=".4", lw=0.8, ls="--", zorder=0)
+    ax.set(
+        yticks=range(len(names)),
+        yticklabels=names,
+        ylim=(len(names) - 0.5, -0.5),
+        xlim=(0.2, 1.02),
+        xlabel="right label has more trust than a wrong one (AUROC)",
+    )
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    fig.tight_layout()
+    return fig
+
+
+def reliability_curve(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
+    """A panel a signal, a line a group: share right against mean trust, with Wilson intervals; {signal:
+    {group: table}}.
+    """
+    fig, axes = plt.subplots(1, len(tables), figsize=(1.9 * len(tables) + 1, 2.1), sharey=True, squeeze=False)
+    for ax, (signal, groups) in zip(axes[0], tables.items()):
+        ax.plot([0, 1], [0, 1], color=".6", lw=0.8, ls="--")
+        for (group, some), colour in zip(groups.items(), sns.color_palette("colorblind")):
+            ax.errorbar(
+                some["trust"],
+                some["right"],
+                yerr=[(some["right"] - some["low"]).clip(0), (some["high"] - some["right"]).clip(0)],
+                fmt="o-",
+                ms=3,
+                lw=0.9,
+                elinewidth=0.7,
+                color=colour,
+                label=legible(group),
+            )
+        ax.set(title=signal, xlabel="trust", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    axes[0][0].set_ylabel("labels that are right")
+    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    fig.tight_layout()
+    return fig
+
+
+def coverage_curve(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
+    """A panel a group, a line a signal: share right among the labels kept; {group: {signal:
+    `calibration.risk_coverage`}}.
+    """
+    fig, axes = plt.subplots(1, len(tables), figsize=(2.3 * len(tables) + 1, 2.1), sharey=True, squeeze=False)
+    for ax, (group, signals) in zip(axes[0], tables.items()):
+        for (signal, some), colour in zip(signals.items(), sns.color_palette("colorblind", len(signals))):
+            ax.plot(some["coverage"], some["right"], lw=1.1, color=colour, label=signal)
+        ax.set(title=group, xlabel="share of labels kept", ylim=(-0.03, 1.03), xlim=(0, 1.02))
+    axes[0][0].set_ylabel("labels that are right")
+    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    fig.tight_layout()
+    return fig
+
+
+def meanings(table: pd.DataFrame) -> Figure:
+    """Columns layer, kind, correlation, shuffled: mean correlation on images held out, beside that of other
+    units' labels.
+    """
+    layers, kinds = list(dict.fromkeys(table["layer"])), list(dict.fromkeys(table["kind"]))
+    fig, ax = plt.subplots(figsize=(4.8, 0.42 * len(layers) + 0.9))
+    sns.pointplot(
+        table,
+        x="correlation",
+        y="layer",
+        hue="kind",
+        order=layers,
+        hue_order=kinds,
+        dodge=0.5,
+        linestyle="none",
+        ax=ax,
+        markersize=3.5,
+        err_kws={"linewidth": 0.9},
+        seed=0,
+    )
+    sns.pointplot(
+        table,
+        x="shuffled",
+        y="layer",
+        hue="kind",
+        order=layers,
+        hue_order=kinds,
+        dodge=0.5,
+        linestyle="none",
+        ax=ax,
+        markersize=3,
+        markers="x",
+        errorbar=None,
+        legend=False,
+    )
+    ax.axvline(0, color=".4", lw=0.8, ls="--", zorder=0)
+    ax.set(xlabel="correlation with the unit, images held out (x: labels of other units)", ylabel="")
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    fig.tight_layout()
+    return fig
