@@ -21,7 +21,6 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,6 +32,7 @@ from neuronym.common.files import digest
 from neuronym.models.llms import load_llm, TIMEOUT, TRIES
 from neuronym.models.preprocess import MICRO, preprocess_text
 from neuronym.models.weights import identity, microworld_weights, random_start, tokenizer_key
+from neuronym.runs.run import folder_or_id
 
 if TYPE_CHECKING:
     from neuronym.common.types import Clip
@@ -125,7 +125,7 @@ def _microworld(folder: str, device: torch.device) -> Captioner:
 def _blip(source: str, device: torch.device, kind: str = "blip") -> Captioner:
     import transformers
 
-    source = str(Path(source).expanduser()) if source.startswith("~") else source
+    source = folder_or_id(source)
     new = int(transformers.__version__.split(".")[0]) >= 5
     own = {"dtype": "auto"} if new else {"torch_dtype": "auto"}  # the checkpoint's type
     pil = {"backend": "pil"} if new else {"use_fast": False}  # as released

@@ -52,6 +52,7 @@ from neuronym.models.weights import (
     source_of,
     tokenizer_key,
 )
+from neuronym.runs.run import folder_or_id, from_root
 
 CONSE_CLASSES = 10  # T of Norouzi et al. 2014
 TEXTS = 256  # texts that pass the tower together
@@ -134,6 +135,7 @@ def _open_clip(rest: str, device: torch.device) -> Clip:
     if not hub and tag not in tags and not is_file_or_seed(tag):
         raise unknown(f"open_clip weights of {arch}", tag, [*tags, "random:0", "a file"])
     seed = random_seed(tag)
+    tag = str(from_root(tag)) if not hub and tag not in tags and seed is None else tag
     if not hub and tag not in tags and seed is None and not Path(tag).is_file():
         raise FileNotFoundError(f"no weights file at {tag}; open_clip:{arch} also knows {', '.join(tags)}")
     # weights trained with QuickGELU are wrong under GELU, and open_clip would only warn
@@ -174,14 +176,15 @@ def _open_clip(rest: str, device: torch.device) -> Clip:
 def _hf(rest: str, device: torch.device) -> Clip:
     import transformers
 
+    source = folder_or_id(rest)
     pil = (
         {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
     )  # as released
     try:
         with quiet_transformers(), random_start(0):
-            model = transformers.AutoModel.from_pretrained(rest)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(rest)
-            processor = transformers.AutoImageProcessor.from_pretrained(rest, **pil)
+            model = transformers.AutoModel.from_pretrained(source)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+            processor = transformers.AutoImageProcessor.from_pretrained(source, **pil)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"hf:{rest} could not be loaded ({_first_line(error)}); download it where there is "

@@ -22,7 +22,8 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -208,26 +209,13 @@ def _places365(rest: str) -> tuple:
 
 
 def _own(name: str) -> Target | tuple:
-    """Call a user's `package.module:function`; the folder it is called from counts as importable."""
-    module_name, _, function = name.partition(":")
-    here = os.environ.get("NEURONYM_FROM") or os.getcwd()  # the runner moves to the repository's root
-    sys.path.insert(0, here)
-    try:
-        importlib.invalidate_caches()
-        module = importlib.import_module(module_name)
-        if not callable(getattr(module, function, None)):
-            raise unknown(
-                f"function in {module_name}", function, [k for k, v in vars(module).items() if callable(v)]
-            )
-        made = getattr(module, function)()
-    except ModuleNotFoundError as error:
-        if error.name and f"{module_name}.".startswith(f"{error.name}."):
-            raise unknown(
-                "target", name, [*TARGETS, "package.module:function importable from here"]
-            ) from error
-        raise
-    finally:
-        sys.path.remove(here)
+    """Call a user's `package.module:function` as in the folder of the command: its modules come first and
+    relative paths start there.
+    """
+    with _at_home() as here:
+        made = own_function(name)()
+    if here not in sys.path:  # last: what a forward pass imports is found, and ours is not hidden
+        sys.path.append(here)
     if isinstance(made, Target):
         return made
     made = made if isinstance(made, tuple) else (made,)
@@ -237,6 +225,39 @@ def _own(name: str) -> Target | tuple:
             f"({', '.join(type(part).__name__ for part in made)})"
         )
     return made
+
+
+def own_function(name: str) -> Callable:
+    """What a user's `package.module:function` names; KeyError when there is no such module or function."""
+    module_name, _, function = name.partition(":")
+    with _at_home() as here:
+        try:
+            importlib.invalidate_caches()
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name and f"{module_name}.".startswith(f"{error.name}."):
+                raise unknown(
+                    "target", name, [*TARGETS, f"package.module:function importable from {here}"]
+                ) from error
+            raise
+    if not callable(getattr(module, function, None)):
+        raise unknown(
+            f"function in {module_name}", function, [k for k, v in vars(module).items() if callable(v)]
+        )
+    return getattr(module, function)
+
+
+@contextmanager
+def _at_home() -> Iterator[str]:
+    """Work in the folder of the command, whose modules come first; the runner has moved to the repository."""
+    here, before = os.environ.get("NEURONYM_FROM") or os.getcwd(), os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        os.chdir(here)
+        yield here
+    finally:
+        os.chdir(before)
+        sys.path.remove(here)
 
 
 TARGETS: dict[str, Callable] = {
