@@ -11,7 +11,7 @@ from neuronym.runs.run import results_dir, ROOT
 from neuronym.similarity.labels import read_labels
 
 
-def run(*words, module="neuronym.runs.run", cwd=ROOT):
+def run(*words, module="neuronym", cwd=ROOT):
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, words)],
         cwd=cwd,
