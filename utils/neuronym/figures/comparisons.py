@@ -32,10 +32,9 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
-from neuronym.figures.style import legible
+from neuronym.figures.style import legible, palette
 from neuronym.published.labels import DETECTOR, LAYERS
 
 CONTROLS = ("shuffled", "constant")
@@ -64,7 +63,7 @@ def methods_by_metric(table: pd.DataFrame, metrics: Sequence[str], bounds: Seque
         sharey=True,
         squeeze=False,
     )
-    colours = sns.color_palette("colorblind", len(groups))
+    colours = palette(len(groups))
     for ax, metric in zip(axes[0], metrics):
         for g, group in enumerate(groups):
             some = (
@@ -96,6 +95,8 @@ def methods_by_metric(table: pd.DataFrame, metrics: Sequence[str], bounds: Seque
 
 def sanity_table(table: pd.DataFrame) -> Figure:
     """The table of `sanity.beside_published` as coloured shares, 0 to 1."""
+    import seaborn as sns  # brings scipy.stats, a second
+
     fig, ax = plt.subplots(figsize=(0.72 * table.shape[1] + 2.2, 0.22 * len(table) + 1))
     sns.heatmap(
         table.astype(float).set_axis(
@@ -123,6 +124,8 @@ def accuracy_by(
     table: pd.DataFrame, by: str, value: str = "top1", label: str = "label is the true name"
 ) -> Figure:
     """`value` for each setting in the column `by`, a colour for each similarity function."""
+    import seaborn as sns  # brings scipy.stats, a second
+
     order = list(dict.fromkeys(table[by]))
     fig, ax = plt.subplots(figsize=(5, 0.42 * len(order) + 1))
     sns.stripplot(
@@ -138,6 +141,8 @@ def accuracy_by(
 
 def responses(table: pd.DataFrame) -> Figure:
     """CoSy's AUC by layer and method: columns layer, method, auc, one row a unit."""
+    import seaborn as sns  # brings scipy.stats, a second
+
     layers = list(dict.fromkeys(table["layer"]))
     fig, ax = plt.subplots(figsize=(5, 0.5 * len(layers) + 1))
     sns.boxplot(
@@ -158,6 +163,8 @@ def ranges(table: pd.DataFrame) -> Figure:
     """Columns layer, share (of the images, the most active ones), present: how often the label is true of
     them.
     """
+    import seaborn as sns  # brings scipy.stats, a second
+
     fig, ax = plt.subplots(figsize=(4.4, 2.4))
     sns.lineplot(
         table.assign(layer=table["layer"].map(legible)),
@@ -184,7 +191,7 @@ def null_scores(scores: Mapping[str, np.ndarray], null: Mapping[str, np.ndarray]
     shuffled.
     """
     fig, axes = plt.subplots(1, len(scores), figsize=(1.75 * len(scores), 1.7), squeeze=False)
-    own, chance = sns.color_palette("colorblind")[0], ".7"
+    own, chance = palette()[0], ".7"
     for ax, (layer, values) in zip(axes[0], scores.items()):
         edges = np.histogram_bin_edges(np.concatenate([values, null[layer].ravel()]), 30)
         ax.hist(null[layer].ravel(), edges, density=True, color=chance, label="shuffled")
@@ -198,6 +205,8 @@ def null_scores(scores: Mapping[str, np.ndarray], null: Mapping[str, np.ndarray]
 
 def signals_by_layer(table: pd.DataFrame, columns: Sequence[str]) -> Figure:
     """Mean over units of each share, with 95 % intervals over units, for each layer."""
+    import seaborn as sns  # brings scipy.stats, a second
+
     layers = list(dict.fromkeys(table["layer"]))
     long = table.melt("layer", list(columns), "signal", "share")
     fig, ax = plt.subplots(figsize=(5, 0.42 * len(layers) + 0.9))
@@ -224,7 +233,7 @@ def auroc_forest(table: pd.DataFrame) -> Figure:
     """Columns group, trust, auroc, low, high: a row a signal, a colour a group."""
     groups, names = list(dict.fromkeys(table["group"])), list(dict.fromkeys(table["trust"]))
     fig, ax = plt.subplots(figsize=(4.6, 0.26 * len(names) + 0.9))
-    for g, (group, colour) in enumerate(zip(groups, sns.color_palette("colorblind"))):
+    for g, (group, colour) in enumerate(zip(groups, palette())):
         some = table[table["group"] == group].set_index("trust").reindex(names)
         y = np.arange(len(names)) + (g - (len(groups) - 1) / 2) * 0.6 / len(groups)
         ax.errorbar(
@@ -257,7 +266,7 @@ def reliability(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     fig, axes = plt.subplots(1, len(tables), figsize=(1.9 * len(tables) + 1, 2.1), sharey=True, squeeze=False)
     for ax, (signal, groups) in zip(axes[0], tables.items()):
         ax.plot([0, 1], [0, 1], color=".6", lw=0.8, ls="--")
-        for (group, some), colour in zip(groups.items(), sns.color_palette("colorblind")):
+        for (group, some), colour in zip(groups.items(), palette()):
             ax.errorbar(
                 some["trust"],
                 some["right"],
@@ -282,7 +291,7 @@ def coverage(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     """
     fig, axes = plt.subplots(1, len(tables), figsize=(2.3 * len(tables) + 1, 2.1), sharey=True, squeeze=False)
     for ax, (group, signals) in zip(axes[0], tables.items()):
-        for (signal, some), colour in zip(signals.items(), sns.color_palette("colorblind", len(signals))):
+        for (signal, some), colour in zip(signals.items(), palette(len(signals))):
             ax.plot(some["coverage"], some["right"], lw=1.1, color=colour, label=signal)
         ax.set(title=group, xlabel="share of labels kept", ylim=(-0.03, 1.03), xlim=(0, 1.02))
     axes[0][0].set_ylabel("labels that are right")
@@ -295,6 +304,8 @@ def meanings(table: pd.DataFrame) -> Figure:
     """Columns layer, kind, correlation, shuffled: mean correlation on images held out, beside that of other
     units' labels.
     """
+    import seaborn as sns  # brings scipy.stats, a second
+
     layers, kinds = list(dict.fromkeys(table["layer"])), list(dict.fromkeys(table["kind"]))
     fig, ax = plt.subplots(figsize=(4.8, 0.42 * len(layers) + 0.9))
     sns.pointplot(
@@ -338,7 +349,7 @@ def agreement_by_layer(table: pd.DataFrame) -> Figure:
     layers = [layer for layer in LAYERS if layer in set(table["layer"])]
     pairs = list(dict.fromkeys(table["pair"]))
     fig, ax = plt.subplots(figsize=(5.6, 2.8))
-    for i, (pair, colour) in enumerate(zip(pairs, sns.color_palette("colorblind", len(pairs)))):
+    for i, (pair, colour) in enumerate(zip(pairs, palette(len(pairs)))):
         some = table[table["pair"] == pair].set_index("layer").reindex(layers)
         at = [x + 0.12 * (i - (len(pairs) - 1) / 2) for x in range(len(layers))]
         ax.vlines(at, some["chance"], some["agreement"], color=colour, lw=1)
@@ -362,6 +373,8 @@ def ratings_by_layer(ratings: pd.DataFrame) -> Figure:
     """Mean rating of each scoring function by layer, 95 % bootstrap intervals over neurons (both raters'
     mean).
     """
+    import seaborn as sns  # brings scipy.stats, a second
+
     by_neuron = ratings.groupby(["layer", "unit", "scoring"], as_index=False)["rating"].mean()
     fig, ax = plt.subplots(figsize=(5.2, 2.6))
     sns.pointplot(
@@ -392,6 +405,8 @@ def ratings_by_layer(ratings: pd.DataFrame) -> Figure:
 
 def iou_by_layer(table: pd.DataFrame) -> Figure:
     """Distribution of the score (IoU) by layer for every network; columns model, layer, score."""
+    import seaborn as sns  # brings scipy.stats, a second
+
     networks = list(dict.fromkeys(table["model"]))
     fig, axes = plt.subplots(1, len(networks), figsize=(2.9 * len(networks), 2.5), sharey=True, squeeze=False)
     for ax, network in zip(axes[0], networks):
@@ -405,7 +420,7 @@ def iou_by_layer(table: pd.DataFrame) -> Figure:
             ax=ax,
             width=0.6,
             fliersize=1,
-            color=sns.color_palette("colorblind")[0],
+            color=palette()[0],
         )
         ax.axhline(DETECTOR, color=".4", lw=0.8, ls="--")
         ax.set(title=network, xlabel="", ylabel="IoU of NetDissect's label")
@@ -417,6 +432,8 @@ def texts_by_method(table: pd.DataFrame) -> Figure:
     """Columns panel, whose, value, low, high, shuffled, constant: a bar for each method, marks for the
     controls.
     """
+    import seaborn as sns  # brings scipy.stats, a second
+
     panels = list(dict.fromkeys(table["panel"]))
     fig, axes = plt.subplots(1, len(panels), figsize=(2.3 * len(panels) + 1.2, 2.8), squeeze=False)
     for ax, panel in zip(axes[0], panels):
@@ -427,7 +444,7 @@ def texts_by_method(table: pd.DataFrame) -> Figure:
             x="whose",
             y="value",
             order=some["whose"],
-            color=sns.color_palette("colorblind")[0],
+            color=palette()[0],
             width=0.6,
             ax=ax,
         )
@@ -437,7 +454,7 @@ def texts_by_method(table: pd.DataFrame) -> Figure:
             at,
             some["constant"],
             "_",
-            color=sns.color_palette("colorblind")[3],
+            color=palette()[3],
             ms=12,
             mew=2,
             label="best constant label",
@@ -459,6 +476,8 @@ def common_labels(labels: pd.DataFrame, most: int = 5) -> Figure:
     """The commonest labels of rank 1 of every method and the share of its neurons that have them; one
     network's labels.
     """
+    import seaborn as sns  # brings scipy.stats, a second
+
     best = labels[labels["rank"] == 1]
     methods = list(dict.fromkeys(best["method"]))
     columns = 2
@@ -471,7 +490,7 @@ def common_labels(labels: pd.DataFrame, most: int = 5) -> Figure:
     for ax, method in zip(axes.flat, methods):
         shares = best.loc[best["method"] == method, "label"].value_counts(normalize=True)
         top = shares.head(most).rename_axis("label").reset_index(name="share")
-        sns.barplot(top, x="share", y="label", color=sns.color_palette("colorblind")[0], width=0.7, ax=ax)
+        sns.barplot(top, x="share", y="label", color=palette()[0], width=0.7, ax=ax)
         ax.set_yticks(
             range(len(top)),
             [label if len(label) < 30 else label[:28] + "..." for label in top["label"]],

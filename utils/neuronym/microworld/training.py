@@ -43,7 +43,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 
-from neuronym.common.checks import openai_package
+from neuronym.common.checks import openai_networks
 from neuronym.microworld.networks import (
     close_up,
     crop,
@@ -183,8 +183,8 @@ def new_clip(tower: str, width: int = 128) -> CLIP:
         else dict(vision_layers=6, vision_width=128, vision_patch_size=64 // GRID)
     )
     return (
-        openai_package()
-        .model.CLIP(
+        openai_networks()
+        .CLIP(
             embed_dim=width,
             image_resolution=64,
             context_length=CONTEXT,

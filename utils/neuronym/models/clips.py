@@ -35,7 +35,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn, Tensor
 
-from neuronym.common.checks import import_extra, missing, openai_package, quiet_transformers, unknown
+from neuronym.common.checks import (
+    import_extra,
+    missing,
+    openai_networks,
+    openai_package,
+    quiet_transformers,
+    unknown,
+)
 from neuronym.common.files import digest
 from neuronym.common.types import Clip
 from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, MICRO, Preprocess, preprocess_text
@@ -339,9 +346,6 @@ BPE_TOKENS = 49408
 
 def openai_module(weights: Mapping[str, Tensor]) -> nn.Module:
     """openai-clip's module in float32 from a state dict, which tells all its sizes."""
-    openai_package()
-    from clip.model import build_model
-
     sizes = ("input_resolution", "context_length", "vocab_size")  # beside the weights in OpenAI's archives
     weights = {name: value for name, value in weights.items() if name not in sizes}
     if "text_projection" not in weights or "visual.conv1.weight" not in weights:
@@ -350,7 +354,7 @@ def openai_module(weights: Mapping[str, Tensor]) -> nn.Module:
             f"{len(weights)} tensors such as {', '.join(sorted(weights)[:3])}; else use open_clip: or hf:"
         )
     with random_start(0):
-        model = build_model(dict(weights)).float()
+        model = openai_networks().build_model(dict(weights)).float()
     model.load_state_dict(weights)  # again: build_model has rounded everything to half precision
     return model
 
