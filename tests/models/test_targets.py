@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 import urllib.error
+from pathlib import Path
 
 import pytest
 import torch
@@ -242,7 +243,46 @@ def test_a_users_own(users):
     assert pair.example.shape == (1, 3, 17, 19) and pair.weights_key == target.weights_key
     assert pair.preprocess_spec.startswith("users_networks.crop#")
     assert load_target("users_networks:whole").classes == ["a"] * 1000
-    assert str(users) not in sys.path
+    assert sys.path[-1] == str(
+        users
+    )  # for what a forward pass imports
+
+
+def test_a_users_own_package_may_be_called_utils(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEURONYM_FROM", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "utils").mkdir()
+    (tmp_path / "utils" / "__init__.py").touch()
+    (tmp_path / "utils" / "nets.py").write_text(USERS)
+    for name in ("models", "errors"):  # names that a user's own modules have
+        (tmp_path / f"{name}.py").write_text("from utils.nets import network")
+        assert load_target(f"{name}:network").layers == ("conv", "fc")
+    assert sys.modules["utils"].__file__ == str(tmp_path / "utils" / "__init__.py")
+    for name in ("utils", "utils.nets", "models", "errors"):
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_a_users_own_works_as_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEURONYM_FROM", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    torch.save(torch.nn.Linear(3, 5).state_dict(), tmp_path / "w.pth")
+    (tmp_path / "neighbour_of_mine.py").write_text("import torch\ndef act(x): return torch.relu(x)\n")
+    (tmp_path / "net_of_mine.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv, self.fc = torch.nn.Conv2d(3, 3, 3), torch.nn.Linear(3, 5)\n"
+        "        self.fc.load_state_dict(torch.load('w.pth'))\n"
+        "    def forward(self, x):\n"
+        "        from neighbour_of_mine import act\n"
+        "        return self.fc(act(self.conv(x)).mean((2, 3)))\n"
+    )
+    before = Path.cwd()
+    target = load_target("net_of_mine:Net")
+    weights = torch.load(tmp_path / "w.pth")
+    assert torch.equal(target.model.fc.weight, weights["weight"]) and Path.cwd() == before
+    assert target.layers == ("conv", "fc")
 
 
 def test_a_users_own_changes_with_its_code(users):

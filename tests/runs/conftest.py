@@ -17,5 +17,6 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def toy(folder):
     """A notebook that draws one number."""
-    draw = "# papermill_description=Draw\nimport torch\nx = torch.rand(1, generator=run.generator).item()\nprint('x', x)"
+    draw = "# papermill_description=Draw\nimport torch\n"
+    draw += "x = torch.rand(1, generator=run.generator).item()\nprint('x', x)"
     return write_notebook(folder, cells=[draw, "finish_run(run, {'x': x, 'top_k': top_k})"])

@@ -31,7 +31,7 @@ def photos(tmp_path_factory):
         ("target", "torchvision:resnet50@/no/w.pth", "no file of weights at /no/w.pth"),
         ("target", "microworld:resnett", "no microworld target 'resnett'; nearest: resnet"),
         ("clip", "openai:ViT-B/23", "no openai-clip model 'ViT-B/23'; nearest: ViT-B/32"),
-        ("clip", "hf:/no/clip", "no folder at /no/clip; hf: takes a folder or a Hugging Face id"),
+        ("clip", "hf:/no/clip", "no folder at /no/clip; hf: takes a folder or an id of Hugging Face"),
         ("clip", "conse:torchvision:resnet5O", "nearest: resnet50"),
         ("probe", "folder:/no/photos", "no folder at /no/photos"),
         ("probe", "microworld:many", "microworld:n takes a number of images"),
@@ -50,7 +50,8 @@ def test_names_and_paths_are_checked_by_the_command(capsys, tmp_path, key, value
 def test_names_and_paths_are_checked_without_torch(tmp_path):
     code = (
         "import sys\nfrom neuronym.runs.command import main\n"
-        f"assert main(['trust', '-p', 'probe', 'folder:{tmp_path}', '-p', 'target', 'torchvision:vgg16']) == 2\n"
+        "known = ['trust', '-p', 'target', 'torchvision:vgg16', '-p', 'probe']\n"
+        f"assert main([*known, 'folder:{tmp_path}']) == 2\n"
         "assert main(['trust', '-p', 'target', 'vgg16']) == 2\n"
         "print([m for m in ('torch', 'torchvision', 'papermill') if m in sys.modules])"
     )
@@ -64,7 +65,9 @@ def test_a_relative_path_of_the_folder_of_the_command_is_told(tmp_path, monkeypa
     (tmp_path / "w.pth").touch()
     monkeypatch.chdir(tmp_path)
     for key, kind, name in [("probe", "folder:", "photos"), ("target", "torchvision:vgg16@./", "w.pth")]:
-        with pytest.raises(FileNotFoundError, match=f"relative paths start at {ROOT}, .* is {tmp_path / name}"):
+        with pytest.raises(
+            FileNotFoundError, match=f"relative paths start at {ROOT}, .* is {tmp_path / name}"
+        ):
             resolve("labelling", [(key, kind + name)])
 
 
@@ -82,7 +85,9 @@ def test_set_ups_that_cannot_succeed(photos):
 
 def test_start_run_checks_what_the_command_would_have(monkeypatch, tmp_path):
     known = read_parameters(notebook_path("labelling"))
-    namespace = {name: parameter.default for name, parameter in known.items()} | {"probe": "folder:/no/photos"}
+    namespace = {name: parameter.default for name, parameter in known.items()} | {
+        "probe": "folder:/no/photos"
+    }
     with pytest.raises(FileNotFoundError, match="no folder at /no/photos"):
         start_run("labelling", namespace)
     assert not (tmp_path / "results").exists()
@@ -97,7 +102,8 @@ def test_layers_and_functions_are_checked_by_loading(monkeypatch, tmp_path):
     monkeypatch.setenv("NEURONYM_FROM", str(tmp_path))
     (tmp_path / "nets_of_mine.py").write_text(
         "from torch import nn\n"
-        "def make(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))\n"
+        "def make(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), "
+        "nn.Flatten(), nn.Linear(4, 5))\n"
         "def fails(): raise ValueError('mine')\n"
     )
     for changes, error, said in [
@@ -121,4 +127,6 @@ def test_layers_and_functions_are_checked_by_loading(monkeypatch, tmp_path):
 def test_a_mistyped_layer_leaves_one_sentence_and_no_folder(tmp_path):
     done = command("labelling", "-p", "layers", "layer5")
     assert done.returncode == 2 and not list(tmp_path.glob("results/*"))
-    assert done.stderr.startswith("error: no layer 'layer5'; nearest: ") and len(done.stderr.splitlines()) == 1
+    assert (
+        done.stderr.startswith("error: no layer 'layer5'; nearest: ") and len(done.stderr.splitlines()) == 1
+    )

@@ -113,7 +113,9 @@ def test_the_script_and_the_module_are_one_command():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, function = scripts["neuronym"].partition(":")
     assert getattr(importlib.import_module(module), function) is main
-    done = subprocess.run([sys.executable, "-m", "neuronym", "--list"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "neuronym", "--list"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0 and "labelling" in done.stdout
 
 

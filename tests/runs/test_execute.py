@@ -14,9 +14,7 @@ import psutil
 import pytest
 
 from neuronym.runs.execute import phases
-from neuronym.runs.run import (
-    ROOT,
-)
+from neuronym.runs.run import ROOT
 from tests.helpers.notebooks import CELL, command, write_notebook
 
 
@@ -189,7 +187,9 @@ def test_results_that_cannot_be_written_end_the_command(toy, tmp_path):
 
 
 def test_papermills_own_lists_and_nulls_are_taken(folder, tmp_path):
-    cell = CELL.replace('target = "micro:a"', 'shown = "a,b"  # type: str  # separated by commas\ntarget = "micro:a"')
+    cell = CELL.replace(
+        'target = "micro:a"', 'shown = "a,b"  # type: str  # separated by commas\ntarget = "micro:a"'
+    )
     write_notebook(folder, cells=["finish_run(run, {'shown': shown, 'k': top_k})"], parameters=cell)
     call = [sys.executable, "-m", "papermill", str(folder / "toy.ipynb"), str(tmp_path / "out.ipynb")]
     more = ["-y", "{shown: [conv1, fc], top_k: null, layers: [b]}", "--no-progress-bar"]

@@ -33,7 +33,12 @@ def test_runs_are_listed_with_state_and_what_was_set(toy, capsys):
     env = json.loads((ended / "env.json").read_text())
     (ended / "env.json").write_text(json.dumps(env | {"process": 2**22 + 1}))
     found = {run.set_to["top_k"]: run for run in find_runs()}
-    assert {k: run.state for k, run in found.items()} == {7: "done", 8: "failed", 9: "running", 10: "unfinished"}
+    assert {k: run.state for k, run in found.items()} == {
+        7: "done",
+        8: "failed",
+        9: "running",
+        10: "unfinished",
+    }
     assert found[9].folder == open_ and found[9].notebook == "toy" and len(found) == 4
     capsys.readouterr()
     assert main(["runs", "toy"]) == 0

@@ -153,7 +153,10 @@ def test_another_clone_is_told(toy, tmp_path, monkeypatch, capsys):
     (tmp_path / "clone" / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "clone" / "notebooks")
     start_run("toy", values())
-    assert f"belongs to {tmp_path / 'clone'}, and the code that runs is that of {ROOT}" in capsys.readouterr().out
+    assert (
+        f"belongs to {tmp_path / 'clone'}, and the code that runs is that of {ROOT}"
+        in capsys.readouterr().out
+    )
     assert other_clone(ROOT / "notebooks") is None and other_clone(tmp_path) is None
 
 

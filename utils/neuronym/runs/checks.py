@@ -129,7 +129,9 @@ def _hf(name: str) -> None:
     """A model of a Hugging Face id or of a folder; only a folder is looked for."""
     kind, _, rest = name.partition(":")
     if rest.startswith(("/", "~", ".")) and not from_root(rest).exists():
-        raise FileNotFoundError(f"no folder at {from_root(rest)}; {kind}: takes a folder or a Hugging Face id")
+        raise FileNotFoundError(
+            f"no folder at {from_root(rest)}; {kind}: takes a folder or an id of Hugging Face"
+        )
 
 
 def _llm(name: str) -> None:
@@ -171,8 +173,8 @@ def _check_images(known: Mapping[str, Parameter], params: Mapping[str, Any]) -> 
     rows = list_images(probe, params.get("seed", 0))
     if judge == "" and any(isinstance(row.item, Path) for row in rows):
         raise ValueError(
-            f"what is in the images is known in the microworld alone, got probe '{probe}' without a judge; name "
-            "another image-text model, as judge=conse:efficientnet_lite1 or openai:ViT-L/14"
+            f"what is in the images is known in the microworld alone, got probe '{probe}' without a judge; "
+            "name another image-text model, as judge=conse:efficientnet_lite1 or openai:ViT-L/14"
         )
     share, images = params.get("held_out"), min(len(rows), params.get("limit") or len(rows))
     if share is None:
@@ -185,8 +187,8 @@ def _check_images(known: Mapping[str, Parameter], params: Mapping[str, Any]) -> 
     left = images - round(images * share)
     if params.get("clusters", 1) > 1 and left < FEWEST:
         raise ValueError(
-            f"clusters={params['clusters']} take at least {FEWEST} images to name from, got {left} of {images} "
-            f"with held_out={share}; probe with more images, or set clusters=1"
+            f"clusters={params['clusters']} take at least {FEWEST} images to name from, got {left} of "
+            f"{images} with held_out={share}; probe with more images, or set clusters=1"
         )
 
 

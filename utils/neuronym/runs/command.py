@@ -1,8 +1,8 @@
 """`neuronym NOTEBOOK -p key value ...`: run a notebook headless, as JupyterLab would.
 
 Names, values and paths are checked before anything heavy is imported, and what only a network can tell before
-any work. The executed notebook, its parameters, metrics, tables, figures and seconds by phase end in one folder
-named by the parameters; what was computed before comes from the cache.
+any work. The executed notebook, its parameters, metrics, tables, figures and seconds by phase end in one
+folder named by the parameters; what was computed before comes from the cache.
 
 main      the command line
 resolve   key and value texts -> what is set, and all parameters

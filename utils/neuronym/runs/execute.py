@@ -67,7 +67,13 @@ def execute(
             )
     except (Exception, KeyboardInterrupt) as raised:  # a kernel that died, or never started: any class
         failure = raised
-    row = {"seconds": time.perf_counter() - started, "peak_mb": None, "error": None, "status": 0, "stopped": False}
+    row = {
+        "seconds": time.perf_counter() - started,
+        "peak_mb": None,
+        "error": None,
+        "status": 0,
+        "stopped": False,
+    }
     if failure is None and (folder / "done").exists():
         return row | {"peak_mb": _close(folder)["peak_mb"]}
     return row | _report(notebook, folder, failure, new)
@@ -111,7 +117,7 @@ def _close(folder: Path) -> dict[str, Any]:
 
 
 def _report(notebook: str, folder: Path, failure: BaseException | None, new: bool) -> dict[str, Any]:
-    """Say why a run is not done, in the last line, and mark its folder, or remove it where nothing was begun."""
+    """Say why a run is not done, in the last line; mark its folder, or remove it where nothing was begun."""
     if isinstance(failure, Refused):
         print(f"error: {failure}", file=sys.stderr, flush=True)
         return {"error": str(failure), "status": 2}

@@ -42,8 +42,8 @@ class Found:
 
 
 def notebooks() -> list[tuple[str, str, str]]:
-    """(name, question, time) of every notebook, in the order a newcomer reads them; the time as its first cell
-    tells it, "" where it does not.
+    """(name, question, time) of every notebook, in the order a newcomer reads them; the time as its first
+    cell tells it, "" where it does not.
     """
     found = []
     for path in notebooks_dir().glob("*.ipynb"):

@@ -4,8 +4,9 @@ A line of that cell is `name = literal  # type: T  # help`, where T is int, floa
                                         or
 several of them joined by `|` (None included), and a help text may end in `choices: a|b|c`, `at least N`
 or `kinds: a|b|module:function`: what may stand before the colon of a name (a kind with a colon stands for any
-of its form). A str whose help says "separated by commas", or shows or has values such as `a,b`, also takes a list;
-null stands for None where that is allowed, else for "" where the help says what empty means, else for the default.
+of its form). A str whose help says "separated by commas", or that shows values such as `a,b`, also takes a
+list; null stands for None where that is allowed, else for "" where the help says what empty means, else for
+the default.
 
 Parameter          name, type, default, help, choices of one parameter
 read_parameters    all parameters of a notebook file
@@ -191,7 +192,7 @@ def _of_kind(value: str, kinds: tuple[str, ...]) -> bool:
 
 
 def _no_kind(parameter: Parameter, value: str) -> str:
-    """What is said of a name without a known kind: how it is spelt where that can be told, else the nearest kinds."""
+    """What is said of a name without a known kind: how it is written if it is known, else the nearest."""
     from neuronym.runs.spelling import spelled
 
     written = spelled(parameter.name, value, parameter.kinds)
@@ -231,7 +232,7 @@ def _joined(value: Any) -> Any:
 
 
 def _yaml_list(text: str) -> list[str]:
-    """"[conv1, 'fc']" -> ["conv1", "fc"]; TypeError when it is no flat list."""
+    """ "[conv1, 'fc']" -> ["conv1", "fc"]; TypeError when it is no flat list."""
     import yaml
 
     try:

@@ -6,7 +6,7 @@ from_root, folder_or_id                                 a path as parameters mea
 Run, start_run, finish_run                              one execution: checked parameters, its folder, device,
                                                         seed
 run_folder, make_folder                                 the folder that belongs to a set of parameters
-other_clone                                             whether a folder belongs to another copy of the repository
+other_clone                                             whether a folder is of another copy of the repository
 chosen_device                                           the device meant by auto, cpu, cuda, ...
 software, git_state                                     what a result was computed with
 progress                                                says how far a loop is
@@ -80,7 +80,7 @@ def from_root(path: str | Path) -> Path:
 
 
 def folder_or_id(source: str) -> str:
-    """The path of a folder, relative ones from the repository's root; what is no folder is a Hugging Face id."""
+    """The path of a folder, from the repository's root; what is no folder is an id of Hugging Face."""
     return str(from_root(source)) if source.startswith("~") or from_root(source).is_dir() else source
 
 
@@ -104,9 +104,9 @@ def start_run(notebook: str, namespace: dict) -> Run:
     """Check the parameters found in `namespace` (a notebook's globals()) and put them there as declared, make
     the run folder, say what will be run.
 
-    Raises KeyError for a notebook, parameter or name that does not exist, ValueError for an ill-typed one or a
-    set-up that cannot succeed, FileNotFoundError, PermissionError for results that cannot be written; all of
-    them before any work, and before there is a folder.
+    Raises KeyError for a notebook, parameter or name that does not exist, ValueError for an ill-typed one or
+    a set-up that cannot succeed, FileNotFoundError, PermissionError for results that cannot be written; all
+    of them before any work, and before there is a folder.
     """
     started = time.perf_counter()
     known = read_parameters(notebook_path(notebook))
@@ -208,8 +208,8 @@ def make_folder(folder: Path) -> Path:
             raise PermissionError(13, "Permission denied")
     except OSError as error:
         raise PermissionError(
-            f"results must be writable, {folder} is not ({error.strerror}); set NEURONYM_RESULTS to a folder of "
-            "your own"
+            f"results must be writable, {folder} is not ({error.strerror}); set NEURONYM_RESULTS to a "
+            "folder of your own"
         ) from None
     return folder
 
@@ -293,8 +293,8 @@ def _say_start(run: Run, set_to: dict[str, Any]) -> None:
     here = Path(os.environ.get("NEURONYM_FROM") or os.getcwd())
     if other := other_clone(here):
         print(
-            f"note: {here} belongs to {other}, and the code that runs is that of {ROOT}; pip install -e {other} "
-            f"makes it the other's",
+            f"note: {here} belongs to {other}, and the code that runs is that of {ROOT}; "
+            f"pip install -e {other} makes it the other's",
             flush=True,
         )
 

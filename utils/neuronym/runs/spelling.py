@@ -36,7 +36,11 @@ def spelled(parameter: str, value: str, kinds: Iterable[str]) -> str:
     elif value.endswith(".gguf") and "gguf" in kinds:
         found.append(f"gguf:{path}")
     for kind, package in (("torchvision", "torchvision"), ("timm", "timm"), ("openai", "clip")):
-        if kind in kinds and parameter not in ("llm", "llms") and value.partition("@")[0] in names_in(package):
+        if (
+            kind in kinds
+            and parameter not in ("llm", "llms")
+            and value.partition("@")[0] in names_in(package)
+        ):
             found.append(f"{kind}:{value}")
     if "open_clip" in kinds and (arch := value.replace("/", "-")) in names_in("open_clip"):
         found.append(f"open_clip:{arch}:PRETRAINED")
