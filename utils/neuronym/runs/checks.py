@@ -53,8 +53,8 @@ def check_networks(known: Mapping[str, Parameter], params: Mapping[str, Any]) ->
     target = params.get("target")
     if not target or not known["target"].kinds:
         return
-    from neuronym.hooks import resolve_layers
-    from neuronym.models.targets import load_target, own_function, TARGETS
+    from neuronym.hooks import check_layer_names
+    from neuronym.models.targets import build_outline, own_function, TARGETS
 
     own = target.partition(":")[0] not in TARGETS
     try:
@@ -62,8 +62,7 @@ def check_networks(known: Mapping[str, Parameter], params: Mapping[str, Any]) ->
             own_function(target)
         layers = params.get("layers", "all")
         if any(part.strip() not in ("all", "every") for part in layers.split(",")):
-            network = load_target(target, suggest=False)
-            resolve_layers(network.model, layers, network.example)
+            check_layer_names(build_outline(target), layers)
     except Exception as error:
         if isinstance(error, WRONG) and _ours(error) or not own and isinstance(error, WRONG):
             raise
