@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from neuronym import cache
-from neuronym.runs.run import cache_dir, ROOT
+from neuronym.runs.folders import cache_dir, ROOT
 
 SPEC = {
     "schema": 1,

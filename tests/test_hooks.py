@@ -10,7 +10,17 @@ from torch import nn, Tensor
 from torchvision.models import resnet18, resnet50, swin_t
 from torchvision.models.vision_transformer import VisionTransformer
 
-from neuronym.hooks import as_maps, edit, get_layer, LayerInfo, list_layers, pool, record, resolve_layers
+from neuronym.hooks import (
+    as_maps,
+    check_layer_names,
+    edit,
+    get_layer,
+    LayerInfo,
+    list_layers,
+    pool,
+    record,
+    resolve_layers,
+)
 
 B = 5
 
@@ -488,3 +498,10 @@ def test_square_token_grids_with_and_without_class_token():
 def test_maps_refuse(layout, grid, message):
     with pytest.raises(ValueError, match=message):
         as_maps(laid_out(layout), layout, grid)
+
+
+def test_names_of_layers_are_checked_without_running_the_network():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), nn.Linear(4, 5)))
+    check_layer_names(model, "all,0, 1.1,every,1.*")
+    with pytest.raises(KeyError, match="no layer '2'; "):
+        check_layer_names(model, ["0", "2"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from neuronym.runs.run import ROOT
+from neuronym.runs.folders import ROOT
 
 OPTIONAL = [
     "open_clip",

@@ -16,7 +16,7 @@ from PIL import Image
 
 import neuronym
 from neuronym import clip_dissect, load_clip, load_concepts, load_probe, load_target, measure, unit_cards
-from neuronym.runs.run import ROOT
+from neuronym.runs.folders import ROOT
 from neuronym.similarity.labels import COLUMNS
 
 EXAMPLES = [

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from neuronym.runs.run import results_dir, ROOT
+from neuronym.runs.folders import results_dir, ROOT
 from neuronym.similarity.labels import read_labels
 
 

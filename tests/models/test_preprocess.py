@@ -116,3 +116,19 @@ def test_seen_is_what_the_crop_leaves_in_its_own_colours():
     assert shown.size == (224, 224) and shown.getpixel((112, 0)) == (200, 30, 90)
     whole = seen(Preprocess(64, 64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), image)
     assert whole.getpixel((32, 0))[1] > 200 and whole.getpixel((32, 40)) == (200, 30, 90)
+
+
+@pytest.mark.parametrize("size", [(3, 7), (64, 64), (65, 99), (375, 250), (17, 500)])
+@pytest.mark.parametrize(
+    "preprocess",
+    [Preprocess(64, 64, "bicubic"), Preprocess(73, 64), Preprocess(33, 50), Preprocess(32, 31, "nearest")],
+)
+def test_values_are_torchvisions_to_the_bit(size, preprocess):
+    from torchvision.transforms import functional as T
+    from torchvision.transforms import InterpolationMode
+
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    resized = T.resize(image, preprocess.resize, InterpolationMode(preprocess.interpolation))
+    wanted = T.to_tensor(T.center_crop(resized, preprocess.crop))
+    assert torch.equal(preprocess(image), T.normalize(wanted, preprocess.mean, preprocess.std))

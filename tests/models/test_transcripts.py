@@ -31,7 +31,7 @@ from neuronym.models.transcripts import (
     recorded_llm,
     summary,
 )
-from neuronym.runs.run import ROOT
+from neuronym.runs.folders import ROOT
 from tests.helpers.servers import read, send, serving
 
 KEY = "sk-test-0123/456789+secret"

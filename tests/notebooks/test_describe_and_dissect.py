@@ -19,7 +19,7 @@ from PIL import Image
 
 from neuronym.models import captioners, llms
 from neuronym.models.transcripts import BudgetReached
-from neuronym.runs.run import notebook_path, results_dir
+from neuronym.runs.folders import notebook_path, results_dir
 from neuronym.similarity.labels import read_labels
 from tests.helpers.blip import save_blip
 from tests.helpers.command import run

@@ -12,7 +12,7 @@ import pytest
 from neuronym.evaluation.metrics import SOUND
 from neuronym.microworld.render import render
 from neuronym.microworld.world import scene
-from neuronym.runs.run import results_dir
+from neuronym.runs.folders import results_dir
 from tests.helpers.command import run
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from neuronym.microworld.render import render
 from neuronym.microworld.world import CLASSES, scene
-from neuronym.runs.run import results_dir, ROOT
+from neuronym.runs.folders import results_dir, ROOT
 from tests.helpers.command import parts, run
 
 

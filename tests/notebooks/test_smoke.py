@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from neuronym.runs.run import ROOT
+from neuronym.runs.folders import ROOT
 
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from neuronym.runs.folders import ROOT
 from neuronym.runs.parameters import read_parameters
-from neuronym.runs.run import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ALWAYS = {"smoke": False, "device": "auto", "seed": 0, "run_name": ""}

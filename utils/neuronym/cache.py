@@ -47,7 +47,8 @@ import numpy as np
 import torch
 
 from neuronym.common.files import alive, locked, read_json, sha256, write_json
-from neuronym.runs.run import cache_dir, git_state, software
+from neuronym.runs.folders import cache_dir
+from neuronym.runs.run import git_state, software
 
 
 def load(kind: str, spec: dict) -> np.ndarray | None:

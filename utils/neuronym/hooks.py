@@ -15,6 +15,7 @@ LAYOUTS         where a layout has its batch and its units
 get_layer       the module of a dotted name
 list_layers     every layer that can be recorded
 resolve_layers  layers from names, globs, "all" or "every"
+check_layer_names  the same names, checked without running the network
 first_tensor    the tensor that stands for a module's output
 
 A layer is a dotted string of `named_modules()`. Layouts, and where their axes are:
@@ -317,6 +318,15 @@ def resolve_layers(
                 raise unknown("layer", part, listed)
             names += matches
     return [listed[name] for name in dict.fromkeys(names)]
+
+
+def check_layer_names(model: nn.Module, patterns: str | list[str]) -> None:
+    """KeyError for a name or glob that fits no module, told without running the network."""
+    parts = patterns.split(",") if isinstance(patterns, str) else list(patterns)
+    modules = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    for part in filter(None, map(str.strip, parts)):
+        if part not in ("all", "every") and not any(_matches(name, part) for name in modules):
+            raise unknown("layer", part, modules)
 
 
 def first_tensor(output: object) -> Tensor | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import importlib
+import importlib.util
 import math
+import sys
 import warnings
 from collections.abc import Iterable
 from numbers import Integral
+from pathlib import Path
 from types import ModuleType
 
 
@@ -76,4 +78,21 @@ def openai_package() -> ModuleType:
                 "openai-clip imports pkg_resources, which this setuptools lacks; "
                 "pip install 'setuptools>=75,<82'"
             ) from error
+    clip.model = sys.modules["clip.model"]  # where openai_networks was first, the package does not set it
     return clip
+
+
+def openai_networks() -> ModuleType:
+    """openai-clip's module of networks without the package around it, which imports torchvision for two
+    seconds.
+    """
+    if "clip.model" not in sys.modules:
+        package = importlib.util.find_spec("clip")
+        if package is None or not package.submodule_search_locations:
+            raise ModuleNotFoundError("openai-clip is not installed; pip install openai-clip", name="clip")
+        file = Path(package.submodule_search_locations[0]) / "model.py"
+        spec = importlib.util.spec_from_file_location("clip.model", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules["clip.model"] = module
+    return sys.modules["clip.model"]

@@ -6,8 +6,10 @@ split_evenly    two parts: most for naming, a share held out
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def evenly_spaced(n: int, N: int) -> list[int]:
@@ -25,6 +27,8 @@ def split_evenly(N: int, share: float) -> tuple[Tensor, Tensor]:
 
     Errors: ValueError when either part would be empty.
     """
+    import torch  # here: names and paths are checked before it is imported
+
     if not 0 < share < 1 or not 1 <= (n := round(N * share)) < N:
         raise ValueError(
             f"a share of the images, above 0 and below 1, is held out and leaves both parts some, got {share} "

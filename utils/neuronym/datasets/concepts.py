@@ -23,7 +23,7 @@ from pathlib import Path
 
 from neuronym.common.checks import unknown
 from neuronym.common.text import clean, read_lines
-from neuronym.runs.run import data_dir, ROOT
+from neuronym.runs.folders import data_dir, ROOT
 
 CAPTIONS = 2_000
 

@@ -21,14 +21,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TYPE_CHECKING
 
 import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError
 
-from neuronym.common.types import Progress
-from neuronym.runs.run import cache_dir
+from neuronym.runs.folders import cache_dir
+
+if TYPE_CHECKING:
+    from neuronym.common.types import Progress
 
 READER = 1  # raised whenever the same bytes would give other pixels
 # HEIC is listed although Pillow cannot read it: a phone's photos must be reported, not silently left out

@@ -29,18 +29,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from neuronym.common.checks import unknown
 from neuronym.common.subsets import evenly_spaced
 from neuronym.datasets.images import examine, find_images, read_image, READER
 from neuronym.microworld import world
 from neuronym.microworld.world import PROBE_SEED, Scene, SEED_STEP
-from neuronym.runs.run import data_dir, ROOT
+from neuronym.runs.folders import data_dir, ROOT
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BATCHES_AHEAD = 2
 
@@ -223,6 +225,8 @@ def batches(
     while the caller computes; batch size, start and workers do not change an image's values. `pin` puts the
     batches into memory from which a GPU copies while it computes. An error names its image.
     """
+    import torch  # here: names of probing sets are checked without
+
     if batch_size < 1:
         raise ValueError(f"batch_size is at least 1, got {batch_size}")
     if not 0 <= start <= probe.N:
@@ -283,6 +287,8 @@ def thumbnails(probe: Probe, indices: Iterable[int], size: int) -> list[Image.Im
 
 def _stacked(images: Sequence[Tensor], pin: bool) -> Tensor:
     """[3, H, W] each -> [b, 3, H, W]."""
+    import torch
+
     if not pin:
         return torch.stack(images)
     return torch.stack(
@@ -291,6 +297,8 @@ def _stacked(images: Sequence[Tensor], pin: bool) -> Tensor:
 
 
 def _checked(x: Tensor) -> Tensor:
+    from torch import Tensor
+
     if not (isinstance(x, Tensor) and x.ndim == 3):
         found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"a preprocess gives a Tensor [3, H, W], got {found}")

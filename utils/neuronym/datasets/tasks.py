@@ -53,7 +53,7 @@ from neuronym.microworld.world import (
     TASK_SEED,
     TEXTURES,
 )
-from neuronym.runs.run import data_dir, ROOT
+from neuronym.runs.folders import data_dir, ROOT
 
 TASK_N = 1_000
 

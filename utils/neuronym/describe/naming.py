@@ -18,7 +18,7 @@ from neuronym.models.captioners import Captioner, load_captioner
 from neuronym.models.generators import Generator, load_generator
 from neuronym.models.llms import Llm, load_llm
 from neuronym.models.transcripts import ask_all, open_transcript, Transcript
-from neuronym.runs.run import results_dir
+from neuronym.runs.folders import results_dir
 
 
 def describe_and_dissect(

@@ -15,7 +15,6 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -27,7 +26,7 @@ from neuronym.common.memory import top_images
 from neuronym.common.types import Target
 from neuronym.common.units import Units, units_by_layer
 from neuronym.datasets.probe import Probe
-from neuronym.figures.style import DPI
+from neuronym.figures.style import DPI, palette
 from neuronym.hooks import LayerInfo
 from neuronym.measurements import Measurements
 from neuronym.models.preprocess import seen
@@ -215,7 +214,7 @@ def _write(fig: Figure, card: Mapping, top: float, tall: float) -> None:
             f"true name: {truth} {'(found)' if hit else ''}",
             fontsize=7,
             va="top",
-            color=sns.color_palette("colorblind")[2 if hit else 3],
+            color=palette()[2 if hit else 3],
         )
     first = 0.38 if truth is not None else 0.22
     for i, (label, score) in enumerate(labels[:4]):

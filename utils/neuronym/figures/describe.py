@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -31,7 +30,7 @@ from PIL import Image
 from neuronym.common.text import names_it
 from neuronym.common.types import Box
 from neuronym.datasets.probe import Probe
-from neuronym.figures.style import DPI, legible
+from neuronym.figures.style import DPI, legible, palette
 
 TILE, GAP, LIST = (
     0.92,
@@ -145,7 +144,7 @@ def ablation(table: pd.DataFrame, xlabel: str = "labels that name the true conce
         list(dict.fromkeys(table["group"])),
     )
     fig, ax = plt.subplots(figsize=(4.8, 0.24 * len(rows) + 0.8))
-    for g, (group, colour) in enumerate(zip(groups, sns.color_palette("colorblind", len(groups)))):
+    for g, (group, colour) in enumerate(zip(groups, palette(len(groups)))):
         some = table[table["group"] == group].reset_index(drop=True)
         y = [
             rows.index([part, variant]) + (g - (len(groups) - 1) / 2) * 0.5 / len(groups)
@@ -196,10 +195,7 @@ def pruning_effect(table: pd.DataFrame) -> Figure:
     for ax, word in zip(axes[0], words):
         some = table[(table["word"] == word) & table["condition"].isin(conditions)]
         for shift, on, name, colour in zip(
-            (-0.13, 0.13),
-            ("matching", "others"),
-            ("classes named so", "other classes"),
-            sns.color_palette("colorblind"),
+            (-0.13, 0.13), ("matching", "others"), ("classes named so", "other classes"), palette()
         ):
             part = some[some["on"] == on].set_index("condition").loc[conditions]
             _points(ax, part["loss"], np.arange(2) + shift, part["low"], part["high"], colour, name)
@@ -263,7 +259,7 @@ def _row(
             top + 0.13,
             f"true name: {unit.truth}",
             6.5,
-            color=sns.color_palette("colorblind")[2 if hit else 3],
+            color=palette()[2 if hit else 3],
         )
     for i, (picture, boxes, lines) in enumerate(zip(unit.pictures[:pictures], unit.boxes, captions)):
         _picture(ax, picture, boxes, unit.size, i * (TILE + GAP), top + TITLE + tile)
@@ -314,7 +310,7 @@ def _candidates(ax: Axes, unit: Strip, left: float, top: float, most: int) -> No
     scores = [score for _, score in shown if math.isfinite(score)]
     low, high = min([0, *scores]), max([0, *scores])
     words, bar = 1.4, 0.5
-    blue = sns.color_palette("colorblind")[0]
+    blue = palette()[0]
     for i, (text, score) in enumerate(shown):
         y, mine = top + ROW * (i + 0.5), text == unit.label
         weight = "bold" if mine else "normal"

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from neuronym.figures.style import legible
@@ -29,6 +28,8 @@ def methods_by_metric(table: pd.DataFrame, metrics: Sequence[str], bounds: Seque
     Methods stand in the order of their first metric, in the mean over groups; `bounds` (what knows the truth)
     above, controls below.
     """
+    import seaborn as sns  # brings scipy.stats, a second
+
     groups = list(dict.fromkeys(table["group"]))
     order = (
         table[table["metric"] == metrics[0]]
@@ -77,6 +78,8 @@ def methods_by_metric(table: pd.DataFrame, metrics: Sequence[str], bounds: Seque
 
 def sanity_table(table: pd.DataFrame) -> Figure:
     """The table of `sanity.beside_published` as coloured shares, 0 to 1."""
+    import seaborn as sns  # brings scipy.stats, a second
+
     fig, ax = plt.subplots(figsize=(0.72 * table.shape[1] + 2.2, 0.22 * len(table) + 1))
     sns.heatmap(
         table.astype(float).set_axis(
@@ -104,6 +107,8 @@ def accuracy_by(
     table: pd.DataFrame, by: str, value: str = "top1", label: str = "label is the true name"
 ) -> Figure:
     """`value` for each setting in the column `by`, a colour for each similarity function."""
+    import seaborn as sns  # brings scipy.stats, a second
+
     order = list(dict.fromkeys(table[by]))
     fig, ax = plt.subplots(figsize=(5, 0.42 * len(order) + 1))
     sns.stripplot(
@@ -119,6 +124,8 @@ def accuracy_by(
 
 def responses(table: pd.DataFrame) -> Figure:
     """CoSy's AUC by layer and method: columns layer, method, auc, one row a unit."""
+    import seaborn as sns  # brings scipy.stats, a second
+
     layers = list(dict.fromkeys(table["layer"]))
     fig, ax = plt.subplots(figsize=(5, 0.5 * len(layers) + 1))
     sns.boxplot(
@@ -139,6 +146,8 @@ def ranges(table: pd.DataFrame) -> Figure:
     """Columns layer, share (of the images, the most active ones), present: how often the label is true of
     them.
     """
+    import seaborn as sns  # brings scipy.stats, a second
+
     fig, ax = plt.subplots(figsize=(4.4, 2.4))
     sns.lineplot(
         table.assign(layer=table["layer"].map(legible)),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from neuronym.published.values import DETECTOR, LAYERS
@@ -19,6 +18,8 @@ from neuronym.published.values import DETECTOR, LAYERS
 
 def agreement_by_layer(table: pd.DataFrame) -> Figure:
     """Columns pair, layer, agreement, chance; the hollow mark is chance."""
+    import seaborn as sns  # brings scipy.stats, a second
+
     layers = [layer for layer in LAYERS if layer in set(table["layer"])]
     pairs = list(dict.fromkeys(table["pair"]))
     fig, ax = plt.subplots(figsize=(5.6, 2.8))
@@ -46,6 +47,8 @@ def ratings_by_layer(ratings: pd.DataFrame) -> Figure:
     """Mean rating of each scoring function by layer, 95 % bootstrap intervals over neurons (both raters'
     mean).
     """
+    import seaborn as sns  # brings scipy.stats, a second
+
     by_neuron = ratings.groupby(["layer", "unit", "scoring"], as_index=False)["rating"].mean()
     fig, ax = plt.subplots(figsize=(5.2, 2.6))
     sns.pointplot(
@@ -76,6 +79,8 @@ def ratings_by_layer(ratings: pd.DataFrame) -> Figure:
 
 def iou_by_layer(table: pd.DataFrame) -> Figure:
     """Distribution of the score (IoU) by layer for every network; columns model, layer, score."""
+    import seaborn as sns  # brings scipy.stats, a second
+
     networks = list(dict.fromkeys(table["model"]))
     fig, axes = plt.subplots(1, len(networks), figsize=(2.9 * len(networks), 2.5), sharey=True, squeeze=False)
     for ax, network in zip(axes[0], networks):
@@ -101,6 +106,8 @@ def texts_by_method(table: pd.DataFrame) -> Figure:
     """Columns panel, whose, value, low, high, shuffled, constant: a bar for each method, marks for the
     controls.
     """
+    import seaborn as sns  # brings scipy.stats, a second
+
     panels = list(dict.fromkeys(table["panel"]))
     fig, axes = plt.subplots(1, len(panels), figsize=(2.3 * len(panels) + 1.2, 2.8), squeeze=False)
     for ax, panel in zip(axes[0], panels):
@@ -143,6 +150,8 @@ def common_labels(labels: pd.DataFrame, most: int = 5) -> Figure:
     """The commonest labels of rank 1 of every method and the share of its neurons that have them; one
     network's labels.
     """
+    import seaborn as sns  # brings scipy.stats, a second
+
     best = labels[labels["rank"] == 1]
     methods = list(dict.fromkeys(best["method"]))
     columns = 2

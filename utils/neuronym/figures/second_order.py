@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -25,6 +24,7 @@ from torch import Tensor
 from neuronym.common.types import Target
 from neuronym.datasets.probe import Probe
 from neuronym.figures import cards
+from neuronym.figures.style import palette
 from neuronym.hooks import LayerInfo
 
 
@@ -32,6 +32,8 @@ def explained_by_layer(table: pd.DataFrame) -> Figure:
     """Columns layer, explained: share of the top deviations' squared length along the first direction, by
     neuron.
     """
+    import seaborn as sns  # brings scipy.stats, a second
+
     layers = sorted(table["layer"].unique())
     fig, ax = plt.subplots(figsize=(4.6, 0.34 * len(layers) + 1))
     sns.boxplot(
@@ -43,7 +45,7 @@ def explained_by_layer(table: pd.DataFrame) -> Figure:
         ax=ax,
         width=0.6,
         fliersize=1.2,
-        color=sns.color_palette("colorblind")[0],
+        color=palette()[0],
     )
     ax.set(xlabel="variance of the largest effects along one direction", ylabel="MLP layer", xlim=(0, 1))
     fig.tight_layout()
@@ -52,6 +54,8 @@ def explained_by_layer(table: pd.DataFrame) -> Figure:
 
 def ablations_by_layer(table: pd.DataFrame, base: float) -> Figure:
     """Columns layer, ablation, accuracy; `base` is the accuracy with nothing ablated."""
+    import seaborn as sns  # brings scipy.stats, a second
+
     layers = list(dict.fromkeys(table["layer"]))
     fig, ax = plt.subplots(figsize=(5.2, 2.6))
     # side by side, since curves that say "nothing is lost" would hide each other
@@ -84,6 +88,8 @@ def ablations_by_layer(table: pd.DataFrame, base: float) -> Figure:
 
 def accuracy_by_words(table: pd.DataFrame, base: float, removed: float) -> Figure:
     """Columns words, pool, accuracy; `base` with all effects as they are, `removed` with none."""
+    import seaborn as sns  # brings scipy.stats, a second
+
     fig, ax = plt.subplots(figsize=(4.8, 2.6))
     sns.lineplot(
         table,
@@ -149,6 +155,8 @@ def mask_strip(
     """A column a picture: the picture, its scores [n, H, W] in 0..1, the mask made of them, and the true
     mask.
     """
+    import seaborn as sns  # brings scipy.stats, a second
+
     rows = ("image", "neurons", "mask", "truth")
     fig, axes = plt.subplots(4, len(pictures), figsize=(1.05 * len(pictures), 4.5), squeeze=False)
     for i, picture in enumerate(pictures):
@@ -172,6 +180,8 @@ def mask_strip(
 
 def rates(table: pd.DataFrame, y: str) -> Figure:
     """Mean of `y` in percent, a row for each "source", a column for each "pair" and one for all of them."""
+    import seaborn as sns  # brings scipy.stats, a second
+
     sources, columns = list(dict.fromkeys(table["source"])), list(dict.fromkeys(table["pair"]))
     shares = 100 * table.astype({y: float}).pivot_table(
         index="source", columns="pair", values=y, margins=True, margins_name="mean"
@@ -200,6 +210,8 @@ def rates(table: pd.DataFrame, y: str) -> Figure:
 
 def correlations(table: pd.DataFrame) -> Figure:
     """Box per method of a correlation over neurons; columns method, predicted, correlation."""
+    import seaborn as sns  # brings scipy.stats, a second
+
     methods = list(dict.fromkeys(table["method"]))
     fig, ax = plt.subplots(figsize=(5.4, 0.42 * len(methods) + 1.1))
     sns.boxplot(
@@ -223,6 +235,8 @@ def curves(panels: Mapping[str, tuple[str, pd.DataFrame]]) -> Figure:
     """A panel for each setting {what is varied: (what is measured, table)}; tables have columns value,
     metric, score.
     """
+    import seaborn as sns  # brings scipy.stats, a second
+
     fig, axes = plt.subplots(1, len(panels), figsize=(2.7 * len(panels), 3.1), squeeze=False)
     for ax, (name, (label, table)) in zip(axes[0], panels.items()):
         sns.lineplot(

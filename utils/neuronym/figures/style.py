@@ -1,6 +1,7 @@
 """Everything drawn: figures for papers, progress, and the widget that browses units.
 
 style             one look for all figures
+palette           its colours
 progress          a bar in JupyterLab, plain lines when headless
 image_grid        pictures in a grid
 scores_by_layer   distribution of the best scores, layer by layer
@@ -21,30 +22,71 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 from PIL import Image
 
 DPI = 200  # of saved figures
+COLOURS = (  # seaborn's colour-blind palette; importing seaborn takes a second
+    "#0173b2",
+    "#de8f05",
+    "#029e73",
+    "#d55e00",
+    "#cc78bc",
+    "#ca9161",
+    "#fbafe4",
+    "#949494",
+    "#ece133",
+    "#56b4e9",
+)
+DARK = ".15"
+LOOK = {  # what seaborn.set_theme(context="paper", style="ticks") sets, and our own
+    "figure.dpi": 110,
+    "pdf.fonttype": 42,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Arial", "DejaVu Sans", "Liberation Sans", "Bitstream Vera Sans", "sans-serif"],
+    "font.size": 9.6,
+    "text.color": DARK,
+    "axes.axisbelow": True,
+    "axes.edgecolor": DARK,
+    "axes.labelcolor": DARK,
+    "axes.labelsize": 9.6,
+    "axes.linewidth": 1,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "legend.fontsize": 8.8,
+    "legend.title_fontsize": 9.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4.8,
+    "lines.solid_capstyle": "round",
+    "patch.edgecolor": "w",
+    "patch.force_edgecolor": True,
+    "patch.linewidth": 0.8,
+} | {
+    f"{axis}.{name}": value
+    for axis in ("xtick", "ytick")
+    for name, value in {
+        "color": DARK,
+        "labelsize": 8.8,
+        "major.size": 4.8,
+        "major.width": 1,
+        "minor.size": 3.2,
+        "minor.width": 0.8,
+    }.items()
+}
 
 
 def style() -> None:
     """Set the look of all figures: seaborn's colour-blind palette, small sans text, no chart junk."""
-    sns.set_theme(
-        context="paper",
-        style="ticks",
-        palette="colorblind",
-        rc={
-            "figure.dpi": 110,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlesize": 9,
-            "pdf.fonttype": 42,
-        },
-    )
+    plt.rcParams.update(LOOK)
+    plt.rcParams["axes.prop_cycle"] = plt.cycler(color=COLOURS)
+
+
+def palette(n: int = len(COLOURS)) -> list[str]:
+    """n colours; beyond ten they come again."""
+    return [COLOURS[i % len(COLOURS)] for i in range(n)]
 
 
 def image_grid(
@@ -72,16 +114,21 @@ def scores_by_layer(table: pd.DataFrame) -> Figure:
     best = table[table["rank"] == 1]
     layers = list(dict.fromkeys(best["layer"]))
     fig, ax = plt.subplots(figsize=(4.6, 0.34 * len(layers) + 1))
-    sns.boxplot(
-        best,
-        x="score",
-        y="layer",
-        order=layers,
-        ax=ax,
-        color=sns.color_palette("colorblind")[0],
-        width=0.6,
-        fliersize=1.5,
+    line = {"color": "0.3", "linewidth": 0.8}
+    ax.boxplot(
+        [best.loc[best["layer"] == name, "score"] for name in layers],
+        orientation="horizontal",
+        positions=range(len(layers)),
+        widths=0.6,
+        patch_artist=True,
+        boxprops={"facecolor": COLOURS[0], "edgecolor": "0.3", "linewidth": 0.8},
+        medianprops=line,
+        whiskerprops=line,
+        capprops=line,
+        flierprops={"markersize": 1.5, "markeredgecolor": "0.3"},
+        manage_ticks=False,
     )
+    ax.invert_yaxis()
     counts = best.groupby("layer")["unit"].nunique()
     ax.set_yticks(range(len(layers)), [f"{name} (n={counts[name]})" for name in layers])
     ax.set(xlabel=f"score of the best label ({best['method'].iloc[0]})", ylabel="")
@@ -107,10 +154,7 @@ def labels_by_category(
     if "other" in share:
         share = share[[c for c in share if c != "other"] + ["other"]]
     fig, ax = plt.subplots(figsize=(5.6, 0.34 * len(layers) + 1))
-    colours = [
-        ".85" if c == "other" else sns.color_palette("colorblind", share.shape[1])[i]
-        for i, c in enumerate(share)
-    ]
+    colours = [".85" if c == "other" else palette(share.shape[1])[i] for i, c in enumerate(share)]
     share.iloc[::-1].plot.barh(stacked=True, ax=ax, width=0.75, color=colours, legend=False)
     ax.set(xlabel="share of units", ylabel="", xlim=(0, 1))
     ax.legend(
@@ -154,6 +198,8 @@ def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
 
     Pages share their fonts, whose embedding takes longer than most drawing.
     """
+    from matplotlib.backends.backend_pdf import PdfPages
+
     folder.mkdir(parents=True, exist_ok=True)
     with PdfPages(
         folder / f"{next(iter(figures))}.pdf", metadata={"CreationDate": None, "ModDate": None}

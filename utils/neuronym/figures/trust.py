@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from neuronym.figures.style import legible
@@ -25,6 +24,8 @@ def null_scores(scores: Mapping[str, np.ndarray], null: Mapping[str, np.ndarray]
     """A panel a layer: histogram of the units' best scores over that of units whose activations were
     shuffled.
     """
+    import seaborn as sns  # brings scipy.stats, a second
+
     fig, axes = plt.subplots(1, len(scores), figsize=(1.75 * len(scores), 1.7), squeeze=False)
     own, chance = sns.color_palette("colorblind")[0], ".7"
     for ax, (layer, values) in zip(axes[0], scores.items()):
@@ -40,6 +41,8 @@ def null_scores(scores: Mapping[str, np.ndarray], null: Mapping[str, np.ndarray]
 
 def signals_by_layer(table: pd.DataFrame, columns: Sequence[str]) -> Figure:
     """Mean over units of each share, with 95 % intervals over units, for each layer."""
+    import seaborn as sns  # brings scipy.stats, a second
+
     layers = list(dict.fromkeys(table["layer"]))
     long = table.melt("layer", list(columns), "signal", "share")
     fig, ax = plt.subplots(figsize=(5, 0.42 * len(layers) + 0.9))
@@ -64,6 +67,8 @@ def signals_by_layer(table: pd.DataFrame, columns: Sequence[str]) -> Figure:
 
 def auroc_forest(table: pd.DataFrame) -> Figure:
     """Columns group, trust, auroc, low, high: a row a signal, a colour a group."""
+    import seaborn as sns  # brings scipy.stats, a second
+
     groups, names = list(dict.fromkeys(table["group"])), list(dict.fromkeys(table["trust"]))
     fig, ax = plt.subplots(figsize=(4.6, 0.26 * len(names) + 0.9))
     for g, (group, colour) in enumerate(zip(groups, sns.color_palette("colorblind"))):
@@ -96,6 +101,8 @@ def reliability_curve(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figur
     """A panel a signal, a line a group: share right against mean trust, with Wilson intervals; {signal:
     {group: table}}.
     """
+    import seaborn as sns  # brings scipy.stats, a second
+
     fig, axes = plt.subplots(1, len(tables), figsize=(1.9 * len(tables) + 1, 2.1), sharey=True, squeeze=False)
     for ax, (signal, groups) in zip(axes[0], tables.items()):
         ax.plot([0, 1], [0, 1], color=".6", lw=0.8, ls="--")
@@ -122,6 +129,8 @@ def coverage_curve(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     """A panel a group, a line a signal: share right among the labels kept; {group: {signal:
     `calibration.risk_coverage`}}.
     """
+    import seaborn as sns  # brings scipy.stats, a second
+
     fig, axes = plt.subplots(1, len(tables), figsize=(2.3 * len(tables) + 1, 2.1), sharey=True, squeeze=False)
     for ax, (group, signals) in zip(axes[0], tables.items()):
         for (signal, some), colour in zip(signals.items(), sns.color_palette("colorblind", len(signals))):
@@ -137,6 +146,8 @@ def meanings(table: pd.DataFrame) -> Figure:
     """Columns layer, kind, correlation, shuffled: mean correlation on images held out, beside that of other
     units' labels.
     """
+    import seaborn as sns  # brings scipy.stats, a second
+
     layers, kinds = list(dict.fromkeys(table["layer"])), list(dict.fromkeys(table["kind"]))
     fig, ax = plt.subplots(figsize=(4.8, 0.42 * len(layers) + 0.9))
     sns.pointplot(

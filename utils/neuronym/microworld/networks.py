@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
-from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
 
 from neuronym.microworld.world import caption, END, PLACES, Scene, SIZE, START, WORDS
 
 if TYPE_CHECKING:
+    from torchvision.models import VisionTransformer
     from transformers import BlipForConditionalGeneration
 
 
@@ -80,6 +80,8 @@ def micro_vit(classes: int, width: int = 96, depth: int = 6) -> VisionTransforme
     """A vision transformer over an 8 x 8 grid; a convolutional stem (Xiao et al. 2021) lets a small one learn
     shapes soon.
     """
+    from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer  # takes two seconds
+
     stem = [ConvStemConfig(c, 3, 2, norm_layer=nn.BatchNorm2d) for c in (width // 4, width // 2, width)]
     return VisionTransformer(
         image_size=64,

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from neuronym.common.checks import openai_package
+from neuronym.common.checks import openai_networks
 from neuronym.microworld.fitting import fit, save_weights
 from neuronym.microworld.networks import (
     close_up,
@@ -176,8 +176,8 @@ def new_clip(tower: str, width: int = 128) -> CLIP:
         else dict(vision_layers=6, vision_width=128, vision_patch_size=64 // GRID)
     )
     return (
-        openai_package()
-        .model.CLIP(
+        openai_networks()
+        .CLIP(
             embed_dim=width,
             image_resolution=64,
             context_length=CONTEXT,

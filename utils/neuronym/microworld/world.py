@@ -18,10 +18,12 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from neuronym.common.checks import unknown
+
+if TYPE_CHECKING:
+    import torch
 
 VERSION = 1  # raised whenever the same seed would give another picture, caption or concept
 SIZE = 64  # pixels
@@ -274,6 +276,8 @@ def presence(scenes: Sequence[Scene], among: Sequence[str] = CONCEPTS) -> torch.
     """Which concepts are true of which scenes: [N, M] bool; a word that is no concept of the world is false
     everywhere.
     """
+    import torch
+
     where = {c: i for i, c in enumerate(dict.fromkeys(among))}
     true = [(n, where[c]) for n, s in enumerate(scenes) for c in concepts(s) if c in where]
     table = torch.zeros(len(scenes), len(where), dtype=torch.bool)
@@ -336,6 +340,8 @@ def tokenize(texts: Sequence[str] | str) -> torch.Tensor:
     """Texts -> ids [m, 24]: START, one id per word, END, zeros. Words outside the vocabulary and long texts
     are errors.
     """
+    import torch
+
     texts = [texts] if isinstance(texts, str) else list(texts)
     ids = torch.zeros(len(texts), CONTEXT, dtype=torch.long)
     strange: dict[str, str] = {}

@@ -21,7 +21,6 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,6 +38,7 @@ from neuronym.models.weights import (
     random_start,
     tokenizer_key,
 )
+from neuronym.runs.folders import folder_or_id
 
 if TYPE_CHECKING:
     from neuronym.common.types import Clip
@@ -131,7 +131,7 @@ def _microworld(folder: str, device: torch.device) -> Captioner:
 def _blip(source: str, device: torch.device, kind: str = "blip") -> Captioner:
     import transformers
 
-    source = str(Path(source).expanduser()) if source.startswith("~") else source
+    source = folder_or_id(source)
     new = int(transformers.__version__.split(".")[0]) >= 5
     own = {"dtype": "auto"} if new else {"torch_dtype": "auto"}  # the checkpoint's type
     pil = {"backend": "pil"} if new else {"use_fast": False}  # as released

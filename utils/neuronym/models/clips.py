@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn, Tensor
 
-from neuronym.common.checks import import_extra, missing, openai_package, unknown
+from neuronym.common.checks import import_extra, missing, openai_networks, openai_package, unknown
 from neuronym.common.files import digest
 from neuronym.common.types import Clip
 from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, MICRO, Preprocess, preprocess_text
@@ -53,6 +53,7 @@ from neuronym.models.weights import (
     source_of,
     tokenizer_key,
 )
+from neuronym.runs.folders import folder_or_id, from_root
 
 CONSE_CLASSES = 10  # T of Norouzi et al. 2014
 TEXTS = 256  # texts that pass the tower together
@@ -142,6 +143,7 @@ def _open_clip(rest: str, device: torch.device) -> Clip:
     if not hub and tag not in tags and not is_file_or_seed(tag):
         raise unknown(f"open_clip weights of {arch}", tag, [*tags, "random:0", "a file"])
     seed = random_seed(tag)
+    tag = str(from_root(tag)) if not hub and tag not in tags and seed is None else tag
     if not hub and tag not in tags and seed is None and not Path(tag).is_file():
         raise FileNotFoundError(f"no weights file at {tag}; open_clip:{arch} also knows {', '.join(tags)}")
     # weights trained with QuickGELU are wrong under GELU, and open_clip would only warn
@@ -182,14 +184,15 @@ def _open_clip(rest: str, device: torch.device) -> Clip:
 def _hf(rest: str, device: torch.device) -> Clip:
     import transformers
 
+    source = folder_or_id(rest)
     pil = (
         {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
     )  # as released
     try:
         with quiet_transformers(), random_start(0):
-            model = transformers.AutoModel.from_pretrained(rest)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(rest)
-            processor = transformers.AutoImageProcessor.from_pretrained(rest, **pil)
+            model = transformers.AutoModel.from_pretrained(source)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+            processor = transformers.AutoImageProcessor.from_pretrained(source, **pil)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"hf:{rest} could not be loaded ({_first_line(error)}); download it where there is "
@@ -344,9 +347,6 @@ BPE_TOKENS = 49408
 
 def openai_module(weights: Mapping[str, Tensor]) -> nn.Module:
     """openai-clip's module in float32 from a state dict, which tells all its sizes."""
-    openai_package()
-    from clip.model import build_model
-
     sizes = ("input_resolution", "context_length", "vocab_size")  # beside the weights in OpenAI's archives
     weights = {name: value for name, value in weights.items() if name not in sizes}
     if "text_projection" not in weights or "visual.conv1.weight" not in weights:
@@ -355,7 +355,7 @@ def openai_module(weights: Mapping[str, Tensor]) -> nn.Module:
             f"{len(weights)} tensors such as {', '.join(sorted(weights)[:3])}; else use open_clip: or hf:"
         )
     with random_start(0):
-        model = build_model(dict(weights)).float()
+        model = openai_networks().build_model(dict(weights)).float()
     model.load_state_dict(weights)  # again: build_model has rounded everything to half precision
     return model
 

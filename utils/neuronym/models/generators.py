@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from neuronym.common.checks import check_positive_int, import_extra, unknown
 from neuronym.common.files import digest
 from neuronym.microworld.world import LABEL_SEED, PICTURE_STEP
 from neuronym.models.weights import identity, tokenizer_key
+from neuronym.runs.folders import folder_or_id
 
 BATCH = 8  # pictures that pass a pipeline together, and that a kill can cost
 DTYPES = ("float32", "float16", "bfloat16")
@@ -109,7 +109,7 @@ def _microworld(rest: str, device: torch.device) -> Generator:
 def _diffusers(rest: str, device: torch.device) -> Generator:
     source, options = _options(rest)
     diffusers = import_extra("diffusers", "diffusers", f"diffusers:{rest}")
-    source = str(Path(source).expanduser()) if source.startswith("~") else source
+    source = folder_or_id(source)
     dtype = options.pop("dtype", "float32")
     try:
         pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(

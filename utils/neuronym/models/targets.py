@@ -2,6 +2,7 @@
 
 load_target   name -> Target: "microworld:resnet", "efficientnet_lite0", "torchvision:resnet50@IMAGENET1K_V1",
               ...
+build_outline the network of a name, for its modules' names
 TARGETS       name up to the colon -> loader
 Target        a network with what is needed to feed it, cite it and read it
 weights_key   hash of tensors (see neuronym.models.weights)
@@ -22,7 +23,9 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +46,7 @@ from neuronym.models.weights import (
     random_start,
     read_weights,
 )
-from neuronym.runs.run import data_dir
+from neuronym.runs.folders import data_dir
 
 LITE_SIZES = {"0": 224, "1": 240, "2": 260}
 PLACES_FILE = "resnet18_places365.pth.tar"
@@ -95,6 +98,25 @@ def load_target(
     made = loaded if isinstance(loaded, Target) else _complete(*loaded, suggest=suggest)
     made.model.to(device)
     return replace(made, name=name, example=made.example.to(device))
+
+
+def build_outline(name: str) -> nn.Module:
+    """The network of a target for the names of its modules: what has a name of ours without memory for its
+    weights, a user's own as it is.
+
+    Errors: those of `load_target`, and any that the user's code raises.
+    """
+    kind, _, rest = name.partition(":")
+    if kind not in TARGETS:
+        made = _own(name)
+    else:
+        try:
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
+                made = TARGETS[kind](rest)
+        except NotImplementedError:  # a network that computes its first weights
+            made = TARGETS[kind](rest)
+    return made.model if isinstance(made, Target) else made[0]
 
 
 def _complete(
@@ -235,26 +257,13 @@ def _places365(rest: str) -> tuple:
 
 
 def _own(name: str) -> Target | tuple:
-    """Call a user's `package.module:function`; the folder it is called from counts as importable."""
-    module_name, _, function = name.partition(":")
-    here = os.environ.get("NEURONYM_FROM") or os.getcwd()  # the runner moves to the repository's root
-    sys.path.insert(0, here)
-    try:
-        importlib.invalidate_caches()
-        module = importlib.import_module(module_name)
-        if not callable(getattr(module, function, None)):
-            raise unknown(
-                f"function in {module_name}", function, [k for k, v in vars(module).items() if callable(v)]
-            )
-        made = getattr(module, function)()
-    except ModuleNotFoundError as error:
-        if error.name and f"{module_name}.".startswith(f"{error.name}."):
-            raise unknown(
-                "target", name, [*TARGETS, "package.module:function importable from here"]
-            ) from error
-        raise
-    finally:
-        sys.path.remove(here)
+    """Call a user's `package.module:function` as in the folder of the command: its modules come first and
+    relative paths start there.
+    """
+    with _at_home() as here:
+        made = own_function(name)()
+    if here not in sys.path:  # last: what a forward pass imports is found, and ours is not hidden
+        sys.path.append(here)
     if isinstance(made, Target):
         return made
     made = made if isinstance(made, tuple) else (made,)
@@ -264,6 +273,39 @@ def _own(name: str) -> Target | tuple:
             f"({', '.join(type(part).__name__ for part in made)})"
         )
     return made
+
+
+def own_function(name: str) -> Callable:
+    """What a user's `package.module:function` names; KeyError when there is no such module or function."""
+    module_name, _, function = name.partition(":")
+    with _at_home() as here:
+        try:
+            importlib.invalidate_caches()
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name and f"{module_name}.".startswith(f"{error.name}."):
+                raise unknown(
+                    "target", name, [*TARGETS, f"package.module:function importable from {here}"]
+                ) from error
+            raise
+    if not callable(getattr(module, function, None)):
+        raise unknown(
+            f"function in {module_name}", function, [k for k, v in vars(module).items() if callable(v)]
+        )
+    return getattr(module, function)
+
+
+@contextmanager
+def _at_home() -> Iterator[str]:
+    """Work in the folder of the command, whose modules come first; the runner has moved to the repository."""
+    here, before = os.environ.get("NEURONYM_FROM") or os.getcwd(), os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        os.chdir(here)
+        yield here
+    finally:
+        os.chdir(before)
+        sys.path.remove(here)
 
 
 TARGETS: dict[str, Callable] = {

@@ -36,6 +36,7 @@ from neuronym.common.files import fcntl
 from neuronym.common.types import Progress
 from neuronym.models.llms import Llm, SETTINGS
 from neuronym.models.server import hide_long
+from neuronym.runs.folders import from_root
 
 MODES = ("record", "replay", "live")
 Answer = str | tuple[str, int, int]  # with the tokens of prompt and answer
@@ -103,7 +104,7 @@ def open_transcript(
     prices: tuple[float, float] | None = None,
     most_cost: float | None = None,
 ) -> Transcript:
-    """Open a transcript, whose file need not exist yet.
+    """Open a transcript, whose file need not exist yet; a relative path starts at the repository root.
 
     record: answers come from the file, what is missing is asked and written. replay: from the file only.
     live: all is asked, and written. This opening asks for at most `budget` paid answers, and for none once
@@ -111,7 +112,7 @@ def open_transcript(
     then is finished. Errors: KeyError for an unknown mode, ValueError for bounds that are none and for a
     folder.
     """
-    path = Path(path).expanduser()
+    path = from_root(path)
     if mode not in MODES:
         raise unknown("mode of a transcript", mode, MODES)
     if budget is not None and not budget >= 0 or most_cost is not None and not most_cost >= 0:

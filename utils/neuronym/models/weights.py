@@ -35,7 +35,7 @@ import torch
 from torch import nn, Tensor
 
 from neuronym.common.files import digest
-from neuronym.runs.run import data_dir
+from neuronym.runs.folders import data_dir, from_root
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _LIBRARIES = (
@@ -50,10 +50,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     torch.
 
     A checkpoint that keeps its tensors under "state_dict" or "model" is unwrapped, and "module." (left by
-    DataParallel) is taken off the names. Only tensors and plain containers are unpickled. Errors:
-    FileNotFoundError, ValueError.
+    DataParallel) is taken off the names. Only tensors and plain containers are unpickled. A relative path
+    starts at the repository root. Errors: FileNotFoundError, ValueError.
     """
-    path = Path(path).expanduser()
+    path = from_root(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {path}")
     try:
@@ -320,7 +320,7 @@ def microworld_weights(name: str, folder: str = "") -> dict[str, Tensor]:
     """Tensors of <name>.safetensors in data/microworld or another folder; FileNotFoundError says how to get
     them.
     """
-    file = (Path(folder).expanduser() if folder else data_dir() / "microworld") / f"{name}.safetensors"
+    file = (from_root(folder) if folder else data_dir() / "microworld") / f"{name}.safetensors"
     if not file.is_file():
         raise FileNotFoundError(
             f"microworld weights not found at {file}; they come with the repository (git checkout "

@@ -30,7 +30,7 @@ import pandas as pd
 from neuronym.common.checks import unknown
 from neuronym.common.files import sha256
 from neuronym.common.text import content_words
-from neuronym.runs.run import data_dir, ROOT
+from neuronym.runs.folders import data_dir, ROOT
 from neuronym.similarity.labels import COLUMNS
 
 # beside the code whatever NEURONYM_DATA says: what is compared with must be what this version was tested with

@@ -5,6 +5,8 @@ A line of that cell is `name = literal  # type: T  # help`, where T is int, floa
 several of them joined by `|` (None included), and a help text may end in `choices: a|b|c`, `at least N`
 or `kinds: a|b|module:function`, or `kinds: targets` for a row of `neuronym.runs.kinds`: what may stand before
 the colon of a name (a kind with a colon stands for any of its form).
+A str whose help says "separated by commas", or that shows values such as `a,b`, also takes a list; null stands
+for None where that is allowed, else for "" where the help says what empty means, else for the default.
 
 Parameter          name, type, default, help, choices of one parameter
 read_parameters    all parameters of a notebook file
@@ -21,6 +23,7 @@ import json
 import math
 import re
 import tokenize
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,8 @@ NAMED_KINDS = re.compile(r"kinds:\s*(?P<names>[\w:.]+(?:\|[\w:.]+)*)$")
 LEAST = re.compile(r"at least (-?\d+)$")
 SCALARS = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict, "None": type(None)}
 LIST = re.compile(r"list\[(.+)\]")
+GLOB = re.compile(r"\[(?:.-.|\d)+\]")  # [0-9] of a layer's name is no list
+NULL = ("null", "~")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,13 @@ class Parameter:
     choices: tuple[str, ...] = ()
     least: int | None = None
     kinds: tuple[str, ...] = ()
+
+    @property
+    def commas(self) -> bool:
+        """Whether it is a str that holds several values, separated by commas."""
+        return "str" in _alternatives(self.type) and bool(
+            re.search(r"separated by commas|\w,\w", f"{self.default} {self.help}")
+        )
 
     def __str__(self) -> str:
         return f"{self.name}: {self.type} = {self.default!r}" + (f"  {self.help}" if self.help else "")
@@ -97,10 +109,12 @@ def read_parameters(path: Path) -> dict[str, Parameter]:
 
 
 def from_text(parameter: Parameter, text: str) -> Any:
-    """The value meant by `-p name text`: a Python literal of the declared type; a str is taken as it is
-    written.
+    """The value meant by `-p name text`: a Python or YAML literal of the declared type; a str is taken as it
+    is written.
     """
     kinds = _alternatives(parameter.type)
+    if text.strip() in NULL:
+        return check(parameter, None)
     bracketed = text.lstrip().startswith(("[", "("))
     for kind in kinds:
         if kind == "str" or "str" in kinds and kind.startswith("list") and not bracketed:
@@ -115,11 +129,15 @@ def from_text(parameter: Parameter, text: str) -> Any:
 
 
 def check(parameter: Parameter, value: Any) -> Any:
-    """The value in its declared type (an int becomes a float where one is declared); ValueError when it has
-    another.
+    """The value in its declared type (an int becomes a float where one is declared, a list a str with commas
+    where that is meant); ValueError when it has another.
     """
-    value = list(value) if isinstance(value, tuple) else value
     kinds = _alternatives(parameter.type)
+    value = list(value) if isinstance(value, tuple) else value
+    if value is None and "None" not in kinds:
+        value = "" if "str" in kinds and "empty" in parameter.help else parameter.default
+    if parameter.commas:
+        value = _joined(value)
     for kind in sorted(kinds, key=lambda k: SCALARS.get(k) is not type(value)):  # int|float keeps 3 an int
         try:
             value = _convert(value, kind)
@@ -129,10 +147,10 @@ def check(parameter: Parameter, value: Any) -> Any:
     else:
         raise _ill_typed(parameter, value)
     given = value if isinstance(value, list) else [value]
-    if parameter.kinds and value != parameter.default and not _of_kind(str(value), parameter.kinds):
-        raise ValueError(
-            f"parameter '{parameter.name}': {unknown('kind', re.split('[:+]', str(value))[0], parameter.kinds)}"
-        )
+    if parameter.kinds and value != parameter.default and value is not None:
+        for one in filter(None, value.split(",") if parameter.commas else [str(value)]):
+            if not _of_kind(one, parameter.kinds):
+                raise ValueError(f"parameter '{parameter.name}': {_no_kind(parameter, one.strip())}")
     if parameter.least is not None and any(
         isinstance(v, (int, float)) and v < parameter.least for v in given
     ):
@@ -142,6 +160,11 @@ def check(parameter: Parameter, value: Any) -> Any:
         choices = ", ".join(parameter.choices)
         raise ValueError(f"parameter '{parameter.name}' must be one of {choices}, got {wrong[0]!r}")
     return value
+
+
+def differing(known: Mapping[str, Parameter], params: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are not the defaults, in the order of the parameters cell."""
+    return {name: params[name] for name, p in known.items() if name in params and params[name] != p.default}
 
 
 def injected(namespace: dict) -> set[str]:
@@ -174,13 +197,25 @@ def _of_kind(value: str, kinds: tuple[str, ...]) -> bool:
     return first in kinds or bool(colon) and own
 
 
+def _no_kind(parameter: Parameter, value: str) -> str:
+    """What is said of a name without a known kind: how it is written if it is known, else the nearest."""
+    from neuronym.runs.spelling import spelled
+
+    written = spelled(parameter.name, value, parameter.kinds)
+    if written:
+        return f"a name begins with its kind, got '{value}'; write {written}"
+    return str(unknown("kind", re.split("[:+]", value)[0], parameter.kinds))
+
+
 def _alternatives(kind: str) -> list[str]:
     """'int|None' -> ['int', 'None']; a | inside brackets does not split."""
     return [k.strip() for k in re.split(r"\|(?![^\[]*\])", kind)]
 
 
 def _literal(text: str, kind: str) -> Any:
-    """The text as a Python literal, with two shorthands: true and false, and a,b,c for a list."""
+    """The text as a Python literal, with two shorthands: true and false, and a,b,c for a list; or as YAML's
+    [a, b].
+    """
     inner = LIST.fullmatch(kind)
     if inner and not text.lstrip().startswith(("[", "(")):
         parts = [part.strip() for part in text.split(",")]
@@ -188,7 +223,31 @@ def _literal(text: str, kind: str) -> Any:
     try:
         return ast.literal_eval((text.capitalize() if kind == "bool" else text).strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
+        if inner and text.rstrip().endswith("]"):
+            return [part if inner[1] == "str" else _literal(part, inner[1]) for part in _yaml_list(text)]
         raise TypeError(f"no literal: {text}") from None
+
+
+def _joined(value: Any) -> Any:
+    """A list, or the text of one, as its items with commas between them; anything else as it is."""
+    if isinstance(value, str) and re.fullmatch(r"\s*\[.*\]\s*", value) and not GLOB.fullmatch(value.strip()):
+        value = _yaml_list(value)
+    if isinstance(value, list) and all(type(one) in (str, int, float) for one in value):
+        return ",".join(str(one).strip() for one in value)
+    return value
+
+
+def _yaml_list(text: str) -> list[str]:
+    """ "[conv1, 'fc']" -> ["conv1", "fc"]; TypeError when it is no flat list."""
+    import yaml
+
+    try:
+        found = yaml.load(text, Loader=yaml.BaseLoader)  # of this loader every scalar is a text
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise TypeError(f"no list: {text}")
+    return found
 
 
 def _convert(value: Any, kind: str) -> Any:

@@ -1,20 +1,17 @@
-"""Where things are, and how one execution of a notebook begins and ends.
+"""How one execution of a notebook begins and ends.
 
-ROOT, data_dir, cache_dir, results_dir, notebooks_dir   folders; NEURONYM_DATA, _CACHE, _RESULTS, _NOTEBOOKS
-                                                        override
-Run, start_run, finish_run                              one execution: checked parameters, its folder, device,
-                                                        seed
-run_folder                                              the folder that belongs to a set of parameters
-software, git_state                                     what a result was computed with
+Run, start_run, finish_run   one execution: checked parameters, its folder, device, seed
+run_folder                   the folder that belongs to a set of parameters
+software, git_state          what a result was computed with
+progress                     says how far a loop is
 
-`neuronym NOTEBOOK -p key value` executes a notebook (see runs/runner.py). Nothing here imports torch
-before the parameters are known to be right.
+`neuronym NOTEBOOK -p key value` executes a notebook (see runs/execute.py). Nothing here imports torch before the
+parameters are known to be right.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -25,47 +22,30 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from neuronym.common.checks import unknown
-from neuronym.runs.parameters import check, injected, read_parameters
+from neuronym.runs.folders import (
+    chosen_device,
+    make_folder,
+    notebook_path,
+    other_clone,
+    PACKAGE,
+    results_dir,
+    ROOT,
+    shown,
+)
+from neuronym.runs.parameters import check, differing, injected, read_parameters
 
 if TYPE_CHECKING:
     import torch
 
-ROOT = Path(__file__).resolve().parents[3]
 NOT_HASHED = ("device", "batch_size", "run_name")  # they do not change what is computed
-NAMING = ("target", "clip", "probe")  # parameters that name a run's folder
+PLAIN = ("target", "clip", "probe", "concepts")  # their values say by themselves what they are of
+LONGEST = 80  # characters of a folder's name, before the hash
 PACKAGES = ("torch", "torchvision", "numpy", "transformers", "openai-clip", "papermill")
-
-
-def data_dir() -> Path:
-    """Folder of committed data and downloads."""
-    return _folder("NEURONYM_DATA", ROOT / "data")
-
-
-def cache_dir() -> Path:
-    """Folder of computed arrays."""
-    return _folder("NEURONYM_CACHE", ROOT / "data" / "cache")
-
-
-def results_dir() -> Path:
-    """Folder of runs."""
-    return _folder("NEURONYM_RESULTS", ROOT / "results")
-
-
-def notebooks_dir() -> Path:
-    """Folder of notebooks."""
-    return _folder("NEURONYM_NOTEBOOKS", ROOT / "notebooks")
-
-
-def notebook_path(notebook: str) -> Path:
-    """File of a notebook; KeyError with the nearest names when there is none."""
-    names = sorted(p.stem for p in notebooks_dir().glob("*.ipynb"))
-    if notebook not in names:
-        raise unknown("notebook", notebook, names)
-    return notebooks_dir() / f"{notebook}.ipynb"
 
 
 @dataclass
@@ -85,11 +65,12 @@ class Run:
 
 
 def start_run(notebook: str, namespace: dict) -> Run:
-    """Check the parameters found in `namespace` (a notebook's globals()), make the run folder, say what will
-    be run.
+    """Check the parameters found in `namespace` (a notebook's globals()) and put them there as declared, make
+    the run folder, say what will be run.
 
-    Raises KeyError for a notebook or parameter that does not exist, ValueError for an ill-typed one, before
-    any work.
+    Raises KeyError for a notebook, parameter or name that does not exist, ValueError for an ill-typed one or
+    a set-up that cannot succeed, FileNotFoundError, PermissionError for results that cannot be written; all
+    of them before any work, and before there is a folder.
     """
     started = time.perf_counter()
     known = read_parameters(notebook_path(notebook))
@@ -99,18 +80,28 @@ def start_run(notebook: str, namespace: dict) -> Run:
     if missing:
         raise ValueError(f"no value for {', '.join(missing)} of {notebook}; run the parameters cell first")
     params = {name: check(parameter, namespace[name]) for name, parameter in known.items()}
+    if not _headless():  # else the command has done so
+        from neuronym.runs.checks import check_setup
+
+        check_setup(known, params)
+    namespace.update(params)
 
     import torch
 
-    device = _device(params.get("device", "auto"))
+    device = chosen_device(params.get("device", "auto"))
     seed = params.get("seed", 0)
     folder = run_folder(notebook, params)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    (folder / "done").unlink(missing_ok=True)
+    make_folder(folder / "figures")
+    for marker in ("done", "failed"):
+        (folder / marker).unlink(missing_ok=True)
     _write_json(folder / "params.json", params)
     _write_json(
         folder / "env.json",
         {
+            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "process": os.getpid(),
+            "host": platform.node(),
+            "package": str(PACKAGE),
             "python": platform.python_version(),
             "platform": platform.platform(),
             **software(),
@@ -133,11 +124,7 @@ def start_run(notebook: str, namespace: dict) -> Run:
         seed,
         started,
     )
-    width = max(map(len, params), default=0)
-    for name, value in params.items():
-        note = f"-> {device}" if name == "device" else "" if value == known[name].default else "(set)"
-        print(f"{name:<{width}}  {value!r} {note}".rstrip())
-    print(f"{'run':<{width}}  {shown(folder)}", flush=True)
+    _say_start(run, differing(known, params))
     return run
 
 
@@ -167,18 +154,20 @@ def finish_run(run: Run, metrics: dict) -> Path:
 
 
 def run_folder(notebook: str, params: dict) -> Path:
-    """results/<notebook>/<run_name or slug>-<8 hex>: the same for the same parameters, whatever the
-    device.
+    """results/<notebook>/<run_name, or what differs from the defaults>-<8 hex>: the same for the same
+    parameters, whatever the device.
     """
     hashed = {name: value for name, value in params.items() if name not in NOT_HASHED}
     digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
-    names = [str(params[name]).rstrip("/").split("/")[-1] for name in NAMING if params.get(name)]
-    slug = _slug(params.get("run_name") or "-".join(names + ["smoke"] * bool(params.get("smoke"))))
-    return results_dir() / notebook / "-".join(filter(None, [slug, digest]))
+    set_to = differing(read_parameters(notebook_path(notebook)), hashed)
+    slug = params.get("run_name") or "-".join(_told(name, value) for name, value in set_to.items())
+    return results_dir() / notebook / f"{_slug(slug) or 'defaults'}-{digest}"
 
 
 def software() -> dict[str, str | None]:
     """Versions of the packages that results depend on; None where one is not installed."""
+    import importlib.metadata  # takes as long as all else here
+
     versions = {}
     for package in PACKAGES:
         try:
@@ -213,32 +202,34 @@ def peak_mb() -> float:
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 
 
-def shown(path: Path) -> str:
-    """A path as printed: relative to the repository where it lies inside."""
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-def _folder(variable: str, default: Path) -> Path:
-    return Path(os.environ.get(variable) or default).expanduser().resolve()
-
-
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-")[:60].rstrip("-")
+    return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-")[:LONGEST].rstrip("-")
 
 
-def _device(name: str) -> torch.device:
-    import torch
+def _told(name: str, value: Any) -> str:
+    """A parameter as a run's folder tells it: its name and value, of a path the last part."""
+    if isinstance(value, bool):
+        return name if value else f"no-{name}"
+    values = value if isinstance(value, (list, tuple)) else [value]
+    text = "-".join(str(one).rstrip("/").split("/")[-1] for one in values) or "none"
+    return text if name in PLAIN else f"{name}-{text}"
 
-    if name == "auto":
-        mps = getattr(torch.backends, "mps", None)
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
-    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device is auto, cpu, cuda, cuda:N or mps, got '{name}'")
-    try:
-        return torch.empty(0, device=name).device  # also tells whether the device is really there
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device '{name}' cannot be used here ({reason}); try auto or cpu") from None
+
+def _say_start(run: Run, set_to: dict[str, Any]) -> None:
+    """Print the parameters, where the results go and whose code runs."""
+    lines = {name: repr(value) + " (set)" * (name in set_to) for name, value in run.params.items()}
+    if "device" in lines:
+        lines["device"] += f" -> {run.device}"
+    lines |= {"run": str(run.dir), "package": str(PACKAGE)}
+    width = max(map(len, lines))
+    print("\n".join(f"{name:<{width}}  {text}" for name, text in lines.items()), flush=True)
+    here = Path(os.environ.get("NEURONYM_FROM") or os.getcwd())
+    if other := other_clone(here):
+        print(
+            f"note: {here} belongs to {other}, and the code that runs is that of {ROOT}; "
+            f"pip install -e {other} makes it the other's",
+            flush=True,
+        )
 
 
 def _device_name(device: torch.device) -> str:
@@ -255,9 +246,11 @@ def _interactive(namespace: dict) -> bool:
     """Whether somebody is looking: a live kernel that neither the runner nor a parameterized papermill run
     started.
     """
-    return (
-        "get_ipython" in namespace and not injected(namespace) and os.environ.get("NEURONYM_HEADLESS") != "1"
-    )
+    return "get_ipython" in namespace and not injected(namespace) and not _headless()
+
+
+def _headless() -> bool:
+    return os.environ.get("NEURONYM_HEADLESS") == "1"
 
 
 def _finite(name: str, value: Any) -> Any:

@@ -1,0 +1,210 @@
+"""What cannot succeed, said before any work.
+
+check_setup      names, paths and set-ups, without importing torch: what the command and start_run ask first
+check_networks   what only the networks tell: layers, functions of the user's own, the device; in the kernel's
+                 process, before it is a kernel, where the notebook then needs the same imports
+
+Parameters are known by their names, and as names of something only where the notebook declares their `kinds`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from neuronym.common.checks import import_extra, unknown
+from neuronym.runs.folders import chosen_device, from_root, results_dir, ROOT
+from neuronym.runs.parameters import differing, Parameter
+from neuronym.runs.spelling import from_command, names_in
+
+FEWEST = 20  # images that clusters of a unit take (trust.polysemy)
+WRONG = (KeyError, ValueError, OSError, ImportError)  # what a wrong name or path raises
+
+
+def check_setup(known: Mapping[str, Parameter], params: Mapping[str, Any]) -> None:
+    """Raise KeyError, ValueError, FileNotFoundError or ModuleNotFoundError, in one sentence with the way out,
+    for the first parameter that names nothing and for what cannot succeed together; PermissionError for
+    results that cannot be written.
+    """
+    for name, check in CHECKS.items():
+        value = params.get(name)
+        if not value or not known[name].kinds or value == known[name].default:
+            continue
+        for one in value.split(",") if known[name].commas else [value]:
+            try:
+                check(one.strip())
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{error}{_elsewhere(one)}") from None
+    _check_images(known, params)
+    _check_results()
+
+
+def check_networks(known: Mapping[str, Parameter], params: Mapping[str, Any]) -> None:
+    """Raise KeyError, ValueError, FileNotFoundError or ModuleNotFoundError for a device that is not there, a
+    function that is no target and layers that the target does not have.
+
+    What a user's own code raises is left to the notebook, which shows where.
+    """
+    if params.get("device", "auto") != "auto":
+        chosen_device(params["device"])
+    target = params.get("target")
+    if not target or not known["target"].kinds:
+        return
+    from neuronym.hooks import check_layer_names
+    from neuronym.models.targets import build_outline, own_function, TARGETS
+
+    own = target.partition(":")[0] not in TARGETS
+    try:
+        if own:
+            own_function(target)
+        layers = params.get("layers", "all")
+        if any(part.strip() not in ("all", "every") for part in layers.split(",")):
+            check_layer_names(build_outline(target), layers)
+    except Exception as error:
+        if isinstance(error, WRONG) and _ours(error) or not own and isinstance(error, WRONG):
+            raise
+
+
+def _ours(error: Exception) -> bool:
+    """Whether this package raised it, and not the code of a user's that it called."""
+    last = error.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    return Path(last.tb_frame.f_code.co_filename).is_relative_to(ROOT / "utils" / "neuronym")
+
+
+def _target(name: str) -> None:
+    kind, _, rest = name.partition(":")
+    network, _, chosen = rest.partition("@")
+    if kind in ("torchvision", "timm"):
+        if importlib.util.find_spec(kind) is None:
+            import_extra(kind, kind, name)
+        if ":" not in network and network.partition(".")[0] not in names_in(kind):
+            raise unknown(f"{kind} network", network, sorted(names_in(kind)))
+    elif kind == "microworld" and network not in ("resnet", "vit"):
+        raise unknown("microworld target", network, ["resnet", "vit"])
+    _chosen_file(chosen)
+
+
+def _clip(name: str) -> None:
+    kind, _, rest = name.partition(":")
+    model, _, chosen = rest.partition("@")
+    if kind == "conse":
+        return _target(rest)
+    if kind == "openai" and not any(model == one for one in names_in("clip")):
+        raise unknown("openai-clip model", model, sorted(names_in("clip")))
+    if kind == "open_clip" and not rest.startswith(("hf-hub:", "local-dir:")):
+        if importlib.util.find_spec("open_clip") is None:
+            import_extra("open_clip", "open_clip_torch", name)
+        model, _, chosen = rest.partition(":")
+        if model not in names_in("open_clip"):
+            raise unknown("open_clip architecture", model, sorted(names_in("open_clip")))
+    if kind == "microworld" and model not in ("", "rn", "vit"):
+        raise unknown("microworld clip", model, ["rn", "vit"])
+    if kind == "hf":
+        return _hf(name)
+    _chosen_file(chosen)
+
+
+def _probe(name: str) -> None:
+    if "cifar100" not in name:  # whose list of images takes torchvision
+        from neuronym.datasets.probe import list_images
+
+        list_images(name)
+
+
+def _concepts(name: str) -> None:
+    kind, _, rest = name.partition(":")
+    if not (kind == "english" and rest.isdigit() or name == "imagenet"):  # these take seconds, and are there
+        from neuronym.datasets.concepts import load_concepts
+
+        load_concepts(name)
+
+
+def _hf(name: str) -> None:
+    """A model of a Hugging Face id or of a folder; only a folder is looked for."""
+    kind, _, rest = name.partition(":")
+    if rest.startswith(("/", "~", ".")) and not from_root(rest).exists():
+        raise FileNotFoundError(
+            f"no folder at {from_root(rest)}; {kind}: takes a folder or an id of Hugging Face"
+        )
+
+
+def _llm(name: str) -> None:
+    kind, _, rest = name.partition(":")
+    if kind == "gguf" and rest.endswith(".gguf"):
+        _chosen_file(rest)
+    elif kind == "hf":
+        _hf(name)
+
+
+def _chosen_file(chosen: str) -> None:
+    if ("/" in chosen or "." in chosen) and not from_root(chosen).exists():
+        raise FileNotFoundError(f"no file of weights at {from_root(chosen)}")
+
+
+CHECKS: dict[str, Callable[[str], None]] = {
+    "target": _target,
+    "clip": _clip,
+    "judge": _clip,
+    "clips": _clip,
+    "probe": _probe,
+    "concepts": _concepts,
+    "captioner": lambda name: _hf(name) if name.startswith(("blip:", "blip2:")) else None,
+    "sentences": lambda name: _hf(name) if name.startswith("st:") else None,
+    "llm": _llm,
+    "llms": _llm,
+}
+
+
+def _check_images(known: Mapping[str, Parameter], params: Mapping[str, Any]) -> None:
+    """Set-ups that fail for their images, whatever the networks are."""
+    probe, judge = params.get("probe", ""), params.get("judge")
+    if not probe or not known["probe"].kinds or "cifar100" in probe:
+        return
+    if not differing(known, params).keys() & {"probe", "judge", "held_out", "limit", "clusters"}:
+        return
+    from neuronym.datasets.probe import list_images
+
+    rows = list_images(probe, params.get("seed", 0))
+    if judge == "" and any(isinstance(row.item, Path) for row in rows):
+        raise ValueError(
+            f"what is in the images is known in the microworld alone, got probe '{probe}' without a judge; "
+            "name another image-text model, as judge=conse:efficientnet_lite1 or openai:ViT-L/14"
+        )
+    share, images = params.get("held_out"), min(len(rows), params.get("limit") or len(rows))
+    if share is None:
+        return
+    if not 0 < share < 1 or not 1 <= round(images * share) < images:
+        raise ValueError(
+            f"held_out is a share above 0 and below 1 that leaves images to name from and to test with, got "
+            f"{share} of {images} images"
+        )
+    left = images - round(images * share)
+    if params.get("clusters", 1) > 1 and left < FEWEST:
+        raise ValueError(
+            f"clusters={params['clusters']} take at least {FEWEST} images to name from, got {left} of "
+            f"{images} with held_out={share}; probe with more images, or set clusters=1"
+        )
+
+
+def _check_results() -> None:
+    place = results_dir()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise PermissionError(
+            f"results must be writable, {results_dir()} is not; set NEURONYM_RESULTS to a folder of your own"
+        )
+
+
+def _elsewhere(name: str) -> str:
+    """Where a relative path would have led in the folder of the command, if it leads anywhere there."""
+    path = name.rpartition("@" if "@" in name else ":")[2]
+    there = from_command(path)
+    if path and not Path(path).expanduser().is_absolute() and there.exists() and there != from_root(path):
+        return f"; relative paths start at {ROOT}, the one in your folder is {there}"
+    return ""

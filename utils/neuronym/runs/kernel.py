@@ -1,0 +1,52 @@
+"""The process that runs a notebook: it checks what only networks can tell, says so, and becomes the kernel.
+
+main       what the process does
+ASKED, VERDICT   files through which the command asks and is answered
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+from neuronym.runs.checks import check_networks, WRONG
+from neuronym.runs.folders import notebook_path
+from neuronym.runs.parameters import read_parameters
+
+ASKED, VERDICT = "asked.json", "verdict"
+
+
+def main(folder: str, *options: str) -> None:
+    """Check the notebook and parameters in `folder`, write what is wrong, or nothing, beside them, and run
+    ipykernel with `options` if nothing is.
+    """
+    asked, said = json.loads((Path(folder) / ASKED).read_text(encoding="utf-8")), ""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # the notebook will say it again
+            check_networks(read_parameters(notebook_path(asked["notebook"])), asked["params"])
+    except WRONG as error:
+        said = str(error) or type(error).__name__
+    part = Path(folder) / f"{VERDICT}.part"
+    part.write_text(said, encoding="utf-8")
+    os.replace(part, Path(folder) / VERDICT)
+    if said:
+        sys.exit(2)
+    from ipykernel.kernelapp import launch_new_instance
+
+    atexit.register(_leave)  # before all others, so that it is called last
+    launch_new_instance(list(options))
+
+
+def _leave() -> None:
+    """End the process once everything else has ended: taking its modules apart would take another second."""
+    for thing in gc.get_objects():
+        if type(thing) in (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom) and not thing.closed:
+            with contextlib.suppress(OSError, ValueError):
+                thing.flush()
+    os._exit(0)
