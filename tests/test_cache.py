@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -378,3 +379,61 @@ def test_prune_removes_torn_entries_only_when_asked():
 def test_no_pickle_is_read_or_written():
     with pytest.raises(ValueError):
         cache.array("q", SPEC, lambda: np.array([object()]))
+
+
+def damaged(file: Path, how: str) -> None:
+    data = bytearray(file.read_bytes())
+    if how == "flipped":
+        data[len(data) // 2] ^= 1
+    elif how == "zeroed":
+        data[-64:] = bytes(64)
+    elif how == "misplaced":
+        data[-64:], data[-128:-64] = data[-128:-64], data[-64:]
+    elif how == "header":
+        data[8:40] = b"(" * 32
+    elif how == "cut":
+        del data[-5:]
+    elif how == "empty":
+        data.clear()
+    stat = file.stat()
+    file.write_bytes(data)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize("how", ["flipped", "zeroed", "misplaced", "header", "cut", "empty"])
+def test_a_damaged_entry_counts_as_absent_is_said_and_made_anew(how, capsys):
+    spec, values = {"of": how}, np.random.default_rng(0).normal(size=(40, 7)).astype(np.float32)
+    made = []
+
+    def make():
+        made.append(1)
+        return values
+
+    file = Path(cache.array("kind", spec, make).filename)
+    damaged(file, how)
+    assert cache.load("kind", spec) is None
+    found = cache.array("kind", spec, make)
+    assert (np.asarray(found) == values).all() and len(made) == 2
+    assert (np.asarray(cache.array("kind", spec, make)) == values).all() and len(made) == 2
+    if how in ("flipped", "zeroed", "misplaced"):
+        assert capsys.readouterr().err.count("is damaged: it differs from what was written") == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"spec": 1}', "null", '{"bytes": "x"}'])
+def test_a_damaged_description_counts_as_absent(content):
+    spec = {"of": content}
+    file = Path(cache.array("kind", spec, lambda: np.arange(6.0)).filename)
+    meta = json.loads((file.parent / "meta.json").read_text())
+    if content.startswith('{"'):
+        content = json.dumps(meta | json.loads(content))
+    (file.parent / "meta.json").write_text(content)
+    assert cache.load("kind", spec) is None
+    assert cache.array("kind", spec, lambda: np.arange(6.0) + 1)[0] == 1
+
+
+def test_a_damaged_bundle_is_made_anew():
+    spec, good = {"of": "bundle"}, {"a": torch.arange(64.0)}
+    cache.bundle("kind", spec, lambda: good)
+    (file,) = (cache_dir() / "kind").glob("*/data.safetensors")
+    damaged(file, "zeroed")
+    assert torch.equal(cache.bundle("kind", spec, lambda: good)["a"], good["a"])

@@ -37,9 +37,11 @@ import math
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +191,18 @@ def bundle(
     return load_file(str(folder / "data.safetensors"))
 
 
+def discard(kind: str, spec: dict, why: str) -> None:
+    """Remove a finished entry whose content turned out not to be what its spec says, and say why."""
+    folder = _folder(kind, spec)
+    if not folder.exists():
+        return
+    _say_once(f"cache entry {folder} is not used: {why}; it is computed anew")
+    aside = _own_folder(folder, "torn")
+    with suppress(OSError):  # another process was quicker
+        os.rename(folder, aside / "entry")
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def _folder(kind: str, spec: dict) -> Path:
     return cache_dir() / kind / key_of(spec)
 
@@ -287,30 +301,60 @@ def whole(folder: Path, meta: dict | None) -> bool:
     """Whether the entry's file has the size that was published, and, for an array, its shape and dtype."""
     if meta is None:
         return False
-    file = folder / meta["file"]
-    if not file.is_file() or file.stat().st_size != meta["bytes"]:
+    try:
+        file = folder / meta["file"]
+        if not file.is_file() or file.stat().st_size != meta["bytes"]:
+            return False
+        return file.suffix != ".npy" or npy_fits(file, tuple(meta["shape"]), np.dtype(meta["dtype"]))
+    except (KeyError, TypeError, ValueError):  # a field that is missing, or of another type
         return False
-    return file.suffix != ".npy" or npy_fits(file, tuple(meta["shape"]), np.dtype(meta["dtype"]))
+
+
+def intact(folder: Path, meta: dict) -> bool:
+    """Whether the entry's content is what was published; a file is read for it once in a process.
+
+    A damaged entry is said once, and counts as absent from then on.
+    """
+    file = folder / meta["file"]
+    try:
+        state = file.stat()
+        if _content(str(file), state.st_size, state.st_mtime_ns, state.st_ino) == meta["sha256"]:
+            return True
+    except OSError as error:
+        _say_once(f"cache entry {folder} cannot be read ({error.strerror}); it is computed anew")
+        return False
+    _say_once(f"cache entry {folder} is damaged: it differs from what was written; it is computed anew")
+    return False
+
+
+@lru_cache(maxsize=100_000)
+def _content(file: str, size: int, changed: int, inode: int) -> str:
+    return sha256(Path(file))
+
+
+@lru_cache(maxsize=100_000)
+def _say_once(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def usable(folder: Path, spec: dict) -> bool:
     """Whether the folder is a whole entry of this spec; ValueError when it is an entry of another."""
     meta = read_meta(folder)
-    if not whole(folder, meta):
+    if not whole(folder, meta) or not isinstance(meta["spec"], dict):
         return False
     if canonical(meta["spec"]) != canonical(spec):
         raise ValueError(
             f"cache entry {folder.name} of kind '{folder.parent.name}' was made from another spec; "
             f"remove {folder}"
         )
-    return True
+    return intact(folder, meta)
 
 
 def npy_fits(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
     """Whether a .npy file holds rows of this shape and dtype, and is as long as that takes."""
     try:
         data = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except Exception:  # a damaged header is read as Python's own literals, which may fail in any way
         return False
     long = data.offset + data.nbytes == file.stat().st_size if isinstance(data, np.memmap) else False
     return long and data.shape == shape and data.dtype == dtype and data.flags.c_contiguous

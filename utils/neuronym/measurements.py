@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from neuronym.activations import activations_and_embeddings, embed_concepts, spot_check
+from neuronym.activations import activations_and_embeddings, embed_concepts
 from neuronym.common.types import Clip, Device, Progress, Target
 from neuronym.common.units import Units, units_by_layer
 from neuronym.datasets.concepts import load_concepts
@@ -99,9 +99,8 @@ def measure(
 
     Everything may be an object or the name of one (`load_target`, `load_probe`, `load_clip`, `load_concepts`).
     `layers` are names, globs or "all"; `pool` makes a map one value ("avg", "max", "cls"); `template` stands
-    around every concept; results are on `device` (where the target is, by default). A few rows are computed
-    anew and compared with the cache. Errors: those of the loaders; ValueError for an activation that is not
-    finite, and for cached rows that differ from fresh ones.
+    around every concept; results are on `device` (where the target is, by default). Errors: those of the
+    loaders; ValueError for an activation that is not finite.
 
     >>> data = measure("microworld:resnet", "fc", "microworld:40", "microworld", ["a red circle", "a star"])
     >>> data.Q["fc"].shape, data.P.shape
@@ -116,7 +115,6 @@ def measure(
     Q, I = activations_and_embeddings(
         target, found, clip, images, pool, batch_size, place, progress, dtype=dtype
     )
-    spot_check(target, images, Q, found, pool, device=place, dtype=dtype)
     return Measurements(
         target,
         {layer.name: layer for layer in found},
