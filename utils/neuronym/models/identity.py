@@ -1,14 +1,16 @@
-"""What a network or a preprocessing computes, as a hash: the same in every process, another when anything it reads differs.
+"""What a network or a preprocessing computes, as a hash: the same in every process, another when anything it
+reads differs.
 
 identity        hash of a module: tensors, attributes, hooks, code of its classes and of what that code reads
 identity_of     hash of any object, and where in it something could not be identified
 weights_key     hash of a state dict's tensors by name, type, shape and bytes
 
-An object is walked like a pickle would be, and nothing is run: tensors and arrays by their bytes, containers by what they
-hold, functions by compiled code, defaults, closures and the globals they read (functions, classes and values, to any
-depth), objects by class and state. Code is taken without comments, docstrings, names of files and line numbers, so that a
-file may be moved or commented. What comes from an installed package is known by its name, and by that package's version
-(torch, torchvision, numpy, Pillow and the standard library by name alone).
+An object is walked like a pickle would be, and nothing is run: tensors and arrays by their bytes, containers
+by what they hold, functions by compiled code, defaults, closures and the globals they read (functions,
+classes and values, to any depth), objects by class and state. Code is taken without comments, docstrings,
+names of files and line numbers, so that a file may be moved or commented. What comes from an installed
+package is known by its name, and by that package's version (torch, torchvision, numpy, Pillow and the
+standard library by name alone).
 """
 
 from __future__ import annotations
@@ -55,11 +57,11 @@ PROCESS = secrets.token_hex(8)
 
 
 def identity(module: nn.Module, only: Collection[str] | None = None, *extra: str) -> str:
-    """16 hex for what a module computes. `only` restricts it to some of its top-level parts (one tower of a CLIP) and
-    the module's own code and plain attributes; `extra` texts are hashed along.
+    """16 hex for what a module computes. `only` restricts it to some of its top-level parts (one tower of a
+    CLIP) and the module's own code and plain attributes; `extra` texts are hashed along.
 
-    Where something in it cannot be identified (a lock, an open file), the hash is of this process alone, so that nothing
-    it names is found by another, and a warning says what it was.
+    Where something in it cannot be identified (a lock, an open file), the hash is of this process alone, so
+    that nothing it names is found by another, and a warning says what it was.
     """
     walk = _Walk()
     if only is None:
@@ -85,7 +87,9 @@ def identity_of(thing: object, name: str = "") -> str:
 
 
 def weights_key(weights: Mapping[str, Tensor] | nn.Module) -> str:
-    """16 hex of SHA-256 over the sorted (name, dtype, shape, bytes) of a state dict or module, on the CPU, uncast."""
+    """16 hex of SHA-256 over the sorted (name, dtype, shape, bytes) of a state dict or module, on the
+    CPU, uncast.
+    """
     tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
     found = hashlib.sha256()
     for name in sorted(tensors):
@@ -234,7 +238,9 @@ class _Walk:
             self.hash.update(np.ascontiguousarray(x).tobytes())
 
     def _module(self, module: nn.Module, path: str) -> None:
-        """A network: its class, and all of its state that a forward pass may read, hooks in their order included."""
+        """A network: its class, and all of its state that a forward pass may read, hooks in their order
+        included.
+        """
         self.put("nn.Module")
         self.klass(type(module))
         for name, value in vars(module).items():
@@ -286,7 +292,9 @@ class _Walk:
             self._global(function.__globals__[name], names, name)
 
     def _global(self, value: object, names: set[str], path: str) -> None:
-        """What a function reads from its module; of another module of the user's, the attributes whose names the code has."""
+        """What a function reads from its module; of another module of the user's, the attributes whose
+        names the code has.
+        """
         if not isinstance(value, types.ModuleType) or _installed(value.__name__):
             self.of(value, path)
             return
@@ -330,7 +338,9 @@ class _Walk:
             self.of(value, f"{cls.__name__}.{name}")
 
     def _object(self, thing: object, path: str) -> None:
-        """Any other object: its class and its state, which is __dict__ and __slots__, or what pickle would keep."""
+        """Any other object: its class and its state, which is __dict__ and __slots__, or what pickle
+        would keep.
+        """
         cls = type(thing)
         state = dict(getattr(thing, "__dict__", {}))
         for base in cls.__mro__:
@@ -365,7 +375,9 @@ class _Walk:
 
 
 def _installed(module: str | None) -> bool:
-    """Whether a module belongs to Python or to an installed package, and not to the user or to this package."""
+    """Whether a module belongs to Python or to an installed package, and not to the user or to this
+    package.
+    """
     top = (module or "builtins").partition(".")[0]
     if top == OURS:
         return False
