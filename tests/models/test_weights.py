@@ -1,11 +1,7 @@
-"""neuronym.models.weights: reading files, hashing tensors, and an identity that sees what tensors do not
-tell.
-"""
+"""neuronym.models.weights: reading files, and loading them into networks."""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import pickle
 
 import pytest
@@ -15,16 +11,8 @@ from torch import nn
 
 from neuronym.common.checks import import_extra, missing
 from neuronym.common.files import digest
-from neuronym.models.weights import (
-    identity,
-    is_torchscript,
-    load_into,
-    random_seed,
-    random_start,
-    read_weights,
-    source_of,
-    weights_key,
-)
+from neuronym.models.identity import weights_key
+from neuronym.models.weights import is_torchscript, load_into, random_seed, random_start, read_weights
 
 
 def net(**options):
@@ -37,130 +25,6 @@ class Classifier(nn.Module):
     def __init__(self, num_classes=1000):
         super().__init__()
         self.body, self.head = nn.Conv2d(3, 2, 1), nn.Linear(2, num_classes)
-
-
-def test_key_is_the_hash_of_sorted_names_types_shapes_and_bytes():
-    tensors = {"b": torch.arange(3), "a": torch.tensor([[1.5, -2]], dtype=torch.float16)}
-    a, b = tensors["a"].numpy().tobytes(), tensors["b"].numpy().tobytes()
-    text = b"a torch.float16 [1, 2] " + a + b"b torch.int64 [3] " + b
-    assert weights_key(tensors) == hashlib.sha256(text).hexdigest()[:16]
-
-
-def test_key_depends_on_values_types_names_and_shapes_only():
-    model = net()
-    key = weights_key(model)
-    state = model.state_dict()
-    assert weights_key(dict(reversed(state.items()))) == key == weights_key(model.train())
-    assert (
-        weights_key({k: v.clone().t().contiguous().t() if v.dim() == 2 else v for k, v in state.items()})
-        == key
-    )
-    assert weights_key({"0": torch.tensor(1.0, dtype=torch.bfloat16)}) != weights_key(
-        {"0": torch.tensor(1.0)}
-    )
-    for other in (
-        {**state, "x": torch.zeros(0)},
-        {**state, "0.bias": state["0.bias"] + 1e-7},
-        {**state, "0.bias": state["0.bias"].double()},
-        {**state, "0.bias": state["0.bias"][None]},
-    ):
-        assert weights_key(other) != key
-
-
-def test_identity_sees_structure_that_weights_do_not_tell():
-    same = identity(net())
-    assert same == identity(net()) == identity(net().train()) and len(same) == 16
-    gelu, stride = net(), net(stride=2)
-    gelu[2] = nn.ReLU()
-    assert weights_key(gelu) == weights_key(net()) == weights_key(stride)
-    assert len({same, identity(gelu), identity(stride), identity(net(), None, "extra")}) == 4
-
-
-def test_identity_sees_heads_and_own_code():
-    def attention(heads):
-        with random_start(0):
-            return nn.Sequential(nn.MultiheadAttention(8, heads))
-
-    assert weights_key(attention(2)) == weights_key(attention(4))
-    assert identity(attention(2)) != identity(attention(4))
-
-    class Plus(nn.Module):
-        def forward(self, x):
-            return x + 1
-
-    class Minus(nn.Module):
-        def forward(self, x):
-            return x - 1
-
-    Minus.__qualname__ = Minus.__name__ = "Plus"
-    assert identity(nn.Sequential(Plus())) != identity(nn.Sequential(Minus()))
-
-
-FILE = '''import functools
-
-
-def outer():
-    class Inner:  # not the one below
-        x = 1
-    return Inner
-
-
-class Inner:
-    """Text."""
-
-    @staticmethod
-    def f():
-        class Deep:
-            pass
-        return Deep
-
-    class Nested(dict):
-        y = 2
-        # the end of Nested
-
-    # the end of Inner
-# a comment on its own
-
-
-@functools.total_ordering
-class Decorated:
-    def __lt__(self, other): return True
-
-
-if True:
-    class Inside: pass
-'''
-
-
-def test_source_of_a_class_is_what_inspect_finds(tmp_path, monkeypatch):
-    (tmp_path / "own_classes.py").write_text(FILE)
-    monkeypatch.syspath_prepend(tmp_path)
-    import own_classes as own
-
-    classes = [
-        own.Inner,
-        own.Inner.Nested,
-        own.Inner.f(),
-        own.outer(),
-        own.Decorated,
-        own.Inside,
-        nn.Linear,
-        nn.Module,
-    ]
-    assert [source_of(cls) for cls in classes] == [inspect.getsource(cls) for cls in classes]
-    (tmp_path / "own_classes.py").write_text(FILE.replace("class Inner:\n", "class Inner:\n    new = 0\n"))
-    assert "new = 0" in source_of(own.Inner)  # read anew when the file changes
-    made = type("Made", (), {"f": lambda self: 3})
-    assert "Made" in source_of(made) and source_of(made) == source_of(type("Made", (), {"f": lambda self: 3}))
-    assert source_of(int).startswith("int")
-
-
-def test_identity_of_one_side_ignores_the_other():
-    model, other = net(), net()
-    other[4].weight.data += 1
-    assert identity(model, {"0", "1"}) == identity(other, {"0", "1"})
-    assert identity(model, {"4"}) != identity(other, {"4"})
-    assert identity(model, {"0"}) != identity(model, {"0", "1"})
 
 
 def test_digest_keeps_texts_apart():

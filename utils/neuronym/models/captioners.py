@@ -30,9 +30,10 @@ from torch import Tensor
 
 from neuronym.common.checks import quiet_transformers, unknown
 from neuronym.common.files import digest
+from neuronym.models.identity import identity
 from neuronym.models.llms import load_llm, TIMEOUT, TRIES
 from neuronym.models.preprocess import MICRO, preprocess_text
-from neuronym.models.weights import identity, microworld_weights, random_start, tokenizer_key
+from neuronym.models.weights import microworld_weights, random_start, tokenizer_key
 
 if TYPE_CHECKING:
     from neuronym.common.types import Clip

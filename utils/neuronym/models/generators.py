@@ -27,7 +27,8 @@ from torch import nn
 from neuronym import cache
 from neuronym.common.checks import check_positive_int, import_extra, unknown
 from neuronym.common.files import digest
-from neuronym.models.weights import identity, tokenizer_key
+from neuronym.models.identity import identity
+from neuronym.models.weights import tokenizer_key
 
 BATCH = 8  # pictures that pass a pipeline together, and that a kill can cost
 DTYPES = ("float32", "float16", "bfloat16")

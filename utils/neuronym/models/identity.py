@@ -46,6 +46,8 @@ PASSING = frozenset(
     _state_dict_hooks _state_dict_pre_hooks _load_state_dict_pre_hooks _load_state_dict_post_hooks
     _forward_hooks_always_called _compiled_call_impl""".split()
 )
+# where a Hugging Face folder was loaded from: a folder may be moved
+ORIGIN = frozenset(("name_or_path", "_name_or_path", "_commit_hash", "_attn_implementation_autoset"))
 # of a class: what says nothing of what it does
 SILENT = frozenset(
     """__module__ __doc__ __dict__ __weakref__ __qualname__ __annotations__ __firstlineno__ __static_attributes__
@@ -69,7 +71,7 @@ def identity(module: nn.Module, only: Collection[str] | None = None, *extra: str
     else:
         walk.klass(type(module))
         own = vars(module)
-        plain = {k: v for k, v in own.items() if isinstance(v, PLAIN) and k not in PASSING}
+        plain = {k: v for k, v in own.items() if isinstance(v, PLAIN) and k not in PASSING | ORIGIN}
         walk.of(plain, type(module).__name__)
         for table in ("_parameters", "_buffers", "_modules"):
             parts = {k: v for k, v in own.get(table, {}).items() if k in only}
@@ -244,7 +246,7 @@ class _Walk:
         self.put("nn.Module")
         self.klass(type(module))
         for name, value in vars(module).items():
-            if name in PASSING or _empty(value):
+            if name in PASSING or name in ORIGIN or _empty(value):
                 continue
             self.put(name)
             if "_hooks" in name and isinstance(value, Mapping):
@@ -316,7 +318,7 @@ class _Walk:
                 self._code(value)
             elif isinstance(value, frozenset):
                 self.put("set", *sorted(map(repr, value)))
-            elif not (i == 0 and doc is not None and value == doc):
+            elif not (i == 0 and type(value) is type(doc) and value == doc):
                 self.put("constant", repr(value))
 
     def klass(self, cls: type) -> None:
@@ -342,28 +344,27 @@ class _Walk:
         would keep.
         """
         cls = type(thing)
-        state = dict(getattr(thing, "__dict__", {}))
+        state = {k: v for k, v in getattr(thing, "__dict__", {}).items() if k not in ORIGIN}
         for base in cls.__mro__:
             slots = vars(base).get("__slots__", ())
             for name in (slots,) if isinstance(slots, str) else slots:
                 if name not in ("__dict__", "__weakref__") and hasattr(thing, name):
                     state[name] = getattr(thing, name)
-        if state or isinstance(thing, nn.Module):
+        reduced = None
+        if not state or _installed(cls.__module__):  # state that Python code may not see, or must not keep
+            try:
+                scripted = isinstance(thing, torch.ScriptObject)
+                reduced = (thing.__getstate__(),) if scripted else thing.__reduce_ex__(4)[1:]
+            except Exception:  # whatever an object answers that is made to be in one process only
+                self._opaque(thing, path)
+                return
+        if state:
             self.put("object")
             self.klass(cls)
             self.of(state, path)
             if isinstance(thing, dict | list | tuple):
                 base = next(kind for kind in (dict, list, tuple) if isinstance(thing, kind))
                 self.of(base(thing), path)
-            return
-        try:
-            reduced = (
-                (thing.__getstate__(),)
-                if isinstance(thing, torch.ScriptObject)
-                else thing.__reduce_ex__(4)[1:]
-            )
-        except Exception:  # whatever an object answers that is made to be in one process only
-            self._opaque(thing, path)
             return
         self.put("reduced")
         self.klass(cls)

