@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -437,3 +438,41 @@ def test_a_damaged_bundle_is_made_anew():
     (file,) = (cache_dir() / "kind").glob("*/data.safetensors")
     damaged(file, "zeroed")
     assert torch.equal(cache.bundle("kind", spec, lambda: good)["a"], good["a"])
+
+
+READ_ONLY = """
+    import os, sys
+    import numpy as np
+    from neuronym import cache
+    from neuronym.runs.run import cache_dir
+
+    cache.array("kind", {"of": "there"}, lambda: np.arange(5.0))
+    for folder, _, files in os.walk(cache_dir()):
+        for name in files:
+            os.chmod(os.path.join(folder, name), 0o444)
+        os.chmod(folder, 0o555)
+    os.chmod(cache_dir().parent, 0o755)
+    if os.getuid() == 0:
+        os.setuid(65534)  # root writes anywhere
+    there = cache.array("kind", {"of": "there"}, lambda: 1 / 0)
+    new = cache.array("kind", {"of": "new"}, lambda: np.arange(3.0))
+    again = cache.array("kind", {"of": "new"}, lambda: 1 / 0)
+    other = cache.bundle("other", {"of": "bundle"}, lambda: {"a": __import__("torch").ones(2)})
+    print(there.sum(), new.sum(), again.sum(), float(other["a"].sum()))
+"""
+
+
+def test_a_cache_that_can_only_be_read_is_used_as_far_as_it_goes():
+    folder = Path(tempfile.mkdtemp())  # tmp_path lies in a folder that another user may not enter
+    os.chmod(folder, 0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(READ_ONLY)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NEURONYM_CACHE": str(folder / "shared")},
+    )
+    if done.returncode and "PermissionError" in done.stderr:
+        pytest.skip("another user cannot read this Python or this folder")
+    assert done.stdout.split() == ["10.0", "3.0", "3.0", "2.0"], done.stderr
+    assert done.stderr.count("cannot be written") == 1 and "NEURONYM_CACHE" in done.stderr

@@ -30,6 +30,7 @@ prune    remove old, torn and unfinished ones
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import hashlib
 import json
@@ -38,6 +39,7 @@ import os
 import secrets
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -48,7 +50,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from neuronym.common.files import alive, locked, read_json, sha256, write_json
+from neuronym.common.files import alive, digest, locked, read_json, sha256, write_json
 from neuronym.runs.run import cache_dir, git_state, software
 
 
@@ -57,8 +59,8 @@ def load(kind: str, spec: dict) -> np.ndarray | None:
 
     Raises ValueError when the entry under this key was made from another spec.
     """
-    folder = _folder(kind, spec)
-    return np.load(folder / "data.npy", mmap_mode="r", allow_pickle=False) if usable(folder, spec) else None
+    folder = _found(kind, spec)
+    return None if folder is None else np.load(folder / "data.npy", mmap_mode="r", allow_pickle=False)
 
 
 class Writer:
@@ -128,7 +130,7 @@ def writer(
     the entry exist by the time this one is done, this one is dropped. `info` (readable names) is kept beside
     the array and not hashed.
     """
-    folder, dtype, shape = _folder(kind, spec), np.dtype(dtype), tuple(int(n) for n in shape)
+    folder, dtype, shape = _place(kind, spec), np.dtype(dtype), tuple(int(n) for n in shape)
     if dtype.hasobject or not shape or 0 in shape:
         raise ValueError(f"an entry is an array of numbers with at least one row, got {dtype} {shape}")
     with locked(folder.with_name(folder.name + ".lock")) as ours:
@@ -177,9 +179,9 @@ def bundle(
     """Named tensors of `spec`: loaded when they are there, else made and written as one safetensors file."""
     from safetensors.torch import load_file, save_file
 
-    folder = _folder(kind, spec)
-    if not usable(folder, spec):
-        began = time.perf_counter()
+    folder = _found(kind, spec)
+    if folder is None:
+        folder, began = _place(kind, spec), time.perf_counter()
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in make().items()}
         partial = _own_folder(folder)
         try:
@@ -205,6 +207,41 @@ def discard(kind: str, spec: dict, why: str) -> None:
 
 def _folder(kind: str, spec: dict) -> Path:
     return cache_dir() / kind / key_of(spec)
+
+
+def _found(kind: str, spec: dict) -> Path | None:
+    """The folder of a finished entry, in the cache or among what this process keeps for itself."""
+    for root in (cache_dir(), _standing_in()):
+        folder = root / kind / key_of(spec)
+        if usable(folder, spec):
+            return folder
+    return None
+
+
+def _place(kind: str, spec: dict) -> Path:
+    """Where an entry is written: in the cache, or for this process alone where that cannot be written."""
+    folder = _folder(kind, spec)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent) as probe:
+            probe.write(bytes(4096))
+            probe.flush()
+            return folder
+    except OSError as error:
+        _say_once(
+            f"the cache {cache_dir()} cannot be written ({error.strerror}): what is there is used, what is not is "
+            "computed for this process alone; set NEURONYM_CACHE to a folder that can be written"
+        )
+        return _standing_in(make=True) / kind / key_of(spec)
+
+
+def _standing_in(make: bool = False) -> Path:
+    """The folder of this process that stands in for a cache that cannot be written."""
+    folder = Path(tempfile.gettempdir()) / f"neuronym-cache-{os.getpid()}-{digest(str(cache_dir()))}"
+    if make and not folder.exists():
+        folder.mkdir(mode=0o700)
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _own_folder(folder: Path, mark: str = "partial") -> Path:
