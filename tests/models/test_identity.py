@@ -192,6 +192,7 @@ def test_quantised_and_scripted_networks():
 
 
 NET = """
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -205,7 +206,8 @@ class Net(nn.Module):
     def forward(self, x):
         return self.last({through}.mean((2, 3)))
 def prepare(image):
-    x = torch.tensor(__import__("numpy").asarray(image.convert("RGB").resize((32, 32)))).permute(2, 0, 1).float() / 255
+    x = torch.tensor(np.asarray(image.convert("RGB").resize((32, 32))))
+    x = x.permute(2, 0, 1).float() / 255
     return {prepared}
 def make():
     return {made}, prepare

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 
 import pytest
@@ -12,7 +13,14 @@ from torch import nn
 from neuronym.common.checks import import_extra, missing
 from neuronym.common.files import digest
 from neuronym.models.identity import weights_key
-from neuronym.models.weights import is_torchscript, load_into, random_seed, random_start, read_weights
+from neuronym.models.weights import (
+    is_file_or_seed,
+    is_torchscript,
+    load_into,
+    random_seed,
+    random_start,
+    read_weights,
+)
 
 
 def net(**options):
@@ -118,3 +126,101 @@ def test_what_is_missing_is_said_in_one_sentence():
         ModuleNotFoundError, match="'timm:x' needs the optional package timmm; pip install timmm"
     ):
         import_extra("timmm_is_not_a_package", "timmm", "timm:x")
+
+
+def under(prefix, state):
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "torch.compile",
+        "compiled in DataParallel",
+        "Lightning",
+        "model_state_dict",
+        "net",
+        "teacher",
+        "averaged",
+        "a backbone",
+        "nested",
+    ],
+)
+def test_checkpoints_of_wrappers_and_trainers(tmp_path, kind):
+    state = net().state_dict()
+    saved = {
+        "torch.compile": under("_orig_mod.", state),
+        "compiled in DataParallel": under("module._orig_mod.", state),
+        "Lightning": {"state_dict": under("model.", state), "epoch": 3},
+        "model_state_dict": {"model_state_dict": state, "optimizer": {"lr": 0.1}},
+        "net": {"net": state, "acc": 0.9},
+        "teacher": {"student": {}, "teacher": under("module.backbone.", state)},
+        "averaged": {**under("module.", state), "n_averaged": torch.tensor(3)},
+        "a backbone": under("backbone.", state),
+        "nested": {"model": {"state_dict": state}},
+    }[kind]
+    torch.save(saved, tmp_path / "w.CKPT")
+    assert weights_key(read_weights(tmp_path / "w.CKPT")) == weights_key(state)
+
+
+def test_what_else_a_checkpoint_holds_is_said_in_one_line(tmp_path):
+    torch.save({"model": net().state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "w.pth")
+    with pytest.raises(
+        ValueError, match="it holds argparse.Namespace, which is code and is not unpickled; save"
+    ) as found:
+        read_weights(tmp_path / "w.pth")
+    assert "\n" not in str(found.value) and "\x1b" not in str(found.value)
+    torch.save({"weights": {"a": [1]}}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="holds no tensors by name; it has weights; save one"):
+        read_weights(tmp_path / "w.pth")
+
+
+class Scripted(nn.Module):
+    """A module whose archive runs code when torch unpickles it, with shared, nested and odd tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.sizes, self.scale = nn.Conv2d(3, 4, 3), [1, 2], 0.5
+        self.register_buffer("turned", torch.arange(6, dtype=torch.float16).view(2, 3).t())
+        self.register_buffer("empty", torch.zeros(0))
+
+    def forward(self, x):
+        return self.conv(x) * self.scale
+
+    @torch.jit.export
+    def __getstate__(self):
+        return (self.conv.weight, self.training)
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]):
+        raise RuntimeError("code of the archive ran")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_torchscript_archives_are_read_and_not_run(tmp_path):
+    for i, module in enumerate((net(), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).half())):
+        torch.jit.script(module).save(tmp_path / f"{i}.pt")
+        state, read = module.state_dict(), read_weights(tmp_path / f"{i}.pt")
+        assert set(read) == set(state) and all(
+            torch.equal(read[k], v) and read[k].dtype == v.dtype for k, v in state.items()
+        )
+    torch.jit.script(Scripted()).save(tmp_path / "own.pt")
+    with pytest.raises(Exception, match="code of the archive ran"):
+        torch.jit.load(tmp_path / "own.pt")
+    with pytest.raises(ValueError, match="holds no tensors by name"):
+        read_weights(tmp_path / "own.pt")
+
+
+def test_files_of_weights_in_any_spelling(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("model.ckpt", "MODEL.PTH", "plain"):
+        torch.save(net().state_dict(), name)
+        assert is_file_or_seed(name) and is_file_or_seed(f"./{name}")
+    assert not is_file_or_seed("IMAGENET1K_V1")
+
+
+def test_counters_of_batches_may_be_missing(tmp_path):
+    state = {k: v for k, v in net().state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "old.pth")
+    loaded = load_into(lambda num_classes=7: net(), str(tmp_path / "old.pth")).state_dict()
+    assert all(torch.equal(loaded[k], v) for k, v in state.items())

@@ -211,7 +211,7 @@ def _check(job: Job, name: str, first: int, block: Tensor, probe: Probe) -> None
 DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """name -> type that autocast uses."""
 PIECE = 100_000
-"""Pixels per thread that pass a network on a CPU at once: two photos, whose activations are some 20 MB a layer."""
+"""Pixels per thread that pass a network on a CPU at once: two photos, whose activations are 20 MB a layer."""
 VIT_PIECE = 8 * PIECE
 """Sixteen photos: a layer of a ViT has 20 MB of activations for them, and products of few rows are slow."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h

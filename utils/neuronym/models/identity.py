@@ -50,8 +50,8 @@ PASSING = frozenset(
 ORIGIN = frozenset(("name_or_path", "_name_or_path", "_commit_hash", "_attn_implementation_autoset"))
 # of a class: what says nothing of what it does
 SILENT = frozenset(
-    """__module__ __doc__ __dict__ __weakref__ __qualname__ __annotations__ __firstlineno__ __static_attributes__
-    __abstractmethods__ _abc_impl __annotate__ __annotate_func__ __annotations_cache__ __parameters__
+    """__module__ __doc__ __dict__ __weakref__ __qualname__ __annotations__ __firstlineno__
+    __static_attributes__ __abstractmethods__ _abc_impl __annotate__ __annotate_func__ __annotations_cache__ __parameters__
     __orig_bases__""".split()
 )
 PLAIN = (int, float, complex, str, bytes, bytearray, bool, type(None), type(...), type(NotImplemented))
@@ -119,8 +119,8 @@ class _Walk:
                 f" and {len(self.unknown) - 3} more" if len(self.unknown) > 3 else ""
             )
             warnings.warn(
-                f"what {name} computes cannot be told from {shown}; its results are kept for this process alone; "
-                "make it of tensors, numbers, texts and functions to have them cached",
+                f"what {name} computes cannot be told from {shown}; its results are kept for this process "
+                "alone; make it of tensors, numbers, texts and functions to have them cached",
                 stacklevel=4,
             )
             self.put("process", PROCESS)

@@ -11,10 +11,12 @@ import_extra      an optional package, or the sentence that says how to get it
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
-import warnings
+import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,14 +27,26 @@ from torch import nn, Tensor
 from neuronym.common.files import digest
 from neuronym.runs.run import data_dir
 
+UNDER = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "teacher",
+    "ema_state_dict",
+    "model_ema",
+)
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")  # of wrappers, on every name
+
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read tensors by name onto the CPU: `.safetensors`, a TorchScript archive, or a state dict saved by
     torch.
 
-    A checkpoint that keeps its tensors under "state_dict" or "model" is unwrapped, and "module." (left by
-    DataParallel) is taken off the names. Only tensors and plain containers are unpickled. Errors:
-    FileNotFoundError, ValueError.
+    A checkpoint that keeps its tensors under a key of UNDER is unwrapped, and prefixes that a wrapper left on
+    all names (PREFIXES, in any order) are taken off. Only tensors and plain containers are unpickled, and
+    nothing in an archive is run. Errors: FileNotFoundError; ValueError that says what else the file holds.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -40,25 +54,43 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         weights = _read(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} is not a file of weights (.safetensors, or torch.save(model.state_dict(), path)): "
-            f"{reason}"
+            f"{_reason(error)}"
         ) from error
     while isinstance(weights, Mapping):
-        inner = next(
-            (weights[k] for k in ("state_dict", "model") if isinstance(weights.get(k), Mapping)), None
-        )
+        inner = next((weights[k] for k in UNDER if isinstance(weights.get(k), Mapping)), None)
         if inner is None:
             break
         weights = inner
     if not isinstance(weights, Mapping) or not any(isinstance(v, Tensor) for v in weights.values()):
+        keys = (
+            f"; it has {', '.join(map(str, list(weights)[:5]))}"
+            if isinstance(weights, Mapping) and weights
+            else ""
+        )
         raise ValueError(
-            f"{path} holds no tensors by name; save one with torch.save(model.state_dict(), path)"
+            f"{path} holds no tensors by name{keys}; save one with torch.save(model.state_dict(), path)"
         )
     weights = {str(name): value for name, value in weights.items() if isinstance(value, Tensor)}
-    wrapped = all(name.startswith("module.") for name in weights)
-    return {name.removeprefix("module.") if wrapped else name: value for name, value in weights.items()}
+    weights.pop("n_averaged", None)  # of torch.optim.swa_utils.AveragedModel
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in weights)), ""):
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
+
+
+def _reason(error: Exception) -> str:
+    """What a reader of files says, in one line without colours; for objects beside tensors, which and
+    what to do.
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)) or type(error).__name__
+    found = re.search(r"(?:GLOBAL|Unsupported (?:class|global):?(?: GLOBAL)?) (\S+)", text)
+    if found:
+        return (
+            f"it holds {found[1].rstrip('.')}, which is code and is not unpickled; save the state dict inside it "
+            "alone, as torch.save(checkpoint['model'], path)"
+        )
+    return text.splitlines()[0]
 
 
 def is_torchscript(path: str | Path) -> bool:
@@ -78,7 +110,8 @@ def is_file_or_seed(chosen: str) -> bool:
         or chosen.startswith("random:")
         or "/" in chosen
         or os.sep in chosen
-        or chosen.endswith((".pt", ".pth", ".tar", ".safetensors", ".bin"))
+        or chosen.lower().endswith((".pt", ".pth", ".tar", ".ckpt", ".safetensors", ".bin"))
+        or Path(chosen).expanduser().is_file()
     )
 
 
@@ -118,6 +151,7 @@ def load_into(build: Callable[..., nn.Module], chosen: str) -> nn.Module:
         name
         for name in wanted.keys() | weights.keys()
         if not name.lower().startswith("aux")
+        and not (name.endswith("num_batches_tracked") and name not in weights)  # of before PyTorch 0.4.1
         and wanted.get(name) != getattr(weights.get(name), "shape", None)
     ]
     if differ:
@@ -141,7 +175,7 @@ def random_start(seed: int) -> Iterator[None]:
 
 
 def _read(path: Path):
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -150,10 +184,86 @@ def _read(path: Path):
         except SafetensorError as error:
             raise ValueError(str(error)) from error
     if is_torchscript(path):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
-            return dict(torch.jit.load(path, map_location="cpu").state_dict())
+        return _tensors_of_archive(path)
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _tensors_of_archive(path: Path) -> dict[str, Tensor]:
+    """Parameters and buffers of a TorchScript archive by name; its code is not run, its modules become plain
+    tables.
+
+    torch.jit.load would run what the archive says an object does when it is unpickled (`__setstate__`).
+    """
+    with zipfile.ZipFile(path) as archive:
+        top = next(name for name in archive.namelist() if name.endswith("/data.pkl")).rpartition("data.pkl")[
+            0
+        ]
+        storages: dict[str, torch.UntypedStorage] = {}
+
+        def storage(saved: tuple) -> torch.storage.TypedStorage:
+            _, kind, key, _, _ = saved
+            if key not in storages:
+                data = bytearray(archive.read(f"{top}data/{key}"))
+                storages[key] = (
+                    torch.frombuffer(data, dtype=torch.uint8).untyped_storage()
+                    if data
+                    else (torch.UntypedStorage(0))
+                )
+            return torch.storage.TypedStorage(wrap_storage=storages[key], dtype=kind.dtype, _internal=True)
+
+        root = _ArchiveReader(io.BytesIO(archive.read(f"{top}data.pkl")), storage).load()
+    found: dict[str, Tensor] = {}
+    waiting = [("", root)]
+    while waiting:
+        name, part = waiting.pop()
+        if isinstance(part, Tensor):
+            found[name] = part
+        elif isinstance(part, _Scripted):
+            waiting += [(f"{name}.{key}" if name else key, value) for key, value in part.state.items()]
+    return found
+
+
+class _Scripted:
+    """A module of an archive: its attributes by name."""
+
+    def __init__(self):
+        self.state: dict[str, object] = {}
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state if isinstance(state, dict) else {}
+
+
+class _ArchiveReader(pickle.Unpickler):
+    """Unpickles tensors, tables and numbers; every class of the archive's own becomes a `_Scripted`, all else
+    is refused.
+    """
+
+    KNOWN = {
+        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+        ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+        ("collections", "OrderedDict"): OrderedDict,
+        ("torch.jit._pickle", "restore_type_tag"): lambda value, kind: value,
+        ("torch.jit._pickle", "build_intlist"): list,
+        ("torch.jit._pickle", "build_doublelist"): list,
+        ("torch.jit._pickle", "build_boollist"): list,
+        ("torch.jit._pickle", "build_tensorlist"): list,
+    }
+
+    def __init__(self, file: io.BytesIO, storage: Callable):
+        super().__init__(file)
+        self._storage = storage
+
+    def find_class(self, module: str, name: str):
+        if (module, name) in self.KNOWN:
+            return self.KNOWN[module, name]
+        if module.split(".")[0] == "__torch__":
+            return _Scripted
+        if module == "torch" and name.endswith("Storage") and isinstance(getattr(torch, name, None), type):
+            return getattr(torch, name)
+        raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {module}.{name}")
+
+    def persistent_load(self, saved: tuple):
+        return self._storage(saved)
 
 
 def tokenizer_key(tokenizer) -> str:
