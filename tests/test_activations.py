@@ -20,12 +20,11 @@ from neuronym.activations import (
     activations_and_embeddings,
     embedding_spec,
     image_embeddings,
-    spot_check,
     unit_activations,
 )
 from neuronym.common.memory import top_images
 from neuronym.datasets.probe import Probe
-from neuronym.passes import inference
+from neuronym.passes import CHECKED, checked_rows, inference
 from neuronym.similarity.scores import score_embeddings
 from tests.helpers.networks import (
     close,
@@ -151,38 +150,38 @@ def test_a_hit_gives_what_the_miss_gave_and_decodes_nothing(target, clip, probe)
     Q, I = activations_and_embeddings(target, layers, clip, probe)
     assert sorted(probe.decoded) == list(range(N))  # once for both networks
     again, J = activations_and_embeddings(target, layers, clip, probe, batch_size=3)
-    assert len(probe.decoded) == N
+    assert probe.decoded[N:] == checked_rows(probe)  # once for both
     assert all(torch.equal(again[name], Q[name]) for name in LAYERS) and torch.equal(I, J)
     unit_activations(target, probe, layers[:2])
     image_embeddings(clip, probe)
-    assert len(probe.decoded) == N
+    assert len(probe.decoded) == N + 3 * CHECKED
 
 
 def test_only_missing_layers_are_computed(target, clip, probe):
     conv, norm, fc = layers_of(target, ["conv", "norm", "fc"])
     unit_activations(target, probe, [conv, fc])
-    passes, hooked = [], []
-    target.model.conv.register_forward_hook(lambda *_: passes.append(hooks_of(target.model)))
-    target.model.register_forward_pre_hook(lambda *_: hooked.append(len(target.model.fc._forward_hooks)))
+    passes = []  # images, and hooks on fc
+    target.model.register_forward_pre_hook(
+        lambda _, inputs: passes.append((len(inputs[0]), len(target.model.fc._forward_hooks)))
+    )
     activations_and_embeddings(target, [conv, fc], clip, probe)
-    assert passes == []  # the target has nothing to do, the CLIP has
+    assert passes == [(CHECKED, 1)]  # the target has a few rows to compare, the CLIP all to do
     unit_activations(target, probe, [conv, norm, fc], batch_size=N)
-    assert len(passes) == 1 and hooked == [0]  # one pass, which leaves fc alone
+    assert passes[1:] == [(CHECKED, 1), (N, 0)]  # one pass, which leaves fc alone
 
 
 def test_a_second_target_reuses_the_embeddings_and_other_concepts_every_pass(target, clip, probe):
     layers, passes = layers_of(target, ["conv", "fc"]), []
     activations_and_embeddings(target, layers, clip, probe)
-    clip.model.register_forward_hook(lambda *_: passes.append("clip"))
+    clip.model.register_forward_hook(lambda _, inputs, output: passes.append(("clip", len(output))))
     second = make_target(seed=1, weights_key="another")
-    second.model.register_forward_hook(lambda *_: passes.append("second"))
-    activations_and_embeddings(second, layers, replace(clip, preprocess=None), probe, batch_size=N)
-    assert passes == ["second"] and len(probe.decoded) == 2 * N
-    blind = replace(probe, items=[None] * N)
-    Q, I = activations_and_embeddings(second, layers, clip, blind)
+    second.model.register_forward_hook(lambda _, inputs, output: passes.append(("second", len(output))))
+    activations_and_embeddings(second, layers, clip, probe, batch_size=N)
+    assert passes == [("clip", CHECKED), ("second", N)] and len(probe.decoded) == 2 * N + CHECKED
+    Q, I = activations_and_embeddings(second, layers, clip, probe)
     for M in (3, 8):
         assert score_embeddings(I, torch.randn(M, 5), Q["conv"], "cos_similarity").shape == (7, M)
-    assert passes == ["second"]
+    assert passes[2:] == [("second", CHECKED), ("clip", CHECKED)]
 
 
 @pytest.mark.parametrize("pixels", [1, 3 * SIDE**2, 10**6])
@@ -457,14 +456,24 @@ def test_progress_counts_the_batches_that_are_left(target, clip, probe):
 # spot check, maps, top images
 
 
-def test_spot_check(target, probe):
+def test_what_a_hit_does_not_reproduce_is_computed_anew(target, clip, probe, capsys):
+    """A network changed in place keeps its key; its old activations are found out, and so are a CLIP's."""
     layers = layers_of(target)
-    Q = unit_activations(target, probe, layers)
-    spot_check(target, probe, Q, layers)
+    first, I = activations_and_embeddings(target, layers, clip, probe)
+    first, I = {name: q.clone() for name, q in first.items()}, I.clone()
     with torch.no_grad():
-        target.model.norm.bias += 0.1  # the key was taken before
-    with pytest.raises(ValueError, match="layer 'norm' differ from fresh ones by .* for image 'image-"):
-        spot_check(target, probe, Q, layers)
+        target.model.fc.weight.mul_(2)
+        last = list(clip.model.parameters())[-1]
+        last.copy_(last.flip(0) + 1)
+    capsys.readouterr()
+    Q, J = activations_and_embeddings(target, layers, clip, probe)
+    said = capsys.readouterr().err
+    close(Q["fc"], target.model(images_of(target, probe)).detach())
+    close(J, clip.encode_image(images_of(target, probe)).detach())
+    assert torch.equal(Q["conv"], first["conv"]) and not torch.equal(J, I)
+    assert (
+        said.count("gives other values for a few images now; it is computed anew") == 2 and "'fc' of" in said
+    )
 
 
 @pytest.mark.parametrize("name", ["conv", "norm", "nhwc", "tokens", "first"])

@@ -9,8 +9,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -378,3 +380,99 @@ def test_prune_removes_torn_entries_only_when_asked():
 def test_no_pickle_is_read_or_written():
     with pytest.raises(ValueError):
         cache.array("q", SPEC, lambda: np.array([object()]))
+
+
+def damaged(file: Path, how: str) -> None:
+    data = bytearray(file.read_bytes())
+    if how == "flipped":
+        data[len(data) // 2] ^= 1
+    elif how == "zeroed":
+        data[-64:] = bytes(64)
+    elif how == "misplaced":
+        data[-64:], data[-128:-64] = data[-128:-64], data[-64:]
+    elif how == "header":
+        data[8:40] = b"(" * 32
+    elif how == "cut":
+        del data[-5:]
+    elif how == "empty":
+        data.clear()
+    stat = file.stat()
+    file.write_bytes(data)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize("how", ["flipped", "zeroed", "misplaced", "header", "cut", "empty"])
+def test_a_damaged_entry_counts_as_absent_is_said_and_made_anew(how, capsys):
+    spec, values = {"of": how}, np.random.default_rng(0).normal(size=(40, 7)).astype(np.float32)
+    made = []
+
+    def make():
+        made.append(1)
+        return values
+
+    file = Path(cache.array("kind", spec, make).filename)
+    damaged(file, how)
+    assert cache.load("kind", spec) is None
+    found = cache.array("kind", spec, make)
+    assert (np.asarray(found) == values).all() and len(made) == 2
+    assert (np.asarray(cache.array("kind", spec, make)) == values).all() and len(made) == 2
+    if how in ("flipped", "zeroed", "misplaced"):
+        assert capsys.readouterr().err.count("is damaged: it differs from what was written") == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"spec": 1}', "null", '{"bytes": "x"}'])
+def test_a_damaged_description_counts_as_absent(content):
+    spec = {"of": content}
+    file = Path(cache.array("kind", spec, lambda: np.arange(6.0)).filename)
+    meta = json.loads((file.parent / "meta.json").read_text())
+    if content.startswith('{"'):
+        content = json.dumps(meta | json.loads(content))
+    (file.parent / "meta.json").write_text(content)
+    assert cache.load("kind", spec) is None
+    assert cache.array("kind", spec, lambda: np.arange(6.0) + 1)[0] == 1
+
+
+def test_a_damaged_bundle_is_made_anew():
+    spec, good = {"of": "bundle"}, {"a": torch.arange(64.0)}
+    cache.bundle("kind", spec, lambda: good)
+    (file,) = (cache_dir() / "kind").glob("*/data.safetensors")
+    damaged(file, "zeroed")
+    assert torch.equal(cache.bundle("kind", spec, lambda: good)["a"], good["a"])
+
+
+READ_ONLY = """
+    import os, sys
+    import numpy as np
+    from neuronym import cache
+    from neuronym.runs.folders import cache_dir
+
+    cache.array("kind", {"of": "there"}, lambda: np.arange(5.0))
+    for folder, _, files in os.walk(cache_dir()):
+        for name in files:
+            os.chmod(os.path.join(folder, name), 0o444)
+        os.chmod(folder, 0o555)
+    os.chmod(cache_dir().parent, 0o755)
+    if os.getuid() == 0:
+        os.setuid(65534)  # root writes anywhere
+    there = cache.array("kind", {"of": "there"}, lambda: 1 / 0)
+    new = cache.array("kind", {"of": "new"}, lambda: np.arange(3.0))
+    again = cache.array("kind", {"of": "new"}, lambda: 1 / 0)
+    other = cache.bundle("other", {"of": "bundle"}, lambda: {"a": __import__("torch").ones(2)})
+    print(there.sum(), new.sum(), again.sum(), float(other["a"].sum()))
+"""
+
+
+def test_a_cache_that_can_only_be_read_is_used_as_far_as_it_goes():
+    folder = Path(tempfile.mkdtemp())  # tmp_path lies in a folder that another user may not enter
+    os.chmod(folder, 0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(READ_ONLY)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NEURONYM_CACHE": str(folder / "shared")},
+    )
+    if done.returncode and "PermissionError" in done.stderr:
+        pytest.skip("another user cannot read this Python or this folder")
+    assert done.stdout.split() == ["10.0", "3.0", "3.0", "2.0"], done.stderr
+    assert done.stderr.count("cannot be written") == 1 and "NEURONYM_CACHE" in done.stderr

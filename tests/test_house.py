@@ -49,7 +49,8 @@ TWICE = {
     "explain": "where a cached array comes from; a unit as a sum of concepts",
     "wpmi": "the similarity function and the metric of that name, listed by their names",
 }
-# a constant in capitals is its own file's: these stand in two files with values that have nothing to do with each
+# a constant in capitals is its own file's: these stand in two files with values that have nothing to do with
+# each
 # other, but for MPNET, which names one sentence encoder
 CONSTANTS = set(
     """BATCH BLOCK COLOURS CONCEPTS CONSTANT CONTEXT COUNTS DRAWS DTYPES FEWEST GAP LAYERS LEAST LIST LONGEST METRICS MPNET
@@ -58,8 +59,8 @@ CONSTANTS = set(
 
 
 def imports(path: Path, above: bool = False) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of every import, also inside functions and for type checkers only; `above` leaves these
-    out.
+    """Line and dotted name of every import, also inside functions and for type checkers only; `above` leaves
+    these out.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in tree.body if above else ast.walk(tree):

@@ -1,5 +1,5 @@
-"""The way in for scripts: the ten lines on the microworld and on torchvision, own objects in place of names, and the
-example of every public function.
+"""The way in for scripts: the ten lines on the microworld and on torchvision, own objects in place of names,
+and the example of every public function.
 """
 
 from __future__ import annotations

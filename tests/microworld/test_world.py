@@ -150,7 +150,9 @@ def test_errors_say_what_is_wrong(call, error, pattern):
 
 
 def test_seeds_of_different_purposes_never_meet():
-    """The first and the last seed of each, for the 100 values of a run's `seed` and the most that one takes."""
+    """The first and the last seed of each, for the 100 values of a run's `seed` and the most that one
+    takes.
+    """
     last = 99 * world.SEED_STEP + world.SEED_STEP
     ranges = [
         (world.TRAIN_SEED, 100_000),

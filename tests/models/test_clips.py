@@ -19,9 +19,10 @@ from neuronym.common.checks import openai_package, UnknownName
 from neuronym.common.types import Clip
 from neuronym.microworld import world
 from neuronym.models.clips import CLIPS, load_clip, openai_module, openai_weights, text_features
+from neuronym.models.identity import weights_key
 from neuronym.models.preprocess import MICRO, preprocess_text
 from neuronym.models.targets import load_target
-from neuronym.models.weights import random_start, weights_key
+from neuronym.models.weights import random_start
 from tests.helpers.clips import batch_of, small_clip, TEXTS
 from tests.helpers.encoder import WORDS
 

@@ -91,18 +91,17 @@ def test_texts_are_the_same_in_another_process():
     other = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.strip()
-    assert (
-        other == preprocess_text(openai_package().clip._transform(24)) and "_convert_image_to_rgb#" in other
-    )
+    assert other == preprocess_text(openai_package().clip._transform(24))
 
 
-def test_an_object_without_text_is_refused():
-    with pytest.raises(ValueError, match="got Silent, which prints only its address"):
-        preprocess_text(Silent())
-    with pytest.raises(ValueError, match="got Silent"):
-        preprocess_text(T.Compose([T.Resize(3), Silent()]))
-    with pytest.raises(ValueError, match="got Silent"):
-        preprocess_text(Silent().__call__)
+def test_an_object_without_text_is_known_by_its_state_and_code():
+    louder = Silent()
+    louder.volume = 3
+    texts = {
+        preprocess_text(one)
+        for one in (Silent(), louder, T.Compose([T.Resize(3), Silent()]), Silent().__call__)
+    }
+    assert len(texts) == 4 and preprocess_text(Silent()) in texts
 
 
 def test_seen_is_what_the_crop_leaves_in_its_own_colours():

@@ -1,11 +1,8 @@
-"""neuronym.models.weights: reading files, hashing tensors, and an identity that sees what tensors do not
-tell.
-"""
+"""neuronym.models.weights: reading files, and loading them into networks."""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
+import argparse
 import pickle
 
 import pytest
@@ -15,15 +12,14 @@ from torch import nn
 
 from neuronym.common.checks import import_extra, missing
 from neuronym.common.files import digest
+from neuronym.models.identity import weights_key
 from neuronym.models.weights import (
-    identity,
+    is_file_or_seed,
     is_torchscript,
     load_into,
     random_seed,
     random_start,
     read_weights,
-    source_of,
-    weights_key,
 )
 
 
@@ -37,130 +33,6 @@ class Classifier(nn.Module):
     def __init__(self, num_classes=1000):
         super().__init__()
         self.body, self.head = nn.Conv2d(3, 2, 1), nn.Linear(2, num_classes)
-
-
-def test_key_is_the_hash_of_sorted_names_types_shapes_and_bytes():
-    tensors = {"b": torch.arange(3), "a": torch.tensor([[1.5, -2]], dtype=torch.float16)}
-    a, b = tensors["a"].numpy().tobytes(), tensors["b"].numpy().tobytes()
-    text = b"a torch.float16 [1, 2] " + a + b"b torch.int64 [3] " + b
-    assert weights_key(tensors) == hashlib.sha256(text).hexdigest()[:16]
-
-
-def test_key_depends_on_values_types_names_and_shapes_only():
-    model = net()
-    key = weights_key(model)
-    state = model.state_dict()
-    assert weights_key(dict(reversed(state.items()))) == key == weights_key(model.train())
-    assert (
-        weights_key({k: v.clone().t().contiguous().t() if v.dim() == 2 else v for k, v in state.items()})
-        == key
-    )
-    assert weights_key({"0": torch.tensor(1.0, dtype=torch.bfloat16)}) != weights_key(
-        {"0": torch.tensor(1.0)}
-    )
-    for other in (
-        {**state, "x": torch.zeros(0)},
-        {**state, "0.bias": state["0.bias"] + 1e-7},
-        {**state, "0.bias": state["0.bias"].double()},
-        {**state, "0.bias": state["0.bias"][None]},
-    ):
-        assert weights_key(other) != key
-
-
-def test_identity_sees_structure_that_weights_do_not_tell():
-    same = identity(net())
-    assert same == identity(net()) == identity(net().train()) and len(same) == 16
-    gelu, stride = net(), net(stride=2)
-    gelu[2] = nn.ReLU()
-    assert weights_key(gelu) == weights_key(net()) == weights_key(stride)
-    assert len({same, identity(gelu), identity(stride), identity(net(), None, "extra")}) == 4
-
-
-def test_identity_sees_heads_and_own_code():
-    def attention(heads):
-        with random_start(0):
-            return nn.Sequential(nn.MultiheadAttention(8, heads))
-
-    assert weights_key(attention(2)) == weights_key(attention(4))
-    assert identity(attention(2)) != identity(attention(4))
-
-    class Plus(nn.Module):
-        def forward(self, x):
-            return x + 1
-
-    class Minus(nn.Module):
-        def forward(self, x):
-            return x - 1
-
-    Minus.__qualname__ = Minus.__name__ = "Plus"
-    assert identity(nn.Sequential(Plus())) != identity(nn.Sequential(Minus()))
-
-
-FILE = '''import functools
-
-
-def outer():
-    class Inner:  # not the one below
-        x = 1
-    return Inner
-
-
-class Inner:
-    """Text."""
-
-    @staticmethod
-    def f():
-        class Deep:
-            pass
-        return Deep
-
-    class Nested(dict):
-        y = 2
-        # the end of Nested
-
-    # the end of Inner
-# a comment on its own
-
-
-@functools.total_ordering
-class Decorated:
-    def __lt__(self, other): return True
-
-
-if True:
-    class Inside: pass
-'''
-
-
-def test_source_of_a_class_is_what_inspect_finds(tmp_path, monkeypatch):
-    (tmp_path / "own_classes.py").write_text(FILE)
-    monkeypatch.syspath_prepend(tmp_path)
-    import own_classes as own
-
-    classes = [
-        own.Inner,
-        own.Inner.Nested,
-        own.Inner.f(),
-        own.outer(),
-        own.Decorated,
-        own.Inside,
-        nn.Linear,
-        nn.Module,
-    ]
-    assert [source_of(cls) for cls in classes] == [inspect.getsource(cls) for cls in classes]
-    (tmp_path / "own_classes.py").write_text(FILE.replace("class Inner:\n", "class Inner:\n    new = 0\n"))
-    assert "new = 0" in source_of(own.Inner)  # read anew when the file changes
-    made = type("Made", (), {"f": lambda self: 3})
-    assert "Made" in source_of(made) and source_of(made) == source_of(type("Made", (), {"f": lambda self: 3}))
-    assert source_of(int).startswith("int")
-
-
-def test_identity_of_one_side_ignores_the_other():
-    model, other = net(), net()
-    other[4].weight.data += 1
-    assert identity(model, {"0", "1"}) == identity(other, {"0", "1"})
-    assert identity(model, {"4"}) != identity(other, {"4"})
-    assert identity(model, {"0"}) != identity(model, {"0", "1"})
 
 
 def test_digest_keeps_texts_apart():
@@ -254,3 +126,101 @@ def test_what_is_missing_is_said_in_one_sentence():
         ModuleNotFoundError, match="'timm:x' needs the optional package timmm; pip install timmm"
     ):
         import_extra("timmm_is_not_a_package", "timmm", "timm:x")
+
+
+def under(prefix, state):
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "torch.compile",
+        "compiled in DataParallel",
+        "Lightning",
+        "model_state_dict",
+        "net",
+        "teacher",
+        "averaged",
+        "a backbone",
+        "nested",
+    ],
+)
+def test_checkpoints_of_wrappers_and_trainers(tmp_path, kind):
+    state = net().state_dict()
+    saved = {
+        "torch.compile": under("_orig_mod.", state),
+        "compiled in DataParallel": under("module._orig_mod.", state),
+        "Lightning": {"state_dict": under("model.", state), "epoch": 3},
+        "model_state_dict": {"model_state_dict": state, "optimizer": {"lr": 0.1}},
+        "net": {"net": state, "acc": 0.9},
+        "teacher": {"student": {}, "teacher": under("module.backbone.", state)},
+        "averaged": {**under("module.", state), "n_averaged": torch.tensor(3)},
+        "a backbone": under("backbone.", state),
+        "nested": {"model": {"state_dict": state}},
+    }[kind]
+    torch.save(saved, tmp_path / "w.CKPT")
+    assert weights_key(read_weights(tmp_path / "w.CKPT")) == weights_key(state)
+
+
+def test_what_else_a_checkpoint_holds_is_said_in_one_line(tmp_path):
+    torch.save({"model": net().state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "w.pth")
+    with pytest.raises(
+        ValueError, match="it holds argparse.Namespace, which is code and is not unpickled; save"
+    ) as found:
+        read_weights(tmp_path / "w.pth")
+    assert "\n" not in str(found.value) and "\x1b" not in str(found.value)
+    torch.save({"weights": {"a": [1]}}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="holds no tensors by name; it has weights; save one"):
+        read_weights(tmp_path / "w.pth")
+
+
+class Scripted(nn.Module):
+    """A module whose archive runs code when torch unpickles it, with shared, nested and odd tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.sizes, self.scale = nn.Conv2d(3, 4, 3), [1, 2], 0.5
+        self.register_buffer("turned", torch.arange(6, dtype=torch.float16).view(2, 3).t())
+        self.register_buffer("empty", torch.zeros(0))
+
+    def forward(self, x):
+        return self.conv(x) * self.scale
+
+    @torch.jit.export
+    def __getstate__(self):
+        return (self.conv.weight, self.training)
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]):
+        raise RuntimeError("code of the archive ran")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_torchscript_archives_are_read_and_not_run(tmp_path):
+    for i, module in enumerate((net(), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).half())):
+        torch.jit.script(module).save(tmp_path / f"{i}.pt")
+        state, read = module.state_dict(), read_weights(tmp_path / f"{i}.pt")
+        assert set(read) == set(state) and all(
+            torch.equal(read[k], v) and read[k].dtype == v.dtype for k, v in state.items()
+        )
+    torch.jit.script(Scripted()).save(tmp_path / "own.pt")
+    with pytest.raises(Exception, match="code of the archive ran"):
+        torch.jit.load(tmp_path / "own.pt")
+    with pytest.raises(ValueError, match="holds no tensors by name"):
+        read_weights(tmp_path / "own.pt")
+
+
+def test_files_of_weights_in_any_spelling(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("model.ckpt", "MODEL.PTH", "plain"):
+        torch.save(net().state_dict(), name)
+        assert is_file_or_seed(name) and is_file_or_seed(f"./{name}")
+    assert not is_file_or_seed("IMAGENET1K_V1")
+
+
+def test_counters_of_batches_may_be_missing(tmp_path):
+    state = {k: v for k, v in net().state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "old.pth")
+    loaded = load_into(lambda num_classes=7: net(), str(tmp_path / "old.pth")).state_dict()
+    assert all(torch.equal(loaded[k], v) for k, v in state.items())

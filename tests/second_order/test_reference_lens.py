@@ -30,7 +30,7 @@ def visual():
     """All parameters random, biases and layer norms included, so that no term vanishes."""
     network, g = transformer(), torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
+        for parameter in network.parameters():
             scale = 0.6 if parameter.ndim == 1 else 1.5 * parameter.shape[-1] ** -0.5
             parameter.copy_(scale * torch.randn(parameter.shape, generator=g, dtype=torch.float64))
     return network

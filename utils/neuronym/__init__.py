@@ -2,7 +2,8 @@
 
     from neuronym import clip_dissect, load_clip, load_concepts, load_probe, load_target, measure, unit_cards
 
-load_target, load_clip, load_probe, load_concepts   networks, image-text models, images and words, by name or your own
+load_target, load_clip, load_probe, load_concepts   networks, image-text models, images and words, by name or
+                                                    your own
 measure                 activations Q, image embeddings I, text embeddings T
 clip_dissect            labels by CLIP-Dissect
 describe_and_dissect    labels by Describe-and-Dissect

@@ -6,7 +6,6 @@ image_embeddings            I
 activations_and_embeddings  both, each image decoded once
 activation_spec             what determines Q of one layer
 embedding_spec              what determines I
-spot_check                  a few cached rows against fresh ones
 activation_maps             maps of a few images
 top_images                  the images that excite each unit most
 
@@ -130,37 +129,6 @@ def embedding_spec(clip: Clip, probe: Probe, dtype: str = "float32") -> dict:
         "dtype": dtype,
         "tf32": False,
     }
-
-
-def spot_check(
-    target: Target,
-    probe: Probe,
-    activations: dict[str, Tensor],
-    layers: list[LayerInfo],
-    pool: str = "avg",
-    count: int = 4,
-    device: Device = None,
-    *,
-    dtype: str = "float32",
-) -> None:
-    """Compute `count` rows anew and compare: catches what no key can, such as changed code without a new
-    SCHEMA.
-
-    Errors: ValueError with the layer, the image and the difference, beyond 1e-3 of the layer's largest value
-    (2e-2 under autocast).
-    """
-    rows = sorted({i * (probe.N - 1) // max(count - 1, 1) for i in range(min(count, probe.N))})
-    images = torch.stack([target.preprocess(probe.image(row)) for row in rows])
-    with _unit_reader(target, layers, pool, device, dtype) as read:
-        fresh = {name: block.cpu() for name, block in read(images).items()}
-    for name, block in fresh.items():
-        cached = activations[name][rows]
-        gap = (cached - block).abs().amax(1) / block.abs().max().clamp_min(1e-12)  # [count]
-        if gap.max() > (1e-3 if dtype == "float32" else 2e-2):
-            raise ValueError(
-                f"cached activations of layer '{name}' differ from fresh ones by {gap.max():.1%} for "
-                f"image '{probe.ids[rows[gap.argmax()]]}'; prune the cache, or raise SCHEMA"
-            )
 
 
 def activation_maps(

@@ -30,6 +30,7 @@ prune    remove old, torn and unfinished ones
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import hashlib
 import json
@@ -37,16 +38,19 @@ import math
 import os
 import secrets
 import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from neuronym.common.files import alive, locked, read_json, sha256, write_json
+from neuronym.common.files import alive, digest, locked, read_json, sha256, write_json
 from neuronym.runs.folders import cache_dir
 from neuronym.runs.run import git_state, software
 
@@ -56,8 +60,8 @@ def load(kind: str, spec: dict) -> np.ndarray | None:
 
     Raises ValueError when the entry under this key was made from another spec.
     """
-    folder = _folder(kind, spec)
-    return np.load(folder / "data.npy", mmap_mode="r", allow_pickle=False) if usable(folder, spec) else None
+    folder = _found(kind, spec)
+    return None if folder is None else np.load(folder / "data.npy", mmap_mode="r", allow_pickle=False)
 
 
 class Writer:
@@ -127,7 +131,7 @@ def writer(
     the entry exist by the time this one is done, this one is dropped. `info` (readable names) is kept beside
     the array and not hashed.
     """
-    folder, dtype, shape = _folder(kind, spec), np.dtype(dtype), tuple(int(n) for n in shape)
+    folder, dtype, shape = _place(kind, spec), np.dtype(dtype), tuple(int(n) for n in shape)
     if dtype.hasobject or not shape or 0 in shape:
         raise ValueError(f"an entry is an array of numbers with at least one row, got {dtype} {shape}")
     with locked(folder.with_name(folder.name + ".lock")) as ours:
@@ -176,9 +180,9 @@ def bundle(
     """Named tensors of `spec`: loaded when they are there, else made and written as one safetensors file."""
     from safetensors.torch import load_file, save_file
 
-    folder = _folder(kind, spec)
-    if not usable(folder, spec):
-        began = time.perf_counter()
+    folder = _found(kind, spec)
+    if folder is None:
+        folder, began = _place(kind, spec), time.perf_counter()
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in make().items()}
         partial = _own_folder(folder)
         try:
@@ -190,8 +194,55 @@ def bundle(
     return load_file(str(folder / "data.safetensors"))
 
 
+def discard(kind: str, spec: dict, why: str) -> None:
+    """Remove a finished entry whose content turned out not to be what its spec says, and say why."""
+    folder = _folder(kind, spec)
+    if not folder.exists():
+        return
+    _say_once(f"cache entry {folder} is not used: {why}; it is computed anew")
+    aside = _own_folder(folder, "torn")
+    with suppress(OSError):  # another process was quicker
+        os.rename(folder, aside / "entry")
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def _folder(kind: str, spec: dict) -> Path:
     return cache_dir() / kind / key_of(spec)
+
+
+def _found(kind: str, spec: dict) -> Path | None:
+    """The folder of a finished entry, in the cache or among what this process keeps for itself."""
+    for root in (cache_dir(), _standing_in()):
+        folder = root / kind / key_of(spec)
+        if usable(folder, spec):
+            return folder
+    return None
+
+
+def _place(kind: str, spec: dict) -> Path:
+    """Where an entry is written: in the cache, or for this process alone where that cannot be written."""
+    folder = _folder(kind, spec)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent) as probe:
+            probe.write(bytes(4096))
+            probe.flush()
+            return folder
+    except OSError as error:
+        _say_once(
+            f"the cache {cache_dir()} cannot be written ({error.strerror}): what is there is used, what is not is "
+            "computed for this process alone; set NEURONYM_CACHE to a folder that can be written"
+        )
+        return _standing_in(make=True) / kind / key_of(spec)
+
+
+def _standing_in(make: bool = False) -> Path:
+    """The folder of this process that stands in for a cache that cannot be written."""
+    folder = Path(tempfile.gettempdir()) / f"neuronym-cache-{os.getpid()}-{digest(str(cache_dir()))}"
+    if make and not folder.exists():
+        folder.mkdir(mode=0o700)
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _own_folder(folder: Path, mark: str = "partial") -> Path:
@@ -288,30 +339,60 @@ def whole(folder: Path, meta: dict | None) -> bool:
     """Whether the entry's file has the size that was published, and, for an array, its shape and dtype."""
     if meta is None:
         return False
-    file = folder / meta["file"]
-    if not file.is_file() or file.stat().st_size != meta["bytes"]:
+    try:
+        file = folder / meta["file"]
+        if not file.is_file() or file.stat().st_size != meta["bytes"]:
+            return False
+        return file.suffix != ".npy" or npy_fits(file, tuple(meta["shape"]), np.dtype(meta["dtype"]))
+    except (KeyError, TypeError, ValueError):  # a field that is missing, or of another type
         return False
-    return file.suffix != ".npy" or npy_fits(file, tuple(meta["shape"]), np.dtype(meta["dtype"]))
+
+
+def intact(folder: Path, meta: dict) -> bool:
+    """Whether the entry's content is what was published; a file is read for it once in a process.
+
+    A damaged entry is said once, and counts as absent from then on.
+    """
+    file = folder / meta["file"]
+    try:
+        state = file.stat()
+        if _content(str(file), state.st_size, state.st_mtime_ns, state.st_ino) == meta["sha256"]:
+            return True
+    except OSError as error:
+        _say_once(f"cache entry {folder} cannot be read ({error.strerror}); it is computed anew")
+        return False
+    _say_once(f"cache entry {folder} is damaged: it differs from what was written; it is computed anew")
+    return False
+
+
+@lru_cache(maxsize=100_000)
+def _content(file: str, size: int, changed: int, inode: int) -> str:
+    return sha256(Path(file))
+
+
+@lru_cache(maxsize=100_000)
+def _say_once(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def usable(folder: Path, spec: dict) -> bool:
     """Whether the folder is a whole entry of this spec; ValueError when it is an entry of another."""
     meta = read_meta(folder)
-    if not whole(folder, meta):
+    if not whole(folder, meta) or not isinstance(meta["spec"], dict):
         return False
     if canonical(meta["spec"]) != canonical(spec):
         raise ValueError(
             f"cache entry {folder.name} of kind '{folder.parent.name}' was made from another spec; "
             f"remove {folder}"
         )
-    return True
+    return intact(folder, meta)
 
 
 def npy_fits(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
     """Whether a .npy file holds rows of this shape and dtype, and is as long as that takes."""
     try:
         data = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except Exception:  # a damaged header is read as Python's own literals, which may fail in any way
         return False
     long = data.offset + data.nbytes == file.stat().st_size if isinstance(data, np.memmap) else False
     return long and data.shape == shape and data.dtype == dtype and data.flags.c_contiguous

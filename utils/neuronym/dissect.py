@@ -1,5 +1,5 @@
-"""CLIP-Dissect (Oikarinen & Weng, ICLR 2023): a unit's label is the concept whose CLIP scores over the images look
-most like its activations.
+"""CLIP-Dissect (Oikarinen & Weng, ICLR 2023): a unit's label is the concept whose CLIP scores over the images
+look most like its activations.
 
 clip_dissect   Measurements -> the labels table
 """

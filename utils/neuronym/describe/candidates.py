@@ -14,9 +14,9 @@ plain           a text without numbering, quotes and final period
 split_brackets  a text, and what stands in brackets at its end
 
 The domains of PROMPTS: "objects" has the two examples of Describe-and-Dissect; "shared" has more, for small
-models, which repeat what they are shown; "satellite" asks for a label, then a landform in brackets. An `AskAll`
-is for instance functools.partial(ask_all, transcript, llm); without one, `describe.counting` finds the
-candidates.
+models, which repeat what they are shown; "satellite" asks for a label, then a landform in brackets. An
+`AskAll` is for instance functools.partial(ask_all, transcript, llm); without one, `describe.counting` finds
+the candidates.
 """
 
 from __future__ import annotations

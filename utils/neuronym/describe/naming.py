@@ -40,19 +40,20 @@ def describe_and_dissect(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """The k best phrases of each unit (Bai et al., TMLR 2025) as the labels table: method dnd, rank 1 is the label.
+    """The k best phrases of each unit (Bai et al., TMLR 2025) as the labels table: method dnd, rank 1 is the
+    label.
 
-    Step 1 crops the unit's `images` of highest activation and captions them; step 2 asks `llm` what the captions
-    share, `tries` times ("extractive" counts phrases and is no language model); step 3 takes the candidate whose
-    `pictures` (of `generator`, or "retrieval" from the probe itself) excite the unit most by `selection`. The
-    defaults need no download: captions are words of `data.concepts`. Answers of models are kept in `transcript`
-    (by default among the results), so that nothing is asked twice. Errors: those of the loaders.
+    Step 1 crops the unit's `images` of highest activation and captions them; step 2 asks `llm` what the
+    captions share, `tries` times ("extractive" counts phrases and is no language model); step 3 takes the
+    candidate whose `pictures` (of `generator`, or "retrieval" from the probe itself) excite the unit most by
+    `selection`. The defaults need no download: captions are words of `data.concepts`. Answers of models are
+    kept in `transcript` (by default among the results), so that nothing is asked twice. Errors: those of the
+    loaders.
 
     >>> from neuronym import measure
     >>> data = measure("microworld:resnet", "fc", "microworld:60", "microworld", "microworld:atoms")
-    >>> table = describe_and_dissect(data, "microworld", generator="microworld", units="ids:0", images=3, crops=0)
-    >>> table["layer"].unique().tolist(), int(table["rank"].min())
-    (['fc'], 1)
+    >>> table = describe_and_dissect(data, "microworld", generator="microworld", units="ids:0", images=3,
+    crops=0) >>> table["layer"].unique().tolist(), int(table["rank"].min()) (['fc'], 1)
     """
     place = data.I.device
     if isinstance(captioner, str):

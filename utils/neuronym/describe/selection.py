@@ -143,10 +143,10 @@ def on_retrieved(
     probe.
 
     Images that a unit's examples come from are left out for this unit: `exclude` {unit: rows}, or so many of
-    its highest activated ones (0: none). Scoring a candidate on the images it was made from would be circular;
-    what is left says whether it holds elsewhere. The price: where no other image shows
-    the concept, those that come nearest must do; a probe should have some beyond the examples. Errors:
-    ValueError for another N or d, units that Q does not have, too few images, bad texts.
+    its highest activated ones (0: none). Scoring a candidate on the images it was made from would be
+    circular; what is left says whether it holds elsewhere. The price: where no other image shows the concept,
+    those that come nearest must do; a probe should have some beyond the examples. Errors: ValueError for
+    another N or d, units that Q does not have, too few images, bad texts.
     """
     if Q.ndim != 2 or I.ndim != 2 or len(Q) != len(I):
         raise ValueError(

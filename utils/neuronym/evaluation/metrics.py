@@ -53,8 +53,9 @@ class Pairs:
     """Units Q [N, K] and their explanations [N, K], with what several metrics need, made when first asked
     for.
 
-    `active_share`: share of images, or the active images themselves, bool [N, K]. Errors: ValueError for unequal
-    shapes, values that are not finite and, where a metric needs probabilities, predictions outside 0..1.
+    `active_share`: share of images, or the active images themselves, bool [N, K]. Errors: ValueError for
+    unequal shapes, values that are not finite and, where a metric needs probabilities, predictions outside
+    0..1.
     """
 
     Q: Tensor

@@ -70,13 +70,13 @@ def dissect(
 
     Maps are resized bilinearly to the masks' size and compared with T_k (`thresholds`, or given: [K], of
     other images). Masks are of whole pictures; where the network sees only the middle of them they are
-    cropped alike (`preprocess.seen_mask`). A map of one position covers the picture: an "fc" layer, or the class token
-    with read="cls"; `grid` as in `hooks.as_maps`. Every image with a mask counts for every concept, as where
-    all is labelled. `kinds` (concept -> category) is the paper's rule for Broden: a concept counts on images
-    where something of its category is labelled. The network runs twice, or once where all maps fit into
-    `memory`; images without masks count for T_k only. Errors: ValueError for masks of several sizes in an
-    image or none at all, activations that are not finite, a share of less than one position; KeyError for a
-    concept without category.
+    cropped alike (`preprocess.seen_mask`). A map of one position covers the picture: an "fc" layer, or the
+    class token with read="cls"; `grid` as in `hooks.as_maps`. Every image with a mask counts for every
+    concept, as where all is labelled. `kinds` (concept -> category) is the paper's rule for Broden: a concept
+    counts on images where something of its category is labelled. The network runs twice, or once where all
+    maps fit into `memory`; images without masks count for T_k only. Errors: ValueError for masks of several
+    sizes in an image or none at all, activations that are not finite, a share of less than one position;
+    KeyError for a concept without category.
     """
     concepts = list(concepts)
     if not concepts or len(set(concepts)) < len(concepts):
@@ -245,7 +245,7 @@ def _seen(masks: Mapping[str, np.ndarray], image: int, preprocess: Callable) -> 
     wrong = [
         c
         for c, mask in masks.items()
-        if getattr(mask, "dtype", None) != bool or mask.ndim != 2 or not mask.size
+        if getattr(mask, "dtype", None) != np.dtype(bool) or mask.ndim != 2 or not mask.size
     ]
     if wrong or len({mask.shape for mask in masks.values()}) > 1:
         raise ValueError(

@@ -161,8 +161,8 @@ def verdict(*tables: pd.DataFrame, enough: float = 0.9) -> pd.DataFrame:
 
 
 def beside_published(theory: pd.DataFrame, practice: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Shares of cases passed, one row a metric of `printed_sanity` and in its order; columns (test, kind, whose),
-    such as ("missing", "theory", "published"), and ("passes", "all", ...) for the verdicts.
+    """Shares of cases passed, one row a metric of `printed_sanity` and in its order; columns (test, kind,
+    whose), such as ("missing", "theory", "published"), and ("passes", "all", ...) for the verdicts.
     """
     kinds = {"theory": theory} | ({} if practice is None else {"practice": practice})
     theirs = printed_sanity()

@@ -39,11 +39,12 @@ TILE, GAP, ROOM = 192, 12, 400  # side of a picture, space around it, width of t
 def unit_cards(
     labels: pd.DataFrame, data: Measurements, units: Units | Mapping[str, Units] = 5, images: int = 6
 ) -> Figure:
-    """A figure with a card of each chosen unit: its labels, its most active images, and where in them it fires.
+    """A figure with a card of each chosen unit: its labels, its most active images, and where in them it
+    fires.
 
     `labels` is a labels table (of one method), `data` what it was made from or the whole of it; units are
-    chosen as in `neuronym.common.units`, label:WORD among `labels`. Errors: ValueError for units that are not there
-    and for labels of other layers.
+    chosen as in `neuronym.common.units`, label:WORD among `labels`. Errors: ValueError for units that are not
+    there and for labels of other layers.
 
     >>> from neuronym import clip_dissect, measure
     >>> data = measure("microworld:resnet", "fc", "microworld:60", "microworld", "microworld:atoms")

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 VERSION = 1  # raised whenever the same seed would give another picture, caption or concept
 SIZE = 64  # pixels
 
-# Every scene has a seed. Seeds are set apart by what the scenes are for, so that nothing is judged by a picture
-# it was made with: the first seed of each purpose, up to that of the next. A run's own `seed` s, from 0 to 99,
+# Every scene has a seed. Seeds are set apart by what the scenes are for, so that nothing is judged by a
+# picture
+# it was made with: the first seed of each purpose, up to that of the next. A run's own `seed` s, from 0 to
+# 99,
 # moves it by s steps.
 TRAIN_SEED = 1_000_000  # what the networks of the microworld learn from (`training.scene_pool`)
 PROBE_SEED = 1_000_000_000  # + s SEED_STEP: probing sets (`datasets.probe`)

@@ -29,15 +29,10 @@ from torch import Tensor
 
 from neuronym.common.checks import unknown
 from neuronym.common.files import digest
+from neuronym.models.identity import identity
 from neuronym.models.llms import load_llm, TIMEOUT, TRIES
 from neuronym.models.preprocess import MICRO, preprocess_text
-from neuronym.models.weights import (
-    identity,
-    microworld_weights,
-    quiet_transformers,
-    random_start,
-    tokenizer_key,
-)
+from neuronym.models.weights import microworld_weights, quiet_transformers, random_start, tokenizer_key
 from neuronym.runs.folders import folder_or_id
 
 if TYPE_CHECKING:

@@ -38,11 +38,11 @@ from torch import nn, Tensor
 from neuronym.common.checks import import_extra, missing, openai_networks, openai_package, unknown
 from neuronym.common.files import digest
 from neuronym.common.types import Clip
+from neuronym.models.identity import identity, identity_of
 from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, MICRO, Preprocess, preprocess_text
 from neuronym.models.sentences import load_sentence_encoder
 from neuronym.models.targets import load_target
 from neuronym.models.weights import (
-    identity,
     is_file_or_seed,
     is_torchscript,
     microworld_weights,
@@ -50,7 +50,6 @@ from neuronym.models.weights import (
     random_seed,
     random_start,
     read_weights,
-    source_of,
     tokenizer_key,
 )
 from neuronym.runs.folders import folder_or_id, from_root
@@ -96,7 +95,7 @@ def _microworld(rest: str, device: torch.device) -> Clip:
         raise unknown("microworld clip", tower, ["rn", "vit"])
     model = openai_module(microworld_weights(f"clip_{tower}", folder))
     vocabulary = repr(sorted(world.VOCABULARY.items()))
-    words = digest(vocabulary, source_of(world.tokenize), str(model.context_length))
+    words = digest(vocabulary, identity_of(world.tokenize), str(model.context_length))
     clip = _clip(
         model,
         device,
@@ -165,7 +164,7 @@ def _open_clip(rest: str, device: torch.device) -> Clip:
     tokenizer = open_clip.get_tokenizer(arch)
     inner = getattr(tokenizer, "tokenizer", None)  # a Hugging Face tokenizer, wrapped
     words = digest(
-        source_of(type(tokenizer)),
+        identity_of(type(tokenizer)),
         str(tokenizer.context_length),
         tokenizer_key(inner) if inner is not None else repr(sorted(tokenizer.encoder.items())),
     )
@@ -416,7 +415,7 @@ def bpe_key(model: nn.Module) -> str:
             f"openai-clip's tokenizer has {BPE_TOKENS} tokens, this text tower has {model.vocab_size}; "
             "use weights of an OpenAI CLIP"
         )
-    return digest(source_of(SimpleTokenizer), str(model.context_length), _sha256(Path(default_bpe())))
+    return digest(identity_of(SimpleTokenizer), str(model.context_length), _sha256(Path(default_bpe())))
 
 
 def _sha256(path: Path) -> str:

@@ -27,7 +27,8 @@ from neuronym import cache
 from neuronym.common.checks import check_positive_int, import_extra, unknown
 from neuronym.common.files import digest
 from neuronym.microworld.world import LABEL_SEED, PICTURE_STEP
-from neuronym.models.weights import identity, tokenizer_key
+from neuronym.models.identity import identity
+from neuronym.models.weights import tokenizer_key
 from neuronym.runs.folders import folder_or_id
 
 BATCH = 8  # pictures that pass a pipeline together, and that a kill can cost

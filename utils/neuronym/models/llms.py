@@ -52,8 +52,9 @@ import torch
 from neuronym.common.checks import import_extra, unknown
 from neuronym.common.files import digest
 from neuronym.common.types import Ask
+from neuronym.models.identity import identity
 from neuronym.models.server import openai_chat
-from neuronym.models.weights import identity, quiet_transformers, random_start, tokenizer_key
+from neuronym.models.weights import quiet_transformers, random_start, tokenizer_key
 from neuronym.runs.folders import folder_or_id, from_root
 
 TIMEOUT = 120.0  # seconds of a server's silence

@@ -12,11 +12,8 @@ sides_of         height and width of a size
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from numbers import Integral
 
 import numpy as np
@@ -25,9 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from neuronym.common.checks import check_positive_int
-from neuronym.common.files import digest
 from neuronym.common.types import Box
-from neuronym.models.weights import ADDRESS, source_of
+from neuronym.models.identity import identity_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -64,29 +60,16 @@ MICRO = Preprocess(MICRO_SIZE, MICRO_SIZE, "bicubic", HALF, HALF)
 
 
 def preprocess_text(preprocess: Callable) -> str:
-    """Canonical one-line text of a preprocessing: the same in every process, different when its code is.
+    """One line that stands for a preprocessing in a cache's spec: our own by its numbers, any other by its
+    name and a hash of its code, its state and all that these read (`neuronym.models.identity`).
 
-    Functions count by qualified name and code. Errors: ValueError for an object that prints nothing but its
-    address.
+    A preprocessing that holds what cannot be identified (an open file, a lock) has another text in every
+    process.
     """
-    steps = getattr(preprocess, "transforms", None)
-    if isinstance(steps, (list, tuple)):
-        return f"{type(preprocess).__name__}({', '.join(preprocess_text(step) for step in steps)})"
-    if hasattr(preprocess, "lambd"):
-        return f"{type(preprocess).__name__}({preprocess_text(preprocess.lambd)})"
-    if isinstance(preprocess, partial):
-        return f"partial({preprocess_text(preprocess.func)}, {preprocess.args}, {preprocess.keywords})"
-    if inspect.ismethod(preprocess):
-        return f"{preprocess_text(preprocess.__self__)}.{preprocess_text(preprocess.__func__)}"
-    if inspect.isroutine(preprocess):
-        return f"{preprocess.__module__}.{preprocess.__qualname__}#{digest(source_of(preprocess))[:8]}"
-    if type(preprocess).__repr__ is object.__repr__:
-        raise ValueError(
-            "a preprocessing must have a text that tells it from others, got "
-            f"{type(preprocess).__name__}, which prints only its address; use torchvision transforms, a "
-            "function, or give its class a __repr__"
-        )
-    return ADDRESS.sub("", re.sub(r"\s+", " ", repr(preprocess)))
+    if type(preprocess) is Preprocess:
+        return repr(preprocess)
+    name = getattr(preprocess, "__qualname__", None) or type(preprocess).__qualname__
+    return f"{name.replace('<', '').replace('>', '')} {identity_of(preprocess, f'the preprocessing {name}')}"
 
 
 def seen(preprocess: Callable[[Image.Image], Tensor], image: Image.Image) -> Image.Image:

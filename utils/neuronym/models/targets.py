@@ -37,15 +37,9 @@ from torch import nn, Tensor
 from neuronym.common.checks import import_extra, missing, unknown
 from neuronym.common.types import Target
 from neuronym.hooks import resolve_layers
+from neuronym.models.identity import identity
 from neuronym.models.preprocess import HALF, MICRO, Preprocess, preprocess_text
-from neuronym.models.weights import (
-    identity,
-    is_file_or_seed,
-    load_into,
-    microworld_weights,
-    random_start,
-    read_weights,
-)
+from neuronym.models.weights import is_file_or_seed, load_into, microworld_weights, random_start, read_weights
 from neuronym.runs.folders import data_dir
 
 LITE_SIZES = {"0": 224, "1": 240, "2": 260}
@@ -62,8 +56,9 @@ def load_target(
     classes: Sequence[str] | None = None,
     name: str = "",
 ) -> Target:
-    """A target network in evaluation mode, float32, without parameter gradients: by its name (see the module's
-    text), or your own module with what turns a PIL picture into its input (ImageNet's 256 -> 224 by default).
+    """A target network in evaluation mode, float32, without parameter gradients: by its name (see the
+    module's text), or your own module with what turns a PIL picture into its input (ImageNet's 256 -> 224 by
+    default).
 
     `classes` name the units of the output layer, `name` stands in tables and figures. A module given here is
     changed in place. Without `suggest` it has no `layers`, whose search takes a few forward passes.

@@ -5,31 +5,21 @@ read_weights      safetensors, state dict or TorchScript file -> {name: tensor},
 load_into         a network with weights from a file, or random ones
 random_seed       the seed in "random:SEED"
 random_start      seed the building of a network
-weights_key       hash of tensors by name, type, shape and bytes
-identity          hash of what a module computes: its tensors, its structure and the code of its own classes
-digest            hash of texts
-source_of         text of a class or function that changes with it
 missing           the one sentence for weights that are not there
 import_extra      an optional package, or the sentence that says how to get it
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import inspect
-import linecache
+import io
 import os
 import pickle
 import re
-import sys
-import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
-from types import CodeType
 
 import torch
 from torch import nn, Tensor
@@ -37,21 +27,42 @@ from torch import nn, Tensor
 from neuronym.common.files import digest
 from neuronym.runs.folders import data_dir, from_root
 
-ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_LIBRARIES = (
-    "torch.",
-    "torchvision.",
-    "builtins.",
-)  # their classes are known by name; others are hashed by source
+UNDER = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "teacher",
+    "ema_state_dict",
+    "model_ema",
+)
+STORAGES = {  # how archives name the types of their tensors
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+}
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")  # of wrappers, on every name
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read tensors by name onto the CPU: `.safetensors`, a TorchScript archive, or a state dict saved by
     torch.
 
-    A checkpoint that keeps its tensors under "state_dict" or "model" is unwrapped, and "module." (left by
-    DataParallel) is taken off the names. Only tensors and plain containers are unpickled. A relative path
-    starts at the repository root. Errors: FileNotFoundError, ValueError.
+    A checkpoint that keeps its tensors under a key of UNDER is unwrapped, and prefixes that a wrapper left on
+    all names (PREFIXES, in any order) are taken off. Only tensors and plain containers are unpickled, and
+    nothing in an archive is run. A relative
+    path starts at the repository root. Errors: FileNotFoundError; ValueError that says what else the file
+    holds.
     """
     path = from_root(path)
     if not path.is_file():
@@ -59,25 +70,43 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         weights = _read(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} is not a file of weights (.safetensors, or torch.save(model.state_dict(), path)): "
-            f"{reason}"
+            f"{_reason(error)}"
         ) from error
     while isinstance(weights, Mapping):
-        inner = next(
-            (weights[k] for k in ("state_dict", "model") if isinstance(weights.get(k), Mapping)), None
-        )
+        inner = next((weights[k] for k in UNDER if isinstance(weights.get(k), Mapping)), None)
         if inner is None:
             break
         weights = inner
     if not isinstance(weights, Mapping) or not any(isinstance(v, Tensor) for v in weights.values()):
+        keys = (
+            f"; it has {', '.join(map(str, list(weights)[:5]))}"
+            if isinstance(weights, Mapping) and weights
+            else ""
+        )
         raise ValueError(
-            f"{path} holds no tensors by name; save one with torch.save(model.state_dict(), path)"
+            f"{path} holds no tensors by name{keys}; save one with torch.save(model.state_dict(), path)"
         )
     weights = {str(name): value for name, value in weights.items() if isinstance(value, Tensor)}
-    wrapped = all(name.startswith("module.") for name in weights)
-    return {name.removeprefix("module.") if wrapped else name: value for name, value in weights.items()}
+    weights.pop("n_averaged", None)  # of torch.optim.swa_utils.AveragedModel
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in weights)), ""):
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
+
+
+def _reason(error: Exception) -> str:
+    """What a reader of files says, in one line without colours; for objects beside tensors, which and
+    what to do.
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)) or type(error).__name__
+    found = re.search(r"(?:GLOBAL|Unsupported (?:class|global):?(?: GLOBAL)?) (\S+)", text)
+    if found:
+        return (
+            f"it holds {found[1].rstrip('.')}, which is code and is not unpickled; save the state dict inside it "
+            "alone, as torch.save(checkpoint['model'], path)"
+        )
+    return text.splitlines()[0]
 
 
 def is_torchscript(path: str | Path) -> bool:
@@ -97,7 +126,8 @@ def is_file_or_seed(chosen: str) -> bool:
         or chosen.startswith("random:")
         or "/" in chosen
         or os.sep in chosen
-        or chosen.endswith((".pt", ".pth", ".tar", ".safetensors", ".bin"))
+        or chosen.lower().endswith((".pt", ".pth", ".tar", ".ckpt", ".safetensors", ".bin"))
+        or Path(chosen).expanduser().is_file()
     )
 
 
@@ -137,6 +167,7 @@ def load_into(build: Callable[..., nn.Module], chosen: str) -> nn.Module:
         name
         for name in wanted.keys() | weights.keys()
         if not name.lower().startswith("aux")
+        and not (name.endswith("num_batches_tracked") and name not in weights)  # of before PyTorch 0.4.1
         and wanted.get(name) != getattr(weights.get(name), "shape", None)
     ]
     if differ:
@@ -159,66 +190,8 @@ def random_start(seed: int) -> Iterator[None]:
         yield
 
 
-def weights_key(weights: Mapping[str, Tensor] | nn.Module) -> str:
-    """16 hex of SHA-256 over the sorted (name, dtype, shape, bytes) of a state dict or module, on the CPU,
-    uncast.
-    """
-    tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        if not isinstance(
-            tensors[name], Tensor
-        ):  # get_extra_state of some modules; not tensors, and not needed
-            continue
-        value = tensors[name].detach().cpu().contiguous()
-        found.update(f"{name} {value.dtype} {list(value.shape)} ".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
-
-
-def identity(module: nn.Module, only: Collection[str] | None = None, *extra: str) -> str:
-    """16 hex for what a module computes: `weights_key`, structure and numbers of its parts, code of its own
-    classes.
-
-    Weights alone do not tell QuickGELU from GELU, or one stride or number of heads from another. `only`
-    restricts it to some top-level names (one tower of a CLIP); `extra` texts are hashed along.
-    """
-
-    def wanted(name: str) -> bool:
-        return only is None or name.partition(".")[0] in only
-
-    tensors = {name: value for name, value in module.state_dict().items() if wanted(name)}
-    parts = {name: part for name, part in module.named_modules() if wanted(name)}
-    classes = {cls for part in [module, *parts.values()] for cls in type(part).__mro__}
-    code = sorted(source_of(cls) for cls in classes if not f"{cls.__module__}.".startswith(_LIBRARIES))
-    structure = [f"{name}: {_structure(part)}" for name, part in sorted(parts.items())]
-    return digest(weights_key(tensors), *structure, *code, *extra)
-
-
-def source_of(thing: Callable | type) -> str:
-    """Text that changes when a class or function does: a class's source, a function's compiled code and plain
-    values.
-
-    Two lambdas on one line share their source, and a function may get its numbers from outside itself.
-    """
-    if inspect.isclass(thing):
-        try:
-            return _class_source(thing)
-        except (OSError, TypeError, KeyError):  # typed into a notebook, or written in C
-            return f"{thing.__qualname__} {[source_of(v) for v in vars(thing).values() if inspect.isfunction(v)]}"
-    if not inspect.isfunction(getattr(thing, "__func__", thing)):  # a bound method shows its function
-        return thing.__qualname__
-    outer = inspect.getclosurevars(thing)
-    values = {
-        k: v
-        for k, v in {**outer.globals, **outer.nonlocals}.items()
-        if isinstance(v, (int, float, str, tuple))
-    }
-    return f"{thing.__qualname__} {_compiled(thing.__code__)} {ADDRESS.sub('', repr(sorted(values.items())))}"
-
-
 def _read(path: Path):
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -227,77 +200,91 @@ def _read(path: Path):
         except SafetensorError as error:
             raise ValueError(str(error)) from error
     if is_torchscript(path):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
-            return dict(torch.jit.load(path, map_location="cpu").state_dict())
+        return _tensors_of_archive(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _structure(part: nn.Module) -> str:
-    """Class and numbers of one module (attention does not print its heads), and its text if it has no
-    children.
+def _tensors_of_archive(path: Path) -> dict[str, Tensor]:
+    """Parameters and buffers of a TorchScript archive by name; its code is not run, its modules become plain
+    tables.
+
+    torch.jit.load would run what the archive says an object does when it is unpickled (`__setstate__`).
     """
-    numbers = {
-        k: v
-        for k, v in sorted(vars(part).items())
-        if isinstance(v, (int, float)) and k != "training" and k[0] != "_"
-    }
-    leaf = next(part.children(), None) is None
-    return f"{type(part).__name__} {numbers} {ADDRESS.sub('', repr(part)) if leaf else ''}"
-
-
-def _class_source(cls: type) -> str:
-    """What `inspect.getsource` gives, which parses a class's whole file anew each time; KeyError when it is
-    not there.
-    """
-    file = inspect.getsourcefile(cls)
-    linecache.checkcache(file)
-    lines = linecache.getlines(file, vars(sys.modules[cls.__module__]))
-    first, last, column = _class_lines("".join(lines))[cls.__qualname__]
-    for i, line in enumerate(lines[last:], last + 1):  # comments that go on where the last statement ends
-        if line.strip() and not line.lstrip().startswith("#"):
-            break
-        last = i if line.strip() and len(line) - len(line.lstrip()) >= column else last
-    return "".join(lines[first:last])
-
-
-@lru_cache(maxsize=8)
-def _class_lines(text: str) -> dict[str, tuple[int, int, int]]:
-    """First line, line behind the last, and column of the body of each class of a file; of equal names the
-    first.
-    """
-    found: dict[str, tuple[int, int, int]] = {}
-    waiting = [("", ast.parse(text))]
-    while waiting:
-        name, node = waiting.pop()
-        if isinstance(node, ast.ClassDef):
-            start = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
-            if name not in found or start < found[name][0]:
-                found[name] = start, node.end_lineno, node.body[0].col_offset
-        inside = f"{name}.<locals>" if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) else name
-        waiting += [
-            (
-                ".".join(filter(None, [inside, child.name]))
-                if hasattr(child, "name") and isinstance(child, ast.stmt)
-                else inside,
-                child,
-            )
-            for child in ast.iter_child_nodes(node)
+    with zipfile.ZipFile(path) as archive:
+        top = next(name for name in archive.namelist() if name.endswith("/data.pkl")).rpartition("data.pkl")[
+            0
         ]
+        storages: dict[str, torch.UntypedStorage] = {}
+
+        def storage(saved: tuple) -> tuple[torch.UntypedStorage, torch.dtype]:
+            _, dtype, key, _, _ = saved
+            if key not in storages:
+                data = bytearray(archive.read(f"{top}data/{key}"))
+                storages[key] = (
+                    torch.frombuffer(data, dtype=torch.uint8).untyped_storage()
+                    if data
+                    else torch.UntypedStorage(0)
+                )
+            return storages[key], dtype
+
+        root = _ArchiveReader(io.BytesIO(archive.read(f"{top}data.pkl")), storage).load()
+    found: dict[str, Tensor] = {}
+    waiting = [("", root)]
+    while waiting:
+        name, part = waiting.pop()
+        if isinstance(part, Tensor):
+            found[name] = part
+        elif isinstance(part, _Scripted):
+            waiting += [(f"{name}.{key}" if name else key, value) for key, value in part.state.items()]
     return found
 
 
-def _compiled(code: CodeType) -> str:
-    """Compiled code as text, free of file names, line numbers and the arbitrary order of sets."""
-    constants = [
-        _compiled(value)
-        if isinstance(value, CodeType)
-        else sorted(map(repr, value))
-        if isinstance(value, frozenset)
-        else repr(value)
-        for value in code.co_consts
-    ]
-    return f"{code.co_code.hex()} {code.co_names} {constants}"
+class _Scripted:
+    """A module of an archive: its attributes by name."""
+
+    def __init__(self):
+        self.state: dict[str, object] = {}
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state if isinstance(state, dict) else {}
+
+
+def _tensor(saved: tuple[torch.UntypedStorage, torch.dtype], offset: int, size, stride, *rest) -> Tensor:
+    storage, dtype = saved
+    return torch.empty(0, dtype=dtype).set_(storage, offset, torch.Size(size), tuple(stride))
+
+
+class _ArchiveReader(pickle.Unpickler):
+    """Unpickles tensors, tables and numbers; every class of the archive's own becomes a `_Scripted`, all else
+    is refused.
+    """
+
+    KNOWN = {
+        ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+        ("torch._utils", "_rebuild_parameter"): lambda tensor, requires_grad, hooks: tensor,
+        ("collections", "OrderedDict"): OrderedDict,
+        ("torch.jit._pickle", "restore_type_tag"): lambda value, kind: value,
+        ("torch.jit._pickle", "build_intlist"): list,
+        ("torch.jit._pickle", "build_doublelist"): list,
+        ("torch.jit._pickle", "build_boollist"): list,
+        ("torch.jit._pickle", "build_tensorlist"): list,
+    }
+
+    def __init__(self, file: io.BytesIO, storage: Callable):
+        super().__init__(file)
+        self._storage = storage
+
+    def find_class(self, module: str, name: str):
+        if (module, name) in self.KNOWN:
+            return self.KNOWN[module, name]
+        if module.split(".")[0] == "__torch__":
+            return _Scripted
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
+        raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {module}.{name}")
+
+    def persistent_load(self, saved: tuple):
+        return self._storage(saved)
 
 
 def tokenizer_key(tokenizer) -> str:

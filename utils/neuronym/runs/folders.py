@@ -1,11 +1,13 @@
 """Where things are: the repository's folders, the paths that parameters mean, the device they name.
 
 ROOT, PACKAGE                                      the repository, and the package in it
-data_dir, cache_dir, results_dir, notebooks_dir    folders; NEURONYM_DATA, _CACHE, _RESULTS, _NOTEBOOKS override
+data_dir, cache_dir, results_dir, notebooks_dir    folders; NEURONYM_DATA, _CACHE, _RESULTS, _NOTEBOOKS
+                                                   override
 notebook_path                                      the file of a notebook
 from_root, folder_or_id                            a path as parameters mean it
 shown                                              a path as it is printed
-make_folder, other_clone                           a run's folder; whether a folder is of another copy of all this
+make_folder, other_clone                           a run's folder; whether a folder is of another copy of all
+                                                   this
 chosen_device                                      the device meant by auto, cpu, cuda, ...
 """
 

@@ -5,8 +5,8 @@ A line of that cell is `name = literal  # type: T  # help`, where T is int, floa
 several of them joined by `|` (None included), and a help text may end in `choices: a|b|c`, `at least N`
 or `kinds: a|b|module:function`, or `kinds: targets` for a row of `neuronym.runs.kinds`: what may stand before
 the colon of a name (a kind with a colon stands for any of its form).
-A str whose help says "separated by commas", or that shows values such as `a,b`, also takes a list; null stands
-for None where that is allowed, else for "" where the help says what empty means, else for the default.
+A str whose help says "separated by commas", or that shows values such as `a,b`, also takes a list; null
+stands for None where that is allowed, else for "" where the help says what empty means, else for the default.
 
 Parameter          name, type, default, help, choices of one parameter
 read_parameters    all parameters of a notebook file

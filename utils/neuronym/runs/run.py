@@ -5,8 +5,8 @@ run_folder                   the folder that belongs to a set of parameters
 software, git_state          what a result was computed with
 progress                     says how far a loop is
 
-`neuronym NOTEBOOK -p key value` executes a notebook (see runs/execute.py). Nothing here imports torch before the
-parameters are known to be right.
+`neuronym NOTEBOOK -p key value` executes a notebook (see runs/execute.py). Nothing here imports torch before
+the parameters are known to be right.
 """
 
 from __future__ import annotations

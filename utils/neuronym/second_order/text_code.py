@@ -1,7 +1,8 @@
 """Sparse text codes: directions as sums of a few words of a pool.
 
 text_pool     text features -> the pool of atoms, centred and normalised
-code_coefficients  what the words chosen by `neuronym.second_order.text_code` are multiplied by, for all of them or
+code_coefficients  what the words chosen by `neuronym.second_order.text_code` are multiplied by, for all of
+                   them or
               the first n
 reconstruct   the sums
 code_table    words and coefficients as a labels table

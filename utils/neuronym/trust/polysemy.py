@@ -50,8 +50,8 @@ def clusters(
     each of those found alike for 39 sets of n images drawn at random, so that a unit without meaning is split
     once in 40 times; else all images are cluster 0. Clusters are numbered by size, the largest 0. Dead units
     have one cluster. A split says that the images differ, not that the unit means two things ("red" has red
-    circles and red squares): `heldout_correlations` says that. Errors: ValueError for fewer than 20 images and for inputs
-    that are not finite or do not fit together.
+    circles and red squares): `heldout_correlations` says that. Errors: ValueError for fewer than 20 images
+    and for inputs that are not finite or do not fit together.
     """
     checked(FactoredMatrix(I, I), Q, None, MEMORY)
     check_number("top", top, 0, 1)
