@@ -197,3 +197,12 @@ def test_papermills_own_lists_and_nulls_are_taken(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     (metrics,) = (json.loads(path.read_text()) for path in (tmp_path / "results/toy").glob("*/metrics.json"))
     assert metrics["shown"] == "conv1,fc" and metrics["k"] == 5
+
+
+def test_modules_in_the_folder_of_the_command_are_in_nobodys_way(toy, tmp_path):
+    place = tmp_path / "place"
+    (place / "utils").mkdir(parents=True)
+    for name in ("papermill", "yaml", "models", "errors", "utils/__init__", "utils/models"):
+        (place / f"{name}.py").write_text("raise RuntimeError('not mine')\n")
+    done = command("toy", "-p", "layers", "[a, b]", cwd=place)
+    assert done.returncode == 0, done.stderr
