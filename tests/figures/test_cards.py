@@ -138,7 +138,7 @@ def texts(fig):
 def tiles(fig, row=0):
     """The pictures of a row of `draw`, as drawn."""
     (raster,) = (np.asarray(image.get_array())[..., :3] for ax in fig.axes for image in ax.images)
-    top, step = row * (cards.TILE + 2 * cards.GAP) + cards.GAP, cards.TILE + cards.GAP
+    top, step = row * (cards.TILE + 2 * cards.GAP + cards.BELOW) + cards.GAP, cards.TILE + cards.GAP
     return [
         raster[top : top + cards.TILE, i * step : i * step + cards.TILE]
         for i in range(raster.shape[1] // step)
@@ -147,7 +147,7 @@ def tiles(fig, row=0):
 
 def test_unit_cards_say_name_truth_and_score():
     fig = cards.draw([a_card(), a_card(maps=False)], images=5)
-    assert texts(fig).count("red  (0.5)") == 2 and "true name: red (found)" in texts(fig)
+    assert texts(fig).count("red  (0.5)") == 2 and "✓ true name: red" in texts(fig)
     heated, plain = tiles(fig, 0), tiles(fig, 1)
     assert all(
         not (tile == tile[0, 0]).all() for tile in heated[:4]
@@ -158,18 +158,38 @@ def test_unit_cards_say_name_truth_and_score():
     ]
 
 
-def test_a_dead_unit_draws_without_a_heat_map():
+def test_a_dead_unit_draws_without_a_line():
     card = a_card() | {"maps": [np.zeros((4, 4))] * 4}
     assert all((tile == tile[0, 0]).all() for tile in tiles(cards.draw([card], images=4)))
 
 
-def test_heat_is_on_the_scale_of_the_unit_and_lies_where_it_fires():
+def test_colours_stay_where_the_unit_fires_and_are_darker_elsewhere():
+    """On the unit's own scale: the first picture holds its largest value at the upper right, the second a tenth of it."""
     maps = np.zeros((4, 2, 2))
-    maps[0, 0, 1], maps[1, 1, 0] = 8, 0.1
-    strong, weak, *rest = tiles(
-        cards.draw([a_card() | {"maps": maps, "images": [Image.new("RGB", (70, 70), "blue")] * 4}], images=4)
-    )
-    assert strong[10, -10, 0] > 150 and strong[-10, 10, 0] < 40 and abs(weak.astype(int) - rest[0]).max() < 20
+    maps[0, 0, 1], maps[1, 1, 0] = 8, 0.8
+    blue = [Image.new("RGB", (70, 70), (0, 0, 200))] * 4
+    strong, weak, *_ = tiles(cards.draw([a_card() | {"maps": maps, "images": blue}], images=4))
+    dark = int(200 * cards.DARKER)
+    assert tuple(strong[10, -10]) == (0, 0, 200) and tuple(strong[-10, 10]) == (0, 0, dark)
+    assert (weak == (0, 0, dark)).all()
+    line = {tuple(pixel) for pixel in strong.reshape(-1, 3)}
+    assert line == {(0, 0, 200), (0, 0, dark), (255, 255, 255), (0, 0, 0)}
+
+
+def test_values_stand_below_pictures_and_wrong_names_have_a_mark():
+    card = a_card() | {
+        "values": [1.0, 2.0, 3.0, 4.0],
+        "truth": "blue",
+        "labels": [("a label $x_$ of " + "w" * 30, 1)],
+    }
+    fig = cards.draw([card], images=4, method="wpmi")
+    (raster,) = (np.asarray(image.get_array())[..., :3] for ax in fig.axes for image in ax.images)
+    assert (raster[cards.GAP + cards.TILE + 4 :] < 200).any() and "✗ true name: blue" in texts(fig)
+    assert any(text.startswith("a label $x_$ of ww") and "…" in text for text in texts(fig))
+    assert any("score: wpmi, higher is better" in text for text in texts(fig))
+    fig.canvas.draw()
+    left = fig.axes[0].get_window_extent().x0
+    assert all(text.get_window_extent().x1 < left for text in fig.texts[:-1])  # no text touches a picture
 
 
 def test_small_pictures_keep_their_pixels_large_ones_their_shape():
@@ -198,6 +218,6 @@ def test_saved_cards_keep_their_raster_and_their_texts(tmp_path):
     assert any(
         (place == raster[: cards.TILE, -cards.TILE :]).all() for place in places
     )  # not one pixel is resampled
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["all.pdf", "all.png", "one.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["all.pdf", "all.png", "one.pdf", "one.png"]
     pdf = (tmp_path / "all.pdf").read_bytes()
-    assert pdf.count(b"/Type /Page ") == 2 and b"/FontFile2" in pdf and b"/Type3" not in pdf
+    assert pdf.count(b"/Type /Page ") == 1 and b"/FontFile2" in pdf and b"/Type3" not in pdf

@@ -18,7 +18,9 @@ ALWAYS = {"smoke": False, "device": "auto", "seed": 0, "run_name": ""}
 TAKEN_BY_START_RUN = {"device", "seed", "run_name"}
 FORBIDDEN_CALLS = {"eval", "exec", "chdir", "os.chdir", "empty_cache"}
 ABSOLUTE = re.compile(r"(/[\w.-]+|~/|~$|[A-Za-z]:[\\/])")
-LONGEST = 62
+LONGEST, WIDEST = 40, 110  # lines of a cell, characters of a line
+COMPREHENSIONS = ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp
+GROUPS = ["# What one changes", "# The fine print"]
 
 
 def problems(path: Path) -> list[str]:
@@ -36,6 +38,9 @@ def problems(path: Path) -> list[str]:
             found.append(f"code cell {i} has outputs or an execution count")
         if len(source.splitlines()) > LONGEST and "parameters" not in cell["metadata"].get("tags", []):
             found.append(f"code cell {i} has {len(source.splitlines())} lines, at most {LONGEST}")
+        wide = [line for line in source.splitlines() if len(line) > WIDEST]
+        if wide and "parameters" not in cell["metadata"].get("tags", []):
+            found.append(f"code cell {i} has a line of {len(wide[0])} characters, at most {WIDEST}")
         found += [f"code cell {i}: {fault}" for fault in _faults(source)]
     return found + _parameter_problems(path, code, sources)
 
@@ -53,10 +58,15 @@ def _parameter_problems(path: Path, code: list[dict], sources: list[str]) -> lis
         for name, value in ALWAYS.items()
         if name not in known or known[name].default != value
     ]
-    for line in filter(str.strip, sources[0].splitlines()):
+    groups = [line for line in sources[0].splitlines() if line.startswith("#")]
+    if groups != GROUPS:
+        found.append(f"parameters cell: its groups are {' and '.join(GROUPS)}, got {groups}")
+    for line in sources[0].splitlines():
+        if not line.strip() or line in GROUPS:
+            continue
         if not re.fullmatch(r"\w+ = .+?\s+# type: [\w|\[\]]+  # \S.*", line):
             found.append(f"parameters cell: not `name = literal  # type: T  # help`: {line}")
-        if line.count("=") != 1:  # papermill --help-notebook leaves such a line out
+        if re.sub('"[^"]*"', "", line).count("=") != 1:  # papermill --help-notebook leaves such a line out
             found.append(f"parameters cell: more than one '=': {line}")
     later = [_tree(source) for source in sources[1:]]
     calls = [node for tree in later for node in ast.walk(tree) if isinstance(node, ast.Call)]
@@ -104,6 +114,11 @@ def _faults(source: str) -> list[str]:
             found.append(f"calls {ast.unparse(node.func)}")
         elif isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path":
             found.append("touches sys.path")
+        elif (
+            isinstance(node, COMPREHENSIONS)
+            and sum(isinstance(n, COMPREHENSIONS) for n in ast.walk(node)) > 1
+        ):
+            found.append(f"a comprehension inside a comprehension: {ast.unparse(node)[:60]}")
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and ABSOLUTE.match(node.value):
             found.append(f"absolute path {node.value!r}")
     return found
@@ -124,9 +139,11 @@ def test_papermill_reads_the_same_parameters(path):
     }
 
 
-GOOD = """smoke = False  # type: bool  # small
+GOOD = """# What one changes
+smoke = False  # type: bool  # small
 device = "auto"  # type: str  # where
 seed = 0  # type: int  # of all
+# The fine print
 run_name = ""  # type: str  # folder
 top_k = 5  # type: int|None  # labels"""
 START = 'from neuronym.runs.run import finish_run, start_run\nrun = start_run("made", globals())'
@@ -183,6 +200,9 @@ HOME = "/" + "home/me/photos"
         ({"cells": (START, "print(smoke, top_k)")}, "does not call finish_run"),
         ({"cells": (START, USE, "def f():\n    pass")}, "defines 'f'"),
         ({"cells": (START, USE, "class C:\n    pass")}, "defines 'C'"),
+        ({"cells": (START, USE, "x = [[j for j in i] for i in 'ab']")}, "a comprehension inside a"),
+        ({"cells": (START, USE, "x = " + " + ".join(["1"] * 40))}, "a line of 160 characters"),
+        ({"parameters": GOOD.replace("# The fine print", "")}, "its groups are # What one changes and"),
         ({"cells": (START, USE, "eval('1')")}, "calls eval"),
         ({"cells": (START, USE, "import os\nos.chdir('..')")}, "calls os.chdir"),
         ({"cells": (START, USE, "import torch\ntorch.cuda.empty_cache()")}, "calls torch.cuda.empty_cache"),
@@ -192,7 +212,7 @@ HOME = "/" + "home/me/photos"
         ({"cells": (START, USE, f"x = {HOME!r}")}, f"absolute path '{HOME}'"),
         ({"cells": (START, USE, "x = f'" + HOME + "/{smoke}'")}, "absolute path"),
         ({"cells": (START, USE, "x = 'C:\\\\data'")}, "absolute path"),
-        ({"cells": (START, USE, "x = 0\n" * 63)}, "has 63 lines, at most 62"),
+        ({"cells": (START, USE, "x = 0\n" * 41)}, "has 41 lines, at most 40"),
     ],
 )
 def test_a_bad_notebook_is_caught(tmp_path, changes, message):

@@ -1,7 +1,8 @@
 """What a network and an image-text model make of the same images: all that a naming method reads.
 
-measure        target, layers, images, CLIP and words -> Measurements
-Measurements   activations Q of each layer, image embeddings I, text embeddings T, and what they are of
+measure            target, layers, images, CLIP and words -> Measurements
+top_images_table   the images behind every unit
+Measurements       activations Q of each layer, image embeddings I, text embeddings T, and what they are of
 
 Notebooks and scripts begin here; `clip_dissect`, `describe_and_dissect` and `unit_cards` take what it
 returns.
@@ -12,10 +13,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from neuronym.activations import activations_and_embeddings, embed_concepts
+from neuronym.common.memory import top_images
 from neuronym.common.subsets import split_evenly
 from neuronym.common.types import Clip, Device, Progress, Target
 from neuronym.common.units import Units, units_by_layer
@@ -132,6 +136,26 @@ def measure(
         embed_concepts(clip, words, template).to(place),
         pool,
     )
+
+
+def top_images_table(data: Measurements, k: int = 5) -> pd.DataFrame:
+    """The k images of highest activation of every unit: layer, unit, rank (1 the highest), image, activation."""
+    tables = []
+    for layer, q in data.Q.items():
+        best = top_images(q, min(k, data.N))  # [k, K]
+        n, K = best.shape
+        tables.append(
+            pd.DataFrame(
+                {
+                    "layer": layer,
+                    "unit": np.repeat(np.arange(K), n),
+                    "rank": np.tile(np.arange(1, n + 1), K),
+                    "image": [data.probe.ids[row] for row in best.T.flatten().tolist()],
+                    "activation": q.gather(0, best).T.flatten().double().cpu().numpy(),
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
 
 
 def _layers(target: Target, layers: str | Sequence) -> list[LayerInfo]:

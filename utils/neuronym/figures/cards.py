@@ -1,9 +1,13 @@
 """Unit cards: labels, most active images, and where in them a unit fires.
 
 unit_cards                 labels and measurements -> a figure of chosen units
+layer_cards                labels and measurements -> cards of chosen units, layer by layer
 cards_from_best_to_worst   units worth drawing: from the best-scored label to the worst
 collect                    cards of some units of a layer
 draw                       cards as a figure
+
+A picture keeps its own colours, by which a label such as "red" is judged: a line goes around where the unit
+fires at half of its largest value or more, and the rest is a little darker.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 from neuronym import cache
@@ -26,14 +30,20 @@ from neuronym.common.memory import top_images
 from neuronym.common.types import Target
 from neuronym.common.units import Units, units_by_layer
 from neuronym.datasets.probe import Probe
-from neuronym.figures.style import DPI, palette
+from neuronym.figures.style import COLOURS, DPI
 from neuronym.hooks import LayerInfo
 from neuronym.measurements import Measurements
 from neuronym.models.preprocess import seen
 
 SCHEMA = 1
-HEAT = "inferno"
-TILE, GAP, ROOM = 192, 12, 400  # side of a picture, space around it, width of the texts; in pixels
+TILE, GAP, ROOM, MARGIN, BELOW = (
+    192,
+    12,
+    430,
+    16,
+    30,
+)  # picture, space around it, texts, edge, values; in pixels
+HALF, DARKER = 0.5, 0.62  # of the unit's largest value; what is left of the brightness elsewhere
 
 
 def unit_cards(
@@ -57,11 +67,21 @@ def unit_cards(
             f"{', '.join(data.layers)}; give those that belong together"
         )
     wanted = units_by_layer(units, {layer: data.sizes[layer] for layer in known}, labels)
+    cards = layer_cards(labels, data, wanted, images)
+    return draw([card for some in cards.values() for card in some], images, str(labels["method"].iloc[0]))
+
+
+def layer_cards(
+    labels: pd.DataFrame,
+    data: Measurements,
+    units: Mapping[str, Sequence[int]],
+    images: int = 6,
+    keep: bool = False,
+) -> dict[str, list[dict]]:
+    """Cards of units {layer: units}, to `draw`; with `keep` their pictures and maps are cached."""
     classes = data.classes
-    cards = [
-        card
-        for layer, some in wanted.items()
-        for card in collect(
+    return {
+        layer: collect(
             data.target,
             data.probe,
             data.layers[layer],
@@ -71,9 +91,10 @@ def unit_cards(
             images,
             names=classes if classes and layer == data.target.layers[-1] else None,
             device=data.I.device,
+            keep=keep,
         )
-    ]
-    return draw(cards, images)
+        for layer, some in units.items()
+    }
 
 
 def cards_from_best_to_worst(table: pd.DataFrame, layer: str, n: int) -> Sequence[int]:
@@ -123,28 +144,39 @@ def collect(
                 "labels": list(zip(labels["label"], labels["score"])),
                 "truth": names[unit] if names is not None else None,
                 "images": [Image.fromarray(found["pictures"][i].numpy()) for i in at],
+                "values": Q[some, unit].tolist(),
                 "maps": found["maps"][at, u].numpy() if "maps" in found else None,
             }
         )
     return cards
 
 
-def draw(cards: Sequence[Mapping], images: int = 6) -> Figure:
+def draw(cards: Sequence[Mapping], images: int = 6, method: str = "") -> Figure:
     """A figure of one row per card: title, labels with scores and, if known, the true name; then its most
-    active images.
+    active images, each with the unit's activation.
 
-    A card holds title, labels [(label, score)], images, and optionally truth and maps [h, w] of each image,
-    whose positive part lies over the image as heat, all on the unit's own scale. The pictures of all cards
-    are one raster of the resolution figures are saved at; texts stay texts.
+    A card holds title, labels [(label, score)], images, and optionally values of these, truth, and maps [h,
+    w] of each image, whose positive part tells where the unit fires, all on the unit's own scale. The
+    pictures of all cards are one raster of the resolution figures are saved at; texts stay texts.
     """
-    width, height = ROOM + images * (TILE + GAP), len(cards) * (TILE + 2 * GAP)
+    row, foot = TILE + 2 * GAP + BELOW, 44
+    width, height = ROOM + images * (TILE + GAP) + MARGIN, len(cards) * row + foot
     fig = plt.figure(figsize=(width / DPI, height / DPI))
-    ax = fig.add_axes((ROOM / width, 0, 1 - ROOM / width, 1))
+    ax = fig.add_axes((ROOM / width, foot / height, images * (TILE + GAP) / width, 1 - foot / height))
     ax.axis("off")
-    raster = np.concatenate([_strip(card["images"][:images], card.get("maps"), images) for card in cards])
+    raster = np.concatenate([_strip(card, images) for card in cards])
     ax.imshow(raster, interpolation="none", aspect="auto")
     for i, card in enumerate(cards):
-        _write(fig, card, top=1 - (i * (TILE + 2 * GAP) + GAP) / height, tall=TILE / height)
+        _write(fig, card, MARGIN / width, top=1 - (i * row + GAP) / height, pixel=1 / height)
+    shown = f"score: {method}, higher is better; " if method else ""
+    fig.text(
+        MARGIN / width,
+        8 / height,
+        f"{shown}below a picture: the unit's activation; the line surrounds where it is at half of its largest or more",
+        fontsize=6,
+        color="0.4",
+        va="bottom",
+    )
     return fig
 
 
@@ -176,55 +208,70 @@ def _look(
     return found
 
 
-def _strip(images: Sequence[Image.Image], maps: Sequence[np.ndarray] | None, places: int) -> np.ndarray:
-    """A row of tiles, white where there is no picture: [TILE + 2 GAP, places (TILE + GAP), 4] bytes."""
-    row = Image.new("RGB", (places * (TILE + GAP), TILE + 2 * GAP), "white")
+def _strip(card: Mapping, places: int) -> np.ndarray:
+    """A row of tiles with values below, white where there is no picture: [TILE + 2 GAP + BELOW, places (TILE
+    + GAP), 4] bytes.
+    """
+    row = Image.new("RGB", (places * (TILE + GAP), TILE + 2 * GAP + BELOW), "white")
+    pencil, font = ImageDraw.Draw(row), ImageFont.load_default(20)
+    maps, values = card.get("maps"), card.get("values")
     top = max((float(np.max(m)) for m in maps), default=0) if maps is not None else 0
-    for i, image in enumerate(images):
+    for i, image in enumerate(card["images"][:places]):
         scale = TILE / max(image.size)
         size = tuple(max(1, round(side * scale)) for side in image.size)
         small = image.size[0] < 100  # its pixels are meant to be seen
-        tile = image.convert("RGB") if small else image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        tile = image.convert("RGB").resize(
+            size, Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+        )
         if top > 0:
-            tile = _heated(tile, np.clip(np.asarray(maps[i], dtype=np.float32) / top, 0, 1))
-        tile = tile.resize(size, Image.Resampling.NEAREST)
-        row.paste(tile, (i * (TILE + GAP) + (TILE - size[0]) // 2, GAP + (TILE - size[1]) // 2))
+            tile = _outlined(tile, np.clip(np.asarray(maps[i], dtype=np.float32) / top, 0, 1))
+        left = i * (TILE + GAP)
+        row.paste(tile, (left + (TILE - size[0]) // 2, GAP + (TILE - size[1]) // 2))
+        if values is not None:
+            place = (left + TILE / 2, GAP + TILE + BELOW / 2 + 2)
+            pencil.text(place, f"{values[i]:.3g}", fill=(110, 110, 110), font=font, anchor="mm")
     return np.asarray(row.convert("RGBA"))  # matplotlib draws three channels in float64, and slower
 
 
-def _heated(image: Image.Image, heat: np.ndarray) -> Image.Image:
-    """The image with heat [h, w] from 0 to 1 over it, the denser the hotter."""
+def _outlined(image: Image.Image, heat: np.ndarray) -> Image.Image:
+    """The image, darker where heat [h, w] from 0 to 1 is below HALF, a white line in a black one around
+    the rest.
+    """
     heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))
-    colour = (255 * plt.get_cmap(HEAT)(heat)[..., :3]).astype(np.uint8)
-    density = np.clip(255 * (0.15 + 0.6 * heat), 0, 255 * 0.7).astype(np.uint8)
-    return Image.composite(Image.fromarray(colour), image, Image.fromarray(density))
+    inside = Image.fromarray(((heat >= HALF) * 255).astype(np.uint8))
+    if not inside.getbbox():
+        return Image.eval(image, lambda value: int(value * DARKER))
+    white = inside.filter(ImageFilter.MaxFilter(5))
+    black = white.filter(ImageFilter.MaxFilter(5))
+    out = Image.composite(image, Image.eval(image, lambda value: int(value * DARKER)), inside)
+    out.paste((0, 0, 0), mask=ImageChops.subtract(black, white))
+    out.paste((255, 255, 255), mask=ImageChops.subtract(white, inside))
+    return out
 
 
-def _write(fig: Figure, card: Mapping, top: float, tall: float) -> None:
-    """The texts of a card, from `top` downwards over the height of a tile (both in parts of the figure)."""
+def _write(fig: Figure, card: Mapping, left: float, top: float, pixel: float) -> None:
+    """The texts of a card, from `top` downwards; `pixel` is one in parts of the figure's height."""
     labels, truth = card["labels"], card.get("truth")
     title = (
-        card["title"] if len(card["title"]) <= 26 else "…" + card["title"][-25:]
-    )  # the end tells units of one network apart
-    fig.text(0, top, title, fontsize=8, weight="bold", va="top")
+        card["title"] if len(card["title"]) <= 30 else "…" + card["title"][-29:]
+    )  # the end tells units apart
+    fig.text(left, top, title, fontsize=8, weight="bold", va="top", parse_math=False)
+    y = 38
     if truth is not None:
-        hit = bool(labels) and labels[0][0] == truth
+        mark = "✓" if labels and labels[0][0] == truth else "✗"
+        text = f"{mark} true name: {truth}"
+        colour = COLOURS[2] if mark == "✓" else COLOURS[3]
+        fig.text(left, top - y * pixel, text, fontsize=7, va="top", color=colour, parse_math=False)
+        y += 32
+    for i, (label, score) in enumerate(labels[: 4 if truth is None else 3]):
+        shown = label if len(label) <= 24 else label[:23] + "…"
         fig.text(
-            0,
-            top - 0.18 * tall,
-            f"true name: {truth} {'(found)' if hit else ''}",
-            fontsize=7,
-            va="top",
-            color=palette()[2 if hit else 3],
-        )
-    first = 0.38 if truth is not None else 0.22
-    for i, (label, score) in enumerate(labels[:4]):
-        shown = label if len(label) < 24 else label[:22] + ".."
-        fig.text(
-            0,
-            top - (first + 0.17 * i) * tall,
+            left,
+            top - y * pixel,
             f"{shown}  ({score:.3g})",
             fontsize=7 if i else 8,
             va="top",
             color="0.4" if i else "black",
+            parse_math=False,
         )
+        y += 34 if i else 38
