@@ -1,15 +1,18 @@
 """CLIP-Dissect (Oikarinen & Weng, ICLR 2023): a unit's label is the concept whose CLIP scores over the images
 look most like its activations.
 
-clip_dissect   Measurements -> the labels table
+clip_dissect     Measurements -> the labels table
+labels_of_units  the best concept of every unit, layer by layer
+functions_for    similarity functions that so many images are enough for
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from neuronym.common.checks import unknown
 from neuronym.common.memory import MEMORY
@@ -17,6 +20,7 @@ from neuronym.common.types import Progress
 from neuronym.common.units import Units
 from neuronym.measurements import Measurements
 from neuronym.similarity.labels import labels_table
+from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score_layers, SIMILARITIES
 
 
@@ -59,6 +63,27 @@ def clip_dissect(
         for layer, scores in _scored(data, list(wanted), similarity, given, progress)
     ]
     return pd.concat(tables, ignore_index=True)
+
+
+def labels_of_units(
+    P: Tensor | FactoredMatrix,
+    Q: Mapping[str, Tensor],
+    concepts: Sequence[str],
+    similarity: str = "soft_wpmi",
+    *,
+    memory: int = MEMORY,
+    generator: torch.Generator | None = None,
+) -> dict[str, list[str]]:
+    """The best concept of every unit: P [N, M], Q {layer: [N, K]} -> {layer: K concepts}."""
+    found = {}
+    for layer, scores in score_layers(P, Q, similarity, memory=memory, generator=generator):
+        found[layer] = [concepts[i] for i in scores.argmax(1).tolist()]
+    return found
+
+
+def functions_for(N: int) -> list[str]:
+    """Similarity functions for N images: rank_reorder orders the top 5 %, which have to be two at least."""
+    return [name for name in SIMILARITIES if name != "rank_reorder" or N >= 40]
 
 
 def _scored(

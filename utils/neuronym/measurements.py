@@ -46,6 +46,7 @@ class Measurements:
     I: Tensor
     T: Tensor
     pool: str = "avg"  # how a map became one value
+    row_numbers: tuple[int, ...] = ()  # of the images measured, those that these are, where they are a part
 
     @property
     def N(self) -> int:
@@ -78,9 +79,12 @@ class Measurements:
     def rows(self, rows: Sequence[int] | Tensor) -> Measurements:
         """The same of some images, in the order given."""
         index = torch.as_tensor(rows, dtype=torch.long)
+        before = self.row_numbers or range(self.N)
+        numbers = tuple(before[i] for i in index.tolist())
         at = index.to(self.I.device)
         Q = {name: q[at] for name, q in self.Q.items()}
-        return replace(self, probe=subset(self.probe, index.tolist()), Q=Q, I=self.I[at])
+        part = subset(self.probe, index.tolist())
+        return replace(self, probe=part, Q=Q, I=self.I[at], row_numbers=numbers)
 
     def split(self, share: float) -> tuple[Measurements, Measurements]:
         """Images to name with, and the `share` of them held out to test with, spread evenly over the
@@ -139,7 +143,9 @@ def measure(
 
 
 def top_images_table(data: Measurements, k: int = 5) -> pd.DataFrame:
-    """The k images of highest activation of every unit: layer, unit, rank (1 the highest), image, activation."""
+    """The k images of highest activation of every unit: layer, unit, rank (1 the highest), image,
+    activation.
+    """
     tables = []
     for layer, q in data.Q.items():
         best = top_images(q, min(k, data.N))  # [k, K]

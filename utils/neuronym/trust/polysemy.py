@@ -5,7 +5,9 @@ clusters           which of a unit's most active images belong together
 labels_by_cluster  a label for each cluster
 negative           scores for what puts a unit to its lowest values
 at_lowest          share of images that do
-heldout_correlations           labels against activations on other images, beside labels of other units
+kinds_of_labels    single, two best, of the clusters, negative
+heldout_correlations   labels against activations on other images, beside labels of other units
+distinct_labels, joined_names, share_found   labels of units as lists, as texts, and against wanted ones
 superposed         made-up units that act on what either of two units acts on
 
 N images, K units, M concepts, d embedding width, n top images of a unit.
@@ -209,6 +211,46 @@ def heldout_correlations(
     if not tables:
         raise ValueError("expected labels for one unit or more, got none")
     return pd.concat(tables, ignore_index=True)
+
+
+def kinds_of_labels(
+    P: Tensor | FactoredMatrix,
+    Q: Tensor,
+    by_cluster: Sequence[Sequence[tuple[int, float, float]]],
+    method: str = "soft_wpmi",
+    *,
+    memory: int = MEMORY,
+) -> dict[str, list[list[int]]]:
+    """What a unit may be said to mean, as indices of concepts for each of K units: "single", its best
+    concept; "two best"; "clusters", the different labels of its clusters; "negative", what puts it to its
+    lowest values (none for a dead unit). by_cluster from `labels_by_cluster`.
+    """
+    scores, off = score(P, Q, method, memory=memory), negative(P, Q, method, memory=memory)
+    alive, lowest = (off != 0).any(1).tolist(), off.argmax(1).tolist()
+    return {
+        "single": scores.argmax(1)[:, None].tolist(),
+        "two best": scores.topk(2, dim=1).indices.tolist(),
+        "clusters": distinct_labels(by_cluster),
+        "negative": [[concept] if lives else [] for concept, lives in zip(lowest, alive)],
+    }
+
+
+def distinct_labels(by_cluster: Sequence[Sequence[tuple[int, float, float]]]) -> list[list[int]]:
+    """The different labels of each unit's clusters, in their order."""
+    return [list(dict.fromkeys(concept for concept, *_ in of_unit)) for of_unit in by_cluster]
+
+
+def joined_names(kinds: Mapping[str, Sequence[Sequence[int]]], concepts: Sequence[str]) -> list[str]:
+    """Labels as texts, "red / grid", one for each row of `heldout_correlations`: units without any are
+    left out.
+    """
+    listed = [labels for of_kind in kinds.values() for labels in of_kind if len(labels)]
+    return [" / ".join(concepts[i] for i in labels) for labels in listed]
+
+
+def share_found(wanted: Sequence[set[int]], labels: Sequence[Sequence[int]]) -> float:
+    """Share of units all of whose wanted concepts are among their labels."""
+    return sum(want <= set(given) for want, given in zip(wanted, labels)) / len(wanted)
 
 
 def superposed(Q: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
