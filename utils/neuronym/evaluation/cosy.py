@@ -122,6 +122,15 @@ def cosy(generated: Tensor, control: Tensor) -> dict[str, Tensor]:
     return {"auc": auc, "mad": mad, "p": _mann_whitney(g, c)}
 
 
+def different_labels(labels: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]:
+    """All different labels of {method: {layer: labels}}, sorted."""
+    found: set[str] = set()
+    for by_layer in labels.values():
+        for of_layer in by_layer.values():
+            found.update(of_layer)
+    return sorted(found)
+
+
 def score_labels(
     labels: Mapping[str, Mapping[str, Sequence[str | None]]],
     seen: Mapping[str, Mapping[str, Tensor]],

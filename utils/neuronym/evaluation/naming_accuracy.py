@@ -7,6 +7,7 @@ Setting          one choice of images, CLIP and prompt
 image_sets       the whole probing set, the sets it joins, and smaller ones
 settings         those worth comparing: one thing changed at a time
 by_setting       both measures for every setting and similarity function
+setting_names    what a row of by_setting changes
 printed_accuracy        CLIP-Dissect's tables 2 and 3
 with_published   by_setting's table with the printed values in the next columns
 
@@ -211,6 +212,14 @@ def printed_accuracy() -> dict[tuple[str, str, str], dict[str, float]]:
     for row in printed("name_accuracy").itertuples():
         found.setdefault((row.target, row.probe, row.similarity), {})[row.quantity] = row.value
     return found
+
+
+def setting_names(table: pd.DataFrame, all_images: str, clip: str) -> pd.Series:
+    """What each row of `by_setting` changes: another probing set, CLIP or prompt, "all, bare names" for none."""
+    changed = table["probe"].where(table["probe"] != all_images, "")
+    changed += table["clip"].where(table["clip"] != clip, "")
+    changed += table["template"].where(table["template"] != "{}", "")
+    return changed.replace("", "all, bare names")
 
 
 def with_published(table: pd.DataFrame, target: str) -> pd.DataFrame:

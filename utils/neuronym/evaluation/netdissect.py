@@ -2,6 +2,7 @@
 
 dissect           pixels that every unit's activated regions share with every concept's masks
 Dissection        these counts, the thresholds and the IoU
+masks_of_probe    what gives the masks of a probing set
 thresholds        the value that a unit exceeds at a share of all positions
 detectors         best concept of each unit, and whether the unit detects it
 """
@@ -24,7 +25,7 @@ from neuronym.common.checks import check_number
 from neuronym.common.memory import items_within, MEMORY, slices
 from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import batches, Probe
-from neuronym.datasets.tasks import ConceptMasks
+from neuronym.datasets.tasks import broden_masks, ConceptMasks, microworld_masks
 from neuronym.hooks import LayerInfo, LAYOUTS
 from neuronym.models.preprocess import seen_mask
 from neuronym.passes import inference
@@ -46,6 +47,15 @@ class Dissection:
     def iou(self) -> Tensor:
         """Intersection over union [K, M], float64; 0 where neither unit nor concept has a pixel."""
         return self.both.double() / (self.active + self.shown - self.both).clamp_min(1)
+
+
+def masks_of_probe(name: str) -> Callable[[Probe], ConceptMasks] | None:
+    """What gives the masks of a probing set's images: of microworld scenes, of Broden; None where there are none."""
+    if "+" in name:
+        return None
+    if name.startswith("microworld"):
+        return microworld_masks
+    return broden_masks if name.startswith("broden") else None
 
 
 def dissect(
