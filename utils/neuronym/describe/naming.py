@@ -1,6 +1,7 @@
 """Describe-and-Dissect as one call: from what was measured to a phrase for every unit.
 
 describe_and_dissect   Measurements -> the labels table
+picture_options        what step 3 needs for pictures that are drawn, or retrieved from the probe
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from neuronym.common.types import Ask, Progress
+from neuronym.common.types import Progress
 from neuronym.common.units import Units
+from neuronym.describe.candidates import AskAll
 from neuronym.describe.pipeline import caption_examples, describe_units, labels_of, ordinary_captions
 from neuronym.measurements import Measurements
 from neuronym.models.captioners import Captioner, load_captioner
@@ -52,8 +54,10 @@ def describe_and_dissect(
 
     >>> from neuronym import measure
     >>> data = measure("microworld:resnet", "fc", "microworld:60", "microworld", "microworld:atoms")
-    >>> table = describe_and_dissect(data, "microworld", generator="microworld", units="ids:0", images=3,
-    crops=0) >>> table["layer"].unique().tolist(), int(table["rank"].min()) (['fc'], 1)
+    >>> options = {"units": "ids:0", "images": 3, "crops": 0}
+    >>> table = describe_and_dissect(data, "microworld", generator="microworld", **options)
+    >>> table["layer"].unique().tolist(), int(table["rank"].min())
+    (['fc'], 1)
     """
     place = data.I.device
     if isinstance(captioner, str):
@@ -91,13 +95,13 @@ def describe_and_dissect(
             prompt=prompt,
             selection=selection,
             seed=seed,
-            **_source(data, layer, generator, pictures, batch_size),
+            **picture_options(data, layer, generator, pictures, batch_size),
         )
         tables.append(labels_of(described, data.target.name, k))
     return pd.concat(tables, ignore_index=True)
 
 
-def _ask(llm: str | Llm, transcript: Transcript, device, progress: Progress | None) -> Ask | None:
+def _ask(llm: str | Llm, transcript: Transcript, device, progress: Progress | None) -> AskAll | None:
     """What asks the language model; None for the extractive summariser."""
     if llm == "extractive":
         return None
@@ -105,10 +109,12 @@ def _ask(llm: str | Llm, transcript: Transcript, device, progress: Progress | No
     return partial(ask_all, transcript, model, progress=progress)
 
 
-def _source(
+def picture_options(
     data: Measurements, layer: str, generator: str | Generator, pictures: int, batch_size: int
 ) -> dict[str, object]:
-    """Options of step 3 for pictures that are drawn, or retrieved from the probe."""
+    """Options of step 3 (`describe_units`) for n pictures of each candidate, drawn by a generator or by
+    "retrieval" from the probe.
+    """
     if isinstance(generator, str):
         return {"n": min(pictures, data.N), "Q": data.Q[layer], "I": data.I, "clip": data.clip}
     return {

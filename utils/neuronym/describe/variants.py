@@ -1,7 +1,8 @@
 """What is each step of Describe-and-Dissect worth? The same units described with one thing changed at a time.
 
 labels_by_variant  labels of every variant, from looks, language models and sources of pictures by name
-step_ablation           their scores, one row a variant and group, each compared with the first
+step_ablation      their scores, one row a variant and group, each compared with the first
+readable           that table to print
 VARIANTS           parts that a variant belongs to, in the order of tables and figures
 """
 
@@ -142,6 +143,19 @@ def step_ablation(
         ]
     parts = found["method"].str.split(" | ", n=1, regex=False, expand=True)
     return found.assign(part=parts[0], variant=parts[1]).drop(columns="method")
+
+
+def readable(by_step: pd.DataFrame) -> pd.DataFrame:
+    """`step_ablation`'s table to print: the difference with its interval in one column, empty for the first variant."""
+    texts = []
+    for row in by_step.itertuples():
+        known = row.difference == row.difference
+        texts.append(
+            f"{row.difference:+.3f} [{row.low_difference:+.3f}, {row.high_difference:+.3f}]" if known else ""
+        )
+    shown = by_step.assign(difference=texts)
+    columns = ("metric", "group", "part", "variant", "mean", "shuffled", "difference", "holm")
+    return shown[[name for name in columns if name in shown]]
 
 
 def _rescored(base: Described, how: str, **options) -> Described:

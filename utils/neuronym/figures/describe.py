@@ -2,6 +2,7 @@
 costs.
 
 Strip           one unit: pictures with crops, captions, candidates with scores, label
+strips_of       strips of the described units of a layer
 strip_of        the strip of a unit from its examples
 strips          units below each other
 ablation        how good names are by variant
@@ -30,6 +31,7 @@ from PIL import Image
 from neuronym.common.text import names_it
 from neuronym.common.types import Box
 from neuronym.datasets.probe import Probe
+from neuronym.describe.pipeline import best_labels, CaptionedExamples, Described
 from neuronym.figures.style import DPI, legible, palette
 
 TILE, GAP, LIST = (
@@ -86,6 +88,31 @@ def strip_of(
         truth,
         size,
     )
+
+
+def strips_of(
+    described: Described,
+    captioned: CaptionedExamples,
+    probe: Probe,
+    most: int = 5,
+    names: Sequence[str] | None = None,
+) -> list[Strip]:
+    """Strips of at most so many described units of a layer, at even steps; `names` are the true ones of all units."""
+    labelled = list(zip(described.candidates, best_labels(described)))
+    found = []
+    for unit, label in labelled[:: max(1, len(labelled) // most)][:most]:
+        candidates = list(zip(described.candidates[unit], described.scores[unit].tolist()))
+        strip = strip_of(
+            f"{described.layer}, unit {unit}",
+            label,
+            probe,
+            captioned.examples[unit],
+            captioned.captions[unit],
+            candidates,
+            names[unit] if names else None,
+        )
+        found.append(strip)
+    return found
 
 
 def strips(units: Sequence[Strip], pictures: int = 5, candidates: int = 8) -> Figure:
@@ -265,7 +292,9 @@ def _row(
         _picture(ax, picture, boxes, unit.size, i * (TILE + GAP), top + TITLE + tile)
         for n, line in enumerate(lines):
             _text(ax, i * (TILE + GAP), top + TITLE + tile + LINE * (n + 0.8), line, SMALL)
-    _candidates(ax, unit, pictures * (TILE + GAP) + 0.1, top + TITLE, candidates)
+    left = pictures * (TILE + GAP) + 0.1
+    _text(ax, left, top + TITLE - 0.05, "candidates, by score (higher is better)", 5.5, color=".45")
+    _candidates(ax, unit, left, top + TITLE + 0.04, candidates)
 
 
 def _picture(
