@@ -151,7 +151,9 @@ def collect(
     return cards
 
 
-def draw(cards: Sequence[Mapping], images: int = 6, method: str = "") -> Figure:
+def draw(
+    cards: Sequence[Mapping], images: int = 6, method: str = "", value: str = "the unit's activation"
+) -> Figure:
     """A figure of one row per card: title, labels with scores and, if known, the true name; then its most
     active images, each with the unit's activation.
 
@@ -168,15 +170,10 @@ def draw(cards: Sequence[Mapping], images: int = 6, method: str = "") -> Figure:
     ax.imshow(raster, interpolation="none", aspect="auto")
     for i, card in enumerate(cards):
         _write(fig, card, MARGIN / width, top=1 - (i * row + GAP) / height, pixel=1 / height)
-    shown = f"score: {method}, higher is better; " if method else ""
-    fig.text(
-        MARGIN / width,
-        8 / height,
-        f"{shown}below a picture: the unit's activation; the line surrounds where it is at half of its largest or more",
-        fontsize=6,
-        color="0.4",
-        va="bottom",
-    )
+    score = f"score: {method}, higher is better; " if method else ""
+    place = "the line surrounds where the unit is at half of its largest activation or more"
+    note = f"{score}below a picture: {value}; {place}"
+    fig.text(MARGIN / width, 8 / height, note, fontsize=6, color="0.4", va="bottom", parse_math=False)
     return fig
 
 

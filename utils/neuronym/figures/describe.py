@@ -97,7 +97,9 @@ def strips_of(
     most: int = 5,
     names: Sequence[str] | None = None,
 ) -> list[Strip]:
-    """Strips of at most so many described units of a layer, at even steps; `names` are the true ones of all units."""
+    """Strips of at most so many described units of a layer, at even steps; `names` are the true ones of
+    all units.
+    """
     labelled = list(zip(described.candidates, best_labels(described)))
     found = []
     for unit, label in labelled[:: max(1, len(labelled) // most)][:most]:

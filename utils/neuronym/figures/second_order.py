@@ -146,7 +146,8 @@ def neuron_cards(
                 target, probe, layer, sign * along, table, [unit], images=images, device=device
             )
             rows.append(card | {"title": title} | ({"labels": []} if sign < 0 else {}))
-    return cards.draw(rows, images=images)
+    value = "how far the image is pushed along the neuron's direction"
+    return cards.draw(rows, images, "", f"{value} (in brackets: the coefficient of a word)")
 
 
 def mask_strip(
@@ -155,8 +156,6 @@ def mask_strip(
     """A column a picture: the picture, its scores [n, H, W] in 0..1, the mask made of them, and the true
     mask.
     """
-    import seaborn as sns  # brings scipy.stats, a second
-
     rows = ("image", "neurons", "mask", "truth")
     fig, axes = plt.subplots(4, len(pictures), figsize=(1.05 * len(pictures), 4.5), squeeze=False)
     for i, picture in enumerate(pictures):
@@ -164,13 +163,13 @@ def mask_strip(
         for ax, shown in zip(axes[:, i], drawn):
             ax.imshow(
                 shown,
-                cmap=None if shown.ndim == 3 else cards.HEAT if shown.dtype != bool else "gray",
+                cmap=None if shown.ndim == 3 else "viridis" if shown.dtype != bool else "gray",
                 vmin=0,
                 vmax=None if shown.ndim == 3 else 1,
                 interpolation="nearest",
             )
             ax.set(xticks=[], yticks=[])
-            sns.despine(ax=ax, left=True, bottom=True)
+            ax.spines[:].set_visible(False)
         axes[0, i].set_title(titles[i], fontsize=7)
     for ax, row in zip(axes[:, 0], rows):
         ax.set_ylabel(row, fontsize=8)

@@ -195,7 +195,8 @@ def save_figure(fig: Figure, folder: Path, name: str) -> Path:
 def save_figures(figures: Mapping[str, Figure], folder: Path, pixels: bool = False) -> list[Path]:
     """Write each figure as <name>.png and <name>.pdf; returns the pictures' paths.
 
-    With `pixels` a PDF holds the pixels of the picture, which for figures of photographs costs a third of the time.
+    With `pixels` a PDF holds the pixels of the picture, which for figures of photographs costs a third of the
+    time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = []
