@@ -134,7 +134,10 @@ def test_papermill_reads_the_same_parameters(path):
     from papermill import inspect_notebook
 
     ours, theirs = read_parameters(path), inspect_notebook(path)
-    assert {name: p.type for name, p in ours.items()} == {
+    readable = {
+        name: p for name, p in ours.items() if "=" not in str(p.default)
+    }  # papermill leaves others out
+    assert {name: p.type for name, p in readable.items()} == {
         name: p["inferred_type_name"] for name, p in theirs.items()
     }
 
@@ -201,7 +204,7 @@ HOME = "/" + "home/me/photos"
         ({"cells": (START, USE, "def f():\n    pass")}, "defines 'f'"),
         ({"cells": (START, USE, "class C:\n    pass")}, "defines 'C'"),
         ({"cells": (START, USE, "x = [[j for j in i] for i in 'ab']")}, "a comprehension inside a"),
-        ({"cells": (START, USE, "x = " + " + ".join(["1"] * 40))}, "a line of 160 characters"),
+        ({"cells": (START, USE, "x = " + " + ".join(["1"] * 40))}, "a line of 161 characters"),
         ({"parameters": GOOD.replace("# The fine print", "")}, "its groups are # What one changes and"),
         ({"cells": (START, USE, "eval('1')")}, "calls eval"),
         ({"cells": (START, USE, "import os\nos.chdir('..')")}, "calls os.chdir"),
