@@ -1,4 +1,4 @@
-# make demo | test | lab | bench | figures | clean-cache      Each target does its own set-up in .venv; a second run does nothing twice.
+# make demo | test | check | test-fast | lab | docs | bench | figures | clean-cache. Each target does its own set-up in .venv; a second run does nothing twice.
 # PYTHON=python3.12 chooses the interpreter of a new .venv; PIP_ARGS and PYTEST_ARGS are passed on.
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -7,13 +7,16 @@ PYTEST_ARGS ?=
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help demo test lab bench figures clean-cache
+.PHONY: help demo test check test-fast lab docs bench figures clean-cache
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo         name every neuron of the microworld network (minutes after the set-up)"
 	@echo "make test         run all tests"
+	@echo "make check        look for mistakes and unformatted code, in seconds"
+	@echo "make test-fast    the tests that take no time, for work in between"
 	@echo "make lab          open JupyterLab on the repository"
+	@echo "make docs         write the tables of docs/results from the newest default runs"
 	@echo "make bench        measure speed against literal implementations"
 	@echo "make figures      draw what README shows into figures/"
 	@echo "make clean-cache  empty the cache of computed arrays"
@@ -24,8 +27,18 @@ demo: .venv/set-up-base
 test: .venv/set-up-test
 	$(PY) -m pytest -q $(PYTEST_ARGS)
 
+check: .venv/set-up-test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+test-fast: .venv/set-up-test
+	$(PY) -m pytest -q -m "not slow" $(PYTEST_ARGS)
+
 lab: .venv/set-up-lab
 	$(PY) -m jupyterlab --notebook-dir=.
+
+docs: .venv/set-up-base
+	$(PY) docs/write.py
 
 bench: .venv/set-up-test
 	@for script in benchmarks/*.py; do \
@@ -57,7 +70,7 @@ figures: .venv/set-up-base
 	$(PY) benchmarks/scale.py --figure figures/scoring_cost && rm figures/scoring_cost.pdf
 
 clean-cache: .venv/set-up-base
-	@$(PY) -c "from utils import cache; print(f'{cache.prune(max_bytes=0, partial=True) / 1e6:.1f} MB freed')"
+	@$(PY) -c "from neuronym import cache; print(f'{cache.prune(max_bytes=0, partial=True) / 1e6:.1f} MB freed')"
 
 # A stamp is newer than pyproject.toml when what it names is installed. The environment itself has no stamp: what
 # counts is whether its pip answers, so a half-made .venv is repaired and one made by hand is used as it is.

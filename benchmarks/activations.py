@@ -142,7 +142,8 @@ def measure(args, target_name, clip_name, probe_name):
 def report(args, names, count, best, peak):
     seconds = {key: times[0] for key, times in best.items()}
     print(
-        f"{' + '.join(name for name in names if name)}: {count} images, batches of {args.batch}, {args.dtype}, "
+        f"{' + '.join(name for name in names if name)}: {count} images, batches of {args.batch}, "
+        f"{args.dtype}, "
         f"{args.device}, {torch.get_num_threads()} threads"
     )
     print(f"  decoding and preprocessing {count / seconds['decode']:8.1f} images/s")
@@ -150,17 +151,20 @@ def report(args, names, count, best, peak):
     for i, name in enumerate(name for name in names if name):
         floor += min(seconds[i, True], seconds[i, False])
         print(
-            f"  forward, whole | in pieces {count / seconds[i, True]:8.1f} | {count / seconds[i, False]:.1f}  {name}"
+            f"  forward, whole | in pieces {count / seconds[i, True]:8.1f} | "
+            f"{count / seconds[i, False]:.1f}  {name}"
         )
     device = (
         f", {torch.cuda.max_memory_allocated() / 2**20:.0f} on the device" if args.device != "cpu" else ""
     )
     print(
-        f"  pass                       {count / seconds['pass']:8.1f} images/s; {best['pass'][1]:.1f} s user, "
+        f"  pass                       {count / seconds['pass']:8.1f} images/s; {best['pass'][1]:.1f} s "
+        "user, "
         f"{best['pass'][2]:.1f} s system; {peak:.0f} MiB{device}"
     )
     print(
-        f"  pass / sum                 {seconds['pass'] / floor:8.2f}   ({seconds['pass']:.2f} s / {floor:.2f} s)"
+        f"  pass / sum                 {seconds['pass'] / floor:8.2f}   ({seconds['pass']:.2f} s / "
+        f"{floor:.2f} s)"
     )
 
 

@@ -54,7 +54,8 @@ def main() -> None:
         )
         found["drawn"] = right(scores, candidates, names)
     print(
-        f"{target.name}, '{layer.name}', {len(names)} units, {len(probe)} images of {probe.name}, {clip.name}; "
+        f"{target.name}, '{layer.name}', {len(names)} units, {len(probe)} images of {probe.name}, "
+        f"{clip.name}; "
         f"share of units whose true name wins against {OTHERS} others (chance {1 / (OTHERS + 1):.2f})"
     )
     print(pd.DataFrame(found).T.round(3).to_string())

@@ -282,13 +282,15 @@ def measure(args, folder):
         found, took = {}, defaultdict(float)
         for unit in few:
             say(
-                f"repeat {repeat + 1} of {args.repeats}: the literal form, unit {unit}, {len(found) + 1} of {len(few)}"
+                f"repeat {repeat + 1} of {args.repeats}: the literal form, unit {unit}, {len(found) + 1} of "
+                f"{len(few)}"
             )
             found[unit] = literal(args, layer, unit, *inputs, took)
         times["literal"].append(took)
 
     print(
-        f"{target.name}, {layer.name}, {len(units)} of {layer.units} units (literal: {len(few)}), {probe.name}, "
+        f"{target.name}, {layer.name}, {len(units)} of {layer.units} units (literal: {len(few)}), "
+        f"{probe.name}, "
         f"{args.images} images, {args.pictures} pictures a candidate; {args.device}, {args.threads} threads; "
         f"shortest of {args.repeats}"
     )
@@ -300,7 +302,8 @@ def measure(args, folder):
     )
     texts = {text for some in candidates.values() for text in some}
     print(
-        f"captions a unit: ours {asked / len(units):.1f}, literal {mean(len(one[1]) for one in found.values()):.1f}; "
+        f"captions a unit: ours {asked / len(units):.1f}, literal "
+        f"{mean(len(one[1]) for one in found.values()):.1f}; "
         f"pictures drawn a unit: ours {len(texts) * args.pictures / len(units):.1f}, "
         f"literal {mean(len(one[2]) for one in found.values()) * args.pictures:.1f}"
     )

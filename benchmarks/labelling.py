@@ -20,7 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
-IMPORTS = "import time, torch; start = time.perf_counter(); import torchvision, clip; print(time.perf_counter() - start)"
+IMPORTS = (
+    "import time, torch; start = time.perf_counter(); import torchvision, clip; "
+    "print(time.perf_counter() - start)"
+)
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -230,18 +230,22 @@ def one_image(visual, tower, layer, images, args):
     N, K, J, d = found.shape
     print(
         f"\n1. Layer {layer}, K {K}, J {J} later heads, d {d}; literal forms on 1 image, ours on {BATCH}\n\n"
-        f"| {'form':10} | {'ms an image':>11} | {'x ours':>8} | {'x bare':>8} | {'MiB':>6} | {'difference':>10} |\n"
+        f"| {'form':10} | {'ms an image':>11} | {'x ours':>8} | {'x bare':>8} | {'MiB':>6} | "
+        f"{'difference':>10} |\n"
         "|------------|------------:|---------:|---------:|-------:|-----------:|"
     )
     for name in rows:
         difference = f"{relative(ours[0], phi[name]):10.1e}" if name in phi else " " * 10
         print(
-            f"| {name:10} | {rows[name]:11.2f} | {rows[name] / rows['ours']:8.2f} | {rows[name] / rows['bare']:8.2f} | "
+            f"| {name:10} | {rows[name]:11.2f} | {rows[name] / rows['ours']:8.2f} | "
+            f"{rows[name] / rows['bare']:8.2f} | "
             f"{mib[name]:6.0f} | {difference} |"
         )
     print(
-        f"\nasked of B/32: released / ours at least 500, is {rows['released'] / rows['ours']:.0f}; differences are relative to the "
-        f"largest value, {float(ours.abs().max()):.3g}; the factors, once a layer, took {1000 * making:.0f} ms",
+        f"\nasked of B/32: released / ours at least 500, is {rows['released'] / rows['ours']:.0f}; "
+        "differences are relative to the "
+        f"largest value, {float(ours.abs().max()):.3g}; the factors, once a layer, took {1000 * making:.0f} "
+        "ms",
         flush=True,
     )
     for name in phi:
@@ -258,15 +262,18 @@ def relative(ours, theirs):
 def storage(tower, layers):
     """The second table."""
     print(
-        f"\n2. Bytes an image, float32\n\n| {'layer':>5} | {'heads J':>7} | {'s and B':>9} | {'effects':>9} | {'ratio':>7} | "
-        f"{'factors, once, MiB':>18} |\n|------:|--------:|----------:|----------:|--------:|-------------------:|"
+        f"\n2. Bytes an image, float32\n\n| {'layer':>5} | {'heads J':>7} | {'s and B':>9} | {'effects':>9} "
+        f"| {'ratio':>7} | "
+        f"{'factors, once, MiB':>18} "
+        "|\n|------:|--------:|----------:|----------:|--------:|-------------------:|"
     )
     for layer in layers:
         f = effects.layer_factors(tower, layer)
         J, d, K = len(f.heads), len(f.post_constant), f.write.shape[1]
         once = sum(x.nbytes for x in vars(f).values() if isinstance(x, torch.Tensor))
         print(
-            f"| {layer:5} | {J:7} | {4 * (J * K + d):9} | {4 * K * d:9} | 1/{K * d / (J * K + d):5.1f} | {once / 2**20:18.1f} |"
+            f"| {layer:5} | {J:7} | {4 * (J * K + d):9} | {4 * K * d:9} | 1/{K * d / (J * K + d):5.1f} | "
+            f"{once / 2**20:18.1f} |"
         )
 
 
@@ -348,10 +355,13 @@ def follow(found, args):
     sums, most = {"ours": 0.0, "literal": form}, {"ours": 0.0, "literal": form_mib}
     print(
         f"\n3. N {N}, K {K}, J {J}, d {d}; s is {found.s.nbytes / 2**20:.0f} MiB, the effects would be "
-        f"{4 * N * K * d / 2**20:.0f}; literal timed on {args.units} of {K} neurons and scaled, its MiB are for these\n\n"
-        f"| {'':20} | {'seconds':>8} | {'literal':>8} | {'ratio':>7} | {'MiB':>6} | {'literal':>8} | {'difference':>10} |\n"
+        f"{4 * N * K * d / 2**20:.0f}; literal timed on {args.units} of {K} neurons and scaled, its MiB are "
+        "for these\n\n"
+        f"| {'':20} | {'seconds':>8} | {'literal':>8} | {'ratio':>7} | {'MiB':>6} | {'literal':>8} | "
+        f"{'difference':>10} |\n"
         f"|{'-' * 22}|---------:|---------:|--------:|-------:|---------:|-----------:|\n"
-        f"| {'form':20} | {'':8} | {form * K / args.units:8.2f} | {'':7} | {'':6} | {form_mib:8.0f} | {'':10} |",
+        f"| {'form':20} | {'':8} | {form * K / args.units:8.2f} | {'':7} | {'':6} | {form_mib:8.0f} | "
+        f"{'':10} |",
         flush=True,
     )
     for name, step in STEPS.items():
@@ -361,14 +371,16 @@ def follow(found, args):
         for how, second, size in (("ours", taken, mib), ("literal", slow, theirs + form_mib)):
             sums[how], most[how] = sums[how] + second, max(most[how], size)
         print(
-            f"| {name:20} | {taken:8.2f} | {slow * K / args.units:8.2f} | {slow * K / args.units / taken:6.1f}x | {mib:6.0f} | "
+            f"| {name:20} | {taken:8.2f} | {slow * K / args.units:8.2f} | "
+            f"{slow * K / args.units / taken:6.1f}x | {mib:6.0f} | "
             f"{theirs:8.0f} | {difference:10.1e} |",
             flush=True,
         )
         assert difference < 1e-3, f"{name} differs from the literal one by {difference}"
     literal = sums["literal"] * K / args.units
     print(
-        f"| {'all':20} | {sums['ours']:8.2f} | {literal:8.2f} | {literal / sums['ours']:6.1f}x | {most['ours']:6.0f} | "
+        f"| {'all':20} | {sums['ours']:8.2f} | {literal:8.2f} | {literal / sums['ours']:6.1f}x | "
+        f"{most['ours']:6.0f} | "
         f"{most['literal']:8.0f} | {'':10} |",
         flush=True,
     )
@@ -380,7 +392,8 @@ def follow(found, args):
 def cost(args):
     """The fourth table."""
     print(
-        f"\n4. What the pass costs, in batches of {BATCH}\n\n| {'tower':15} | {'tokens':>6} | {'layers':>7} | {'heads J':>7} | "
+        f"\n4. What the pass costs, in batches of {BATCH}\n\n| {'tower':15} | {'tokens':>6} | {'layers':>7} "
+        f"| {'heads J':>7} | "
         f"{'images':>6} | {'bare ms':>8} | {'ours ms':>8} | {'x bare':>6} | {'MiB':>6} |\n"
         "|-----------------|-------:|--------:|--------:|-------:|---------:|---------:|-------:|-------:|"
     )
@@ -411,7 +424,8 @@ def cost(args):
         ours = min([1000 * ours / count, *others])
         label = f"{layers[0]}" if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
         print(
-            f"| {name:15} | {(sizes[0] // sizes[1]) ** 2 + 1:6} | {label:>7} | {sum(len(f.heads) for f in factors):7} | {count:6} | "
+            f"| {name:15} | {(sizes[0] // sizes[1]) ** 2 + 1:6} | {label:>7} | "
+            f"{sum(len(f.heads) for f in factors):7} | {count:6} | "
             f"{bare:8.2f} | {ours:8.2f} | {ours / bare:6.2f} | {mib:6.0f} |",
             flush=True,
         )
@@ -432,7 +446,8 @@ def main():
     torch.set_num_threads(args.threads)
     sizes, layer, layers = (SMALL, 1, range(3)) if args.quick else (B32, 9, range(6, 11))
     print(
-        f"{'a small tower' if args.quick else 'ViT-B/32'} with random weights, float32, {args.device}, {args.threads} threads, "
+        f"{'a small tower' if args.quick else 'ViT-B/32'} with random weights, float32, {args.device}, "
+        f"{args.threads} threads, "
         f"memory {args.memory_mib} MiB; shortest of {args.repeats} or more"
     )
     visual = random_tower(sizes, args.device)

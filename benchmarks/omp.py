@@ -86,12 +86,15 @@ def main():
     from threadpoolctl import threadpool_limits
 
     print(
-        f"K {args.K}, d {args.d}, float32, {args.device}, {args.threads} threads, memory {args.memory_mib} MiB, "
+        f"K {args.K}, d {args.d}, float32, {args.device}, {args.threads} threads, memory {args.memory_mib} "
+        "MiB, "
         f"eigenvalues i^-{args.decay:g}; coarse products in "
-        f"{str(coarse_dtype(torch.float32, torch.device(args.device)))[6:]}; scikit-learn on {args.subset} units"
+        f"{str(coarse_dtype(torch.float32, torch.device(args.device)))[6:]}; scikit-learn on {args.subset} "
+        "units"
     )
     print(
-        f"{'words':>6}{'m':>5}{'pursuit':>10}{'coeffs':>8}{'sklearn':>9}{'alone':>8}{'Gram':>8}{'ratio: layer':>14}{'subset':>8}"
+        f"{'words':>6}{'m':>5}{'pursuit':>10}{'coeffs':>8}{'sklearn':>9}{'alone':>8}{'Gram':>8}"
+        f"{'ratio: layer':>14}{'subset':>8}"
         f"{'alone: layer':>14}{'subset':>8}{'MiB':>6}{'sklearn':>9}{'differ':>8}{'left':>7}"
     )
     for M in args.words:
@@ -121,7 +124,8 @@ def main():
                 for among in (LAYER, max(1, args.subset))
             ]
             print(
-                f"{M:6}{m:5}{ours / args.K * 1e3:8.2f}ms{more / args.K * 1e3:6.2f}ms{theirs:8.2f}s{alone:7.2f}s{gram:7.2f}s"
+                f"{M:6}{m:5}{ours / args.K * 1e3:8.2f}ms{more / args.K * 1e3:6.2f}ms{theirs:8.2f}s"
+                f"{alone:7.2f}s{gram:7.2f}s"
                 f"{ratios[0]:13.0f}x{ratios[1]:7.0f}x{ratios[2]:13.0f}x{ratios[3]:7.0f}x{mib:6.0f}{its:9.0f}{differ:>8}"
                 f"{left:7.3f}",
                 flush=True,

@@ -37,7 +37,8 @@ def grow(args):
     """Seconds by function, axis and factor: {(method, axis, factor): seconds}."""
     base, found = {"N": args.N, "M": args.M, "K": args.K}, {}
     print(
-        f"seconds of score_embeddings, d {args.d}, float32, {args.device}, memory {args.memory_mib} MiB; shortest of "
+        f"seconds of score_embeddings, d {args.d}, float32, {args.device}, memory {args.memory_mib} MiB; "
+        "shortest of "
         f"{args.repeats}\n{'':21}{'':4}"
         + "".join(f"{f'x {factor:g}':>10}" for factor in FACTORS)
         + f"{'exponent':>10}"
@@ -96,7 +97,8 @@ def full(args):
     memory = args.memory_mib * 2**20
     I, T, Q = inputs(N, M, K, args.d, args.device)
     print(
-        f"N {N:,}, M {M:,}, K {K:,}, d {args.d}: inputs {(I.nbytes + T.nbytes + Q.nbytes) / 2**30:.1f} GiB, P would be "
+        f"N {N:,}, M {M:,}, K {K:,}, d {args.d}: inputs {(I.nbytes + T.nbytes + Q.nbytes) / 2**30:.1f} GiB, "
+        "P would be "
         f"{4 * N * M / 2**30:.0f} GiB; memory {args.memory_mib} MiB\n"
         f"{'':21}{'concepts':>9}{'seconds':>9}{'concepts':>9}{'seconds':>9}{'peak MiB':>10}{f'all {M:,}':>12}"
     )

@@ -206,9 +206,12 @@ def main():
     from_memory, from_cache, products, making = rates(I, T, P)
     units = sorted({i * K // args.loop_units for i in range(args.loop_units)})
     print(
-        f"N {N}, M {M}, K {K}, d {args.d}, float32, {args.device}, {args.threads} threads, memory {args.memory_mib} MiB; "
-        f"loops timed on {len(units)} of {K} units\nP is {P.nbytes / 2**20:.0f} MiB and takes {making:.2f} s; memory "
-        f"{from_memory / 1e9:.1f} GB/s, cache {from_cache / 1e9:.1f} GB/s, matrix products {products / 1e9:.0f} GFLOP/s"
+        f"N {N}, M {M}, K {K}, d {args.d}, float32, {args.device}, {args.threads} threads, memory "
+        f"{args.memory_mib} MiB; "
+        f"loops timed on {len(units)} of {K} units\nP is {P.nbytes / 2**20:.0f} MiB and takes {making:.2f} "
+        "s; memory "
+        f"{from_memory / 1e9:.1f} GB/s, cache {from_cache / 1e9:.1f} GB/s, matrix products "
+        f"{products / 1e9:.0f} GFLOP/s"
     )
     print(
         f"{'seconds:':21}{'loop':>9}{'score':>8}{'embed':>8}{'ratios:':>10}{'score':>8}{'embed':>8}{'diff':>9}{'labels':>8}"
@@ -237,8 +240,10 @@ def main():
         least, by = bound(method, N, M, K, from_memory, from_cache, products)
         print(
             f"{method:21}{looped:9.2f}{best['score']:8.3f}{best['embed']:8.3f}{looped / best['score']:17.1f}x"
-            f"{(looped + making) / best['embed']:7.1f}x{difference:9.0e}{labels:8d}{mib['loop']:11.0f}{mib['score']:7.0f}"
-            f"{mib['embed']:7.0f}{K * M / best['score'] / 1e9:11.3f}{least:9.3f}s{by:>10}{least / best['score']:9.0%}",
+            f"{(looped + making) / best['embed']:7.1f}x{difference:9.0e}{labels:8d}"
+            f"{mib['loop']:11.0f}{mib['score']:7.0f}"
+            f"{mib['embed']:7.0f}{K * M / best['score'] / 1e9:11.3f}{least:9.3f}s"
+            f"{by:>10}{least / best['score']:9.0%}",
             flush=True,
         )
         if args.profile:

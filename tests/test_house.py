@@ -50,11 +50,11 @@ TWICE = {
     "wpmi": "the similarity function and the metric of that name, listed by their names",
 }
 # a constant in capitals is its own file's: these stand in two files with values that have nothing to do with
-# each
-# other, but for MPNET, which names one sentence encoder
+# each other, but for MPNET, which names one sentence encoder
 CONSTANTS = set(
-    """BATCH BLOCK COLOURS CONCEPTS CONSTANT CONTEXT COUNTS DRAWS DTYPES FEWEST GAP LAYERS LEAST LIST LONGEST METRICS MPNET
-    OTHERS POOL PROMPT RANDOM SCHEMA SCORES SETTINGS SHARES SIZE SOURCES START SUFFIXES TILE TOGETHER""".split()
+    """BATCH BLOCK COLOURS CONCEPTS CONSTANT CONTEXT COUNTS DRAWS DTYPES FEWEST GAP LAYERS LEAST LIST
+    LONGEST METRICS MPNET OTHERS POOL PROMPT RANDOM SCHEMA SCORES SETTINGS SHARES SIZE SOURCES START
+    SUFFIXES TILE TOGETHER""".split()
 )
 
 

@@ -85,7 +85,7 @@ def test_versions_are_ranges_and_optional_packages_are_no_dependencies():
     every = project()["dependencies"] + [
         p for extra in project()["optional-dependencies"].values() for p in extra
     ]
-    assert [p for p in every if not re.fullmatch(r"[\w-]+>=[\d.]+(,<\d+)?", p)] == []
+    assert [p for p in every if not re.fullmatch(r"[\w-]+>=[\d.]+(,<[\d.]+)?", p)] == []
     base = " ".join(project()["dependencies"])
     assert [p for p in OPTIONAL if p.replace("_", "-") in base or p in base] == []
 

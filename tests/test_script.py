@@ -119,14 +119,16 @@ def test_what_is_none_is_said(call, message):
 
 
 def test_importing_is_quick_and_brings_no_torch():
-    code = "import sys, neuronym; print([m for m in ('torch', 'numpy', 'pandas', 'matplotlib') if m in sys.modules])"
+    heavy = ("torch", "numpy", "pandas", "matplotlib")
+    code = f"import sys, neuronym; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]" and set(neuronym.__all__) <= set(dir(neuronym))
 
 
 @pytest.mark.parametrize("first", ["import neuronym.second_order.effects, neuronym.measurements", "pass"])
 def test_names_mean_functions_whatever_was_imported_first(first):
-    code = f"{first}\nfrom neuronym import measure, second_order, clip_dissect\nprint(*map(callable, (measure, second_order, clip_dissect)))"
+    names = "measure, second_order, clip_dissect"
+    code = f"{first}\nfrom neuronym import {names}\nprint(*map(callable, ({names})))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True"] * 3
 

@@ -164,7 +164,7 @@ def test_a_dead_unit_draws_without_a_line():
 
 
 def test_colours_stay_where_the_unit_fires_and_are_darker_elsewhere():
-    """On the unit's own scale: the first picture holds its largest value at the upper right, the second a tenth of it."""
+    """The first picture holds the unit's largest value at the upper right, the second a tenth of it."""
     maps = np.zeros((4, 2, 2))
     maps[0, 0, 1], maps[1, 1, 0] = 8, 0.8
     blue = [Image.new("RGB", (70, 70), (0, 0, 200))] * 4

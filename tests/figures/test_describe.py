@@ -16,8 +16,8 @@ from neuronym.figures import describe
 from neuronym.figures.describe import ablation, pruning_effect, Strip, strip_of, strips
 
 LONG = (
-    "a very long caption of a large building with many windows and a clock, seen from far below on a rainy day "
-    * 3
+    "a very long caption of a large building with many windows and a clock, seen from far below on a rainy "
+    "day " * 3
 )
 CAPTIONS = ["a red star", LONG, "supercalifragilistic" * 5, "$x_2$ costs \\$5 & <b>", "two\nlines\tof text"]
 CANDIDATES = [

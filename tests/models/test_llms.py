@@ -248,7 +248,8 @@ def test_malformed_answers_that_hold_the_key(server):
 def test_a_request_that_is_refused_is_not_sent_again(server):
     server.script = [(404, '{"error": {"message": "no model m", "code": 1}}')]
     assert failure(ValueError, load_llm("openai:m").ask) == (
-        f"openai:m at {server.url}/v1 refused the request: HTTP 404 (no model m); look at the model's name, the "
+        f"openai:m at {server.url}/v1 refused the request: HTTP 404 (no model m); look at the model's name, "
+        "the "
         "settings and OPENAI_BASE_URL"
     )
     assert len(server.requests) == 1

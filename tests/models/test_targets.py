@@ -379,7 +379,10 @@ def test_openais_networks_are_the_packages_whichever_comes_first():
 
 
 def test_importing_is_light():
-    code = "import sys, neuronym.models.clips, neuronym.models.targets, neuronym.models.sentences; print(*sys.modules)"
+    code = (
+        "import sys, neuronym.models.clips, neuronym.models.targets, neuronym.models.sentences; "
+        "print(*sys.modules)"
+    )
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()

@@ -283,7 +283,8 @@ def test_unknown_writers(name, message):
     [
         (
             lambda: captions(MICRO, [], "dog", "circle"),
-            "writer draws one shape for another, got 'dog' and 'circle'; name two of circle, square, triangle",
+            "writer draws one shape for another, got 'dog' and 'circle'; name two of circle, square, "
+            "triangle",
         ),
         (lambda: captions(MICRO, [], "circle", "red"), "draws one shape for another, got 'circle' and 'red'"),
         (lambda: captions(MICRO, [], "circle", "circle"), "have to name 'circle' and not 'circle'"),

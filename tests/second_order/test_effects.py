@@ -319,7 +319,8 @@ def test_representations_have_length_100(small):
     [
         (
             [1],
-            "MLP layers 0 to 0 of clip '.*': layer 1 is the last one, behind which no attention carries anything",
+            "MLP layers 0 to 0 of clip '.*': layer 1 is the last one, behind which no attention carries "
+            "anything",
         ),
         ([0, 7], "there is no layer 7"),
         ([-1], "there is no layer -1"),

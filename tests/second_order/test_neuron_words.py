@@ -183,7 +183,8 @@ v, R, order, gamma = random(d), random(K, d), torch.zeros(K, m, dtype=torch.long
     [
         (
             lambda: concepts_in_images(random(N, 3), order, gamma, M),
-            r"expected strength \[N, K\] and codes \[K, m\] with equal K, got \[5, 3\], \[11, 4\] and \[11, 4\]",
+            r"expected strength \[N, K\] and codes \[K, m\] with equal K, got \[5, 3\], \[11, 4\] and \[11, "
+            r"4\]",
         ),
         (
             lambda: concepts_in_images(random(N, K), order, gamma[:, 1:], M),

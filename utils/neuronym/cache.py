@@ -230,7 +230,8 @@ def _place(kind: str, spec: dict) -> Path:
             return folder
     except OSError as error:
         _say_once(
-            f"the cache {cache_dir()} cannot be written ({error.strerror}): what is there is used, what is not is "
+            f"the cache {cache_dir()} cannot be written ({error.strerror}): what is there is used, what is "
+            "not is "
             "computed for this process alone; set NEURONYM_CACHE to a folder that can be written"
         )
         return _standing_in(make=True) / kind / key_of(spec)

@@ -149,7 +149,8 @@ def check_trust(trust: Numbers, right: Numbers, share: bool = False) -> tuple[np
         )
     if not np.isin(right, (0, 1)).all():
         raise ValueError(
-            f"right must be true or false, got {right[~np.isin(right, (0, 1))][0]}; choose what counts as right"
+            f"right must be true or false, got {right[~np.isin(right, (0, 1))][0]}; choose what counts as "
+            "right"
         )
     return trust, right.astype(bool)
 
@@ -171,7 +172,8 @@ def interval(
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
         raise ValueError(
-            f"a bootstrap takes finite values, at least one, got {x.shape} with {int((~np.isfinite(x)).sum())} "
+            f"a bootstrap takes finite values, at least one, got {x.shape} with "
+            f"{int((~np.isfinite(x)).sum())} "
             "that are not"
         )
     limits = _limits(level)
@@ -219,7 +221,8 @@ def means(
     lacking = int((~np.isfinite(x)).any(1).sum())
     if lacking:
         raise ValueError(
-            f"means need a finite value of every method for every neuron, {lacking} neurons lack one; drop them "
+            f"means need a finite value of every method for every neuron, {lacking} neurons lack one; drop "
+            "them "
             "for all methods"
         )
     limits, strata = _limits(level), table[LAYER] if stratified else None
@@ -243,7 +246,8 @@ def paired(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     if table.isna().any(axis=None):
         raise ValueError(
-            f"paired methods need a value for every neuron, {int(table.isna().any(axis=1).sum())} neurons lack "
+            f"paired methods need a value for every neuron, {int(table.isna().any(axis=1).sum())} neurons "
+            "lack "
             "one; drop them for all methods"
         )
     rows = []

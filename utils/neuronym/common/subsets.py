@@ -31,7 +31,8 @@ def split_evenly(N: int, share: float) -> tuple[Tensor, Tensor]:
 
     if not 0 < share < 1 or not 1 <= (n := round(N * share)) < N:
         raise ValueError(
-            f"a share of the images, above 0 and below 1, is held out and leaves both parts some, got {share} "
+            "a share of the images, above 0 and below 1, is held out and leaves both parts some, got "
+            f"{share} "
             f"of {N} images"
         )
     held = torch.zeros(N, dtype=torch.bool)

@@ -21,8 +21,8 @@ from pathlib import Path
 # words that no phrase is made of; the last line is what captions say of themselves
 STOP = frozenset(
     """a an the this that these those some its it his her their there he she they who which
-    of in on at by for from to into onto over under up down out off with without near next and or as while than
-    is are was were be been being has have had does do not very other another one's s
+    of in on at by for from to into onto over under up down out off with without near next and or as
+    while than is are was were be been being has have had does do not very other another one's s
     photo photos photograph picture pictures image images""".split()
 )
 

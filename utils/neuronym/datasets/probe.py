@@ -411,8 +411,10 @@ def _cifar100(split: str) -> list[Row]:
         data = CIFAR100(home, train=split == "train", download=False)
     except RuntimeError as error:  # torchvision's word for a missing or incomplete folder
         raise FileNotFoundError(
-            f"CIFAR-100 not found, or not complete, at {home / 'cifar-100-python'}; get cifar-100-python.tar.gz from "
-            f"www.cs.toronto.edu/~kriz/cifar.html and unpack it in {home}, or set NEURONYM_CIFAR100 to the folder that "
+            f"CIFAR-100 not found, or not complete, at {home / 'cifar-100-python'}; get "
+            "cifar-100-python.tar.gz from "
+            f"www.cs.toronto.edu/~kriz/cifar.html and unpack it in {home}, or set NEURONYM_CIFAR100 to the "
+            "folder that "
             "holds cifar-100-python/"
         ) from error
     return [

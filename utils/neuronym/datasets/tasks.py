@@ -127,7 +127,8 @@ def _named(labels: list[str]) -> list[str]:
         return labels
     if len(labels) != 1000:
         raise ValueError(
-            f"classes are words, got WordNet ids such as {labels[0]}; use all of ImageNet's 1,000 folders, whose "
+            f"classes are words, got WordNet ids such as {labels[0]}; use all of ImageNet's 1,000 folders, "
+            "whose "
             f"names are known by their order (got {len(labels)}), or rename the folders"
         )
     from torchvision.models import ResNet50_Weights

@@ -82,7 +82,8 @@ def evenly_spaced_units(layers: Sequence[LayerInfo], units: str) -> dict[str, li
     parts = [part.strip() for part in units.split(",")]
     if not all(part.isdecimal() for part in parts) or len(parts) not in (1, len(layers)):
         raise ValueError(
-            f"units are one number for all layers, or one for each of the {len(layers)}, separated by commas, "
+            f"units are one number for all layers, or one for each of the {len(layers)}, separated by "
+            "commas, "
             f"got '{units}'; write 20, or {','.join(['20'] * len(layers))}"
         )
     counts = [int(part) for part in parts] * (len(layers) if len(parts) == 1 else 1)

@@ -146,7 +146,7 @@ def step_ablation(
 
 
 def readable(by_step: pd.DataFrame) -> pd.DataFrame:
-    """`step_ablation`'s table to print: the difference with its interval in one column, empty for the first variant."""
+    """`step_ablation`'s to print: difference and interval in one column, empty for the first variant."""
     texts = []
     for row in by_step.itertuples():
         known = row.difference == row.difference

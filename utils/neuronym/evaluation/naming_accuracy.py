@@ -215,7 +215,7 @@ def printed_accuracy() -> dict[tuple[str, str, str], dict[str, float]]:
 
 
 def setting_names(table: pd.DataFrame, all_images: str, clip: str) -> pd.Series:
-    """What each row of `by_setting` changes: another probing set, CLIP or prompt, "all, bare names" for none."""
+    """What each row of `by_setting` changes: the probing set, CLIP or prompt; "all, bare names" for none."""
     changed = table["probe"].where(table["probe"] != all_images, "")
     changed += table["clip"].where(table["clip"] != clip, "")
     changed += table["template"].where(table["template"] != "{}", "")

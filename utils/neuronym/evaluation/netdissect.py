@@ -50,7 +50,7 @@ class Dissection:
 
 
 def masks_of_probe(name: str) -> Callable[[Probe], ConceptMasks] | None:
-    """What gives the masks of a probing set's images: of microworld scenes, of Broden; None where there are none."""
+    """What gives the masks of a probing set (microworld scenes, Broden); None where there are none."""
     if "+" in name:
         return None
     if name.startswith("microworld"):

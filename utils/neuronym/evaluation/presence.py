@@ -38,7 +38,8 @@ def require_judge(probe: Probe, judge: str) -> None:
     """ValueError where nothing says what is in the images: photos without a judge."""
     if not judge and probe.scenes is None:
         raise ValueError(
-            f"what is in the images is known in the microworld alone, got '{probe.name}' without a judge; name "
+            f"what is in the images is known in the microworld alone, got '{probe.name}' without a judge; "
+            "name "
             "another image-text model, as judge=conse:efficientnet_lite1 or openai:ViT-L/14"
         )
 

@@ -357,7 +357,8 @@ def tokenize(texts: Sequence[str] | str) -> torch.Tensor:
     if strange:
         shown = ", ".join(f"'{w}' in '{t}'" for w, t in list(strange.items())[:3])
         raise ValueError(
-            f"the microworld CLIP knows {len(WORDS)} words; {len(strange)} words are not among them: {shown}; "
+            f"the microworld CLIP knows {len(WORDS)} words; {len(strange)} words are not among them: "
+            f"{shown}; "
             "use concepts='microworld' or another clip"
         )
     return ids

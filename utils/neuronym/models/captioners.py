@@ -44,7 +44,8 @@ WORKERS = 8  # pictures that a server is asked about at once
 MOST_TOKENS = 300  # of a server's answer
 LENGTHS = {"max_new_tokens": 32, "min_new_tokens": 4}  # minimum length 5 with the start token
 PROMPT = (
-    "Say in one sentence what this picture shows: the main thing, its colours, patterns and materials, and what "
+    "Say in one sentence what this picture shows: the main thing, its colours, patterns and materials, and "
+    "what "
     "is around it. Write plain words only, no list and no introduction."
 )
 

@@ -51,8 +51,8 @@ ORIGIN = frozenset(("name_or_path", "_name_or_path", "_commit_hash", "_attn_impl
 # of a class: what says nothing of what it does
 SILENT = frozenset(
     """__module__ __doc__ __dict__ __weakref__ __qualname__ __annotations__ __firstlineno__
-    __static_attributes__ __abstractmethods__ _abc_impl __annotate__ __annotate_func__ __annotations_cache__ __parameters__
-    __orig_bases__""".split()
+    __static_attributes__ __abstractmethods__ _abc_impl __annotate__ __annotate_func__ __annotations_cache__
+    __parameters__ __orig_bases__""".split()
 )
 SIMPLE = (int, float, complex, str, bytes, bytearray, bool, type(None), type(...), type(NotImplemented))
 PROCESS = secrets.token_hex(8)

@@ -103,7 +103,8 @@ def _reason(error: Exception) -> str:
     found = re.search(r"(?:GLOBAL|Unsupported (?:class|global):?(?: GLOBAL)?) (\S+)", text)
     if found:
         return (
-            f"it holds {found[1].rstrip('.')}, which is code and is not unpickled; save the state dict inside it "
+            f"it holds {found[1].rstrip('.')}, which is code and is not unpickled; save the state dict "
+            "inside it "
             "alone, as torch.save(checkpoint['model'], path)"
         )
     return text.splitlines()[0]

@@ -46,7 +46,8 @@ def class_pairs(text: str, clip: Clip, names: Sequence[str]) -> list[tuple[str, 
     wrong = [pair for pair in pairs if len(pair) != 2 or not all(pair) or pair[0] == pair[1]]
     if wrong:
         raise ValueError(
-            f"pairs are 'nearest' or wrong<drawn, separated by commas, got '{'<'.join(wrong[0])}'; write frog<bird"
+            f"pairs are 'nearest' or wrong<drawn, separated by commas, got '{'<'.join(wrong[0])}'; write "
+            "frog<bird"
         )
     return pairs
 
@@ -192,7 +193,8 @@ def _llm_writer(name: str, device: str | torch.device) -> CaptionWriter:
 
     def write(words: Sequence[str], drawn: str, wrong: str, n: int, generator: torch.Generator) -> list[str]:
         told = (
-            f"Write {n} short descriptions of different photographs, one a line, without numbers. Each names the "
+            f"Write {n} short descriptions of different photographs, one a line, without numbers. Each "
+            "names the "
             f"word '{drawn}'. None names '{wrong}', its plural, a synonym, or anything that looks like it."
         )
         if words:

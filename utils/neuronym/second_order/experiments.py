@@ -290,7 +290,8 @@ def with_plain_gelu(clip: Clip) -> Clip:
     )
     if not places:
         raise ValueError(
-            f"plain GELU can only take the place of QuickGELU, which the text tower of clip '{clip.name}' lacks"
+            f"plain GELU can only take the place of QuickGELU, which the text tower of clip '{clip.name}' "
+            "lacks"
         )
 
     def encode_text(texts: Sequence[str]) -> Tensor:

@@ -71,7 +71,8 @@ def text_pool(T: Tensor, text_norm: str = "unit") -> Tensor:
     check_matrices(T=T)
     if len(T) < 2:
         raise ValueError(
-            "expected a pool of two texts or more, got one, of which nothing is left after its mean; add texts"
+            "expected a pool of two texts or more, got one, of which nothing is left after its mean; add "
+            "texts"
         )
     pool = T.detach().double() * 100
     size = pool.abs()

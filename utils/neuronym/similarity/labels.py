@@ -101,7 +101,8 @@ def read_labels(path: Path | str, *, unit_base: int | None = None, **given: str)
     missing = [c for c in COLUMNS if c not in table]
     if missing:
         raise ValueError(
-            f"{path.name} lacks {', '.join(missing)}; pass them, e.g. {missing[0]}='...'; it has {', '.join(table)}"
+            f"{path.name} lacks {', '.join(missing)}; pass them, e.g. {missing[0]}='...'; it has "
+            f"{', '.join(table)}"
         )
     first = int(table["unit"].min())
     if unit_base is None and first > 0 and (table.groupby("layer")["unit"].min() == 1).all():
