@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +23,6 @@ from neuronym.describe.pipeline import (
     cropped,
     describe_units,
     Described,
-    evenly_spaced_units,
     labels_of,
     of_units,
     ordinary_captions,
@@ -368,28 +366,3 @@ def test_several_labels_literally(world):
             expected[unit] = kept or [some[order[0]]]
         assert several_labels(made(candidates, scores), world.clip, most, limit) == expected
     assert several_labels(made({9: candidates[9]}, {9: scores[9]}), world.clip) == {9: ["a president"]}
-
-
-@pytest.mark.parametrize(
-    "units, expected",
-    [
-        ("2,3", {"a": [0, 2], "b": [0, 3, 6]}),
-        ("2", {"a": [0, 2], "b": [0, 5]}),
-        ("0", {"a": [0, 1, 2, 3, 4], "b": [*range(10)]}),
-        (" 99 , 1 ", {"a": [0, 1, 2, 3, 4], "b": [0]}),
-        ("0,4", {"a": [0, 1, 2, 3, 4], "b": [0, 2, 5, 7]}),
-    ],
-)
-def test_spread(units, expected):
-    assert (
-        evenly_spaced_units([SimpleNamespace(name="a", units=5), SimpleNamespace(name="b", units=10)], units)
-        == expected
-    )
-
-
-@pytest.mark.parametrize("units", ["", "2,3,4", "-1", "1.5", "x", "2,", "²"])
-def test_units_that_are_no_numbers(units):
-    with pytest.raises(
-        ValueError, match="one number for all layers, or one for each of the 2, .*write 20, or 20,20"
-    ):
-        evenly_spaced_units([SimpleNamespace(name="a", units=5), SimpleNamespace(name="b", units=10)], units)

@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from neuronym.models import captioners, llms
+from neuronym.models import captioners
+from neuronym.models import server as chat_server
 from neuronym.models.transcripts import BudgetReached
 from neuronym.runs.folders import notebook_path, results_dir
 from neuronym.similarity.labels import read_labels
@@ -29,7 +30,7 @@ from tests.helpers.servers import read, send, serving
 KEY = "sk-test-0123/456789+secret"
 WHOLE = {
     "probe": "microworld:150",
-    "units": "4,6",
+    "units": "layer4=4;fc=6",
     "images": 4,
     "crops": 2,
     "pictures": 3,
@@ -100,7 +101,7 @@ def whole(tmp_path_factory):
 def test_what_a_run_leaves(whole):
     table, folder = whole.table, whole.first.folder
     assert set(table["method"]) == {"dnd", "soft_wpmi"} and set(table["rank"]) == {1, 2, 3}
-    units = {"layer4": [0, 48, 96, 144], "fc": whole.first.some["fc"]}
+    units = {"layer4": [0, 48, 96, 144], "fc": whole.first.chosen["fc"]}
     for method in ("dnd", "soft_wpmi"):
         best = table[(table["method"] == method) & (table["rank"] == 1)]
         assert {name: best[best["layer"] == name]["unit"].tolist() for name in units} == units
@@ -202,11 +203,11 @@ def test_a_replay_that_lacks_answers_says_so(tmp_path):
     [
         ({"selection": "cosine"}, ValueError, "'selection' must be one of sq_mean"),
         ({"captioner": "blimp:x"}, ValueError, "no kind 'blimp'; nearest: blip"),
-        ({"captioner": "blip:/nowhere"}, FileNotFoundError, "blip:/nowhere could not be loaded"),
+        ({"captioner": "blip:/nowhere"}, FileNotFoundError, "no folder at /nowhere"),
         ({"llm": "hf"}, KeyError, "no llm 'hf'"),
-        ({"llms": "hf:/nowhere"}, FileNotFoundError, "hf:/nowhere could not be loaded"),
+        ({"llms": "hf:/nowhere"}, FileNotFoundError, "no folder at /nowhere"),
         ({"layers": "layer5", "smoke": False}, KeyError, "no layer 'layer5'"),
-        ({"units": "4,x", "smoke": False}, ValueError, "units are one number"),
+        ({"units": "4,x", "smoke": False}, ValueError, "units are all, a count, ids:"),
         ({"most_cost": 1.0}, ValueError, "most_cost needs prices"),
         ({"prices": "2"}, ValueError, "prices are two numbers"),
         ({"budget": -1}, ValueError, "'budget' must be at least 0"),
@@ -289,7 +290,7 @@ def server(monkeypatch):
     with serving(handle) as address:
         monkeypatch.setenv("OPENAI_BASE_URL", f"{address}/v1")
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        monkeypatch.setattr(llms, "FIRST_WAIT", 0.0)
+        monkeypatch.setattr(chat_server, "FIRST_WAIT", 0.0)
         yield log
 
 

@@ -54,7 +54,7 @@ def test_photos_and_an_openai_checkpoint(checkpoint, photos, tmp_path):
     given = {
         "clip": f"openai:ViT-B/32@{checkpoint}",
         "layer": 2,
-        "speaking": "1,2",
+        "readout_layers": "1,2",
         "probe": f"folder:{photos}",
         "task": f"folder:{photos}",
         "prompts": "a photo of a {}",
@@ -112,7 +112,7 @@ def test_photos_and_an_openai_checkpoint(checkpoint, photos, tmp_path):
 )
 def test_what_it_refuses_in_a_sentence(given, message, tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
-    given = {"smoke": "True", "speaking": "4", **given}
+    given = {"smoke": "True", "readout_layers": "4", **given}
     words = [str(v).replace("EMPTY", str(tmp_path / "empty.txt")) for pair in given.items() for v in pair]
     done = run("second_order", *(part for i in range(0, len(words), 2) for part in ("-p", *words[i : i + 2])))
     assert done.returncode != 0 and message in done.stdout + done.stderr, (done.stdout + done.stderr)[-1500:]

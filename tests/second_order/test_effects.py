@@ -283,8 +283,12 @@ def test_second_order_is_cached_and_batch_size_does_not_matter(small, monkeypatc
         (first.rep, effects.representations(clip, probe)),
     ):
         assert_close(ours, fresh, rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(effects, "coefficients", None)  # not called again
+    seen, real = [], effects.coefficients
+    monkeypatch.setattr(
+        effects, "coefficients", lambda tower, x, factors: seen.append(len(x)) or real(tower, x, factors)
+    )
     assert torch.equal(effects.second_order_effects(clip, probe, [0], batch_size=3)[0].s, first.s)
+    assert sum(seen) <= 3  # only the images that a hit is checked on
     assert {entry["kind"] for entry in cache.entries()} == {"second_order", "image_embeddings"}
 
 

@@ -235,7 +235,7 @@ def test_memory_does_not_matter_and_too_little_is_refused():
 
 @pytest.mark.parametrize("coarse", [torch.bfloat16, torch.float32])
 def test_memory_is_kept(coarse, monkeypatch):
-    monkeypatch.setattr(text_code, "coarse_dtype", lambda *_: coarse)
+    monkeypatch.setattr(pursuit, "coarse_dtype", lambda *_: coarse)
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # the count does not reach other threads
     try:
@@ -263,7 +263,7 @@ def test_threads_do_not_matter():
 
 
 def screened(R, T, n, dtype, monkeypatch):
-    monkeypatch.setattr(text_code, "coarse_dtype", lambda *_: dtype)
+    monkeypatch.setattr(pursuit, "coarse_dtype", lambda *_: dtype)
     return matching_pursuit(R, T, n)
 
 
@@ -331,7 +331,7 @@ def test_few_atoms_are_compared_exactly(monkeypatch):
     R, T = inputs(torch.float32, k=31, m=3000, d=64)
     T, compared, products = text_pool(T), [], pursuit._products
     monkeypatch.setattr(
-        text_code, "_products", lambda T, j, r, u: compared.append(len(j)) or products(T, j, r, u)
+        pursuit, "_products", lambda T, j, r, u: compared.append(len(j)) or products(T, j, r, u)
     )
     screened(R, T, 8, torch.bfloat16, monkeypatch)
     assert 31 * 8 <= sum(compared) < 0.01 * 31 * 8 * 3000

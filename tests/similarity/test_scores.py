@@ -264,7 +264,7 @@ def test_blocks_do_not_matter(method, step, monkeypatch):
     whole = score(I @ T.T, Q, method, **options)
     for module in ("scores", "rank_reorder", "pmi"):
         monkeypatch.setattr(
-            f"neuronym.similarity.{module}.fit",
+            f"neuronym.similarity.{module}.items_within",
             lambda memory, *stages: [min(step, count) for *_, count in stages],
         )
     exact(score(I @ T.T, Q, method, **options), whole)

@@ -113,11 +113,12 @@ def load_probe(
         raise ValueError(f"on_error is 'raise' or 'skip', got {on_error!r}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is at least 1 image, or None for all, got {limit}")
-    if not isinstance(images, str) and len(images) and all(isinstance(one, Image.Image) for one in images):
-        return probe_from_images([images[i] for i in evenly_spaced(limit or len(images), len(images))])
+    N = 0 if isinstance(images, str) else len(images)
+    if N and all(isinstance(one, Image.Image) for one in images):
+        return probe_from_images([images[i] for i in evenly_spaced(min(limit or N, N), N)])
     rows = list_images(images, seed) if isinstance(images, str) else _files(images)
     name = images if isinstance(images, str) else f"{len(rows)} files"
-    rows = [rows[i] for i in evenly_spaced(limit or len(rows), len(rows))]
+    rows = [rows[i] for i in evenly_spaced(min(limit or len(rows), len(rows)), len(rows))]
 
     seen = iter(examine([row.item for row in rows if isinstance(row.item, Path)], progress))
     checked = [(row, *(next(seen) if isinstance(row.item, Path) else ("", None))) for row in rows]

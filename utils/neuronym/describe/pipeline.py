@@ -1,7 +1,6 @@
 """Describe-and-Dissect (Bai et al., TMLR 2025): a unit's crops, captions of them, what these share, and a
 choice by pictures.
 
-evenly_spaced_units             units of each layer, evenly spread
 caption_examples               step 1 and captions: what excites each unit, and what a captioner says of it
 ordinary_captions  captions of images at random, which a summariser without a language model compares with
 describe_units           steps 2 and 3: candidates from the captions, the best of them by pictures
@@ -31,7 +30,6 @@ from torch import Tensor
 from neuronym.activations import embed_concepts, image_embeddings
 from neuronym.common.checks import check_positive_int, unknown
 from neuronym.common.files import digest
-from neuronym.common.subsets import evenly_spaced
 from neuronym.common.types import Device, Progress
 from neuronym.datasets.probe import Probe, probe_from_images
 from neuronym.describe.candidates import AskAll, propose
@@ -72,25 +70,6 @@ class Described:
     candidates: dict[int, list[str]]
     scores: dict[int, Tensor]
     shown: CandidateActivations | None  # None without step 3
-
-
-def evenly_spaced_units(layers: Sequence[LayerInfo], units: str) -> dict[str, list[int]]:
-    """Units of each layer, evenly spread: "12,52" for as many of each layer as there are numbers, "12" of
-    every layer; 0, and a number beyond a layer's, for all of them. Errors: ValueError for what is no such
-    list.
-    """
-    parts = [part.strip() for part in units.split(",")]
-    if not all(part.isdecimal() for part in parts) or len(parts) not in (1, len(layers)):
-        raise ValueError(
-            f"units are one number for all layers, or one for each of the {len(layers)}, separated by "
-            "commas, "
-            f"got '{units}'; write 20, or {','.join(['20'] * len(layers))}"
-        )
-    counts = [int(part) for part in parts] * (len(layers) if len(parts) == 1 else 1)
-    return {
-        layer.name: evenly_spaced(min(count or layer.units, layer.units), layer.units)
-        for layer, count in zip(layers, counts)
-    }
 
 
 def caption_examples(

@@ -124,6 +124,8 @@ def _report(notebook: str, folder: Path, failure: BaseException | None, new: boo
         return {"error": str(failure), "status": 2}
     status, stopped = 1, isinstance(failure, KeyboardInterrupt)
     if stopped:
+        silent = logging.CRITICAL + 1  # tasks whose kernel has gone would say so after the last line
+        logging.getLogger("asyncio").setLevel(silent)
         status = 128 + signal.SIGTERM if failure.args else 1
         said = error = "stopped; the same command goes on from the caches"
     elif failure is None:
