@@ -22,7 +22,8 @@ ORDER = (
     "models",
     "measurements published",
     "dissect evaluation second_order",
-    "describe trust figures",
+    "describe trust",
+    "figures",
     "applications sae atlas",
     "__main__",
 )

@@ -12,6 +12,7 @@ import pytest
 
 from neuronym.runs.folders import ROOT
 from neuronym.runs.parameters import read_parameters
+from neuronym.similarity.scores import SIMILARITIES
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ALWAYS = {"smoke": False, "device": "auto", "seed": 0, "run_name": ""}
@@ -221,3 +222,9 @@ HOME = "/" + "home/me/photos"
 def test_a_bad_notebook_is_caught(tmp_path, changes, message):
     found = problems(write(tmp_path, **changes))
     assert any(message in problem for problem in found), found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_similarity_may_be_every_function(path):
+    known = read_parameters(path)
+    assert "similarity" not in known or known["similarity"].choices == tuple(SIMILARITIES)

@@ -36,14 +36,9 @@ from neuronym.measurements import Measurements
 from neuronym.models.preprocess import seen
 
 SCHEMA = 1
-TILE, GAP, ROOM, MARGIN, BELOW = (
-    192,
-    12,
-    430,
-    16,
-    30,
-)  # picture, space around it, texts, edge, values; in pixels
-HALF, DARKER = 0.5, 0.62  # of the unit's largest value; what is left of the brightness elsewhere
+TILE, GAP = 192, 12  # picture and the space around it, in pixels like those below
+ROOM, MARGIN, BELOW = 430, 16, 30  # texts, edge, values
+FIRING, DARKER = 0.5, 0.62  # of the unit's largest value; what is left of the brightness elsewhere
 
 
 def unit_cards(
@@ -231,11 +226,11 @@ def _strip(card: Mapping, places: int) -> np.ndarray:
 
 
 def _outlined(image: Image.Image, heat: np.ndarray) -> Image.Image:
-    """The image, darker where heat [h, w] from 0 to 1 is below HALF, a white line in a black one around
+    """The image, darker where heat [h, w] from 0 to 1 is below FIRING, a white line in a black one around
     the rest.
     """
     heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))
-    inside = Image.fromarray(((heat >= HALF) * 255).astype(np.uint8))
+    inside = Image.fromarray(((heat >= FIRING) * 255).astype(np.uint8))
     if not inside.getbbox():
         return Image.eval(image, lambda value: int(value * DARKER))
     white = inside.filter(ImageFilter.MaxFilter(5))
