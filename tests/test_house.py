@@ -22,7 +22,8 @@ ORDER = (
     "models",
     "measurements published",
     "dissect evaluation second_order",
-    "describe trust figures",
+    "describe trust",
+    "figures",
     "applications sae atlas",
     "__main__",
 )
@@ -52,9 +53,9 @@ TWICE = {
 # a constant in capitals is its own file's: these stand in two files with values that have nothing to do with
 # each other, but for MPNET, which names one sentence encoder
 CONSTANTS = set(
-    """BATCH BLOCK COLOURS CONCEPTS CONSTANT CONTEXT COUNTS DRAWS DTYPES FEWEST GAP LAYERS LEAST LIST
-    LONGEST METRICS MPNET OTHERS POOL PROMPT RANDOM SCHEMA SCORES SETTINGS SHARES SIZE SOURCES START
-    SUFFIXES TILE TOGETHER""".split()
+    """BATCH BLOCK COLOURS CONCEPTS CONSTANT CONTEXT COUNTS DRAWS DTYPES FEWEST GAP HALF LAYERS LEAST
+    LIST LONGEST METRICS MPNET OTHERS POOL PROMPT RANDOM SCHEMA SCORES SETTINGS SHARES SIZE SOURCES
+    START SUFFIXES TILE TOGETHER""".split()
 )
 
 
