@@ -5,7 +5,7 @@ explain         find them: forward selection, as many terms as cross-validation 
 predict         what such sums say the units do on images
 sum_text            "2.10 red + .80 circle"
 nnls            non-negative least squares, many small problems at once
-check_presence  the inputs, or a sentence on what is wrong with them
+check_presence  ValueError for inputs that cannot be
 """
 
 from __future__ import annotations
