@@ -29,7 +29,8 @@ from neuronym.common.memory import MEMORY
 from neuronym.common.statistics import auroc, rank_of
 from neuronym.common.subsets import evenly_spaced
 from neuronym.common.types import Clip
-from neuronym.datasets.probe import part_names, Probe
+from neuronym.datasets.probe import Probe
+from neuronym.datasets.probe_sets import part_names
 from neuronym.evaluation.explanations import deal
 from neuronym.published.values import printed
 from neuronym.similarity.matrix import FactoredMatrix
