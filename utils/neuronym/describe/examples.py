@@ -83,7 +83,7 @@ def examples(
     crops=0 is the paper's "no crops". Then, and in a layer without positions ("fc"), nothing passes the
     target: the examples are the highest images, with their activations in Q. `field` "seen" puts a map where
     the preprocessing took its pixels from (a central crop, say), "whole" over all of the picture, as the
-    released code did. `heatmap` is as in `crops.eight_bit`, `grid` as in `hooks.as_maps`. Values do not
+    released code did. `heatmap` is as in `eight_bit`, `grid` as in `hooks.as_maps`. Values do not
     depend on the units asked together, nor, up to rounding, on batch_size. In memory are a few batches of
     pictures, and the maps of one. Errors: ValueError for units out of range, a Q of another shape, fewer
     images than asked, values not finite.

@@ -363,7 +363,7 @@ def groups(table: pd.DataFrame, least: int = 2) -> pd.DataFrame:
     """Units whose labels (rank 1) share a word: columns word, layer, count, units; words of `least` units or
     more.
 
-    Singular and plural are one word (`extractive.fold`), written as most labels write it; words that say
+    Singular and plural are one word (`text.singular`), written as most labels write it; words that say
     nothing by themselves (a, of, picture) are left out. Words in order of all their units, then of the
     alphabet; layers as given.
     """

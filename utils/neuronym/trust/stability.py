@@ -209,7 +209,7 @@ def bootstrap_labels(
 
     Images are the unit of resampling. The interval is not corrected for the label's having been chosen by its
     score, and a score that grows with the number of different images (softmax sums, ranks) is a little lower
-    in a draw. A matrix P is copied for each draw, an FactoredMatrix not.
+    in a draw. A matrix P is copied for each draw, a FactoredMatrix not.
     """
     check_positive_int("draws", draws)
     scores = score(P, Q, method, memory=memory, **options)
