@@ -40,11 +40,12 @@ from neuronym import hooks
 from neuronym.activations import unit_activations
 from neuronym.common.checks import check_positive_int
 from neuronym.common.memory import top_images
+from neuronym.common.subsets import evenly_spaced
 from neuronym.datasets.probe import load_probe
 from neuronym.describe.candidates import propose, tidy
 from neuronym.describe.counting import extract
 from neuronym.describe.examples import attention_crops, Example, picture
-from neuronym.describe.pipeline import caption_examples, evenly_spaced_units, ordinary_captions
+from neuronym.describe.pipeline import caption_examples, ordinary_captions
 from neuronym.describe.selection import rank_candidates
 from neuronym.microworld.world import CANDIDATE_SEED, read
 from neuronym.models.captioners import load_captioner
@@ -261,7 +262,7 @@ def measure(args, folder):
     os.environ["NEURONYM_CACHE"] = str(folder / "probe")
     target, probe = load_target(args.target, args.device, suggest=False), load_probe(args.probe)
     [layer] = hooks.resolve_layers(target.model, args.layer, target.example)
-    units = evenly_spaced_units([layer], str(args.units))[layer.name]
+    units = evenly_spaced(min(args.units or layer.units, layer.units), layer.units)
     few = units[:: max(1, len(units) // args.literal_units)][: args.literal_units]
     say(f"{layer.name}: activations of {probe.N} images, captions of ordinary ones")
     Q = unit_activations(target, probe, [layer], device=args.device)[layer.name]

@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from neuronym.datasets import images
-from neuronym.datasets import probe as probe_module
-from neuronym.datasets.probe import batches, load_probe, PROBES, thumbnails
+from neuronym.datasets import images, probe_sets
+from neuronym.datasets.probe import batches, load_probe, thumbnails
+from neuronym.datasets.probe_sets import PROBES
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
 
@@ -127,6 +127,14 @@ def test_limit_is_spread_evenly(folder):
     ids = load_probe(f"folder:{folder}").ids
     assert load_probe(f"folder:{folder}", limit=4).ids == [ids[0], ids[2], ids[5], ids[8]]
     assert load_probe(f"folder:{folder}", limit=1).ids == ids[:1]
+
+
+@pytest.mark.parametrize("limit", [None, 3, 99])
+def test_a_limit_beyond_the_images_takes_all_of_them(folder, limit):
+    files = sorted(folder.rglob("*.png"))
+    pictures = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(3)]
+    assert load_probe(files, limit=limit).N == min(limit or len(files), len(files))
+    assert load_probe(pictures, limit=limit).N == 3
 
 
 def test_names_that_are_not_text(tmp_path):
@@ -484,7 +492,7 @@ def test_microworld():
         ]
     }
     assert len(prints) == 4
-    assert load_probe("microworld").N == probe_module.MICROWORLD_N
+    assert load_probe("microworld").N == probe_sets.MICROWORLD_N
     assert not set(load_probe("microworld", seed=1).items) & set(load_probe("microworld").items)
 
 
@@ -536,7 +544,7 @@ def test_quoted_path_that_looks_like_a_union(tmp_path):
 
 def test_relative_path_starts_at_the_root(tmp_path, monkeypatch):
     make_folder(tmp_path / "root" / "photos", 3)
-    monkeypatch.setattr(probe_module, "ROOT", tmp_path / "root")
+    monkeypatch.setattr(probe_sets, "ROOT", tmp_path / "root")
     monkeypatch.chdir(tmp_path)
     assert load_probe("folder:photos").N == 3
 

@@ -51,7 +51,7 @@ def test_lists_of_notebooks_and_parameters(toy, capsys):
 
 def test_kinds_of_the_labelling_notebook_are_those_of_the_registries():
     from neuronym.datasets.concepts import CONCEPTS
-    from neuronym.datasets.probe import PROBES
+    from neuronym.datasets.probe_sets import PROBES
     from neuronym.models.clips import CLIPS
     from neuronym.models.sentences import SENTENCE_ENCODERS
     from neuronym.models.targets import TARGETS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from neuronym.datasets.concepts import CONCEPTS
-from neuronym.datasets.probe import PROBES
+from neuronym.datasets.probe_sets import PROBES
 from neuronym.datasets.tasks import SEGMENTED, TASKS
 from neuronym.models.captioners import CAPTIONERS
 from neuronym.models.clips import CLIPS

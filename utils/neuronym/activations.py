@@ -7,7 +7,8 @@ activations_and_embeddings  both, each image decoded once
 activation_spec             what determines Q of one layer
 embedding_spec              what determines I
 activation_maps             maps of a few images
-top_images                  the images that excite each unit most
+embed_concepts              T of concepts, cached
+zero_shot_head              T averaged over prompt templates
 
 A pass (`neuronym.passes`) computes what the cache lacks, all layers together. Never more than a few batches
 are in memory; results are float32 tensors over the cached files, private copies where they are written to.

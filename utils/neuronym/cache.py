@@ -1,31 +1,28 @@
 """Arrays found by a hash of everything that determines them, published whole or not at all.
 
-load     a finished array, memory-mapped, or None
-writer   write an array row by row; a killed writer is taken up where it stopped
-array    loop-or-load for something computed in one go
-bundle   the same for a few named tensors
-
-`key_of` (neuronym.cache) and `entries`, `verify`, `explain`, `prune` (neuronym.cache) can be imported from
-here.
+load       a finished array, memory-mapped, or None
+Writer     an array that is being written
+writer     write an array row by row; a killed writer is taken up where it stopped
+array      loop-or-load for something computed in one go
+bundle     the same for a few named tensors
+discard    remove an entry whose content is not what its spec says, and say why
+key_of     spec -> key: what stands for an entry
+canonical  spec -> text, of which the key is the hash
+read_meta  what an entry says of itself; what is torn counts as missing
+whole      whether an entry's file has the size, shape and dtype that were published
+intact     whether it has the content
+usable     whether a folder is a whole entry of a spec
+npy_fits   whether a .npy file holds rows of a shape and dtype
+empty_npy  a .npy file of the right size, zeros so far
+entries    finished entries
+verify     damaged ones
+explain    why a spec misses
+prune      remove old, torn and unfinished ones
 
 On disk: <cache>/<kind>/<key>/{data.npy | data.safetensors, meta.json}; unfinished work in <key>.partial/ with
 progress.json. A folder becomes an entry by one rename; what has no meta.json, another spec or size is never
 used. Of two processes that make the same entry both work, each in a folder of its own, and the slower drops
 its own.
-
-What stands for an entry: its spec as canonical text, and the hash of that.
-
-key_of     spec -> key
-canonical  spec -> text
-
-The files of a cache entry, read with distrust: what is torn counts as missing.
-
-Looking after the cache: what is stored, what is damaged, why a spec is not found, and what may go.
-
-entries  finished entries
-verify   damaged ones
-explain  why a spec misses
-prune    remove old, torn and unfinished ones
 """
 
 from __future__ import annotations
@@ -231,8 +228,7 @@ def _place(kind: str, spec: dict) -> Path:
     except OSError as error:
         _say_once(
             f"the cache {cache_dir()} cannot be written ({error.strerror}): what is there is used, what is "
-            "not is "
-            "computed for this process alone; set NEURONYM_CACHE to a folder that can be written"
+            "not is computed for this process alone; set NEURONYM_CACHE to a folder that can be written"
         )
         return _standing_in(make=True) / kind / key_of(spec)
 

@@ -1,24 +1,22 @@
-"""Read or edit the activations of a network by layer name, with hooks that never outlive their `with` block.
+"""The layers of a network by name: which there are, and their activations read or edited inside a `with`
+block.
 
-record   read outputs by layer name
-edit     replace outputs by layer name
-pool     one value per image and unit
-as_maps  one map per image and unit
-
-`LayerInfo`, `get_layer`, `list_layers` and `resolve_layers` (neuronym.hooks) can be imported from here as
-well.
-
-Which layers a network has: names, kinds, units and layouts, observed by running it.
-
-LayerInfo       what is known of one layer
-LAYOUTS         where a layout has its batch and its units
-get_layer       the module of a dotted name
-list_layers     every layer that can be recorded
-resolve_layers  layers from names, globs, "all" or "every"
+record             read outputs by layer name
+edit               replace outputs by layer name
+pool               one value an image and unit
+as_maps            one map an image and unit
+LAYOUTS            where a layout has its batch and its units
+LayerInfo          what is known of one layer: name, kind, units and layout, observed by running the network
+get_layer          the module of a dotted name
+list_layers        every layer that can be recorded
+resolve_layers     layers from names, globs, "all" or "every"
 check_layer_names  the same names, checked without running the network
-first_tensor    the tensor that stands for a module's output
+first_tensor       the tensor that stands for a module's output
+evaluating         evaluation mode for the block
 
-A layer is a dotted string of `named_modules()`. Layouts, and where their axes are:
+A layer is a dotted string of `named_modules()`; no hook outlives its block. Layouts, and where their axes
+are:
+
     conv [B, K, h, w]   nhwc [B, h, w, K]   tokens [B, T, K]   tokens_first [T, B, K]   fc [B, K]
 """
 

@@ -1,8 +1,8 @@
 """What a network and an image-text model make of the same images: all that a naming method reads.
 
-measure            target, layers, images, CLIP and words -> Measurements
-top_images_table   the images behind every unit
-Measurements       activations Q of each layer, image embeddings I, text embeddings T, and what they are of
+Measurements      activations Q of each layer, image embeddings I, text embeddings T, and what they are of
+measure           target, layers, images, CLIP and words -> Measurements
+top_images_table  the images behind every unit
 
 Notebooks and scripts begin here; `clip_dissect`, `describe_and_dissect` and `unit_cards` take what it
 returns.

@@ -1,17 +1,13 @@
 """One pass over a probe fills the cache with all that one or more networks lack of it.
 
-Job      arrays that one network gives for one probe: where they are cached and how a batch of them is made
-compute  the pass: each image decoded once, rows written as they come, taken up where a killed pass stopped
-
-A network made ready to be read: evaluation mode, its device, no gradients, exact float32; all undone
-afterwards.
-
-inference          all of it, for a while
-evaluating     evaluation mode only
-exact_float32  without the shortened formats that stand in for float32
-kept_memory    freed memory is used again
+Job            arrays that one network gives for one probe: where they are cached and how a batch is made
+compute        the pass: each image decoded once, rows written as they come, taken up where a kill stopped it
+checked_rows   images whose cached rows are compared with fresh ones
 DTYPES         precision of a pass
 PIECE          pixels that pass a network on a CPU at once
+inference      a network made ready to be read: evaluation mode, its device, no gradients, exact float32
+exact_float32  without the shortened formats that stand in for float32
+kept_memory    freed memory is used again
 """
 
 from __future__ import annotations

@@ -1,4 +1,15 @@
-"""How an unknown name is reported: `unknown`."""
+"""Inputs refused in one sentence (the rule, the value received, the way out), and packages that may be
+absent.
+
+UnknownName         a KeyError that prints as a sentence
+unknown             the error for a name that is not known, with the nearest ones
+check_number        a finite number within limits
+check_positive_int  a whole number from 1
+missing             the error for weights that are not there
+import_extra        an optional package
+openai_package      openai-clip, without its warning
+openai_networks     its networks alone, which load sooner
+"""
 
 from __future__ import annotations
 

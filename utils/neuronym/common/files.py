@@ -1,7 +1,11 @@
-"""Who writes a cache entry: `locked` takes an exclusive lock that the system releases when its holder dies.
+"""Files that several processes share: one writer at a time, contents by their hash, whole or not at all.
 
-locked   hold a lock file, or learn that another does
-alive    whether a process of this machine still runs
+locked      hold a lock file, or learn that another does
+alive       whether a process of this machine still runs
+digest      16 hex of texts
+sha256      checksum of a file
+read_json   content of a JSON file, None when it is missing or torn
+write_json  replace a JSON file in one step
 """
 
 from __future__ import annotations

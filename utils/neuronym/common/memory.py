@@ -1,17 +1,16 @@
-"""Scoring in bounded memory: a matrix taken in blocks, sizes from a budget, a stable sort, checked inputs.
+"""Work in bounded memory: sizes from a budget, stable sorting, largest values, and parts in threads.
 
-FactoredMatrix            P = I T' known by its factors, to be given in place of a matrix
-block, largest      some rows and columns of P; a bound of its values
-items_within, slices         how many items a budget holds, and the ranges of so many
-stable_order               indices that sort
-strongest_images           the most activated images of units
-first_largest       the largest of every row
-distinct_images                the different ones among chosen images
-compiled_loops      loops in machine code, where there are any
-in_threads          work on parts, one a thread
-checked             the inputs of every similarity function, or a sentence on what is wrong with them
-nonzero              a divisor without zeros
-number, whole       an option's value, or a sentence
+MEMORY            the default budget
+items_within      how many items a budget holds
+working_bytes     bytes to work on at a time, for speed
+slices            the ranges of so many items
+stable_order      indices that sort, equal values in order of index
+strongest_images  the most activated images of units
+first_largest     the largest of every row, equal ones by lower index
+distinct_images   the different ones among chosen images
+in_threads        work on parts, one a thread
+nonzero           a divisor without zeros
+top_images        the most activated images of every unit, inputs checked
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ sort_columns        columns in order, with what equals what: the input of the ne
 column_auroc        area under the ROC curve, column by column
 column_precision    average precision, column by column
 auroc               area under the ROC curve of one list
+check_trust         the inputs of these: trust and whether a label is right
 rank_of             place of the true entry among scores
 interval            bootstrap interval of a mean over neurons
 paired_interval     mean difference of two methods rated on the same neurons, with its interval

@@ -1,7 +1,7 @@
 """Some of many, spread evenly, so that what stands in order (folders, classes, layers) is in every part.
 
-evenly_spaced   n of N
-split_evenly    two parts: most for naming, a share held out
+evenly_spaced  n of N
+split_evenly   two parts: most for naming, a share held out
 """
 
 from __future__ import annotations

@@ -1,4 +1,12 @@
-""""""
+"""What all rooms speak of: a network, a CLIP, a box, a device, what shows progress and what answers.
+
+Box       left, top, right, bottom in pixels; right and bottom are the first ones outside
+Target    a network whose neurons are to be named
+Clip      an image-text model
+Device    where something is computed; None for where the model is
+Progress  (items, their number, what they are) -> the items, shown as they pass
+Ask       messages and settings -> text, tokens of the prompt, tokens of the answer
+"""
 
 from __future__ import annotations
 

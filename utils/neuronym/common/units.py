@@ -8,8 +8,8 @@
 
 In scripts a number stands for a count, and a list of numbers for ids.
 
-choose_units    units of one layer
 units_by_layer  units of several layers
+choose_units    units of one layer
 """
 
 from __future__ import annotations

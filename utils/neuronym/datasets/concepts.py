@@ -1,14 +1,11 @@
-"""The concept set S and its text embeddings.
+"""The concept set S: lists of words by name.
 
-load_concepts   concept set by name: one of CONCEPTS, as a list of strings
-CONCEPTS        first word of a name -> function of the rest
-concept_kinds   concept -> kind ("colour", "object"), for the sets that tell it
-embed_concepts  T [M, d], cached
-zero_shot_head  T [M, d] averaged over prompt templates
-plain_name      a name of Broden's without its suffix
-clean           one concept as it stands in the lists
-
-The most common English words that can name something: `english_words`.
+load_concepts  concept set by name: one of CONCEPTS, or a list of strings -> a list of strings
+concept_kinds  concept -> kind ("colour", "object"), for the sets that tell it
+plain_name     a name of Broden's without its suffix
+CONCEPTS       first word of a name -> function of the rest
+english_words  the most common English words that can name something
+read_lists     the lists that they are taken from
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Image files: which there are, and one file -> one RGB picture.
+"""Image files: which there are, one file -> one RGB picture, and which cannot be read.
 
 SUFFIXES     endings of the files that count as images
 find_images  relative paths of the images below a folder, in a fixed order
 read_image   one file -> PIL RGB
-
-Which image files are what they were, and which cannot be read: `examine`, which remembers what it saw.
+examine      content hash or defect of each file, remembered as long as the file is what it was
 """
 
 from __future__ import annotations

@@ -1,19 +1,12 @@
 """D_probe: images in a fixed order, with an identity that depends on their content and not on where they are.
 
-load_probe   probing set by name: one of PROBES, or several joined by "+"
-PROBES       first word of a name -> function that lists the set's images
-probe_from_scenes    microworld scenes chosen by their seeds
+Probe              N images with ids, labels, a fingerprint and, of the microworld, scenes
+load_probe         probing set by name, several joined by "+", or a list of files or pictures
+probe_from_scenes  microworld scenes chosen by their seeds
 probe_from_images  pictures in memory
-subset         some images of a probe
-Probe        N images with ids, labels and a fingerprint
-batches      preprocessed batches in order, each image decoded once
-thumbnails   small square pictures for figures
-
-The probing sets by name, before any image is opened: where each set's images are and what they are called.
-
-PROBES       first word of a name -> function (rest of the name, seed) -> rows
-list_images  name, several joined by "+" -> rows in order
-part_names   what the ids of each joined set begin with
+subset             some images of a probe
+batches            preprocessed batches in order, each image decoded once
+thumbnails         small square pictures for figures
 """
 
 from __future__ import annotations
@@ -21,8 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,12 +25,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
-from neuronym.common.checks import unknown
 from neuronym.common.subsets import evenly_spaced
-from neuronym.datasets.images import examine, find_images, read_image, READER
+from neuronym.datasets.images import examine, read_image, READER
+from neuronym.datasets.probe_sets import list_images, Row
 from neuronym.microworld import world
-from neuronym.microworld.world import PROBE_SEED, Scene, SEED_STEP
-from neuronym.runs.folders import data_dir, ROOT
+from neuronym.microworld.world import Scene
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -330,156 +320,3 @@ def _fingerprint(rows: list[tuple[Row, str]]) -> str:
             ]
         digest.update(json.dumps(what).encode() + b"\n")  # JSON escapes names that are no valid text
     return digest.hexdigest()[:32]
-
-
-MICROWORLD_N = 2_000
-
-
-@dataclass(frozen=True)
-class Row:
-    """One image of a probing set before it is checked."""
-
-    key: str  # what identifies it besides the content of a file
-    id: str
-    label: str | None
-    item: Path | int | np.ndarray
-
-
-def list_images(name: str, seed: int = 0) -> list[Row]:
-    """Rows of the set `name`, in its fixed order; the grammar of names is told in
-    `neuronym.datasets.probe.load_probe`.
-
-    Unknown sets raise a KeyError, a malformed rest a ValueError, missing data a FileNotFoundError.
-    """
-    parts = [part.strip() for part in _split(name)]
-    listed = [_rows(part, seed) for part in parts]
-    if len(parts) == 1:
-        return listed[0]
-    return [
-        replace(row, id=f"{part}/{row.id}") for part, rows in zip(part_names(name), listed) for row in rows
-    ]
-
-
-def part_names(name: str) -> list[str]:
-    """Names of the sets that `name` joins, in order, numbered where they repeat; its own if it is one set."""
-    titles = [_title(part.strip()) for part in _split(name)]
-    return [
-        f"{title}-{before + 1}" if (before := titles[:i].count(title)) else title
-        for i, title in enumerate(titles)
-    ]
-
-
-def _microworld(rest: str, seed: int) -> list[Row]:
-    if rest and not (rest.isascii() and rest.isdigit() and 1 <= int(rest) <= SEED_STEP):
-        raise ValueError(f"microworld:n takes a number of images from 1 to {SEED_STEP}, got '{rest}'")
-    base = PROBE_SEED + seed * SEED_STEP
-    return [
-        Row(f"microworld {world.VERSION}", f"{base + i}", None, base + i)
-        for i in range(int(rest or MICROWORLD_N))
-    ]
-
-
-def _folder(rest: str, seed: int) -> list[Row]:
-    if not rest:
-        raise ValueError("folder: takes a path, as in 'folder:/data/photos'")
-    return _below(_path(rest), f"no folder at {_path(rest)}; folder:<path> is absolute or starts at {ROOT}")
-
-
-def _broden(rest: str, seed: int) -> list[Row]:
-    home = _home("NEURONYM_BRODEN", "broden")
-    return _below(
-        home / "images",
-        f"Broden not found at {home / 'images'}; run ./dlbroden.sh, or set NEURONYM_BRODEN "
-        "to the folder that holds its images/",
-    )
-
-
-def _imagenet_val(rest: str, seed: int) -> list[Row]:
-    home = _home("NEURONYM_IMAGENET", "imagenet")
-    return _below(
-        home / "val",
-        f"ImageNet validation images not found at {home / 'val'}; get ILSVRC2012_img_val.tar "
-        "from image-net.org and unpack it there, or set NEURONYM_IMAGENET to the folder that "
-        "holds val/",
-    )
-
-
-def _cifar100(split: str) -> list[Row]:
-    from torchvision.datasets import CIFAR100
-
-    home = _home("NEURONYM_CIFAR100", "")
-    try:
-        data = CIFAR100(home, train=split == "train", download=False)
-    except RuntimeError as error:  # torchvision's word for a missing or incomplete folder
-        raise FileNotFoundError(
-            f"CIFAR-100 not found, or not complete, at {home / 'cifar-100-python'}; get "
-            "cifar-100-python.tar.gz from "
-            f"www.cs.toronto.edu/~kriz/cifar.html and unpack it in {home}, or set NEURONYM_CIFAR100 to the "
-            "folder that "
-            "holds cifar-100-python/"
-        ) from error
-    return [
-        Row(hashlib.sha256(pixels.tobytes()).hexdigest(), f"{split}/{i:05d}", data.classes[target], pixels)
-        for i, (pixels, target) in enumerate(zip(data.data, data.targets))
-    ]
-
-
-PROBES: dict[str, Callable[[str, int], list[Row]]] = {
-    "microworld": _microworld,
-    "folder": _folder,
-    "broden": _broden,
-    "imagenet_val": _imagenet_val,
-    "cifar100_train": lambda rest, seed: _cifar100("train"),
-    "cifar100_val": lambda rest, seed: _cifar100("val"),
-}
-
-
-def _split(name: str) -> list[str]:
-    """The parts of a name: cut at each "+" that is outside double quotes and followed by the name of a
-    set.
-    """
-    sets = "|".join(PROBES)
-    return re.split(rf'\+(?=\s*(?:{sets})\s*(?:[:+]|$))(?=(?:[^"]*"[^"]*")*[^"]*$)', name)
-
-
-def _rows(part: str, seed: int) -> list[Row]:
-    kind, _, rest = part.partition(":")
-    if kind not in PROBES:
-        raise unknown("probing set", kind, PROBES)
-    if rest and kind not in ("microworld", "folder"):
-        raise ValueError(
-            f"{kind} takes nothing after it, got '{part}'; load_probe(..., limit=n) takes n of its images"
-        )
-    return PROBES[kind](_unquoted(rest), seed)
-
-
-def _title(part: str) -> str:
-    kind, _, rest = part.partition(":")
-    return _path(_unquoted(rest)).name if kind == "folder" else kind
-
-
-def _unquoted(rest: str) -> str:
-    return rest.strip().removeprefix('"').removesuffix('"')
-
-
-def _below(folder: Path, missing: str) -> list[Row]:
-    if not folder.is_dir():
-        raise FileNotFoundError(missing + (f" ({folder} is a file)" if folder.exists() else ""))
-    paths = find_images(folder)
-    if not paths:
-        raise FileNotFoundError(
-            f"no images in {folder} or below; known by their endings: .jpg, .png, .webp, ..."
-        )
-    names = [unicodedata.normalize("NFC", path) for path in paths]  # macOS may store the same name decomposed
-    return [
-        Row(name, name, name.split("/")[0] if "/" in name else None, folder / path)
-        for name, path in zip(names, paths)
-    ]
-
-
-def _path(text: str) -> Path:
-    return ROOT / Path(text).expanduser()
-
-
-def _home(variable: str, folder: str) -> Path:
-    return _path(os.environ[variable]) if os.environ.get(variable) else data_dir() / folder

@@ -1,22 +1,16 @@
-"""Zero-shot tasks: images with the class each shows, and class names for a CLIP to choose from.
+"""Images whose truth is known: the class that each shows, and the pixels that show a class or a concept.
 
-load_task     task by name: one of TASKS, or any probing set whose images have labels
-TASKS         name up to the colon -> function (number of images, seed) -> Task
-Task          images, class names, and the class of every image
-load_prompts  prompt templates from one string
-zero_shot_accuracy      share of embeddings nearest to their class
-
-Pictures with true masks, to score segmentations by.
-
-load_masks  pictures with true masks by name: one of SEGMENTED
-SEGMENTED   first word of a name -> function that loads the set
-MaskedPictures       a probe, its masks and the names of what they show
-
-Which pixels show which concept: true masks of microworld scenes, and those that people drew for Broden.
-
-microworld_masks  of microworld images
-broden_masks      of Broden's images
-ConceptMasks             what both give: image -> {concept: mask}
+Task                images, class names, and the class of every image
+load_task           task by name: one of TASKS, or any probing set whose images have labels
+load_prompts        prompt templates from one string
+zero_shot_accuracy  share of embeddings nearest to their class
+TASKS               name up to the colon -> function (number of images, seed) -> Task
+MaskedPictures      a probe, a true mask of each picture and the names of what they show
+load_masks          pictures with masks by name: one of SEGMENTED
+SEGMENTED           name up to the colon -> function that loads the set
+ConceptMasks        image -> {concept: mask}, of all that an image shows
+microworld_masks    those of microworld scenes
+broden_masks        those that people drew for Broden
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Prompt          what a language model is told: an instruction and worked examples for each of its two tasks
 PROMPTS         name of a domain -> Prompt
-AskAll             what answers: a list of (messages, settings) -> a list of answers, in order
+AskAll          what answers: a list of (messages, settings) -> a list of answers, in order
 propose         captions of units -> candidates of units, by all of the below
 shorten         captions -> short labels, by the language model
 summarize       groups of captions -> one answer a shuffled try

@@ -1,22 +1,19 @@
-"""A unit's examples (Describe-and-Dissect, step 1): its strongest images and crops of them, all on one
-footing.
+"""A unit's examples (Describe-and-Dissect, step 1): images and crops of them, ranked together by activation.
 
-Example   an image of the probe or a crop of it, and what the unit makes of it
-examples  the strongest of every unit, each image decoded once for all units
-picture   an example as it is captioned and shown
-seen_of   the part of a picture that a preprocessing leaves
-
-Attention crops (Describe-and-Dissect, step 1): the parts of a picture where a unit's map is high, as boxes.
-
-Box              left, top, right, bottom in pixels; right and bottom are the first ones outside
-attention_crops  the boxes of one map
-crops_of         the boxes of many maps
+Example          an image of the probe or a crop of it, and what the unit makes of it
+examples         the strongest of every unit, each image decoded once for all units
+picture          an example as it is captioned and shown
+attention_crops  the parts of a picture where a unit's map is high, as boxes, largest first
+crops_of         the same of many maps
 eight_bit        activation maps as 8-bit maps: one of HEATMAPS
 enlarged         8-bit maps at another size
 otsu             the threshold that splits the values of a map best
 outer_boxes      bounding boxes of what is above the threshold, largest first
 box_iou          how far two boxes cover each other
 distinct         the boxes that are kept
+HEATMAPS         name -> what makes bytes of a map
+
+A box is left, top, right, bottom in pixels; right and bottom are the first ones outside.
 """
 
 from __future__ import annotations
@@ -86,7 +83,7 @@ def examples(
     crops=0 is the paper's "no crops". Then, and in a layer without positions ("fc"), nothing passes the
     target: the examples are the highest images, with their activations in Q. `field` "seen" puts a map where
     the preprocessing took its pixels from (a central crop, say), "whole" over all of the picture, as the
-    released code did. `heatmap` is as in `crops.eight_bit`, `grid` as in `hooks.as_maps`. Values do not
+    released code did. `heatmap` is as in `eight_bit`, `grid` as in `hooks.as_maps`. Values do not
     depend on the units asked together, nor, up to rounding, on batch_size. In memory are a few batches of
     pictures, and the maps of one. Errors: ValueError for units out of range, a Q of another shape, fewer
     images than asked, values not finite.

@@ -1,7 +1,7 @@
 """Describe-and-Dissect as one call: from what was measured to a phrase for every unit.
 
-describe_and_dissect   Measurements -> the labels table
-picture_options        what step 3 needs for pictures that are drawn, or retrieved from the probe
+describe_and_dissect  Measurements -> the labels table
+picture_options       what step 3 needs for pictures that are drawn, or retrieved from the probe
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """Describe-and-Dissect (Bai et al., TMLR 2025): a unit's crops, captions of them, what these share, and a
 choice by pictures.
 
-caption_examples               step 1 and captions: what excites each unit, and what a captioner says of it
-ordinary_captions  captions of images at random, which a summariser without a language model compares with
-describe_units           steps 2 and 3: candidates from the captions, the best of them by pictures
-choose             step 3 alone
-of_units, cropped  part of what was looked at; how much of it are crops
-several_labels     the paper's variant of more than one label for a unit
-best_labels        the best candidate of each unit
-labels_of          the best labels of every unit as rows of the labels table
-candidates_table   all candidates with their scores
 CaptionedExamples, Described  what came of them
+caption_examples              step 1 and captions: what excites each unit, and what a captioner says of it
+ordinary_captions             captions of images at random, which a summariser without a language model
+                              compares with
+describe_units                steps 2 and 3: candidates from the captions, the best of them by pictures
+choose                        step 3 alone
+of_units, cropped             part of what was looked at; how much of it are crops
+several_labels                the paper's variant of more than one label for a unit
+best_labels                   the best candidate of each unit
+labels_of                     the best labels of every unit as rows of the labels table
+candidates_table              all candidates with their scores
 
 Captions and answers of language models come from a transcript (utils/neuronym/models/transcripts.py), so that
 nothing is asked twice.
@@ -168,10 +169,10 @@ def describe_units(
 ) -> Described:
     """Steps 2 and 3 for the units of a layer.
 
-    Candidates: `summaries.propose` with `ask` (None: the extractive summariser, which compares with
-    `reference`). Choice: `selection` is one of `candidate_scores.SCORES`, with `source` and `options` as in
-    `choice.rank_candidates`, or "first" for the paper's variant without step 3: the first candidate, scored
-    0, the next -1, ...
+    Candidates: `candidates.propose` with `ask` (None: the extractive summariser, which compares with
+    `reference`). Choice: `selection` is one of `scoring.SCORES`, with `source` and `options` as in
+    `selection.rank_candidates`, or "first" for the paper's variant without step 3: the first candidate,
+    scored 0, the next -1, ...
     """
     candidates = propose(
         looked.captions, ask, reference, tries=tries, seed=seed, prompt=prompt, summary=summary

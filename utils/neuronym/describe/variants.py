@@ -1,9 +1,9 @@
 """What is each step of Describe-and-Dissect worth? The same units described with one thing changed at a time.
 
+VARIANTS           parts that a variant belongs to, in the order of tables and figures
 labels_by_variant  labels of every variant, from looks, language models and sources of pictures by name
 step_ablation      their scores, one row a variant and group, each compared with the first
 readable           that table to print
-VARIANTS           parts that a variant belongs to, in the order of tables and figures
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
 """CoSy (Kopf et al. 2024): does a picture of the label excite the neuron more than other images do?
 
-PROMPT        the paper's text for a generator of photos
-pictures_of   pictures of labels from a generator
-retrieved     images of a pool that are nearest to texts, where there is no generator
-respond       activations of pictures that are in no probe
-drawn         activations of every label's pictures
-cosy          AUC, MAD and p of each unit, pictures against control images
-score_labels  all of it for the labels that several methods give to the units of several layers
+respond           activations of pictures that are in no probe
+drawn             activations of every label's pictures
+cosy              AUC, MAD and p of each unit, pictures against control images
+different_labels  all that several methods say, once each
+score_labels      all of it for the labels that several methods give to the units of several layers
 """
 
 from __future__ import annotations

@@ -1,30 +1,24 @@
-"""Every kind of explanation as one thing: a text for each unit, and what it predicts from what is in an
-image.
+"""Every kind of explanation as one thing, a text for each unit and what it predicts; and how well it
+predicts.
 
-Explanations   texts [K] and predict: present [N, M] -> [N, K]
-single      a label for each unit
-additive    sums of concepts
-logical     formulas
-controls    explanations that know nothing of the unit: another unit's, and one for all
+Explanations        texts [K] and predict: present [N, M] -> [N, K]
+single              a label for each unit
+additive            sums of concepts
+logical             formulas
+controls            what knows nothing of the unit: another unit's label, and one for all
+deal                labels dealt to other units at random
+best_for_all        the label that is best on average
+phrase_presence     which microworld images show what texts say
+naming_rate         share of labels that name their unit's true concept, beside the same labels dealt
+from_labels         labels of several methods, phrases and not concepts of a set, as explanations
+judged_by           what a CLIP thinks of words and texts, where the truth is not known
+phrase_controls     `controls` for phrases, and the best word of all
+choose_active       share of images on which the units of a layer count as active
+score_methods       one row for each unit and method, one column for each metric
+method_means        means with bootstrap intervals, neurons resampled jointly for all methods
+method_differences  every method against one of them: paired differences, tests, corrections
 
-Labels that are phrases and not concepts of a set: what they claim of an image, and whether they name a true
-concept.
-
-phrase_presence      which microworld images show what texts say
-names_it   does a label contain a name?
-naming_rate     share of labels that name their unit's true concept, beside the same labels dealt to other
-                units
-judged_by  what a CLIP thinks of words and texts, where the truth is not known
-phrase_controls   labels that know nothing of the unit, and the best word of all
-from_labels  labels of several methods over all their different texts, to be scored like any other explanation
-
-Methods against metrics: how well each explanation of a unit predicts what the unit does on images not used
-for naming.
-
-choose_active   share of images on which the units of a layer count as active
-score_methods          one row for each unit and method, one column for each metric
-method_means           means with bootstrap intervals, neurons resampled jointly for all methods
-method_differences         every method against one of them: paired differences, tests, corrections
+How well it predicts is measured on images not used for naming. N images, K units, M concepts.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Compositional labels: a neuron as a short logical formula of concepts, found by beam search (Mu and Andreas
 2020).
 
-Found       the best formula of a unit, its score, and the best of every length
-search      find them for all units
-evaluate    on which images a formula is true
-formula_text        "(red AND circle) OR blue"
-SCORES      the scores by name: iou, f1, correlation
+SCORES        the scores by name: iou, f1, correlation
+Found         the best formula of a unit, its score, and the best of every length
+search        find them for all units
+evaluate      on which images a formula is true
+formula_text  "(red AND circle) OR blue"
 
 A formula is a concept's index, or a tuple (operator, left, right) of formulas; operators are "and", "or",
 "and not".

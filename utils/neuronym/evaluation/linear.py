@@ -3,9 +3,9 @@
 Linear          concepts, weights and bias of units
 explain         find them: forward selection, as many terms as cross-validation pays for
 predict         what such sums say the units do on images
-sum_text            "2.10 red + .80 circle"
+sum_text        "2.10 red + .80 circle"
 nnls            non-negative least squares, many small problems at once
-check_presence  the inputs, or a sentence on what is wrong with them
+check_presence  ValueError for inputs that cannot be
 """
 
 from __future__ import annotations
@@ -291,7 +291,7 @@ def _centred(x: Tensor, on: Tensor) -> Tensor:
 
 def _standard(Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Activations [U, N] with mean 0 and deviation 1 (0 for dead units), in float64, their means and their
-    scales.
+    scales: what `statistics.standard_columns` leaves out, and a bias needs.
     """
     q = Q.T.double()
     peak = nonzero(q.abs().amax(1))

@@ -1,19 +1,16 @@
-"""Units beside what explanations say of them, with what several metrics need of both computed once.
+"""How well does an explanation fit a neuron? The 18 metrics of NeuronEval (ICML 2025), unit by unit.
 
-active_images   the images on which units count as active
-Pairs           units, their explanations, and what metrics share
-
-How well does an explanation fit a neuron? The 18 metrics of NeuronEval (ICML 2025), unit by unit.
+active_images  the images on which units count as active
+Pairs          units, what explanations say of them, and what several metrics need of both, computed once
+SOUND          the five metrics that pass both sanity tests (`evaluation.sanity`)
+metric_values  several metrics at once
+METRICS        name -> function, all 18
 
 Each takes Q and predicted [N, K], active=.05 and generator=None (or a `Pairs` of them) and gives [K], unit k
 against its own column predicted[:, k], in Q's dtype, computed in float64. As in NeuronEval, the *neuron* made
 binary is the truth (A active images of N), and the explanation predicts it (C images where predicted >= .5);
 TP images are both. "Inverse" metrics turn this round. Ranks that tie are averaged; NeuronEval breaks ties by
 noise, as `spearman` can.
-
-metric_values          several metrics at once, what they share computed once
-METRICS          name -> function, all 18
-SOUND            the five that pass both sanity tests (neuronym.evaluation.sanity)
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """How often is the true name found? Rank and closeness of names of final-layer units, as in CLIP-Dissect's
 tables.
 
-rank_of_truth    accuracy, ranks and AUROC where the true name is among the concepts
-name_similarity  cosine of predicted and true names, beside shuffled and constant labels
-Setting          one choice of images, CLIP and prompt
-image_sets       the whole probing set, the sets it joins, and smaller ones
-settings         those worth comparing: one thing changed at a time
-by_setting       both measures for every setting and similarity function
-setting_names    what a row of by_setting changes
-printed_accuracy        CLIP-Dissect's tables 2 and 3
-with_published   by_setting's table with the printed values in the next columns
+rank_of_truth     accuracy, ranks and AUROC where the true name is among the concepts
+name_similarity   cosine of predicted and true names, beside shuffled and constant labels
+Setting           one choice of images, CLIP and prompt
+image_sets        the whole probing set, the sets it joins, and smaller ones
+settings          those worth comparing: one thing changed at a time
+by_setting        both measures for every setting and similarity function
+printed_accuracy  CLIP-Dissect's tables 2 and 3
+setting_names     what a row of by_setting changes
+with_published    by_setting's table with the printed values in the next columns
 
 N images, K units, M concepts, C classes.
 """
@@ -29,7 +29,8 @@ from neuronym.common.memory import MEMORY
 from neuronym.common.statistics import auroc, rank_of
 from neuronym.common.subsets import evenly_spaced
 from neuronym.common.types import Clip
-from neuronym.datasets.probe import part_names, Probe
+from neuronym.datasets.probe import Probe
+from neuronym.datasets.probe_sets import part_names
 from neuronym.evaluation.explanations import deal
 from neuronym.published.values import printed
 from neuronym.similarity.matrix import FactoredMatrix

@@ -1,10 +1,10 @@
 """Network Dissection (Bau et al. 2017, section 3.1): which concept's pixels does a unit light up on?
 
-dissect           pixels that every unit's activated regions share with every concept's masks
-Dissection        these counts, the thresholds and the IoU
-masks_of_probe    what gives the masks of a probing set
-thresholds        the value that a unit exceeds at a share of all positions
-detectors         best concept of each unit, and whether the unit detects it
+Dissection      pixels that units share with concepts, the thresholds and the IoU
+masks_of_probe  what gives the masks of a probing set
+dissect         what gives it for the activated regions of a layer and the masks of a probe
+thresholds      the value that a unit exceeds at a share of all positions
+detectors       best concept of each unit, and whether the unit detects it
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""How much of each concept is in each image: known for the microworld, judged_presence by an image-text model
-elsewhere.
+"""What is in each image: known of the microworld, judged by an image-text model elsewhere.
 
-split        images for naming and others for testing
-true_presence         presence [N, M] of the concepts in microworld scenes
-require_judge   refuse photos without a judge
-class_truth  presence of the classes that an image's folder is named after
-fit_judge    slope and offset that turn cosines into probabilities
-calibrated   both for a CLIP, from whatever is known of the images
-judged_presence       probabilities [N, M] from embeddings
+true_presence    presence [N, M] of the concepts in microworld scenes
+require_judge    refuse photos without a judge
+class_truth      presence of the classes that an image's folder is named after
+fit_judge        slope and offset that turn cosines into probabilities
+calibrated       both for a CLIP, from whatever is known of the images
+judged_presence  probabilities [N, M] from embeddings
+presence_oracle  correlation of every unit with the presence of every concept: the best name there is
+against_oracle   how much of that a method's labels reach
 """
 
 from __future__ import annotations

@@ -1,19 +1,16 @@
-"""What names are good for: prune units whose names match a word, and see what the network loses.
+"""What names are good for: units chosen by a word of their names, pruned, and what the network loses.
 
-pruned        a network without some units, for a while
-outputs       what the network gives with each of several sets of units pruned, in one pass over the images
-effect_table  loss on the classes that match and on the others, for the units named so and for random ones
-comparable    whether there are images of both
-
-N images, C classes (columns of the network's output). As in the EuroSAT study of Describe-and-Dissect; which
-units have a word in their names: `neuronym.evaluation.pruning`.
-
-NamedUnits by what their names say: those with a word, those that share one, names of nearly one meaning.
-
+NamedUnits      layer -> units
+pruned          a network without some units, for a while
+outputs         what the network gives with each of several sets of units pruned, in one pass over the images
+effect_table    loss on the classes that match and on the others, for the units named so and for random ones
+comparable      whether there are images of both
 split_patterns  several patterns from one text
 matching        which names have a word: "fish*|sea"
 chosen          units of a labels table whose labels match, by layer
 groups          how many units of each layer have a word in their label
+
+N images, C classes (columns of the network's output). As in the EuroSAT study of Describe-and-Dissect.
 """
 
 from __future__ import annotations
@@ -366,7 +363,7 @@ def groups(table: pd.DataFrame, least: int = 2) -> pd.DataFrame:
     """Units whose labels (rank 1) share a word: columns word, layer, count, units; words of `least` units or
     more.
 
-    Singular and plural are one word (`extractive.fold`), written as most labels write it; words that say
+    Singular and plural are one word (`text.singular`), written as most labels write it; words that say
     nothing by themselves (a, of, picture) are left out. Words in order of all their units, then of the
     alphabet; layers as given.
     """

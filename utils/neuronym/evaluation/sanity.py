@@ -5,14 +5,14 @@ A metric passes when its score falls by more than .001 of its range once half of
 are gone (missing), and once as many wrong ones are added (extra). One that does not notice rewards
 explanations that are too narrow, or too wide.
 
-missing_labels   labels with some of the true ones dropped
-extra_labels     labels with wrong ones added
-in_theory        both tests on perfect neurons of known frequencies
-in_practice      both tests on units and their true concepts
-verdict          which metrics pass
-beside_published shares of cases passed beside NeuronEval's own
-RELEASED         the 18 metrics as NeuronEval's release has them, where ours differ
-printed_sanity        NeuronEval's own results
+RELEASED          the 18 metrics as NeuronEval's release has them, where ours differ
+printed_sanity    NeuronEval's own results
+missing_labels    labels with some of the true ones dropped
+extra_labels      labels with wrong ones added
+in_theory         both tests on perfect neurons of known frequencies
+in_practice       both tests on units and their true concepts
+verdict           which metrics pass
+beside_published  shares of cases passed beside NeuronEval's own
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Unit cards: labels, most active images, and where in them a unit fires.
 
-unit_cards                 labels and measurements -> a figure of chosen units
-layer_cards                labels and measurements -> cards of chosen units, layer by layer
-cards_from_best_to_worst   units worth drawing: from the best-scored label to the worst
-collect                    cards of some units of a layer
-draw                       cards as a figure
+unit_cards                labels and measurements -> a figure of chosen units
+layer_cards               labels and measurements -> cards of chosen units, layer by layer
+cards_from_best_to_worst  units worth drawing: from the best-scored label to the worst
+collect                   cards of some units of a layer
+draw                      cards as a figure
 
 A picture keeps its own colours, by which a label such as "red" is judged: a line goes around where the unit
 fires at half of its largest value or more, and the rest is a little darker.

@@ -2,8 +2,8 @@
 costs.
 
 Strip           one unit: pictures with crops, captions, candidates with scores, label
-strips_of       strips of the described units of a layer
 strip_of        the strip of a unit from its examples
+strips_of       strips of the described units of a layer
 strips          units below each other
 ablation        how good names are by variant
 pruning_effect  loss on the classes named and on the others

@@ -23,7 +23,7 @@ CONTROLS = ("shuffled", "constant")
 
 def methods_by_metric(table: pd.DataFrame, metrics: Sequence[str], bounds: Sequence[str] = ()) -> Figure:
     """A column a metric, a row a method, a colour a group of layers; `table` is that of
-    `method_tables.means`.
+    `explanations.method_means`.
 
     Methods stand in the order of their first metric, in the mean over groups; `bounds` (what knows the truth)
     above, controls below.

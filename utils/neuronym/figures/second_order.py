@@ -1,13 +1,13 @@
 """Figures of the second-order lens.
 
-explained_by_layer   how much of a neuron's effect lies along one direction
-ablations_by_layer   accuracy without some effects
-accuracy_by_words    accuracy when directions are sums of m words
-neuron_cards         neurons with words and the images they push most, either way
-mask_strip           pictures, heat, masks and truth
-rates                shares by source and pair, with their means
-correlations         distribution over neurons, by method
-curves               several curves against settings, side by side
+explained_by_layer  how much of a neuron's effect lies along one direction
+ablations_by_layer  accuracy without some effects
+accuracy_by_words   accuracy when directions are sums of m words
+neuron_cards        neurons with words and the images they push most, either way
+mask_strip          pictures, heat, masks and truth
+rates               shares by source and pair, with their means
+correlations        distribution over neurons, by method
+curves              several curves against settings, side by side
 """
 
 from __future__ import annotations

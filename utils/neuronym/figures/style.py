@@ -1,15 +1,16 @@
 """Everything drawn: figures for papers, progress, and the widget that browses units.
 
-style             one look for all figures
-palette           its colours
-image_grid        pictures in a grid
-scores_by_layer   distribution of the best scores, layer by layer
+style               one look for all figures
+palette             its colours
+image_grid          pictures in a grid
+scores_by_layer     distribution of the best scores, layer by layer
 labels_by_category  share of labels of each kind, layer by layer
-training_curves   loss against step, a panel per stage
-save_figure       png and pdf, without dates
-save_figures      several
-present           save figures, show what was saved
-explorer          browse units with ipywidgets
+training_curves     loss against step, a panel per stage
+save_figure         png and pdf, without dates
+save_figures        several
+present             save figures, show what was saved
+explorer            browse units with ipywidgets
+legible             names for legends
 """
 
 from __future__ import annotations

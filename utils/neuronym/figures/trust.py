@@ -1,11 +1,11 @@
 """Figures of how far names can be trusted.
 
-null_scores       scores of labels beside those of shuffled units
-signals_by_layer  how stable labels are, layer by layer
-auroc_forest      which signal tells right labels from wrong ones
-reliability_curve       share right against trust
-coverage_curve          share right among the most trusted
-meanings          one label against several, on images held out
+null_scores        scores of labels beside those of shuffled units
+signals_by_layer   how stable labels are, layer by layer
+auroc_forest       which signal tells right labels from wrong ones
+reliability_curve  share right against trust
+coverage_curve     share right among the most trusted
+meanings           one label against several, on images held out
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def reliability_curve(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figur
 
 def coverage_curve(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     """A panel a group, a line a signal: share right among the labels kept; {group: {signal:
-    `calibration.risk_coverage`}}.
+    `signals.risk_coverage`}}.
     """
     import seaborn as sns  # brings scipy.stats, a second
 

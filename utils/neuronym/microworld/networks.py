@@ -1,16 +1,11 @@
-"""The microworld's target networks: a small residual CNN and a small vision transformer.
+"""The microworld's networks: two targets, and a captioner of transformers' BLIP whose tokens are its words.
 
-MicroResNet    conv1, layer1..layer4, fc; written here because torchvision's ResNet stem is made for 224
-               pixels
-micro_vit      torchvision's VisionTransformer with a convolutional stem
-build_target   either of them from its weights alone
-
-The microworld's captioner: BLIP of transformers' own class in a tiny size, whose tokens are the microworld's
-words.
-
-new_blip      the network with random weights
+MicroResNet   conv1, layer1..layer4, fc; written here because torchvision's ResNet stem is made for 224 pixels
+micro_vit     torchvision's VisionTransformer with a convolutional stem
+build_target  either of them from its weights alone
+new_blip      the captioner in a tiny size with random weights
 take_vision   its image tower from that of a ViT CLIP
-build_blip    the network from its weights alone
+build_blip    the captioner from its weights alone
 say           images -> captions, the likeliest word each time
 decode        token ids -> captions
 full_caption  what it learns to say of a scene

@@ -1,5 +1,8 @@
-"""Pixels of the microworld: `render` draws a scene, `masks` tells which pixels show a concept, `coverage`
-where an object is.
+"""Pixels of the microworld.
+
+render    draw a scene
+masks     which pixels show a concept
+coverage  where an object is
 """
 
 from __future__ import annotations

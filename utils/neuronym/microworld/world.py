@@ -1,13 +1,18 @@
 """The procedural world: scenes with known content, their captions, their concepts, and text read back into
 scenes.
 
-scene       draw a scene from a seed, with any part of it given
-caption     say a scene in one of several phrasings
-concepts    the true concepts of a scene, atoms and pairs
-parse       text -> scene, so that the renderer serves as a text-to-image generator
-presence    which concepts are true of which scenes
-understood  text -> the words of it that the microworld CLIPs know
-tokenize    text -> token ids of the microworld CLIPs
+Thing           one object of a scene
+Scene           a picture's full description
+scene           draw a scene from a seed, with any part of it given
+caption         say a scene in one of several phrasings
+concepts        the true concepts of a scene, atoms and pairs
+thing_concepts  the concepts that one object makes true
+presence        which concepts are true of which scenes
+read            text -> the words of it that the world knows
+understood      text -> the words of it that the microworld CLIPs know
+parse           text -> scene, so that the renderer serves as a text-to-image generator
+tokenize        text -> token ids of the microworld CLIPs
+held_out        scenes that no training or probing seed gives
 
 Pixels and masks are in `neuronym.microworld.render`.
 """

@@ -1,8 +1,11 @@
 """Image-text models by name: two towers, one space.
 
-load_clip   name -> Clip
-CLIPS       name up to the colon -> loader
-Clip        what is loaded
+load_clip       name -> Clip
+CLIPS           name up to the colon -> loader
+openai_module   state dict -> clip.model.CLIP in float32
+openai_weights  tensors from a named file, the folder of NEURONYM_CLIP_DIR or openai-clip's own cache
+text_features   its text tower, without the padding
+bpe_key         hash of its tokenizer
 
     microworld[:rn | :vit]     trained in this repository, knows 78 words; :rn by default;
                                microworld:vit@FOLDER
@@ -11,14 +14,6 @@ Clip        what is loaded
     open_clip:ARCH:PRETRAINED  PRETRAINED is a tag, a file or "random:SEED"; also open_clip:hf-hub:ORG/NAME
     hf:ID                      CLIP, SigLIP and their kin from a Hugging Face id or a folder
     conse:TARGET               ConSE on a target whose output neurons are named: "conse:efficientnet_lite2"
-
-openai-clip's package, its weights on disk and its module in float32.
-
-openai_package   import it without its warning
-openai_weights   tensors from a named file, the folder of NEURONYM_CLIP_DIR or openai-clip's own cache
-openai_module    state dict -> clip.model.CLIP
-text_features    its text tower, without the padding
-bpe_key          hash of its tokenizer
 """
 
 from __future__ import annotations

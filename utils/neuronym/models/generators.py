@@ -1,9 +1,10 @@
 """Text-to-image generators by name: a prompt and a seed give one picture, whatever it is drawn together with.
 
-load_generator   name -> Generator
-pictures         prompts and seeds -> pictures; what was drawn before comes from the cache
-GENERATORS       name up to the colon -> loader
-Generator        what is loaded
+Generator       what is loaded
+load_generator  name -> Generator
+pictures        prompts and seeds -> pictures; what was drawn before comes from the cache
+GENERATORS      name up to the colon -> loader
+pictures_of     pictures of labels, the same seeds for each
 
     microworld               parses the prompt into a scene and renders it; knows the microworld's words only
     diffusers:ID[@OPTIONS]   a text-to-image pipeline from a Hugging Face id or a folder; what OPTIONS leave

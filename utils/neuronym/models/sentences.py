@@ -1,12 +1,10 @@
 """Sentence encoders: texts -> unit rows whose cosine follows meaning.
 
-chosen_encoder          name, "auto" or "" -> SentenceEncoder or None
-load_sentence_encoder   name -> SentenceEncoder: "minilm" (a pip package), "mpnet" (hub or cache), "st:PATH"
-                        (a folder)
-SENTENCE_ENCODERS       name -> folder or hub id
-SentenceEncoder         what is loaded
-tokenizer_key           hash of a Hugging Face tokenizer
-quiet_transformers      no loading bars
+SentenceEncoder        what is loaded
+chosen_encoder         name, "auto" or "" -> SentenceEncoder or None
+load_sentence_encoder  name -> SentenceEncoder: "minilm" (a pip package), "mpnet" (hub or cache), "st:PATH" (a
+                       folder)
+SENTENCE_ENCODERS      name -> folder or hub id
 """
 
 from __future__ import annotations

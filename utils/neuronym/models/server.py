@@ -1,4 +1,10 @@
-""""""
+"""Chat completions of any OpenAI-compatible HTTP server: tries, waits, tokens; the key is shown nowhere.
+
+openai_chat  model at OPENAI_BASE_URL -> key, ask
+secret_key   OPENAI_API_KEY
+hide         text without a key
+hide_long    the same, where a key that is too short to be a secret may be a word
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
 """Target networks by name.
 
-load_target   name -> Target: "microworld:resnet", "efficientnet_lite0", "torchvision:resnet50@IMAGENET1K_V1",
-              ...
-build_outline the network of a name, for its modules' names
-TARGETS       name up to the colon -> loader
-Target        a network with what is needed to feed it, cite it and read it
-weights_key   hash of tensors (see neuronym.models.weights)
+load_target    name -> Target: "microworld:resnet", "efficientnet_lite0",
+               "torchvision:resnet50@IMAGENET1K_V1", ...
+build_outline  the network of a name without weights, for its modules' names
+own_function   what a user's package.module:function names
+TARGETS        name up to the colon -> loader
 
     microworld:resnet | vit        trained in this repository (52 named neurons); microworld:vit@FOLDER for
                                    others

@@ -1,12 +1,15 @@
 """Weights on disk, how they get into a network, and what identifies the network they make.
 
-read_weights      safetensors, state dict or TorchScript file -> {name: tensor}, without unpickling anything
-                  else
-load_into         a network with weights from a file, or random ones
-random_seed       the seed in "random:SEED"
-random_start      seed the building of a network
-missing           the one sentence for weights that are not there
-import_extra      an optional package, or the sentence that says how to get it
+read_weights        safetensors, state dict or TorchScript file -> {name: tensor}, without unpickling anything
+                    else
+is_torchscript      whether a file is a TorchScript archive
+is_file_or_seed     whether a name asks for a file or for random weights
+random_seed         the seed in "random:SEED"
+load_into           a network with weights from a file, or random ones
+random_start        seed the building of a network
+tokenizer_key       what stands for a Hugging Face tokenizer
+microworld_weights  tensors of a network of the microworld
+quiet_transformers  transformers' loading bar silenced
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def _clip(name: str) -> None:
 
 def _probe(name: str) -> None:
     if "cifar100" not in name:  # whose list of images takes torchvision
-        from neuronym.datasets.probe import list_images
+        from neuronym.datasets.probe_sets import list_images
 
         list_images(name)
 
@@ -167,7 +167,7 @@ def _check_images(known: Mapping[str, Parameter], params: Mapping[str, Any]) -> 
         return
     if not differing(known, params).keys() & {"probe", "judge", "held_out", "limit", "clusters"}:
         return
-    from neuronym.datasets.probe import list_images
+    from neuronym.datasets.probe_sets import list_images
 
     rows = list_images(probe, params.get("seed", 0))
     if judge == "" and any(isinstance(row.item, Path) for row in rows):

@@ -1,20 +1,13 @@
-"""What a CLIP's representations lose with the effects of a layer's neurons: second-order, and indirect.
+"""What is lost without a neuron's effects, and do its words foretell it? Ablations of a CLIP's MLP neurons.
 
-effect_ablation            representations without some of the second-order effects: one of ABLATIONS
-ABLATIONS          the paper's four
-along_directions              representations whose effects are replaced by their parts along given directions
-indirect_effects   change of the representation when one neuron's activation becomes its mean, by running the
-                   network on
-mean_activations   the mean, for every token
-
-Do a neuron's words say what it does? Predictions on images not seen, and a causal check, for words of any
-method.
-
-predicted_effect       what words predict for every image
-standard        columns with mean 0 and length 1
-correlation     of prediction and truth, neuron by neuron
-logit_drop           which words' logits fall when a neuron is put to its mean on the images it acts on
-word_percentile      place of a neuron's own words among all
+ABLATIONS         the paper's four ways
+effect_ablation   representations without some of the second-order effects, by one of them
+along_directions  representations whose effects are replaced by their parts along given directions
+mean_activations  mean activation of every neuron at every token
+indirect_effects  change of the representation when a neuron's activation becomes that: the network runs on
+predicted_effect  what words predict for every image
+logit_drop        which words' logits fall when a neuron is put to its mean on the images it acts on
+word_percentile   place of a neuron's own words among all
 """
 
 from __future__ import annotations

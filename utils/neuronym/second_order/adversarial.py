@@ -1,11 +1,11 @@
 """Images of one thing that a CLIP takes for another, drawn from captions full of the words its neurons
 confuse.
 
-class_pairs         pairs of wrong and drawn classes from text
-load_writer   who composes captions, by name: one of WRITERS, or an LLM
-captions      what the writer composes, less what breaks the rules
-attack        captions, pictures of them, and which of these fool the CLIP
-fooled        which pictures the CLIP takes for the wrong class
+class_pairs  pairs of wrong and drawn classes from text
+load_writer  who composes captions, by name: one of WRITERS, or an LLM
+captions     what the writer composes, less what breaks the rules
+attack       captions, pictures of them, and which of these fool the CLIP
+fooled       which pictures the CLIP takes for the wrong class
 """
 
 from __future__ import annotations

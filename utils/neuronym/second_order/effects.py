@@ -1,14 +1,26 @@
 """Second-order effects of the MLP neurons of a CLIP's ViT, exactly and in factors (Gandelsman et al. 2025,
 section 3).
 
-second_order_effects     effects of layers for a probe, cached
-Effects          phi[i, n] = sum_j s[i, j, n] V[n, j] + B[i]
-coefficients     s and B of a batch of images, and their representations, from one forward pass
-layer_factors    what V and B are made of, from the weights
-materialize             phi itself, of a few images and neurons
-representations  the latter alone
-chosen_layers    layers from "all" or "8,9,10"
+SCALE                 length that representations are taken to
+Factors               what V and B are made of, from the weights
+Effects               phi[i, n] = sum_j s[i, j, n] V[n, j] + B[i]
+second_order_effects  effects of layers for a probe, cached
+coefficients          s and B of a batch of images, and their representations, from one forward pass
+layer_factors         the factors of a layer
+materialize           phi itself, of a few images and neurons
+representations       the representations alone
+chosen_layers         layers from "all" or "8,9,10"
 compression           what the factors take of the memory that the effects would
+checked_layers        layers that have second-order effects
+Mean                  the mean of effects over images
+Directions            principal directions of deviations from it
+mean                  effects -> Mean
+norms                 length of every neuron's deviation for every image
+principal_directions  the direction r along which a neuron's largest deviations lie, and how much of them does
+check_images          whether there are as many images as that takes
+significant           which deviations are longer than a threshold
+projections           deviations along given directions
+total                 deviations of all neurons, or of those marked, added up
 
 A neuron n of layer l writes its activation p_i times w_n into token i. Attention head h of a later layer l'
 carries it to the class token, with the weight a_i that it gave the token anyway; layer norms divide by the
@@ -21,22 +33,9 @@ for every later layer and head,
 and B(I), the neuron's equal share of what no neuron writes: biases and the means of layer norms, spread
 evenly over their contributors (1 + 2 l' before block l', and K neurons each).
 
-What is measured on second-order effects: deviations, norms, principal directions, projections, sums over
-neurons.
-
-mean                  of the effects over images
-norms                 length of every neuron's deviation for every image
-principal_directions  the direction r along which a neuron's largest deviations lie, and how much of them lies
-                      along it
-check_images                whether there are as many images as that takes
-significant           which deviations are longer than a threshold
-projections           deviations along given directions
-total                 deviations of all neurons, or of those marked, added up
-Mean, Directions      what the first and the third give
-
-Deviations d = phi - m (m the mean over images) are never formed for all images: with the factors of
-`neuronym.second_order.effects`, d = (s - s_mean) V + (B - B_mean), so that lengths follow from the Gram
-matrix V V' of J x J values a neuron. Neurons are taken a few at a time, as many as `memory` bytes hold.
+Deviations d = phi - m (m the mean over images) are never formed for all images: with these factors, d = (s -
+s_mean) V + (B - B_mean), so that lengths follow from the Gram matrix V V' of J x J values a neuron. Neurons
+are taken a few at a time, as many as `memory` bytes hold.
 """
 
 from __future__ import annotations
@@ -234,7 +233,7 @@ def compression(effects: Effects) -> float:
 
 
 def checked_layers(tower: Tower, layers: Iterable[int]) -> list[int]:
-    """The layers once each, ascending, or a sentence on the one that has no second-order effects."""
+    """The layers once each, ascending, or ValueError names the one that has no second-order effects."""
     layers, last = sorted(set(layers)), len(tower.blocks) - 1
     wrong = [layer for layer in layers if layer not in tower.lens_layers]
     if wrong:

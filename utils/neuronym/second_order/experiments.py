@@ -1,21 +1,16 @@
-"""The paper's experiments as tables: what is lost and kept when a layer's effects are ablated, coded or
-counted otherwise.
+"""The paper's experiments as tables: what is lost when a layer's effects are ablated, coded or counted
+otherwise.
 
-ZeroShotTask, Layer        held-out images with classes; a layer's effects on them, about a mean and along
-                           directions
-                   from others
-ablations          accuracy without some effects, layer by layer and together
-against_indirect   second-order and indirect effects on the same images
-by_code_length           accuracy when directions are sums of m words, for several pools
-by_threshold       accuracy when more or fewer effects count as significant
-variants           accuracy and words under what released code does otherwise
-discovery          precision of the words found in an image
-simulations        correlation of what words predict with what neurons do
-
-What released code does otherwise, made on purpose, so that its effect can be measured.
-
-with_plain_gelu   a CLIP whose text tower has GELU where it was trained with QuickGELU (second_order_lens,
-                  text scripts)
+ZeroShotTask      classes of held-out images
+Layer             a layer's effects on these, about a mean and along directions that other images gave
+ablations         accuracy without some effects, layer by layer and together
+against_indirect  second-order and indirect effects on the same images
+by_code_length    accuracy when directions are sums of m words, for several pools
+by_threshold      accuracy when more or fewer effects count as significant
+variants          accuracy and words under what released code does otherwise
+discovery         precision of the words found in an image
+simulations       correlation of what words predict with what neurons do
+with_plain_gelu   a CLIP whose text tower has GELU where it was trained with QuickGELU, as in released scripts
 """
 
 from __future__ import annotations

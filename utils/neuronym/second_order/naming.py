@@ -1,6 +1,6 @@
 """The second-order lens as one call: from a CLIP, images and words to words for every MLP neuron.
 
-second_order   CLIP, probe, words -> the labels table
+second_order  CLIP, probe, words -> the labels table
 """
 
 from __future__ import annotations

@@ -1,4 +1,20 @@
-""""""
+"""Orthogonal matching pursuit over many units at once: which few words make up each direction.
+
+matching_pursuit  the words of every unit, in the order in which they are chosen
+check_matrices    ValueError for inputs that cannot be
+working_dtype     float64 for float64, else float32
+Atoms             words with their coarse copy and its errors
+coarse_dtype      what to compute coarsely in
+screened          words -> Atoms
+best_atoms        the word of largest correlation with each residual
+
+K units, M words (atoms), d width, m words a unit. Codes are nested: the first n columns of `order` are the
+code of n; `second_order.text_code` makes the pool and the coefficients.
+
+The largest of M correlations |t_j . r| is nearly all of the cost. They are first computed coarsely, in
+bfloat16 where the processor is faster at it, with a bound on the error; only words that may be the best by
+that bound are compared in float64. Which word is chosen does not depend on the coarse numbers.
+"""
 
 from __future__ import annotations
 

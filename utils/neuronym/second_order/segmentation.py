@@ -1,18 +1,16 @@
-"""Where an image shows a class, told by neurons: zero-shot segmentation from a CLIP's MLPs (section 5).
+"""Where an image shows a class, told by neurons: zero-shot segmentation from a CLIP's MLPs (section 5), and
+its score.
 
-clip_target      a CLIP's image tower as a target network, its MLP neurons as layers
-class_weights    which neurons' activations are averaged for each class
-neuron_heat      the average, patch by patch
-attention_heat   a baseline without neurons: the last attention of the class token
-
-Zero-shot segmentation in numbers: heat maps made into masks, and how well these agree with the true ones.
-
-heat_to_mask            heat maps -> scores from 0 to 1 and masks of another size
-fit_mask                a true mask with the geometry of a network's preprocessing
-segmentation_scores     the three of them, and a table by image
-bootstrap               their 95 % intervals from the table
-segment                 all of it for several heat maps of the same pictures, and for the baselines
-BASELINES               name -> scores and masks that know nothing of the picture
+clip_target          a CLIP's image tower as a target network, its MLP neurons as layers
+class_weights        which neurons' activations are averaged for each class
+neuron_heat          the average, patch by patch
+attention_heat       a baseline without neurons: the last attention of the class token
+METRICS              pixel accuracy, mean IoU (of background and foreground), mean average precision
+heat_to_mask         heat maps -> scores from 0 to 1 and masks of another size
+segmentation_scores  METRICS of a set, and a table by image
+bootstrap            their 95 % intervals from the table
+segment              all of it for several heat maps of the same pictures, and for the baselines
+BASELINES            name -> scores and masks that know nothing of the picture
 """
 
 from __future__ import annotations

@@ -1,44 +1,16 @@
-"""Sparse text codes: directions as sums of a few words of a pool.
+"""Sparse text codes: directions of neurons as sums of a few words, and what these say of an image or a class.
 
-text_pool     text features -> the pool of atoms, centred and normalised
-code_coefficients  what the words chosen by `neuronym.second_order.text_code` are multiplied by, for all of
-                   them or
-              the first n
-reconstruct   the sums
-code_table    words and coefficients as a labels table
-
-K units, M words (atoms), d width, m words a unit.
-
-Orthogonal matching pursuit over many units at once: which few words make up each direction.
-
-matching_pursuit  the words of every unit, in the order in which they are chosen
-check_matrices    the inputs, or a sentence on what is wrong with them
-working_dtype     float64 for float64, else float32
-
-K units, M words (atoms), d width, m words a unit. Codes are nested: the first n columns of `order` are the
-code of n; `neuronym.second_order.text_code` makes the pool and the coefficients.
-
-The best atom of each of many residuals, exactly, at the cost of coarse products.
-
-The largest of M correlations |t_j . r| is nearly all of the cost of a matching pursuit. They are first
-computed coarsely, in bfloat16 where the processor is faster at it, with a bound on the error; only atoms that
-may be the best by that bound are compared in float64. Which atom is chosen does not depend on the coarse
-numbers.
-
-coarse_dtype  what to compute coarsely in
-screened      atoms with their coarse copy and its errors
-Atoms         what that gives
-best_atoms    the atom of largest correlation with each residual
-
-From neurons' sparse text codes to words for an image, a class, and an image that fools the network.
-
-concepts_in_images  every word scored for every image by the neurons active in it (section 5, concept
-                    discovery)
+text_pool           text features -> the pool of atoms, centred and normalised
+code_coefficients   what the words chosen by `pursuit.matching_pursuit` are multiplied by, all or the first n
+reconstruct         the sums
+code_table          words and coefficients as a labels table
+concepts_in_images  every word scored for every image by the neurons active in it (section 5, discovery)
 words_for           words by what neurons that read a direction contribute to it (section 5, adversarial
                     images)
 speaking_neurons    the neurons whose directions lie most along a given one
 allowed_words       words that do not give the wrong class away
-naming              what finds a name, or its plural, in a text
+
+K units, M words (atoms), d width, m words a unit.
 """
 
 from __future__ import annotations

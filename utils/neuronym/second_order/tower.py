@@ -1,14 +1,15 @@
 """ViT image towers of CLIPs read as matrices, whoever wrote the module: openai-clip, open_clip, Hugging
 Face's CLIP.
 
-read_tower       clip -> Tower, proved on one image
-Tower, TowerBlock     the matrices, and the names of the layers whose outputs are recorded
-class_attention  how the class token of a block looks at all tokens, from the residual stream before it
-class_token      the class token behind a block, without the others
-representation   last residual stream -> embedding, not normalised
-statistics       mean and standard deviation of layer norm
-tokens           what a layer gives, tokens behind the batch
-recorded         layers of a tower over a probe, some images at a time
+Norm               a layer norm
+TowerBlock, Tower  the matrices, and the names of the layers whose outputs are recorded
+read_tower         clip -> Tower, proved on one image
+class_attention    how the class token of a block looks at all tokens, from the residual stream before it
+class_token        the class token behind a block, without the others
+representation     last residual stream -> embedding, not normalised
+statistics         mean and standard deviation of layer norm
+tokens             what a layer gives, tokens behind the batch
+recorded           layers of a tower over a probe, some images at a time
 """
 
 from __future__ import annotations

@@ -1,20 +1,18 @@
 """The loops of the similarity functions that torch has no operation for, compiled for the processor by numba.
 
-add_powers, write_powers   exp(a P) of a block: its sums and extremes, and itself (softmax)
-products                   products over the top images of each unit, for some concepts (pmi)
-compiled                   how numba compiles
+compiled        how numba compiles
+add_powers      exp(a P) of a block: its sums and extremes (softmax)
+write_powers    exp(a P) itself
+products        products over the top images of each unit, for some concepts (pmi)
+reorder_errors  how far each concept reorders a unit's top images (rank_reorder)
 
 Each runs on one thread and releases Python's lock, so that callers share the work among threads
-(`blocks.in_threads`). The first call compiles, for some seconds; the result is kept beside this file.
+(`memory.in_threads`). The first call compiles, for some seconds; the result is kept beside this file.
 Importing this module fails without numba: callers then use torch, as on a GPU.
 
-The loop of rank_reorder, compiled: ranks by counting bits, after one sort for all units.
-
-reorder_errors   how far each concept reorders a unit's top images
-
-Among n of U images, the rank of one is the number of the others that come before it in the order of all U.
-These are kept as a set of bits, and counted 64 at a time: n + U / 64 steps for a unit and concept, instead of
-a sort.
+For rank_reorder ranks are found by counting bits, after one sort for all units: among n of U images, the rank
+of one is the number of the others that come before it in the order of all U. These are kept as a set of bits,
+and counted 64 at a time: n + U / 64 steps for a unit and concept, instead of a sort.
 """
 
 from __future__ import annotations

@@ -1,4 +1,12 @@
-""""""
+"""The concept-activation matrix P that is never held: made in blocks from embeddings; inputs of all
+similarities.
+
+FactoredMatrix  P = I T' known by its factors, to be given in place of a matrix
+block           some rows and columns of P
+largest         a bound of its values
+compiled_loops  loops in machine code, where there are any
+checked         the inputs of every similarity function; ValueError says what is wrong with them
+"""
 
 from __future__ import annotations
 

@@ -1,22 +1,25 @@
 """wpmi and soft_wpmi, the similarity functions that weigh how well a unit's top images predict a concept.
 
+TOP_IMAGES     how many images they read of each unit
+wpmi           weighted pointwise mutual information
+soft_wpmi      the same, trusting the j-th image the less the larger j
+Source         where blocks of P come from: a matrix, or stores of what was made from embeddings
+softmax_tiles  the softmax over concepts of a P, for some images and a few concepts at a time, in bounded
+               memory
+
 Both sum logarithms of p_j x_ic + rest_j over a unit's top images i, where x is the softmax over concepts of a
 P. With scales c_j = exp((the least + the largest such logarithm) / 2), which keep products near 1,
-    sum_j log(p_j x_ic + rest_j) = sum_j log c_j + log of the product over j of (p_j / c_j x_ic + rest_j /
-    c_j),
+
+    sum_j log(p_j x_ic + rest_j) = sum_j log c_j + log of the product over j of (p_j x_ic + rest_j) / c_j,
+
 where a product is broken off only when it might leave the range of its dtype: there are two multiplications
-and an addition for each image and concept, and for each concept about one logarithm instead of top_k.
+and an addition for each image and concept, and for each concept about one logarithm instead of top_k. The
+denominators of the softmax run over all concepts, so P is gone through twice; what the first time was made
+from embeddings is kept as far as the memory goes.
 
 Rounding, in units of u = 2^-24 (float32) or 2^-53: x is off by |a P| + 8, as in any softmax, and each factor
 and product by 4 more, so that a sum of top_k logarithms is off by at most top_k (|a P| + 12) u beside its own
 rounding.
-
-The softmax over concepts of a P, for some images and a few concepts at a time, in bounded memory.
-
-softmax_tiles   the extremes of every image, and tile after tile
-
-The denominators run over all concepts, so P is gone through twice. What the first time was made from
-embeddings is kept as far as the memory goes.
 """
 
 from __future__ import annotations

@@ -1,16 +1,20 @@
 """How alike are units and concepts? The five similarity functions of CLIP-Dissect and plain correlation, in
 bounded memory.
 
-score               scores [K, M] of a matrix P [N, M] against activations Q [N, K], by the name of a function
-score_embeddings    the same from image and text embeddings, without ever holding P
-score_layers        layer after layer, with P made once for several
-top_labels          the best concepts of every unit
-SIMILARITIES        the functions by name: cos_similarity, cos_similarity_cubed, rank_reorder, wpmi,
-                    soft_wpmi, correlation
+score                 scores [K, M] of a matrix P [N, M] against activations Q [N, K], by the name of a
+                      function
+score_embeddings      the same from image and text embeddings, without ever holding P
+score_layers          layer after layer, with P made once for several
+top_labels            the best concepts of every unit
+cos_similarity        cosine of columns, not centred
+cos_similarity_cubed  of columns centred and cubed
+correlation           Pearson's, of columns
+SIMILARITIES          the functions by name: these three, rank_reorder, wpmi and soft_wpmi
+retrieved             the images nearest to texts
 
 N images, K units, M concepts, d embedding width. Higher is better, and comparable only within one function
 and set-up. All functions take `units`, those to score (what is normalised over units is normalised over all
-K); `memory`, the bytes they may use beside inputs and result, which changes the time but not the scores; an
+K); `memory`, the bytes they may use beside inputs and result, which changes the time but not the scores; a
 `FactoredMatrix` in place of a matrix P; and a list of layers in place of Q, which gives a list of scores.
 Among equal activations the image of lower index comes first. Half precision is computed in float32.
 """
@@ -231,7 +235,10 @@ def _unit_columns(X: Tensor) -> Tensor:
 
 
 def _centred_columns(X: Tensor) -> Tensor:
-    """Centre columns and divide them by their norms, in place; 0 for a constant one."""
+    """Centre columns and divide them by their norms, in place; 0 for a constant one.
+
+    `statistics.standard_columns` makes float64 copies; scoring stays in its dtype and its memory.
+    """
     low, high = X.aminmax(dim=0)
     X /= nonzero(_largest(X))
     X -= X.mean(0)

@@ -1,12 +1,12 @@
 """How far can a label found with a similarity function be trusted? Its score against those of shuffled
 activations.
 
+CORRECTIONS  bh, holm, none
 best_scores  the best score of each unit, as it is compared with
 null_best    best scores that units get when their activations are permuted over the images
 p_values     how often such a score is as good as the unit's own
 z_values     its distance from them in standard deviations
 abstain      which units should get no label, corrected for the number of units
-CORRECTIONS  bh, holm, none
 
 N images, K units, M concepts. `options` are those of the similarity function. Without a generator its seed is
 0.

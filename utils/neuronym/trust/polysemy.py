@@ -1,14 +1,15 @@
 """Units that mean more than one thing: clusters of their top images, a label for each, and for what switches
 them off.
 
-clusters           which of a unit's most active images belong together
-labels_by_cluster  a label for each cluster
-negative           scores for what puts a unit to its lowest values
-at_lowest          share of images that do
-kinds_of_labels    single, two best, of the clusters, negative
-heldout_correlations   labels against activations on other images, beside labels of other units
-distinct_labels, joined_names, share_found   labels of units as lists, as texts, and against wanted ones
-superposed         made-up units that act on what either of two units acts on
+clusters                                    which of a unit's most active images belong together
+labels_by_cluster                           a label for each cluster
+negative                                    scores for what puts a unit to its lowest values
+at_lowest                                   share of images that do
+heldout_correlations                        labels against activations on other images, beside labels of other
+                                            units
+kinds_of_labels                             single, two best, of the clusters, negative
+distinct_labels, joined_names, share_found  labels of units as lists, as texts, and against wanted ones
+superposed                                  made-up units that act on what either of two units acts on
 
 N images, K units, M concepts, d embedding width, n top images of a unit.
 """

@@ -1,19 +1,15 @@
-"""All that speaks for or against a label, unit by unit, in one table.
+"""All that speaks for or against a label, unit by unit; and does trust in it predict that it is right?
 
-signals      from the probing images alone: null, margin, bootstrap, halves
-conditions   whether the label is the same under noise, other CLIPs, other prompts, other methods
-heldout_correlation     correlation of what the CLIP sees of the label with the unit, on images not used for
-                        naming
-trust_score      one number: the mean of the shares that say "the same label again"
-correctness    whether labels are right, as far as the truth is known
-
-Does trust predict rightness? Of K neurons with a trust score each, and whether their label is right.
-
-auroc                       does trust rank right labels above wrong ones
-auroc_intervals             of several trust scores, the same neurons drawn for all
+signals                     from the probing images alone: null, margin, bootstrap, halves
+conditions                  whether the label is the same under noise, other CLIPs, prompts and methods
+heldout_correlation         of what the CLIP sees of the label with the unit, on images not used for naming
+trust_score                 one number: the mean of the shares that say "the same label again"
+correctness                 whether labels are right, as far as the truth is known
+auroc_intervals             does trust rank right labels above wrong ones? The same neurons drawn for all
+                            scores
 reliability                 share right by bins of trust, beside the trust itself
 expected_calibration_error  mean distance of the two
-brier                       mean squared distance of trust and rightness
+brier                       mean squared distance of trust and correctness
 risk_coverage               share right among the most trusted: what abstaining buys
 
 All in float64. A neuron is the unit of resampling.

@@ -1,19 +1,15 @@
-"""Does a name survive other conditions? Half the images, noise, other models and prompts.
+"""Does a name survive other images, noise, other models and prompts; and how far does it lead?
 
 halves            share of random splits of the images whose two halves give a unit the same label
 same              which labels of two conditions are equal
+Noisy             a preprocessing of noisy pictures
 noisy             a preprocessing that adds noise to the picture first
 noisy_target      a target that sees noisy pictures
 noisy_clip        a CLIP that does
 agreement_matrix  share of equal labels for each pair of conditions
 consensus         the label that most conditions give
-
-N images, K units, M concepts.
-
-What a label and its score would be on other images: drawn with replacement, and how far the label leads.
-
-bootstrap_labels  labels and scores on images drawn with replacement
-Bootstrap         what that finds
+Bootstrap         labels and scores under resampling of images
+bootstrap_labels  what finds them: images are drawn with replacement
 margin            lead of the best concept before the second
 best_concepts     the best concept of each unit
 take_rows         some images of P
@@ -213,7 +209,7 @@ def bootstrap_labels(
 
     Images are the unit of resampling. The interval is not corrected for the label's having been chosen by its
     score, and a score that grows with the number of different images (softmax sums, ranks) is a little lower
-    in a draw. A matrix P is copied for each draw, an FactoredMatrix not.
+    in a draw. A matrix P is copied for each draw, a FactoredMatrix not.
     """
     check_positive_int("draws", draws)
     scores = score(P, Q, method, memory=memory, **options)
