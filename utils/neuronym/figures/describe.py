@@ -32,7 +32,7 @@ from neuronym.common.text import names_it
 from neuronym.common.types import Box
 from neuronym.datasets.probe import Probe
 from neuronym.describe.pipeline import best_labels, CaptionedExamples, Described
-from neuronym.figures.style import DPI, legible, palette
+from neuronym.figures.style import DPI, legible, MARKERS, palette
 
 TILE, GAP, LIST = (
     0.92,
@@ -179,7 +179,7 @@ def ablation(table: pd.DataFrame, xlabel: str = "labels that name the true conce
             rows.index([part, variant]) + (g - (len(groups) - 1) / 2) * 0.5 / len(groups)
             for part, variant in zip(some["part"], some["variant"])
         ]
-        _points(ax, some["mean"], y, some["low"], some["high"], colour, legible(str(group)))
+        _points(ax, some["mean"], y, some["low"], some["high"], (colour, MARKERS[g]), legible(str(group)))
         ax.axvline(some["mean"][0], color=colour, lw=0.7, ls="--", alpha=0.6, zorder=0)
     parts = [part for part, _ in rows]
     for edge in range(1, len(rows)):
@@ -223,11 +223,14 @@ def pruning_effect(table: pd.DataFrame) -> Figure:
     )
     for ax, word in zip(axes[0], words):
         some = table[(table["word"] == word) & table["condition"].isin(conditions)]
-        for shift, on, name, colour in zip(
-            (-0.13, 0.13), ("matching", "others"), ("classes named so", "other classes"), palette()
+        for shift, on, name, mark in zip(
+            (-0.13, 0.13),
+            ("matching", "others"),
+            ("classes named so", "other classes"),
+            zip(palette(), MARKERS),
         ):
             part = some[some["on"] == on].set_index("condition").loc[conditions]
-            _points(ax, part["loss"], np.arange(2) + shift, part["low"], part["high"], colour, name)
+            _points(ax, part["loss"], np.arange(2) + shift, part["low"], part["high"], mark, name)
         count = int(some["units"].iloc[0])
         ax.axvline(0, color=".4", lw=0.8, ls="--", zorder=0)
         left, right = ax.get_xlim()
@@ -247,16 +250,17 @@ def pruning_effect(table: pd.DataFrame) -> Figure:
 
 
 def _points(
-    ax: Axes, x: pd.Series, y: Sequence[float], low: pd.Series, high: pd.Series, colour, label: str
+    ax: Axes, x: pd.Series, y: Sequence[float], low: pd.Series, high: pd.Series, mark: tuple, label: str
 ) -> None:
+    """Points with intervals; `mark` is a colour and a marker."""
     ax.errorbar(
         x,
         y,
         xerr=[(x - low).clip(lower=0), (high - x).clip(lower=0)],
-        fmt="o",
+        fmt=mark[1],
         ms=3.2,
         lw=1,
-        color=colour,
+        color=mark[0],
         label=label,
     )
 

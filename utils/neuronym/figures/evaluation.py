@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from neuronym.figures.style import legible
+from neuronym.figures.style import legible, MARKERS
 
 CONTROLS = ("shuffled", "constant")
 
@@ -59,7 +59,7 @@ def methods_by_metric(table: pd.DataFrame, metrics: Sequence[str], bounds: Seque
                 some["mean"],
                 y,
                 xerr=[some["mean"] - some["low"], some["high"] - some["mean"]],
-                fmt="o",
+                fmt=MARKERS[g],
                 ms=3,
                 lw=0.9,
                 color=colours[g],
@@ -154,7 +154,9 @@ def ranges(table: pd.DataFrame) -> Figure:
         x="share",
         y="present",
         hue="layer",
-        marker="o",
+        style="layer",
+        markers=list(MARKERS),
+        dashes=False,
         ax=ax,
         errorbar=None,
         lw=1.2,

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from neuronym.figures.style import MARKERS
 from neuronym.published.values import DETECTOR, LAYERS
 
 
@@ -27,8 +28,8 @@ def agreement_by_layer(table: pd.DataFrame) -> Figure:
         some = table[table["pair"] == pair].set_index("layer").reindex(layers)
         at = [x + 0.12 * (i - (len(pairs) - 1) / 2) for x in range(len(layers))]
         ax.vlines(at, some["chance"], some["agreement"], color=colour, lw=1)
-        ax.plot(at, some["agreement"], "o", color=colour, ms=4.5, label=pair)
-        ax.plot(at, some["chance"], "o", mfc="white", color=colour, ms=4.5)
+        ax.plot(at, some["agreement"], MARKERS[i], color=colour, ms=4.5, label=pair)
+        ax.plot(at, some["chance"], MARKERS[i], mfc="white", color=colour, ms=4.5)
     ax.set_xticks(range(len(layers)), layers)
     ax.set(ylabel="neurons whose labels\nshare a word", ylim=(0, None))
     ax.legend(
@@ -59,6 +60,7 @@ def ratings_by_layer(ratings: pd.DataFrame) -> Figure:
         order=sorted(by_neuron["layer"].unique()),
         dodge=0.4,
         linestyle="none",
+        markers=list(MARKERS[: by_neuron["scoring"].nunique()]),
         markersize=4,
         err_kws={"linewidth": 1},
         seed=0,

@@ -2,6 +2,7 @@
 
 style               one look for all figures
 palette             its colours
+MARKERS, DASHES      so that groups differ without their colours
 image_grid          pictures in a grid
 scores_by_layer     distribution of the best scores, layer by layer
 labels_by_category  share of labels of each kind, layer by layer
@@ -41,6 +42,8 @@ COLOURS = (  # seaborn's colour-blind palette; importing seaborn takes a second
     "#ece133",
     "#56b4e9",
 )
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")  # groups differ without their colours too
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 DARK = ".15"
 LOOK = {  # what seaborn.set_theme(context="paper", style="ticks") sets, and our own
     "figure.dpi": 110,

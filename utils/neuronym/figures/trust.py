@@ -11,13 +11,14 @@ meanings           one label against several, on images held out
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from neuronym.figures.style import legible
+from neuronym.figures.style import legible, DASHES, MARKERS
 
 
 def null_scores(scores: Mapping[str, np.ndarray], null: Mapping[str, np.ndarray]) -> Figure:
@@ -54,6 +55,7 @@ def signals_by_layer(table: pd.DataFrame, columns: Sequence[str]) -> Figure:
         order=layers,
         dodge=0.5,
         linestyle="none",
+        markers=list(MARKERS[: long["signal"].nunique()]),
         ax=ax,
         markersize=3.5,
         err_kws={"linewidth": 0.9},
@@ -78,7 +80,7 @@ def auroc_forest(table: pd.DataFrame) -> Figure:
             some["auroc"],
             y,
             xerr=[some["auroc"] - some["low"], some["high"] - some["auroc"]],
-            fmt="o",
+            fmt=MARKERS[g],
             ms=3,
             lw=0.9,
             color=colour,
@@ -106,12 +108,12 @@ def reliability_curve(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figur
     fig, axes = plt.subplots(1, len(tables), figsize=(1.9 * len(tables) + 1, 2.1), sharey=True, squeeze=False)
     for ax, (signal, groups) in zip(axes[0], tables.items()):
         ax.plot([0, 1], [0, 1], color=".6", lw=0.8, ls="--")
-        for (group, some), colour in zip(groups.items(), sns.color_palette("colorblind")):
+        for (group, some), colour, marker in zip(groups.items(), sns.color_palette("colorblind"), MARKERS):
             ax.errorbar(
                 some["trust"],
                 some["right"],
                 yerr=[(some["right"] - some["low"]).clip(0), (some["high"] - some["right"]).clip(0)],
-                fmt="o-",
+                fmt=f"{marker}-",
                 ms=3,
                 lw=0.9,
                 elinewidth=0.7,
@@ -133,8 +135,9 @@ def coverage_curve(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
 
     fig, axes = plt.subplots(1, len(tables), figsize=(2.3 * len(tables) + 1, 2.1), sharey=True, squeeze=False)
     for ax, (group, signals) in zip(axes[0], tables.items()):
-        for (signal, some), colour in zip(signals.items(), sns.color_palette("colorblind", len(signals))):
-            ax.plot(some["coverage"], some["right"], lw=1.1, color=colour, label=signal)
+        colours = sns.color_palette("colorblind", len(signals))
+        for (signal, some), colour, line in zip(signals.items(), colours, cycle(DASHES)):
+            ax.plot(some["coverage"], some["right"], lw=1.1, ls=line, color=colour, label=signal)
         ax.set(title=group, xlabel="share of labels kept", ylim=(-0.03, 1.03), xlim=(0, 1.02))
     axes[0][0].set_ylabel("labels that are right")
     axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
@@ -159,6 +162,7 @@ def meanings(table: pd.DataFrame) -> Figure:
         hue_order=kinds,
         dodge=0.5,
         linestyle="none",
+        markers=list(MARKERS[: len(kinds)]),
         ax=ax,
         markersize=3.5,
         err_kws={"linewidth": 0.9},
