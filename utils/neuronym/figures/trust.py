@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from neuronym.figures.style import legible, DASHES, MARKERS
+from neuronym.figures.style import DASHES, legible, MARKERS
 
 
 def null_scores(scores: Mapping[str, np.ndarray], null: Mapping[str, np.ndarray]) -> Figure:
