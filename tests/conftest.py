@@ -17,6 +17,27 @@ from tests.helpers.diffusion import scheduler, tokenizer
 ROOT = Path(__file__).resolve().parents[1]
 
 
+# files whose tests take seconds: `make test-fast` leaves them out
+SLOW = set(
+    """datasets/test_concepts datasets/test_probe describe/test_examples
+    describe/test_pipeline describe/test_selection describe/test_variants evaluation/test_formulas
+    evaluation/test_linear evaluation/test_sanity figures/test_cards figures/test_describe
+    microworld/test_captioner microworld/test_training models/test_captioners models/test_clips
+    models/test_identity models/test_preprocess models/test_targets models/test_transcripts
+    notebooks/test_describe_and_dissect notebooks/test_evaluation notebooks/test_labelling
+    notebooks/test_second_order notebooks/test_smoke published/test_values runs/test_checks runs/test_execute
+    second_order/test_ablation second_order/test_adversarial second_order/test_effects
+    second_order/test_pursuit similarity/test_kernels test_activations test_cache test_dlbroden test_docs
+    test_passes test_repository test_script trust/test_null trust/test_polysemy""".split()
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(ROOT / "tests").with_suffix("").as_posix() in SLOW:
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def private_folders(tmp_path, monkeypatch):
     """Keep every test away from the user's cache and results."""
