@@ -19,16 +19,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # files whose tests take seconds: `make test-fast` leaves them out
 SLOW = set(
-    """datasets/test_concepts datasets/test_probe describe/test_examples
-    describe/test_pipeline describe/test_selection describe/test_variants evaluation/test_formulas
-    evaluation/test_linear evaluation/test_sanity figures/test_cards figures/test_describe
+    """datasets/test_concepts datasets/test_probe describe/test_examples describe/test_pipeline
+    describe/test_selection describe/test_variants evaluation/test_cosy evaluation/test_formulas
+    evaluation/test_linear evaluation/test_sanity figures/test_cards figures/test_comparisons
+    figures/test_describe figures/test_published figures/test_second_order figures/test_style
     microworld/test_captioner microworld/test_training models/test_captioners models/test_clips
-    models/test_identity models/test_preprocess models/test_targets models/test_transcripts
-    notebooks/test_describe_and_dissect notebooks/test_evaluation notebooks/test_labelling
-    notebooks/test_second_order notebooks/test_smoke published/test_values runs/test_checks runs/test_execute
-    second_order/test_ablation second_order/test_adversarial second_order/test_effects
-    second_order/test_pursuit similarity/test_kernels test_activations test_cache test_dlbroden test_docs
-    test_passes test_repository test_script trust/test_null trust/test_polysemy""".split()
+    models/test_identity models/test_llms models/test_preprocess models/test_targets
+    models/test_transcripts notebooks/test_describe_and_dissect notebooks/test_evaluation
+    notebooks/test_labelling notebooks/test_second_order notebooks/test_smoke published/test_values
+    runs/test_checks runs/test_execute second_order/test_ablation second_order/test_adversarial
+    second_order/test_effects second_order/test_heat second_order/test_pursuit
+    second_order/test_segmentation similarity/test_kernels test_activations test_cache test_dlbroden
+    test_docs test_passes test_repository test_script trust/test_calibration trust/test_null
+    trust/test_polysemy""".split()
 )
 
 

@@ -155,7 +155,7 @@ def ranges(table: pd.DataFrame) -> Figure:
         y="present",
         hue="layer",
         style="layer",
-        markers=list(MARKERS),
+        markers=list(MARKERS[: table["layer"].nunique()]),
         dashes=False,
         ax=ax,
         errorbar=None,
