@@ -121,7 +121,7 @@ def test_what_a_run_leaves(whole):
     assert {"methods_by_unit.csv", "methods_by_metric.csv", "groups.csv", "done"} <= {
         p.name for p in folder.iterdir()
     }
-    assert 0 < whole.first.describe.cropped(whole.first.looked["layer4"]) < 1
+    assert 0 < whole.first.shares["layer4"] < 1
 
 
 def test_the_ablation_has_every_part(whole):
