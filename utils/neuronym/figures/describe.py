@@ -299,7 +299,13 @@ def _row(
         for n, line in enumerate(lines):
             _text(ax, i * (TILE + GAP), top + TITLE + tile + LINE * (n + 0.8), line, SMALL)
     left = pictures * (TILE + GAP) + 0.1
-    _text(ax, left, top + TITLE - 0.05, "candidates, by score (higher is better)", 5.5, color=".45")
+    negative = all(score <= 0 for _, score in unit.candidates)
+    told = (
+        "candidates, by score (nearer to 0 is better)"
+        if negative
+        else "candidates, by score (more is better)"
+    )
+    _text(ax, left, top + TITLE - 0.05, told, 5.5, color=".45")
     _candidates(ax, unit, left, top + TITLE + 0.04, candidates)
 
 
