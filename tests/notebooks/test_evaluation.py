@@ -102,10 +102,10 @@ def test_trust_of_photos_without_truth(photos):
 @pytest.mark.parametrize(
     "notebook, given, message",
     [
-        ("evaluation", {"held_out": "1.2"}, "a share of the images, above 0 and below 1"),
+        ("evaluation", {"held_out": "1.2"}, "held_out is a share above 0 and below 1"),
         ("evaluation", {"judge": "microwrld"}, "microwrld"),
         ("evaluation", {"similarity": "cosine"}, "cos_similarity"),
-        ("evaluation", {"probe": "folder:PHOTOS"}, "only microworld images have a scene"),
+        ("evaluation", {"probe": "folder:PHOTOS"}, "is known in the microworld alone"),
         ("trust", {"correction": "bonferroni"}, "bh"),
         ("trust", {"clips": "microworld:vitt"}, "no microworld clip 'vitt'; nearest: vit"),
         ("trust", {"templates": "a thing"}, "a template contains {} once, got 'a thing'"),
