@@ -16,8 +16,8 @@ help:
 	@echo "make check        look for mistakes and unformatted code, in seconds"
 	@echo "make test-fast    the tests that take no time, for work in between"
 	@echo "make lab          open JupyterLab on the repository"
-	@echo "make docs         write the tables of docs/results from the newest default runs"
-	@echo "make bench        measure speed against literal implementations"
+	@echo "make docs         write the numbers of README and docs from the newest default runs"
+	@echo "make bench        measure speed against literal implementations, into results/benchmarks"
 	@echo "make figures      draw what README shows into figures/"
 	@echo "make clean-cache  empty the cache of computed arrays"
 
@@ -42,8 +42,8 @@ docs: .venv/set-up-base
 
 bench: .venv/set-up-test
 	@for script in benchmarks/*.py; do \
-	  [ -e "$$script" ] || { echo "no scripts in benchmarks/ yet"; break; }; \
-	  echo "== $$script"; $(PY) "$$script" || exit 1; \
+	  echo "== $$script"; \
+	  $(PY) "$$script" --csv results/benchmarks/$$(basename "$$script" .py).csv || exit 1; \
 	done
 
 figures: .venv/set-up-base

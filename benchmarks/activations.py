@@ -3,6 +3,7 @@
     python benchmarks/activations.py [--target efficientnet_lite0 --clip conse:efficientnet_lite2 --probe
     photos:96]
                                      [--batch 32] [--repeats 2] [--threads 0] [--device cpu] [--dtype float32]
+                                     [--csv FILE]
 
 For each pair of networks, in a process of its own: images/s of decoding and preprocessing alone, of the bare
 forward passes (preprocessed images at hand, in whole batches and in the pieces that
@@ -27,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from similarity import write_table
 
 from neuronym.activations import activations_and_embeddings, unit_activations
 from neuronym.datasets.probe import batches, load_probe
@@ -102,7 +104,7 @@ def forward(args, network, images, whole):
         return timed(lambda: [function(x) for x in inputs] and None, args.device)
 
 
-def measure(args, target_name, clip_name, probe_name):
+def measure(args, target_name, clip_name, probe_name, rows):
     if args.threads:
         torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -136,10 +138,11 @@ def measure(args, target_name, clip_name, probe_name):
             best["pass"] = min(
                 best["pass"], timed(lambda: fresh_pass(args, target, clip, probe), args.device)
             )
-    report(args, (target_name, clip_name), probe.N, best, peak)
+    rows.append(report(args, (target_name, clip_name), probe.N, best, peak))
 
 
 def report(args, names, count, best, peak):
+    """Print what was measured; gives the row of the table."""
     seconds = {key: times[0] for key, times in best.items()}
     print(
         f"{' + '.join(name for name in names if name)}: {count} images, batches of {args.batch}, "
@@ -166,6 +169,11 @@ def report(args, names, count, best, peak):
         f"  pass / sum                 {seconds['pass'] / floor:8.2f}   ({seconds['pass']:.2f} s / "
         f"{floor:.2f} s)"
     )
+    per_second = {"whole batches": count / seconds[0, True], "in pieces": count / seconds[0, False]}
+    per_second["pass"] = count / seconds["pass"]
+    row = {"networks": " + ".join(name for name in names if name), "images": count}
+    row |= {f"images/s {name}": f"{value:.1f}" for name, value in per_second.items()}
+    return row | {"pass / sum": f"{seconds['pass'] / floor:.2f}"}
 
 
 def main():
@@ -177,14 +185,19 @@ def main():
     parser.add_argument("--workers", type=int)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--csv", type=Path, help="file for the table")
     args = parser.parse_args()
     pairs = PAIRS + (ON_GPU if args.device != "cpu" else [])
     if args.target:
         pairs = [(args.target, args.clip, args.probe or "photos:96")]
-    for pair in pairs:  # a process for each, so that none starts with the memory of another
-        process = multiprocessing.get_context("spawn").Process(target=measure, args=(args, *pair))
-        process.start()
-        process.join()
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        rows = manager.list()
+        for pair in pairs:  # a process for each, so that none starts with the memory of another
+            process = context.Process(target=measure, args=(args, *pair, rows))
+            process.start()
+            process.join()
+        write_table(list(rows), args.csv)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 among random others.
 
 python benchmarks/choice.py [--target microworld:resnet] [--clip microworld] [--probe microworld:600] [--draw]
+                            [--csv FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+from pathlib import Path
 
 import pandas as pd
+from similarity import write_table
 
 from neuronym.activations import activations_and_embeddings
 from neuronym.common.memory import top_images
@@ -31,6 +34,7 @@ def main() -> None:
     parser.add_argument("--clip", default="microworld")
     parser.add_argument("--probe", default="microworld:600")
     parser.add_argument("--draw", action="store_true", help="pictures of the microworld's renderer as well")
+    parser.add_argument("--csv", type=Path, help="file for the table")
     given = parser.parse_args()
     target, clip, probe = load_target(given.target), load_clip(given.clip), load_probe(given.probe)
     [layer] = resolve_layers(target.model, target.layers[-1], target.example)
@@ -58,7 +62,9 @@ def main() -> None:
         f"{clip.name}; "
         f"share of units whose true name wins against {OTHERS} others (chance {1 / (OTHERS + 1):.2f})"
     )
-    print(pd.DataFrame(found).T.round(3).to_string())
+    table = pd.DataFrame(found).T.round(3)
+    print(table.to_string())
+    write_table(table.rename_axis("pictures").reset_index(), given.csv)
 
 
 def planted(name: str, names: list[str], dice: random.Random) -> list[str]:

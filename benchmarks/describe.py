@@ -4,7 +4,7 @@ models?
     python benchmarks/describe.py [--units 32] [--literal-units 4] [--target microworld:resnet] [--layer
     layer4]
                                   [--probe microworld:2000] [--images 10] [--pictures 10] [--repeats 2]
-                                  [--threads 2] [--device cpu]
+                                  [--threads 2] [--device cpu] [--csv FILE]
 
 "ours" is `describe.look`, `summaries.propose` and `choice.rank_candidates` for all units together, with an
 empty cache; "cached" is the same again, with what the first time has left. "literal" takes unit after unit
@@ -35,6 +35,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+from similarity import write_table
 
 from neuronym import hooks
 from neuronym.activations import unit_activations
@@ -228,13 +229,18 @@ def gap(a, b, least=1.0):
     return abs(a - b) / max(abs(b), least)
 
 
-def report(first, second, third):
+def report(first, second, third, file):
     """The table, of {step: seconds a unit} of ours, literal and cached."""
     print(f"{'seconds a unit':16}{'ours':>10}{'literal':>10}{'ratio':>8}{'cached':>10}")
     rows = {step: (first[step], second[step], third[step]) for step in STEPS}
     rows["all"] = tuple(sum(column) for column in zip(*rows.values()))
     for step, (a, b, c) in rows.items():
         print(f"{step:16}{a:10.4f}{b:10.4f}{b / a:8.1f}{c:10.4f}")
+    table = []
+    for step, (a, b, c) in rows.items():
+        row = {"seconds a unit": step, "ours": f"{a:.4f}", "literal": f"{b:.4f}", "ratio": f"{b / a:.1f}"}
+        table.append(row | {"from the cache": f"{c:.4f}"})
+    write_table(table, file)
 
 
 def main():
@@ -250,6 +256,7 @@ def main():
     names = {"target": "microworld:resnet", "layer": "layer4", "probe": "microworld:2000", "device": "cpu"}
     for name, default in (sizes | names).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--csv", type=Path, help="file for the table")
     args = parser.parse_args()
     for name in sizes:
         check_positive_int(f"--{name}", getattr(args, name.replace("-", "_")))
@@ -299,7 +306,8 @@ def measure(args, folder):
         *(
             {step: min(took[step] for took in times[form]) / count for step in STEPS}
             for form, count in (("ours", len(units)), ("literal", len(few)), ("cached", len(units)))
-        )
+        ),
+        args.csv,
     )
     texts = {text for some in candidates.values() for text in some}
     print(

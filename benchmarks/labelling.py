@@ -1,6 +1,6 @@
 """How long does labelling take, phase by phase, the first time and when everything is cached?
 
-    python benchmarks/labelling.py [-p key value ...]
+    python benchmarks/labelling.py [-p key value ...] [--csv FILE]
 
 Runs notebooks/labelling.ipynb headless twice with an empty cache and results folder of its own, and prints
 the seconds of each phase of both runs, their sums, and the work of each: what it took from `start_run` to
@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from similarity import write_table
+
 IMPORTS = (
     "import time, torch; start = time.perf_counter(); import torchvision, clip; "
     "print(time.perf_counter() - start)"
@@ -38,7 +40,9 @@ def main() -> None:
         dest="values",
         help="a parameter of the notebook; may be repeated",
     )
-    values = [word for pair in parser.parse_args().values for word in ("-p", *pair)]
+    parser.add_argument("--csv", type=Path, help="file for the table")
+    args = parser.parse_args()
+    values = [word for pair in args.values for word in ("-p", *pair)]
     with tempfile.TemporaryDirectory() as folder:
         runs = [labelling(values, Path(folder)) for _ in range(2)]
     imports = float(
@@ -47,9 +51,15 @@ def main() -> None:
         ).stdout
     )
     print(f"{'seconds':24}{'first':>9}{'second':>9}")
-    for phase in runs[0]:
-        print(f"{phase:24}" + "".join(f"{run[phase]:9.2f}" for run in runs))
-    print(f"{'less imports in Load':24}" + "".join(f"{run['work'] - imports:9.2f}" for run in runs))
+    table = {phase: [run[phase] for run in runs] for phase in runs[0]}
+    table["less imports in Load"] = [run["work"] - imports for run in runs]
+    for phase, (first, second) in table.items():
+        print(f"{phase:24}{first:9.2f}{second:9.2f}")
+    rows = [
+        {"seconds": phase, "first": f"{first:.1f}", "from the cache": f"{second:.1f}"}
+        for phase, (first, second) in table.items()
+    ]
+    write_table(rows, args.csv)
 
 
 def labelling(values: list[str], folder: Path) -> dict[str, float]:

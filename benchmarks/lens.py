@@ -2,7 +2,7 @@
 head?
 
     python benchmarks/lens.py [--images 512] [--repeats 2] [--threads 2] [--memory-mib 256] [--device cpu]
-    [--quick]
+    [--quick] [--csv FILE]
 
 Image towers are openai-clip's with random weights, images are noise. Four tables, all of one run:
 
@@ -22,7 +22,8 @@ same with
 4. Milliseconds an image of the bare and of our pass against layers taken together, towers and images.
 
 Times are the shortest of some repeats (one for what takes long), MiB is the peak beside inputs. Compare
-ratios, not seconds.
+ratios, not seconds. --csv writes table 4 to FILE, and tables 1 to 3 beside it, for
+`make docs`.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ import argparse
 import math
 import time
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from similarity import peak, seconds
+from similarity import peak, seconds, write_table
 
 from neuronym.common.checks import openai_package
 from neuronym.passes import inference, VIT_PIECE
@@ -248,6 +250,11 @@ def one_image(visual, tower, layer, images, args):
         "ms",
         flush=True,
     )
+    table = []
+    for name, taken in rows.items():
+        row = {"form": name, "ms an image": f"{taken:.3g}", "x ours": f"{taken / rows['ours']:.0f}"}
+        table.append(row | {"x bare": f"{taken / rows['bare']:.2f}"})
+    write_table(table, beside(args, "forms"))
     for name in phi:
         assert relative(ours[0], phi[name]) < 1e-4, (
             f"effects differ from the {name} form by {relative(ours[0], phi[name])}"
@@ -255,12 +262,18 @@ def one_image(visual, tower, layer, images, args):
     return found
 
 
+def beside(args, name):
+    """The file of another table than the fourth; None where no file is asked for."""
+    return args.csv and args.csv.with_stem(f"{args.csv.stem}_{name}")
+
+
 def relative(ours, theirs):
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-def storage(tower, layers):
+def storage(tower, layers, args):
     """The second table."""
+    table = []
     print(
         f"\n2. Bytes an image, float32\n\n| {'layer':>5} | {'heads J':>7} | {'s and B':>9} | {'effects':>9} "
         f"| {'ratio':>7} | "
@@ -275,6 +288,8 @@ def storage(tower, layers):
             f"| {layer:5} | {J:7} | {4 * (J * K + d):9} | {4 * K * d:9} | 1/{K * d / (J * K + d):5.1f} | "
             f"{once / 2**20:18.1f} |"
         )
+        table.append({"layer": layer, "times less": f"{K * d / (J * K + d):.1f}"})
+    write_table(table, beside(args, "bytes"))
 
 
 # What follows from coefficients.
@@ -384,6 +399,8 @@ def follow(found, args):
         f"{most['literal']:8.0f} | {'':10} |",
         flush=True,
     )
+    table = [{"step": "all", "s": f"{sums['ours']:.1f}", "literal s": f"{literal:.1f}"}]
+    write_table(table, beside(args, "after"))
 
 
 # What the pass costs.
@@ -409,7 +426,7 @@ def cost(args):
             + [("B/32", [9], count) for count in (16, 64, 256)]
             + [(name, [layer], 8) for name, (_, layer) in towers.items()]
         )
-    made = {}
+    made, table = {}, []
     for name, layers, count in plan:
         sizes = towers[name][0]
         if name not in made:
@@ -429,6 +446,10 @@ def cost(args):
             f"{bare:8.2f} | {ours:8.2f} | {ours / bare:6.2f} | {mib:6.0f} |",
             flush=True,
         )
+        row = {"tower": name, "layers": label, "later heads": sum(len(f.heads) for f in factors)}
+        row |= {"images": count, "ms bare": f"{bare:.3g}", "ms with effects": f"{ours:.3g}"}
+        table.append(row)
+    write_table(table, args.csv)
 
 
 def main():
@@ -440,6 +461,7 @@ def main():
     parser.add_argument(
         "--quick", action="store_true", help="a smaller tower and fewer images, to see that it runs"
     )
+    parser.add_argument("--csv", type=Path, help="file for table 4")
     args = parser.parse_args()
     if args.quick:
         args.images, args.units = 128, 16
@@ -453,7 +475,7 @@ def main():
     visual = random_tower(sizes, args.device)
     tower = _openai(visual)
     found = one_image(visual, tower, layer, noise(64, sizes, args.device), args)
-    storage(tower, layers)
+    storage(tower, layers, args)
     with torch.inference_mode():
         follow(mixtures(found, args.images), args)
     cost(args)

@@ -2,7 +2,7 @@
 unit?
 
     python benchmarks/omp.py [--words 10000 30000] [--m 32 128] [--K 384] [--d 512] [--subset 2] [--device
-    cpu]
+    cpu] [--csv FILE]
 
 For each size, in one run: milliseconds a unit of `matching_pursuit` and of `coefficients`, for K units at
 once; seconds a unit of SparseCoder(transform_algorithm="omp") for a few units, and of the Gram matrix of the
@@ -24,10 +24,11 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
-from similarity import peak, seconds
+from similarity import peak, seconds, write_table
 
 from neuronym.second_order.pursuit import coarse_dtype, matching_pursuit
 from neuronym.second_order.text_code import code_coefficients, reconstruct, text_pool
@@ -81,6 +82,7 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--decay", type=float, default=1, help="eigenvalues fall with this power")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--csv", type=Path, help="file for the table")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     from threadpoolctl import threadpool_limits
@@ -97,6 +99,7 @@ def main():
         f"{'ratio: layer':>14}{'subset':>8}"
         f"{'alone: layer':>14}{'subset':>8}{'MiB':>6}{'sklearn':>9}{'differ':>8}{'left':>7}"
     )
+    table = []
     for M in args.words:
         R, T = inputs(M, args.K, args.d, args.decay, args.device)
         for m in args.m:
@@ -130,6 +133,11 @@ def main():
                 f"{left:7.3f}",
                 flush=True,
             )
+            row = {"words": M, "m": m, "ms a unit": f"{1e3 * unit:.1f}", "MiB": f"{mib:.0f}"}
+            row |= {"SparseCoder s": f"{theirs:.2f}", "ratio SparseCoder": f"{ratios[0]:.0f}"}
+            row |= {"orthogonal_mp_gram s": f"{alone:.2f}", "ratio orthogonal_mp_gram": f"{ratios[2]:.0f}"}
+            table.append(row | {"MiB scikit-learn": f"{its:.0f}"})
+    write_table(table, args.csv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How do time and memory of scoring grow with images, concepts and units, and do a million images fit?
 
     python benchmarks/scale.py [--N 8000] [--M 4000] [--K 256] [--d 512] [--memory-mib 512] [--device cpu]
-    [--figure figures/scale]
+    [--figure figures/scale] [--csv FILE]
     python benchmarks/scale.py --full [--methods soft_wpmi ...]     # N 1,000,000, M 20,000, K 2,048: 12 GB of
                                                                     made-up inputs
 
@@ -18,7 +18,7 @@ import math
 from pathlib import Path
 
 import matplotlib
-from similarity import inputs, peak, seconds
+from similarity import inputs, peak, seconds, write_table
 
 from neuronym.figures import style
 from neuronym.similarity.scores import score_embeddings, SIMILARITIES
@@ -35,7 +35,7 @@ SOME = {
 
 def grow(args):
     """Seconds by function, axis and factor: {(method, axis, factor): seconds}."""
-    base, found = {"N": args.N, "M": args.M, "K": args.K}, {}
+    base, found, table = {"N": args.N, "M": args.M, "K": args.K}, {}, []
     print(
         f"seconds of score_embeddings, d {args.d}, float32, {args.device}, memory {args.memory_mib} MiB; "
         "shortest of "
@@ -59,6 +59,9 @@ def grow(args):
                 f"{method:21}{axis:4}" + "".join(f"{time:10.3f}" for time in times) + f"{exponent:10.2f}",
                 flush=True,
             )
+            row = {"similarity": method, "axis": axis, "exponent": f"{exponent:.2f}"}
+            table.append(row | {f"x {factor:g}": f"{time:.3f}" for factor, time in zip(FACTORS, times)})
+    write_table(table, args.csv)
     return found
 
 
@@ -102,6 +105,7 @@ def full(args):
         f"{4 * N * M / 2**30:.0f} GiB; memory {args.memory_mib} MiB\n"
         f"{'':21}{'concepts':>9}{'seconds':>9}{'concepts':>9}{'seconds':>9}{'peak MiB':>10}{f'all {M:,}':>12}"
     )
+    table = []
     for method in args.methods:
         more = SOME.get(method, M)
         few = more // 4
@@ -115,6 +119,10 @@ def full(args):
             f"{method:21}{few:9}{short:9.1f}{more:9}{long:9.1f}{mib:10.0f}{short + each * (M - few):10.0f} s",
             flush=True,
         )
+        row = {"similarity": method, "some concepts": few, "some s": f"{short:.0f}", "concepts": more}
+        row |= {"s": f"{long:.0f}", "GiB": f"{mib / 2**10:.1f}", "all s": f"{short + each * (M - few):.0f}"}
+        table.append(row)
+    write_table(table, args.csv)
 
 
 def main():
@@ -125,6 +133,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--figure", type=Path, help="where to save the plot, without its ending")
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--csv", type=Path, help="file for the table")
     args = parser.parse_args()
     args.memory_mib = args.memory_mib or (6144 if args.full else 512)
     if args.full:

@@ -2,13 +2,14 @@
 
     python benchmarks/similarity.py [--N 5000] [--M 20000] [--K 512] [--d 512] [--memory-mib 512] [--device
     cpu] [--profile]
+                                    [--csv FILE]
 
 For each function, in one run: seconds of the literal loop over units, of `score` with the same matrix P, and
 of `score_embeddings`, which makes P in blocks (the loop is charged for making P once); the ratios; the
 largest difference of scores, and units whose label differs; the peak of memory beside inputs; and the
 roofline: the least time that memory, cache or matrix products need at the rates measured in this run, and the
 share of it that `score` reaches. A loop over many units is timed on some of them, evenly spread, and scaled
-up; which is stated. Compare ratios, not seconds.
+up; which is stated. Compare ratios, not seconds. --csv writes the table to a file, for `make docs`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from neuronym.common.memory import CACHED
@@ -145,6 +147,13 @@ def resident():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 
+def write_table(rows, file):
+    """Rows, whose numbers are texts with the digits to be printed, as a CSV file where one is asked for."""
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows).to_csv(file, index=False)
+
+
 def rates(I, T, P):
     """Bytes a second read from memory and from cache, and floating-point operations a second of a matrix
     product.
@@ -198,6 +207,7 @@ def main():
     parser.add_argument("--methods", nargs="+", choices=list(SIMILARITIES), default=list(SIMILARITIES))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--profile", action="store_true", help="where the time of `score` goes")
+    parser.add_argument("--csv", type=Path, help="file for the table")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     N, M, K = args.N, args.M, args.K
@@ -205,6 +215,7 @@ def main():
     P = I @ T.T
     from_memory, from_cache, products, making = rates(I, T, P)
     units = sorted({i * K // args.loop_units for i in range(args.loop_units)})
+    table = []
     print(
         f"N {N}, M {M}, K {K}, d {args.d}, float32, {args.device}, {args.threads} threads, memory "
         f"{args.memory_mib} MiB; "
@@ -246,10 +257,18 @@ def main():
             f"{by:>10}{least / best['score']:9.0%}",
             flush=True,
         )
+        seconds_of = {"loop s": looped, "score s": best["score"], "made s": best["embed"]}
+        ratios = {"ratio": looped / best["score"], "ratio made": (looped + making) / best["embed"]}
+        sizes_of = {"MiB loop": mib["loop"], "MiB score": mib["score"], "MiB made": mib["embed"]}
+        row = {"N": N, "M": M, "K": K, "similarity": method}
+        row |= {name: f"{value:.3g}" for name, value in seconds_of.items()}
+        row |= {name: f"{value:.1f}" for name, value in ratios.items()}
+        table.append(row | {name: f"{value:.0f}" for name, value in sizes_of.items()})
         if args.profile:
             with cProfile.Profile() as profile:
                 calls["score"]()
             pstats.Stats(profile).sort_stats("tottime").print_stats(10)
+    write_table(table, args.csv)
 
 
 if __name__ == "__main__":
