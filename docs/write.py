@@ -1,15 +1,22 @@
-"""`make docs`: write the tables of docs/results from the CSV files of runs, and docs/names.md from the code.
+"""`make docs`: write the numbers of README.md and docs/results from CSV files of runs, and docs/names.md from
+the code.
 
     python docs/write.py           take the CSV files from the newest default run of each notebook
     python docs/write.py --check   only compare pages with the files committed beside them (what the tests do)
 
-In a page of docs/results, NOTEBOOK.md, stands between markers what a command printed:
+In a page stands between markers what a command printed:
 
     <!-- table final_layer_by_similarity.csv; columns=top1,top5 -->   ... <!-- end -->
-    <!-- = metrics.csv final_top1_soft_wpmi .3f -->1.000<!-- end -->
+    <!--=metrics.csv;final_top1_soft_wpmi;.3f-->1.000<!--end-->
+    <!--=ablation.csv;mean;.3f;metric:named;variant:no crops-->.904<!--end-->
 
-Options of a table: where=COLUMN:VALUE (several), columns=A,B, pivot=ROWS|COLUMNS|VALUES, mean=A,B (means over
-all other rows), digits=3. Files lie in docs/results/data/NOTEBOOK/.
+A number is a metric of metrics.csv, or the column of the one row with these values. Its form is that of
+Python (.3f, .1%), `minutes` for the sum of a column of seconds, or `written` for the digits of the file,
+which are those printed. Options of a table: where=COLUMN:VALUE (several), columns=A,B,
+pivot=ROWS|COLUMNS|VALUES, mean=A,B (means over all other rows), names=A:said,B:said, digits=3 or
+digits=written. Files lie in docs/results/data/PAGE/; one of another page is written PAGE/FILE. For a page
+that is no notebook they are taken from results/PAGE/, where `make bench` leaves its tables. What no run has
+stays as it is.
 """
 
 from __future__ import annotations
@@ -21,46 +28,31 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from names import names_page
 
 from neuronym.runs.folders import notebooks_dir, results_dir, ROOT
-from neuronym.runs.kinds import KINDS
 from neuronym.runs.parameters import read_parameters
 from neuronym.runs.run import NOT_HASHED
 
-PAGES = ROOT / "docs" / "results"
-DATA = PAGES / "data"
+DATA = ROOT / "docs" / "results" / "data"
 TABLE = re.compile(r"(<!-- table (?P<what>[^>]*?) -->\n)(?P<old>.*?)(<!-- end -->)", re.DOTALL)
-NUMBER = re.compile(r"(<!-- = (?P<file>\S+) (?P<key>[^>]*?) (?P<form>[^ >]+) -->)(?P<old>.*?)(<!-- end -->)")
-REGISTRIES = (  # kind of name, what reads it
-    ("target", "targets", "neuronym.models.targets"),
-    ("probe", "probes", "neuronym.datasets.probe"),
-    ("concepts", "concepts", "neuronym.datasets.concepts"),
-    ("clip, judge, clips", "clips", "neuronym.models.clips"),
-    ("captioner", "captioners", "neuronym.models.captioners"),
-    ("llm, llms", "llms", "neuronym.models.llms"),
-    ("generator", "generators", "neuronym.models.generators"),
-    ("sentences", "sentences", "neuronym.models.sentences"),
-    ("task, masks", "tasks", "neuronym.datasets.tasks"),
-    ("units", "", "neuronym.common.units"),
-)
+NUMBER = re.compile(r"(<!--=(?P<what>[^>]*?)-->)(?P<old>[^<]*)(<!--end-->)")
+WRITTEN = "written"
 
 
 def main(arguments: list[str]) -> int:
     """Write or check all pages; returns 1 when a page is not what its files say."""
     check = "--check" in arguments
-    pages = {path: path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.md"))}
-    wanted = {path: wanted_files(text) for path, text in pages.items()}
+    pages = {path: path.read_text(encoding="utf-8") for path in numbered_pages()}
+    wanted = sorted(set().union(*(wanted_files(text, path.stem) for path, text in pages.items())))
+    if not check:
+        for folder in sorted({file.parent.name for file in wanted}):
+            _fetch(folder, [file.name for file in wanted if file.parent.name == folder])
+    lacking = [f"{file.parent.name}/{file.name}" for file in wanted if not file.exists()]
+    if lacking:
+        raise SystemExit(f"pages show {', '.join(lacking)}, which {DATA} lacks; run what they are of")
     texts = {ROOT / "docs" / "names.md": names_page()}
-    for path, files in wanted.items():
-        folder = DATA / path.stem
-        if files and not check:
-            _fetch(path.stem, files)
-        lacking = [file for file in sorted(files) if not (folder / file).exists()]
-        if lacking:
-            raise SystemExit(
-                f"{path.name} shows {', '.join(lacking)}, which {folder} lacks; run neuronym {path.stem}"
-            )
-        texts[path] = rendered(pages[path], folder)
+    texts |= {path: rendered(text, DATA / path.stem) for path, text in pages.items()}
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text("utf-8") != text]
     for path in stale:
         name = path.relative_to(ROOT)
@@ -72,25 +64,45 @@ def main(arguments: list[str]) -> int:
     return int(check and bool(stale))
 
 
-def wanted_files(text: str) -> set[str]:
+def numbered_pages() -> list[Path]:
+    """The pages whose numbers come from files."""
+    return [ROOT / "README.md", ROOT / "data" / "README.md", *sorted(DATA.parent.glob("*.md"))]
+
+
+def wanted_files(text: str, page: str) -> set[Path]:
     """CSV files that a page shows."""
-    tables = {match["what"].split(";")[0].strip() for match in TABLE.finditer(text)}
-    return tables | {match["file"] for match in NUMBER.finditer(text)}
+    whats = [match["what"] for pattern in (TABLE, NUMBER) for match in pattern.finditer(text)]
+    return {_place(what.split(";")[0].strip(), DATA / page) for what in whats}
 
 
 def rendered(text: str, folder: Path) -> str:
-    """The page with every table and number as the files in `folder` say."""
+    """The page with every table and number as the files say; those without a folder lie in `folder`."""
 
     def table(match: re.Match) -> str:
         file, *options = (part.strip() for part in match["what"].split(";"))
-        return f"{match[1]}{markdown(_read(folder / file), options)}{match[4]}"
+        shown = _read(_place(file, folder), as_text="digits=written" in options)
+        return f"{match[1]}{markdown(shown, options)}{match[4]}"
 
     def number(match: re.Match) -> str:
-        values = pd.read_csv(folder / match["file"], index_col=0).iloc[:, 0]
-        value = float(values[match["key"]])
-        return f"{match[1]}{_short(format(value, match['form']))}{match[6]}"
+        file, column, form, *where = match["what"].split(";")
+        return f"{match[1]}{one_number(_place(file, folder), column, form, where)}{match[4]}"
 
     return NUMBER.sub(number, TABLE.sub(table, text))
+
+
+def one_number(file: Path, column: str, form: str, where: list[str]) -> str:
+    """A metric, or the value of a column in the one row that has the values of `where`, as it is printed."""
+    table = _read(file, as_text=True)
+    if list(table.columns) == ["metric", "value"]:
+        where, column = [f"metric:{column}"], "value"
+    for condition in where:
+        table = _chosen(table, condition)
+    if form == "minutes":
+        return _minutes(table[column].astype(float).sum() / 60)
+    if len(table) != 1:
+        raise ValueError(f"a number is of one row, {file} has {len(table)} with {', '.join(where)}")
+    value = table[column].iloc[0]
+    return _short(value if form == WRITTEN else format(float(value), form).replace("%", " %"))
 
 
 def markdown(table: pd.DataFrame, options: list[str]) -> str:
@@ -99,8 +111,7 @@ def markdown(table: pd.DataFrame, options: list[str]) -> str:
     for option in options:
         key, _, value = option.partition("=")
         if key == "where":
-            column, _, wanted = value.partition(":")
-            table = table[table[column].astype(str) == wanted]
+            table = _chosen(table, value)
         elif key == "columns":
             table = table[value.split(",")]
         elif key == "mean":
@@ -108,36 +119,42 @@ def markdown(table: pd.DataFrame, options: list[str]) -> str:
         elif key == "pivot":
             rows, columns, values = value.split("|")
             table = table.pivot_table(index=rows, columns=columns, values=values, sort=False).reset_index()
+        elif key == "names":
+            table = table.rename(columns=dict(name.split(":") for name in value.split(",")))
         elif key == "digits":
-            digits = int(value)
+            digits = 0 if value == WRITTEN else int(value)
         else:
-            raise ValueError(f"options of a table are where, columns, mean, pivot and digits, got '{option}'")
+            known = "where, columns, mean, pivot, names and digits"
+            raise ValueError(f"options of a table are {known}, got '{option}'")
     lines = [list(map(str, table.columns)), ["---"] * table.shape[1]]
     lines += [[_cell(value, digits) for value in row] for row in table.itertuples(index=False)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def names_page() -> str:
-    """docs/names.md: what each parameter takes, from the texts of the modules that load it."""
-    from importlib import import_module
+def _fetch(folder: str, files: list[str]) -> None:
+    """Copy the files of a notebook's newest default run, or of results/FOLDER, to those of the pages."""
+    source = _newest(folder) if (notebooks_dir() / f"{folder}.ipynb").exists() else results_dir() / folder
+    if source is None or not source.is_dir():
+        print(f"no default run of {folder}; its numbers stay", file=sys.stderr)
+        return
+    (DATA / folder).mkdir(parents=True, exist_ok=True)
+    absent = []
+    for file in files:
+        if file == "metrics.csv" and (source / "metrics.json").exists():
+            metrics = json.loads((source / "metrics.json").read_text(encoding="utf-8"))
+            rows = [(name, value) for name, value in metrics.items() if isinstance(value, int | float)]
+            pd.DataFrame(rows, columns=["metric", "value"]).to_csv(DATA / folder / file, index=False)
+        elif (source / file).exists():
+            shutil.copyfile(source / file, DATA / folder / file)
+        else:
+            absent.append(file)
+    print(f"{folder}: {len(files) - len(absent)} files from {source.name}")
+    if absent:
+        print(f"{folder}: {source.name} has no {', '.join(absent)}, which stay as they are", file=sys.stderr)
 
-    parts = [
-        "# Names that parameters take\n",
-        "Written by `make docs` from the modules that load them. `@FILE` after a name gives it the weights "
-        "of a file,",
-        "`@none` and `@random:0` random ones; relative paths start at the repository root.\n",
-    ]
-    for parameters, kinds, module in REGISTRIES:
-        parts.append(f"## {parameters}\n")
-        if kinds:
-            parts.append("Kinds: " + ", ".join(f"`{kind}`" for kind in KINDS[kinds]) + ".\n")
-        text = import_module(module).__doc__.strip()
-        parts.append(f"```text\n{text}\n```\n")
-    return "\n".join(parts)
 
-
-def _fetch(notebook: str, files: set[str]) -> None:
-    """Copy files from the newest done run with default parameters; what no run has stays as it is."""
+def _newest(notebook: str) -> Path | None:
+    """Folder of the newest done run with default parameters."""
     known = read_parameters(notebooks_dir() / f"{notebook}.ipynb")
     usual = {name: p.default for name, p in known.items() if name not in NOT_HASHED}
     runs = []
@@ -145,30 +162,26 @@ def _fetch(notebook: str, files: set[str]) -> None:
         params = json.loads((done.parent / "params.json").read_text(encoding="utf-8"))
         if {name: value for name, value in params.items() if name not in NOT_HASHED} == usual:
             runs.append((done.stat().st_mtime, done.parent))
-    if not runs:
-        print(f"no default run of {notebook}; its page keeps its numbers", file=sys.stderr)
-        return
-    folder = max(runs)[1]
-    (DATA / notebook).mkdir(parents=True, exist_ok=True)
-    for file in sorted(files):
-        if file == "metrics.csv":
-            metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-            rows = [(name, value) for name, value in metrics.items() if isinstance(value, int | float)]
-            pd.DataFrame(rows, columns=["metric", "value"]).to_csv(DATA / notebook / file, index=False)
-        else:
-            shutil.copyfile(folder / file, DATA / notebook / file)
-    print(f"{notebook}: {len(files)} files from {folder.name}")
+    return max(runs)[1] if runs else None
 
 
-def _read(file: Path) -> pd.DataFrame:
+def _place(file: str, folder: Path) -> Path:
+    return DATA / file if "/" in file else folder / file
+
+
+def _read(file: Path, as_text: bool = False) -> pd.DataFrame:
     """A CSV file; headers of several rows are joined, and a first column without a name is one of names."""
-    first = file.read_text(encoding="utf-8").splitlines()[:3]
     if file.name == "sanity.csv":
         table = pd.read_csv(file, header=[0, 1, 2], index_col=0)
         table.columns = [" ".join(dict.fromkeys(parts)) for parts in table.columns]
         return table.rename_axis("metric").reset_index()
-    table = pd.read_csv(file)
-    return table.rename(columns={"Unnamed: 0": "layer" if "oracle" in first[0] else "name"})
+    table = pd.read_csv(file, dtype=str, keep_default_na=False) if as_text else pd.read_csv(file)
+    return table.rename(columns={"Unnamed: 0": "layer" if "oracle_correlation" in table else "name"})
+
+
+def _chosen(table: pd.DataFrame, condition: str) -> pd.DataFrame:
+    column, _, wanted = condition.partition(":")
+    return table[table[column].astype(str) == wanted]
 
 
 def _cell(value: object, digits: int) -> str:
@@ -176,12 +189,17 @@ def _cell(value: object, digits: int) -> str:
         if value != value:
             return ""
         return str(int(value)) if value.is_integer() and abs(value) > 1 else _short(f"{value:.{digits}f}")
-    return str(value).replace("|", "\\|")
+    return _short(str(value)).replace("|", "\\|")
+
+
+def _minutes(minutes: float) -> str:
+    """To the next half below one minute, to the next whole one above."""
+    return "½" if minutes <= 0.5 else f"{-int(-minutes // 1)}"
 
 
 def _short(number: str) -> str:
     """.981 for 0.981, as papers print."""
-    return re.sub(r"^(-?)0\.", r"\1.", number)
+    return re.sub(r"^([+-]?)0(\.\d+( %)?)$", r"\1\2", number)
 
 
 if __name__ == "__main__":

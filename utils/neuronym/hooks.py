@@ -14,6 +14,13 @@ check_layer_names  the same names, checked without running the network
 first_tensor       the tensor that stands for a module's output
 evaluating         evaluation mode for the block
 
+    NAME      | one layer, by its dotted name; `neuronym layers TARGET` prints them | layer4.1.conv2
+    NAME,NAME | several | layer3,layer4,fc
+    *         | any letters within one dotted part | blocks.*
+    **        | any letters, dots too | blocks.**
+    all       | the stem, stages and head, or the blocks where there is a single stack of them
+    every     | all that can be recorded
+
 A layer is a dotted string of `named_modules()`; no hook outlives its block. Layouts, and where their axes
 are:
 

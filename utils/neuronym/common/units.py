@@ -1,10 +1,11 @@
 """Which units: one way to say it, wherever units are described or drawn.
 
-    all          every unit of the layer
-    12           so many, evenly spread over the layer (all where there are fewer)
-    ids:3,17,42  these units, counted from 0;  ids:0-9 a range, its end included
-    label:dog    those whose best label has the word, in upper or lower case, singular or plural
-    layer4=ids:1,2;fc=20    layer by layer; a layer that is not named gives none
+    all                 | every unit of the layer
+    N                   | so many, evenly spread over the layer; all where there are fewer | 12
+    ids:LIST            | these units, counted from 0; ranges include their end | ids:3,17,40-49
+    label:WORD          | those whose best label has the word, in upper or lower case, singular or plural |
+                          label:dog
+    LAYER=...;LAYER=... | layer by layer; a layer that is not named gives none | layer4=ids:1,2;fc=20
 
 In scripts a number stands for a count, and a list of numbers for ids.
 

@@ -6,6 +6,15 @@ plain_name     a name of Broden's without its suffix
 CONCEPTS       first word of a name -> function of the rest
 english_words  the most common English words that can name something
 read_lists     the lists that they are taken from
+
+    microworld          | the microworld's 392 concepts: 52 words and pairs of them
+    microworld:atoms    | its 52 words
+    microworld:captions | 2,000 sentences about its scenes
+    english:N           | the N most common English words that can name something | english:20000
+    imagenet            | the 1,000 class names of ImageNet
+    broden              | Broden's labels (`./dlbroden.sh`; NEURONYM_CONCEPTS)
+    places365           | the 365 categories of Places (NEURONYM_CONCEPTS)
+    file:PATH           | one concept a line, its kind behind a tab if you like | file:words.txt
 """
 
 from __future__ import annotations

@@ -4,6 +4,13 @@ Row          one image of a set before it is checked
 list_images  name, several joined by "+" -> rows in order
 part_names   what the ids of each joined set begin with
 PROBES       name up to the colon -> function (rest of the name, seed) -> rows
+
+    microworld[:N] | N scenes whose contents are known (2,000 without N) | microworld:5000
+    folder:PATH    | all images below a folder; folders inside it are classes | folder:/photos
+    broden         | Broden's images (`./dlbroden.sh`; NEURONYM_BRODEN)
+    imagenet_val   | ImageNet's 50,000 validation images (NEURONYM_IMAGENET)
+    cifar100_train | CIFAR-100's 50,000 images for training (NEURONYM_CIFAR100)
+    cifar100_val   | its 10,000 images for testing
 """
 
 from __future__ import annotations

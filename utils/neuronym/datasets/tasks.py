@@ -11,6 +11,21 @@ SEGMENTED           name up to the colon -> function that loads the set
 ConceptMasks        image -> {concept: mask}, of all that an image shows
 microworld_masks    those of microworld scenes
 broden_masks        those that people drew for Broden
+
+Tasks:
+
+    microworld[:N]        | N pictures of one object each, of 2,112 kinds (small red striped ring); 1,000
+                            without N | microworld:1000
+    microworld_shapes[:N] | the same, of 12 shapes | microworld_shapes:500
+    folder:PATH           | your images, a folder for each class | folder:/photos
+    imagenet_val          | ImageNet's validation images, in its 1,000 folders
+    cifar100_val          | CIFAR-100's images for testing
+
+Masks:
+
+    microworld[:N] | N scenes whose objects have one shape, with their pixels; 500 without N | microworld:300
+    gtsegs[:PATH]  | ImageNet-segmentation, 4,276 images, from gtsegs_ijcv.mat at PATH or NEURONYM_GTSEGS
+                     (`pip install -e '.[segmentation]'`) | gtsegs:/data/gtsegs_ijcv.mat
 """
 
 from __future__ import annotations

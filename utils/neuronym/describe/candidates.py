@@ -13,10 +13,12 @@ parts           what commas separate
 plain           a text without numbering, quotes and final period
 split_brackets  a text, and what stands in brackets at its end
 
-The domains of PROMPTS: "objects" has the two examples of Describe-and-Dissect; "shared" has more, for small
-models, which repeat what they are shown; "satellite" asks for a label, then a landform in brackets. An
-`AskAll` is for instance functools.partial(ask_all, transcript, llm); without one, `describe.counting` finds
-the candidates.
+    objects   | Describe-and-Dissect's, with its two worked examples
+    shared    | the same with more examples, for small models, which repeat what they are shown
+    satellite | asks for a label, then a landform in brackets
+
+An `AskAll` is for instance functools.partial(ask_all, transcript, llm); without one, `describe.counting`
+finds the candidates.
 """
 
 from __future__ import annotations

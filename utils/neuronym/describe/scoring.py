@@ -8,11 +8,14 @@ best              the k best candidates, padded with blanks
 distinct_best     labels that differ from each other, for units that stand for more than one thing
 SCORES            name -> scoring function
 
-    mean, median, sq_mean  of a candidate's ranks or their squares, times -1
-    topk_sq_mean           of the squares of its beta smallest ranks, times -1
-    image_products         mean cosine of its pictures in the overall top 10 to the unit's real examples
-    topk_compare           image_products times a weight: how many candidates topk_sq_mean does not put before
-                           it
+    sq_mean        | minus the mean of the squared ranks of a candidate's pictures among all, by how much they
+                     excite the unit
+    mean           | minus the mean of these ranks
+    median         | minus their median
+    topk_sq_mean   | minus the mean square of a candidate's five smallest ranks
+    image_products | mean cosine of a candidate's pictures in the overall top 10 to the unit's real examples
+    topk_compare   | image_products times how many candidates topk_sq_mean does not put before it; the paper's
+    first          | no pictures: the candidate that came first (of notebooks and `describe_and_dissect`)
 """
 
 from __future__ import annotations

@@ -6,12 +6,11 @@ picture_key     what a caption can be kept by
 nearest         the text nearest to each picture, as clip_words says it
 CAPTIONERS      name up to the colon -> loader
 
-    microworld[@FOLDER]   BLIP in a tiny size, trained in this repository; knows the microworld's words only
-    blip:ID               BLIP from a Hugging Face id or a folder: blip:Salesforce/blip-image-captioning-base
-    blip2:ID              BLIP-2 alike: blip2:Salesforce/blip2-opt-2.7b
-    clip_words            the nearest of a list of words in the space of a CLIP
-    vlm:MODEL             a model that reads pictures, on the OpenAI-compatible server of
-                          `models.server`
+    microworld[@FOLDER] | a tiny BLIP trained here; it knows the microworld's words only | microworld
+    blip:ID             | BLIP from a Hugging Face id or a folder | blip:Salesforce/blip-image-captioning-base
+    blip2:ID            | BLIP-2 alike | blip2:Salesforce/blip2-opt-2.7b
+    clip_words          | no captioner: the nearest of `concepts` in the space of `clip`
+    vlm:MODEL           | a model that reads pictures, on an OpenAI-compatible server | vlm:llava
 """
 
 from __future__ import annotations

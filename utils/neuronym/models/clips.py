@@ -7,13 +7,20 @@ openai_weights  tensors from a named file, the folder of NEURONYM_CLIP_DIR or op
 text_features   its text tower, without the padding
 bpe_key         hash of its tokenizer
 
-    microworld[:rn | :vit]     trained in this repository, knows 78 words; :rn by default;
-                               microworld:vit@FOLDER
-    openai:NAME[@FILE]         OpenAI's, QuickGELU: "openai:ViT-B/16"; FILE is a state dict, TorchScript or
-                               safetensors
-    open_clip:ARCH:PRETRAINED  PRETRAINED is a tag, a file or "random:SEED"; also open_clip:hf-hub:ORG/NAME
-    hf:ID                      CLIP, SigLIP and their kin from a Hugging Face id or a folder
-    conse:TARGET               ConSE on a target whose output neurons are named: "conse:efficientnet_lite2"
+    microworld[:rn]           | the small CLIP with a ResNet tower trained here; it knows 78 words |
+                                microworld
+    microworld:vit            | the same with a ViT tower
+    microworld:TOWER@FOLDER   | either, retrained: the folder of its .safetensors |
+                                microworld:vit@mine/networks
+    openai:NAME[@FILE]        | OpenAI's, with QuickGELU, from its cache or NEURONYM_CLIP_DIR |
+                                openai:ViT-B/16
+    open_clip:ARCH:PRETRAINED | open_clip's; PRETRAINED is a tag, a file or random:SEED (`pip install -e
+                                '.[open_clip]'`) | open_clip:ViT-B-32:laion2b_s34b_b79k
+    open_clip:hf-hub:ORG/NAME | open_clip's from the Hugging Face hub | open_clip:hf-hub:timm/ViT-B-16-SigLIP
+    hf:ID                     | CLIP, SigLIP and their kin from a Hugging Face id or a folder |
+                                hf:openai/clip-vit-base-patch32
+    conse:TARGET              | ConSE: a target whose output units are named, read as an image-text model |
+                                conse:efficientnet_lite2
 """
 
 from __future__ import annotations

@@ -6,12 +6,13 @@ pictures        prompts and seeds -> pictures; what was drawn before comes from 
 GENERATORS      name up to the colon -> loader
 pictures_of     pictures of labels, the same seeds for each
 
-    microworld               parses the prompt into a scene and renders it; knows the microworld's words only
-    diffusers:ID[@OPTIONS]   a text-to-image pipeline from a Hugging Face id or a folder; what OPTIONS leave
-                             out is the
-                             pipeline's own: steps=4,size=256,guidance=0,dtype=float32|float16|bfloat16,
-                             scheduler=dpm (DPM-Solver multistep; Describe-and-Dissect: SD
-                             v1-4@steps=50,scheduler=dpm)
+    microworld           | reads the text as a scene and renders it; it knows the microworld's words only
+    retrieval            | no generator: the probing set's own images nearest to the text
+    diffusers:ID         | a text-to-image pipeline from a Hugging Face id or a folder, with its own settings
+                           (`pip install -e '.[diffusers]'`) | diffusers:stabilityai/sd-turbo
+    diffusers:ID@OPTIONS | some of steps=4, size=256, guidance=0, scheduler=dpm (DPM-Solver multistep) and
+                           dtype=float32, float16 or bfloat16; Describe-and-Dissect's own are |
+                           diffusers:CompVis/stable-diffusion-v1-4@steps=50,scheduler=dpm
 """
 
 from __future__ import annotations

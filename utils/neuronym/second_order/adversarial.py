@@ -6,6 +6,10 @@ load_writer  who composes captions, by name: one of WRITERS, or an LLM
 captions     what the writer composes, less what breaks the rules
 attack       captions, pictures of them, and which of these fool the CLIP
 fooled       which pictures the CLIP takes for the wrong class
+
+    microworld   | composes captions by its grammar; it knows the microworld's words only
+    openai:MODEL | a language model on an OpenAI-compatible server | openai:gpt-3.5-turbo
+    hf:ID        | a chat model of transformers | hf:HuggingFaceTB/SmolLM2-135M-Instruct
 """
 
 from __future__ import annotations

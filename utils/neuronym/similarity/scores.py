@@ -17,6 +17,14 @@ and set-up. All functions take `units`, those to score (what is normalised over 
 K); `memory`, the bytes they may use beside inputs and result, which changes the time but not the scores; a
 `FactoredMatrix` in place of a matrix P; and a list of layers in place of Q, which gives a list of scores.
 Among equal activations the image of lower index comes first. Half precision is computed in float32.
+
+    soft_wpmi            | weighted pointwise mutual information, trusting the j-th most active image the less
+                           the larger j; CLIP-Dissect's own
+    wpmi                 | the same with equal trust in a unit's 28 most active images
+    rank_reorder         | how well a concept's values put a unit's most active images in order
+    cos_similarity       | cosine of activations and concept values over all images, not centred
+    cos_similarity_cubed | the same of centred and cubed values, which weigh the extremes
+    correlation          | Pearson's correlation over all images
 """
 
 from __future__ import annotations
