@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import dropwhile, takewhile
 
 from neuronym.runs.folders import notebooks_dir, PACKAGE
-from neuronym.runs.parameters import read_parameters
+from neuronym.runs.parameters import Parameter, read_parameters
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,12 @@ SECTIONS = (
         "models/weights",
         after="Networks of torchvision and timm take all of these, `openai:NAME` takes a FILE.",
     ),
-    Section("Layers", ("layers",), "hooks"),
+    Section(
+        "Layers",
+        ("layers",),
+        "hooks",
+        after="`second_order` counts its MLP layers from 0, such as `8,9,10`; all but the last have effects.",
+    ),
     Section("Units", ("units",), "common/units"),
     Section(
         "Images",
@@ -74,7 +79,13 @@ SECTIONS = (
         after="`OPENAI_BASE_URL` and `OPENAI_API_KEY` name the server; nothing writes them down.",
     ),
     Section("What a language model is told", ("prompt",), "describe/candidates"),
-    Section("Pictures of a text", ("generator",), "models/generators", ("generators",)),
+    Section(
+        "Pictures of a text",
+        ("generator",),
+        "models/generators",
+        ("generators",),
+        after="`second_order` draws new pictures, so it takes no `retrieval`.",
+    ),
     Section("Choice among candidates", ("selection",), "describe/scoring"),
     Section("Captions that fool", ("writer",), "second_order/adversarial", ("writers",)),
     Section("Sentence encoders", ("sentences",), "models/sentences", ("sentences", "encoders")),
@@ -103,6 +114,8 @@ def names_page() -> str:
             parts.append(f"{section.after}\n")
     parts.append("## Other choices\n")
     parts.append("".join(_lines(("parameter", "of", "takes", "what it is"), other_choices())))
+    parts.append("## Other texts\n")
+    parts.append("".join(_lines(("parameter", "of", "if not set", "what it is"), other_texts())))
     return "\n".join(parts)
 
 
@@ -121,17 +134,37 @@ def rows(section: Section) -> list[tuple[str, str, str]]:
 
 def other_choices() -> list[tuple[str, str, str, str]]:
     """(parameter, notebooks, choices, help) of all parameters with choices that have no table."""
+    return [
+        (
+            name,
+            of,
+            ", ".join(f"`{one}`" for one in parameter.choices),
+            parameter.help.partition("choices:")[0],
+        )
+        for name, of, parameter in _without_table()
+        if parameter.choices
+    ]
+
+
+def other_texts() -> list[tuple[str, str, str, str]]:
+    """(parameter, notebooks, default, help) of all other texts."""
+    return [
+        (name, of, f"`{parameter.default}`" if parameter.default else "", parameter.help)
+        for name, of, parameter in _without_table()
+        if parameter.type == "str" and not parameter.choices
+    ]
+
+
+def _without_table() -> list[tuple[str, str, Parameter]]:
+    """Parameters that no section shows, each with the notebooks that take it in the same way."""
     shown = {name for section in SECTIONS for name in section.parameters}
-    found: dict[tuple[str, tuple[str, ...], str], list[str]] = {}
+    found: dict[Parameter, list[str]] = {}
     for path in sorted(notebooks_dir().glob("*.ipynb")):
         for name, parameter in read_parameters(path).items():
-            if parameter.choices and name not in shown:
-                said = parameter.help.partition("choices:")[0].strip()
-                found.setdefault((name, parameter.choices, said), []).append(f"`{path.stem}`")
-    return [
-        (f"`{name}`", ", ".join(of), ", ".join(f"`{one}`" for one in choices), said)
-        for (name, choices, said), of in sorted(found.items())
-    ]
+            if name not in shown:
+                found.setdefault(parameter, []).append(f"`{path.stem}`")
+    rows = [(f"`{parameter.name}`", ", ".join(of), parameter) for parameter, of in found.items()]
+    return sorted(rows, key=lambda row: row[:2])
 
 
 def _table(lines: Iterator[str]) -> Iterator[tuple[str, str, str]]:
@@ -154,7 +187,8 @@ def _indented(line: str) -> bool:
 
 def _lines(head: tuple[str, ...], cells: Iterable[tuple[str, ...]]) -> Iterator[str]:
     for line in (head, ["---"] * len(head), *cells):
-        yield f"| {' | '.join(line)} |\n"
+        escaped = [cell.strip().replace("|", r"\|") for cell in line]
+        yield f"| {' | '.join(escaped)} |\n"
 
 
 def _listed(parameters: tuple[str, ...]) -> str:
