@@ -30,7 +30,7 @@ from PIL import Image
 
 from neuronym.activations import activations_and_embeddings, unit_activations
 from neuronym.datasets.probe import batches, load_probe
-from neuronym.hooks import resolve_layers
+from neuronym.layers import resolve_layers
 from neuronym.models.clips import load_clip
 from neuronym.models.targets import load_target
 from neuronym.passes import inference
