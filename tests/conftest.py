@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+# before torch is imported, and for processes that tests start: with small tensors threads only wait
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from PIL import Image
