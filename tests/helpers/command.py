@@ -12,11 +12,7 @@ from neuronym.similarity.labels import read_labels
 
 def run(*words, module="neuronym", cwd=ROOT):
     return subprocess.run(
-        [sys.executable, "-m", module, *map(str, words)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=600,
+        [sys.executable, "-m", module, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=600
     )
 
 

@@ -179,7 +179,7 @@ def draw(
     score = f"score: {method}, higher is better; " if method else ""
     place = ""
     if any(card.get("maps") is not None for card in cards):
-        place = "; in the small picture a line is around where the unit is at half of its largest activation"
+        place = "\nin the small picture a line is around where the unit is at half of its largest activation"
     note = f"{score}below a picture: {value}{place}"
     fig.text(MARGIN / width, 8 / height, note, fontsize=6, color="0.4", va="bottom", parse_math=False)
     return fig
