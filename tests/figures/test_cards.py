@@ -237,15 +237,20 @@ def test_saved_cards_keep_their_raster_and_their_texts(tmp_path):
 
 def test_many_cards_are_several_figures_and_one_figure_says_how_many_it_has(capsys, monkeypatch):
     monkeypatch.setattr(cards, "PAGE", 3)
-    found = cards.sheets({"layer1": [a_card(unit=i) for i in range(7)], "a.b": [a_card("a.b")]}, "wpmi")
+    piles = {"layer1": [a_card(unit=i) for i in range(7)], "a.b": [a_card("a.b")]}
+    found = dict(cards.sheets(piles, "wpmi"))
     assert list(found) == ["unit_cards", "cards_layer1", "cards_layer1_2", "cards_layer1_3", "cards_a_b"]
     assert [t for t in texts(found["cards_layer1_3"]) if "unit" in t][0] == "layer1 unit 6"
     assert capsys.readouterr().out == "cards_layer1: 7 cards, 3 a figure\n"
-    assert cards.sheets({}) == {}
+    assert dict(cards.sheets({})) == {}
     monkeypatch.setattr(cards, "TALLEST", 3)
     data = measure("microworld:resnet", "fc", "microworld:20", "microworld", "microworld:atoms")
     with pytest.raises(ValueError, match="a figure has at most 3 cards, got 52 units by 'all'"):
         cards.unit_cards(clip_dissect(data), data, "all")
+    monkeypatch.setattr(cards, "MANY", 5)
+    few = cards.layer_cards(clip_dissect(data), data, data.units("all"), images=2)["fc"]
+    assert [card["title"] for card in few] == [f"fc  unit {unit}" for unit in (0, 10, 20, 31, 41)]
+    assert capsys.readouterr().out == "fc: cards of 5 units, evenly spread over the 52 asked for\n"
 
 
 def test_a_figure_of_as_many_cards_as_may_be_is_one_that_can_be_saved(tmp_path):

@@ -14,7 +14,7 @@ line around where the unit fires at half of its largest value or more, and is da
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -28,6 +28,7 @@ from torch import Tensor
 from neuronym import cache
 from neuronym.activations import activation_maps, activation_spec
 from neuronym.common.memory import top_images
+from neuronym.common.subsets import evenly_spaced
 from neuronym.common.types import Target
 from neuronym.common.units import Units, units_by_layer
 from neuronym.datasets.probe import Probe
@@ -41,10 +42,8 @@ TILE, GAP = 192, 12  # picture and the space around it, in pixels like those bel
 INSET, BELOW = 84, 30  # picture that shows where the unit fires; values where there is none
 ROOM, MARGIN = 430, 16  # texts, edge
 FIRING, DARKER = 0.5, 0.62  # of the unit's largest value; what is left of the brightness elsewhere
-PAGE, TALLEST = (
-    40,
-    160,
-)  # cards of a figure among several; of one figure, whose pixels have to fit a picture file
+PAGE, TALLEST = 40, 160  # cards of a figure among several; of one figure, whose pixels have to fit its file
+MANY = 400  # cards of a layer
 
 
 def unit_cards(
@@ -83,23 +82,30 @@ def layer_cards(
     images: int = 6,
     keep: bool = False,
 ) -> dict[str, list[dict]]:
-    """Cards of units {layer: units}, to `draw`; with `keep` their pictures and maps are cached."""
-    classes = data.classes
-    return {
-        layer: collect(
-            data.target,
-            data.probe,
-            data.layers[layer],
-            data.Q[layer],
-            labels,
-            some,
-            images,
-            names=classes if classes and layer == data.target.layers[-1] else None,
-            device=data.I.device,
-            keep=keep,
-        )
-        for layer, some in units.items()
-    }
+    """Cards of units {layer: units}, to `draw`; with `keep` their pictures and maps are cached.
+
+    Of a layer there are at most MANY, evenly spread where more are asked for, which a line tells.
+    """
+    classes, cards = data.classes, {}
+    for layer, wanted in units.items():
+        some = [wanted[i] for i in evenly_spaced(min(MANY, len(wanted)), len(wanted))]
+        if len(some) < len(wanted):
+            print(f"{layer}: cards of {MANY} units, evenly spread over the {len(wanted)} asked for")
+        cards[layer] = []
+        for start in range(0, len(some), PAGE):  # maps are of all pictures and units looked at together
+            cards[layer] += collect(
+                data.target,
+                data.probe,
+                data.layers[layer],
+                data.Q[layer],
+                labels,
+                some[start : start + PAGE],
+                images,
+                names=classes if classes and layer == data.target.layers[-1] else None,
+                device=data.I.device,
+                keep=keep,
+            )
+    return cards
 
 
 def cards_from_best_to_worst(table: pd.DataFrame, layer: str, n: int) -> Sequence[int]:
@@ -187,20 +193,18 @@ def draw(
 
 def sheets(
     cards: Mapping[str, Sequence[Mapping]], method: str = "", first: str = "unit_cards"
-) -> dict[str, Figure]:
-    """Figures by name: of cards {layer: cards} one with the first of each layer, and one for each layer, in
-    pages of PAGE cards.
+) -> Iterator[tuple[str, Figure]]:
+    """(name, figure), of cards {layer: cards} one with the first of each layer, and one for each layer, in
+    pages of PAGE cards, drawn when they are asked for.
     """
     piles = {first: [of_layer[0] for of_layer in cards.values()]} if cards else {}
     piles |= {f"cards_{layer.replace('.', '_')}": of_layer for layer, of_layer in cards.items()}
-    figures = {}
     for name, pile in piles.items():
-        for start in range(0, len(pile), PAGE):
-            page = f"{name}_{start // PAGE + 1}" if start else name
-            figures[page] = draw(pile[start : start + PAGE], method=method)
         if len(pile) > PAGE:
             print(f"{name}: {len(pile)} cards, {PAGE} a figure")
-    return figures
+        for start in range(0, len(pile), PAGE):
+            page = f"{name}_{start // PAGE + 1}" if start else name
+            yield page, draw(pile[start : start + PAGE], method=method)
 
 
 def _look(
