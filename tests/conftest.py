@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+# before torch is imported, and for processes that tests start: with small tensors threads only wait
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from PIL import Image
@@ -26,7 +29,8 @@ SLOW = set(
     microworld/test_captioner microworld/test_training models/test_captioners models/test_clips
     models/test_identity models/test_llms models/test_preprocess models/test_targets
     models/test_transcripts notebooks/test_describe_and_dissect notebooks/test_evaluation
-    notebooks/test_labelling notebooks/test_second_order notebooks/test_smoke published/test_values
+    notebooks/test_labelling notebooks/test_refusals notebooks/test_second_order notebooks/test_smoke
+    published/test_values
     runs/test_checks runs/test_execute second_order/test_ablation second_order/test_adversarial
     second_order/test_effects second_order/test_heat second_order/test_pursuit
     second_order/test_segmentation similarity/test_kernels test_activations test_cache test_dlbroden

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from neuronym.common.units import choose_units, units_by_layer
+from neuronym.common.units import check_units, choose_units, layers_named, units_by_layer
 
 SIZES = {"conv1": 24, "layer4": 192, "fc": 52}
 LABELS = pd.DataFrame(
@@ -44,6 +44,7 @@ def test_units_by_their_label():
     assert units_by_layer("label:dog", SIZES, LABELS) == {"layer4": [7], "fc": [3]}
     with pytest.raises(ValueError, match="no unit is chosen by 'label:bird' among layers conv1, layer4, fc"):
         units_by_layer("label:bird", SIZES, LABELS)
+    assert units_by_layer("label:bird", SIZES, LABELS, required=False) == {}
     with pytest.raises(ValueError, match="label:dog needs labels"):
         choose_units("label:dog", 52, "fc")
 
@@ -84,3 +85,33 @@ def test_what_chooses_no_units(units, message):
 def test_layers_that_are_not_there(units, message):
     with pytest.raises((KeyError, ValueError), match=message):
         units_by_layer(units, SIZES)
+
+
+@pytest.mark.parametrize(
+    "units, message",
+    [
+        ("layer9=label:dog", "no layer 'layer9'; nearest: layer4"),
+        ("layer4=label:dog;fc=ids:999", "layer 'fc' has units 0 to 51, got 999"),
+        ("layer4=label:dog;fc=-1", "units are all, a count"),
+        ("label:", "label: needs a word"),
+        ("fc=label:unicorn", "none of the 2 concepts has the word 'unicorn'; choose a word of theirs"),
+    ],
+)
+def test_what_is_wrong_is_said_before_there_are_labels(units, message):
+    with pytest.raises((KeyError, ValueError), match=message):
+        check_units(units, SIZES, ["red Dogs", "sea"])
+
+
+def test_before_there_are_labels_what_may_be_is_left():
+    for units in ("all", "3", "label:dog", "layer4=label:SEA;fc=ids:51", [3, 17]):
+        check_units(units, SIZES, ["red Dogs", "sea"])
+    check_units("label:unicorn", SIZES)  # nobody knows the words
+
+
+def test_the_form_alone_is_checked_where_no_network_is_known():
+    for units in ("all", "3", "99999999999", "label:dog", "layer9=label:dog;x=ids:5000"):
+        check_units(units)
+    for units in ("-1", "layer9=-1", "some", "ids:", "label:", "=3", "layer4="):
+        with pytest.raises(ValueError, match="units are|ids are|label: needs|layer by layer"):
+            check_units(units)
+    assert layers_named("layer4=label:dog;fc=3") == ["layer4", "fc"] and layers_named("label:dog") == []

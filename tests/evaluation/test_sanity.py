@@ -21,6 +21,7 @@ from neuronym.evaluation.sanity import (
     missing_labels,
     printed_sanity,
     RELEASED,
+    varying,
     verdict,
 )
 
@@ -261,6 +262,15 @@ def test_practice_takes_labels_as_numbers_and_perfect_units_as_given(units):
 
 
 # --- verdicts
+
+
+def test_units_that_cannot_be_tested_are_left_out():
+    """Unit 1 is constant, 2's concept is in all images, 3's in none."""
+    Q = torch.arange(24.0).reshape(6, 4)
+    Q[:, 1] = 5
+    present = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 0]] * 3).bool()
+    assert varying(Q, present) == [0] == varying(Q, present.float())
+    assert not in_practice(Q[:, [0]], present[:, [0]], active=0.5).empty
 
 
 def test_the_threshold_gives_neuron_evals_five():

@@ -14,8 +14,10 @@ from torch import nn
 from neuronym import activations
 from neuronym.common.types import Target
 from neuronym.datasets.probe import load_probe
+from neuronym.dissect import clip_dissect
 from neuronym.figures import cards, style
-from neuronym.hooks import resolve_layers
+from neuronym.layers import resolve_layers
+from neuronym.measurements import measure
 from neuronym.models.preprocess import HALF, Preprocess, preprocess_text
 from neuronym.similarity.labels import labels_table
 
@@ -136,11 +138,22 @@ def texts(fig):
 
 
 def tiles(fig, row=0):
-    """The pictures of a row of `draw`, as drawn."""
+    """The pictures of a row of `draw`, as drawn; the rows before it have maps."""
     (raster,) = (np.asarray(image.get_array())[..., :3] for ax in fig.axes for image in ax.images)
-    top, step = row * (cards.TILE + 2 * cards.GAP + cards.BELOW) + cards.GAP, cards.TILE + cards.GAP
+    top = row * (cards.TILE + 2 * cards.GAP + cards.INSET + cards.GAP // 2) + cards.GAP
+    step = cards.TILE + cards.GAP
     return [
         raster[top : top + cards.TILE, i * step : i * step + cards.TILE]
+        for i in range(raster.shape[1] // step)
+    ]
+
+
+def small_tiles(fig):
+    """The small pictures of the first row, that show where the unit fires."""
+    (raster,) = (np.asarray(image.get_array())[..., :3] for ax in fig.axes for image in ax.images)
+    top, step = cards.GAP + cards.TILE + cards.GAP // 2, cards.TILE + cards.GAP
+    return [
+        raster[top : top + cards.INSET, i * step : i * step + cards.INSET]
         for i in range(raster.shape[1] // step)
     ]
 
@@ -148,19 +161,18 @@ def tiles(fig, row=0):
 def test_unit_cards_say_name_truth_and_score():
     fig = cards.draw([a_card(), a_card(maps=False)], images=5)
     assert texts(fig).count("red  (0.5)") == 2 and "✓ true name: red" in texts(fig)
-    heated, plain = tiles(fig, 0), tiles(fig, 1)
-    assert all(
-        not (tile == tile[0, 0]).all() for tile in heated[:4]
-    )  # a heat-map lies over every image that has one
-    assert [tuple(tile[0, 0]) for tile in plain if (tile == tile[0, 0]).all()] == [
-        *((40 * i, 90, 120) for i in range(4)),
-        (255, 255, 255),
-    ]
+    as_they_are = [*((40 * i, 90, 120) for i in range(4)), (255, 255, 255)]
+    for row in (0, 1):  # whatever is known of where a unit fires, pictures keep their colours
+        assert [tuple(tile[0, 0]) for tile in tiles(fig, row) if (tile == tile[0, 0]).all()] == as_they_are
+    assert not any((tile == tile[0, 0]).all() for tile in small_tiles(fig)[:4])
+    assert "a line is around where the unit is" in texts(fig)[-1]
+    assert "a line is around" not in texts(cards.draw([a_card(maps=False)], images=5))[-1]
 
 
 def test_a_dead_unit_draws_without_a_line():
     card = a_card() | {"maps": [np.zeros((4, 4))] * 4}
-    assert all((tile == tile[0, 0]).all() for tile in tiles(cards.draw([card], images=4)))
+    fig = cards.draw([card], images=4)
+    assert all((tile == tile[0, 0]).all() for tile in tiles(fig) + small_tiles(fig))
 
 
 def test_colours_stay_where_the_unit_fires_and_are_darker_elsewhere():
@@ -168,7 +180,7 @@ def test_colours_stay_where_the_unit_fires_and_are_darker_elsewhere():
     maps = np.zeros((4, 2, 2))
     maps[0, 0, 1], maps[1, 1, 0] = 8, 0.8
     blue = [Image.new("RGB", (70, 70), (0, 0, 200))] * 4
-    strong, weak, *_ = tiles(cards.draw([a_card() | {"maps": maps, "images": blue}], images=4))
+    strong, weak, *_ = small_tiles(cards.draw([a_card() | {"maps": maps, "images": blue}], images=4))
     dark = int(200 * cards.DARKER)
     assert tuple(strong[10, -10]) == (0, 0, 200) and tuple(strong[-10, 10]) == (0, 0, dark)
     assert (weak == (0, 0, dark)).all()
@@ -221,3 +233,26 @@ def test_saved_cards_keep_their_raster_and_their_texts(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["all.pdf", "all.png", "one.pdf", "one.png"]
     pdf = (tmp_path / "all.pdf").read_bytes()
     assert pdf.count(b"/Type /Page ") == 1 and b"/FontFile2" in pdf and b"/Type3" not in pdf
+
+
+def test_many_cards_are_several_figures_and_one_figure_says_how_many_it_has(capsys, monkeypatch):
+    monkeypatch.setattr(cards, "PAGE", 3)
+    piles = {"layer1": [a_card(unit=i) for i in range(7)], "a.b": [a_card("a.b")]}
+    found = dict(cards.sheets(piles, "wpmi"))
+    assert list(found) == ["unit_cards", "cards_layer1", "cards_layer1_2", "cards_layer1_3", "cards_a_b"]
+    assert [t for t in texts(found["cards_layer1_3"]) if "unit" in t][0] == "layer1 unit 6"
+    assert capsys.readouterr().out == "cards_layer1: 7 cards, 3 a figure\n"
+    assert dict(cards.sheets({})) == {}
+    monkeypatch.setattr(cards, "TALLEST", 3)
+    data = measure("microworld:resnet", "fc", "microworld:20", "microworld", "microworld:atoms")
+    with pytest.raises(ValueError, match="a figure has at most 3 cards, got 52 units by 'all'"):
+        cards.unit_cards(clip_dissect(data), data, "all")
+    monkeypatch.setattr(cards, "MANY", 5)
+    few = cards.layer_cards(clip_dissect(data), data, data.units("all"), images=2)["fc"]
+    assert [card["title"] for card in few] == [f"fc  unit {unit}" for unit in (0, 10, 20, 31, 41)]
+    assert capsys.readouterr().out == "fc: cards of 5 units, evenly spread over the 52 asked for\n"
+
+
+def test_a_figure_of_as_many_cards_as_may_be_is_one_that_can_be_saved(tmp_path):
+    tallest = cards.TILE + 2 * cards.GAP + cards.INSET + cards.GAP // 2
+    assert (max(cards.TALLEST, cards.PAGE) * tallest + 44) < 2**16  # of a picture, by matplotlib

@@ -58,13 +58,17 @@ def test_sanity_table_shows_the_shares():
 def test_accuracy_responses_and_ranges():
     table = pd.DataFrame({"setting": ["a", "a", "b"], "similarity": ["x", "y", "x"], "top1": [0.5, 0.7, 0.9]})
     (ax,) = evaluation.accuracy_by(table, "setting").axes
-    assert labels(ax) == ["a", "b"] and sorted(
-        float(p) for c in ax.collections for p in c.get_offsets()[:, 0]
-    ) == [0.5, 0.7, 0.9]
+    by_function = {line.get_label(): line for line in ax.lines if line.get_label() in ("x", "y")}
+    assert labels(ax) == ["a", "b"] and list(by_function["x"].get_xdata()) == [0.5, 0.9]
+    assert list(by_function["y"].get_xdata()) == [0.7]
+    assert by_function["x"].get_marker() != by_function["y"].get_marker()
     (ax,) = evaluation.responses(
         pd.DataFrame({"layer": ["l"] * 6, "method": ["m", "n"] * 3, "auc": np.linspace(0.4, 0.9, 6)})
     ).axes
     assert labels(ax) == ["l"] and ax.get_xlim()[0] < 0 and ax.get_xlim()[1] > 1
+    hatches = [handle.get_hatch() for handle in ax.get_legend().legend_handles]
+    assert len(set(hatches)) == 2  # boxes differ without their colours
+    assert {box.get_hatch() for c in ax.containers for box in c.boxes} == set(hatches)
     (ax,) = evaluation.ranges(
         pd.DataFrame({"layer": ["l"] * 3, "share": [0.001, 0.05, 1.0], "present": [0.9, 0.5, 0.1]})
     ).axes

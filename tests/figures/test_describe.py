@@ -166,15 +166,18 @@ def test_the_label_is_among_the_candidates_shown():
 
 def test_fewer_pictures_and_the_truth():
     fig = strip(unit(truth="star"), pictures=2)
-    assert len(fig.axes[0].images) == 2 and "true name: star" in texts(fig)
+    assert len(fig.axes[0].images) == 2 and "✓ true name: star" in texts(fig)
     colour = {}
     for label in ("Red star", "red", "starfish", "two stars"):
         shown = {
             t.get_text(): t.get_color()
             for t in strip(unit(truth="star", label=label), pictures=1).axes[0].texts
         }
-        colour[label] = shown["true name: star"]
-    assert colour["two stars"] == colour["Red star"] != colour["red"] == colour["starfish"]
+        (truth,) = (text for text in shown if "true name: star" in text)
+        colour[label] = truth[0], shown[truth]  # a mark, and a colour
+    assert colour["two stars"] == colour["Red star"] and colour["red"] == colour["starfish"]
+    assert colour["two stars"][0] == "✓" and colour["red"][0] == "✗"
+    assert colour["two stars"][1] != colour["red"][1]
     assert strip(unit(truth="a (b"), pictures=1) and strip(
         unit(pictures=[], boxes=[], captions=[], candidates=[])
     )
@@ -250,12 +253,15 @@ def effects(word: str, loss: float) -> pd.DataFrame:
 
 def test_pruning_shows_named_and_random_units():
     fig = pruning_effect(pd.concat([effects("red", 0.4), effects("sea", 0.2)]))
-    assert [ax.get_title() for ax in fig.axes] == ["red  (5 units)", "sea  (5 units)"]
+    assert [ax.get_title() for ax in fig.axes] == ["red\n5 units", "sea\n5 units"]
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["units named so", "random units"]
     for ax, loss in zip(fig.axes, (0.4, 0.2)):
         for container, more in zip(ax.containers, (0, 0.1)):
             assert np.allclose(container.lines[0].get_xdata(), [loss + more, more])
-        assert ax.get_xlabel() == "loss of AP"
+        assert ax.get_xlabel() == "loss of\naverage precision"
     assert pruning_effect(effects("red", 0.4).drop(columns="word")).axes[0].get_title() == "5 units"
+    one = effects("red", 0.4).assign(units=1, metric="top-1")
+    assert pruning_effect(one).axes[0].get_title() == "red\n1 unit"
+    assert pruning_effect(one).axes[0].get_xlabel() == "loss of\ntop-1 accuracy"
     with pytest.raises(ValueError, match="one metric, got AP, top-1"):
         pruning_effect(pd.concat([effects("red", 0.4), effects("red", 0.4).assign(metric="top-1")]))

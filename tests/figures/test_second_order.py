@@ -64,18 +64,42 @@ def test_neurons_have_two_rows_each():
     target, layers = clip_target(clip)
     along = torch.randn(9, 512, generator=torch.Generator().manual_seed(0))
     table = pd.DataFrame([("m", layers[4].name, 7, "second_order", 1, "red ring", 0.5)], columns=COLUMNS)
-    fig = second_order.neuron_cards(target, probe, layers[4], along, table, [7], images=3)
+    (fig,) = second_order.neuron_cards(target, probe, layers[4], along, table, [7], images=3).values()
     said = texts(fig)
     assert "red ring" in said and "neuron 7, other way" in said and said.count("neuron 7") == 2
+
+
+def test_what_a_neuron_pushes_the_other_way_stands_as_it_is_with_values_below_zero(monkeypatch):
+    clip, probe = load_clip("microworld:vit"), load_probe("microworld:9")
+    target, layers = clip_target(clip)
+    along = torch.randn(9, 512, generator=torch.Generator().manual_seed(0))
+    table = pd.DataFrame([("m", layers[4].name, 7, "second_order", 1, "red ring", 0.5)], columns=COLUMNS)
+    drawn = []
+    monkeypatch.setattr(second_order.cards, "draw", lambda rows, *_: drawn.append(rows))
+    monkeypatch.setattr(second_order.cards, "PAGE", 2)
+    figures = second_order.neuron_cards(target, probe, layers[4], along, table, [7, 9], images=3)
+    assert list(figures) == ["neurons", "neurons_2"] and [len(rows) for rows in drawn] == [2, 2]
+    with_it, against = drawn[0]
+    assert with_it["values"] == sorted(along[:, 7].tolist(), reverse=True)[:3] and with_it["maps"] is not None
+    assert against["values"] == sorted(along[:, 7].tolist())[:3] and against["maps"] is None
+
+
+def test_words_read_from_an_image_are_marked_true_or_not():
+    probe, reading = load_probe("microworld:3"), torch.tensor([[0.1, 0.3, 0.2]] * 3)
+    said = texts(second_order.words_read(probe, reading, ["a", "b", "c"], reading > 0.15))
+    assert said.count("✓ b\n✓ c\n✗ a") == 3
+    assert "b\nc\na" in texts(second_order.words_read(probe, reading, ["a", "b", "c"]))
 
 
 def test_masks_are_drawn_in_four_rows():
     pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     scores = torch.rand(2, 8, 8)
     fig = second_order.mask_strip(pictures, scores, scores > 0.5, scores > 0.6, ["ring", "star"])
-    assert len(fig.axes) == 8 and {"image", "neurons", "mask", "truth", "ring", "star"} <= set(
-        texts(fig).split()
-    )
+    said = texts(fig)
+    assert len(fig.axes) == 8 and {"image", "ring", "star"} <= set(said.split())
+    assert all(row in said for row in ("what neurons say", "mask made of it", "true mask"))
+    iou = float((scores[1] > 0.6).sum() / (scores[1] > 0.5).sum())
+    assert f"IoU {iou:.2f}" in said
 
 
 def test_rates_and_correlations_and_curves():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -13,12 +12,7 @@ from neuronym.similarity.labels import read_labels
 
 def run(*words, module="neuronym", cwd=ROOT):
     return subprocess.run(
-        [sys.executable, "-m", module, *map(str, words)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        [sys.executable, "-m", module, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=600
     )
 
 

@@ -73,15 +73,76 @@ def test_a_relative_path_of_the_folder_of_the_command_is_told(tmp_path, monkeypa
 
 
 def test_set_ups_that_cannot_succeed(photos):
-    with pytest.raises(ValueError, match="clusters=4 take at least 20 images to name from, got 7 of 12"):
+    with pytest.raises(
+        ValueError, match="clusters=4 take at least 20 images to name from, got 7 to name from"
+    ):
         resolve("trust", [("probe", f"folder:{photos}")])
     resolve("trust", [("probe", f"folder:{photos}"), ("clusters", "1")])
     for notebook in ("evaluation", "describe_and_dissect"):
         with pytest.raises(ValueError, match="without a judge; name another image-text model"):
             resolve(notebook, [("probe", f"folder:{photos}")])
-        resolve(notebook, [("probe", f"folder:{photos}"), ("judge", "openai:RN50")])
+        resolve(notebook, [("probe", f"folder:{photos}+microworld:40"), ("judge", "openai:RN50")])
     with pytest.raises(ValueError, match="held_out is a share above 0 and below 1"):
         resolve("trust", [("held_out", "1")])
+
+
+@pytest.mark.parametrize(
+    "notebook, values, said",
+    [
+        ("labelling", "units -1", "units are all, a count"),
+        ("labelling", "units ids:5-2 smoke True", "numbers and ranges between commas"),
+        ("second_order", "units label:", "label: needs a word"),
+        ("labelling", "probe microworld:1", "names take at least 2 images, got 1 to name from"),
+        (
+            "trust",
+            "probe microworld:5 clusters 1",
+            "at least 4 images, and 4 held out, got 3 to name from and 2 held out",
+        ),
+        (
+            "evaluation",
+            "probe microworld:8",
+            "at least 10 images, and 4 held out, got 5 to name from and 3 held",
+        ),
+        ("labelling", "probe PHOTOS similarity rank_reorder", "rank_reorder orders .* 40, got 12 images"),
+        ("second_order", "probe microworld:39 similarity rank_reorder", "takes 40, got 39"),
+        ("evaluation", "probe microworld:60 similarity rank_reorder", "got 36 images to name from"),
+        ("trust", "probe microworld:100 similarity rank_reorder", "got 30 images in each half"),
+        (
+            "describe_and_dissect",
+            "probe microworld:12 ablation False",
+            "images=10 of a unit .* got 7 to name",
+        ),
+        ("describe_and_dissect", "probe microworld:30", "pictures=10 of a candidate are retrieved"),
+        (
+            "describe_and_dissect",
+            "probe microworld:60 ablation False generator retrieval pictures 30",
+            "pictures=30 of a candidate are retrieved .* beside 10 of the unit's own, got 36 to name from",
+        ),
+        (
+            "evaluation",
+            "probe microworld:60 generator retrieval pictures 30",
+            "pictures=30 of a label are retrieved from the images held out, .* 24 held out",
+        ),
+    ],
+)
+def test_what_so_many_images_are_too_few_for(photos, tmp_path, notebook, values, said):
+    words = values.replace("PHOTOS", f"folder:{photos}").split()
+    with pytest.raises(ValueError, match=said):
+        resolve(notebook, list(zip(words[::2], words[1::2])))
+    assert not (tmp_path / "results").exists()
+
+
+def test_as_many_images_as_are_needed_will_do():
+    for notebook, values in [
+        ("labelling", "probe microworld:40 similarity rank_reorder"),
+        ("trust", "probe microworld:133 similarity rank_reorder"),
+        ("evaluation", "probe microworld:80 generator retrieval pictures 30"),
+        ("describe_and_dissect", "probe microworld:34"),
+        ("describe_and_dissect", "probe microworld:17 ablation False"),
+        ("describe_and_dissect", "probe microworld:17 selection first"),
+    ]:
+        words = values.split()
+        resolve(notebook, list(zip(words[::2], words[1::2])))
 
 
 def test_start_run_checks_what_the_command_would_have(monkeypatch, tmp_path):
@@ -109,6 +170,7 @@ def test_layers_and_functions_are_checked_by_loading(monkeypatch, tmp_path):
     )
     for changes, error, said in [
         ({"layers": "layer5"}, KeyError, "no layer 'layer5'; nearest: layer"),
+        ({"units": "layer9=label:dog"}, KeyError, "no layer 'layer9'; nearest: layer"),
         ({"target": "nets_of_mine:mak"}, KeyError, "no function in nets_of_mine 'mak'; nearest: make"),
         ({"target": "no_nets_of_mine:make"}, KeyError, f"importable from {tmp_path}"),
         ({"target": "nets_of_mine:make", "layers": "7"}, KeyError, "no layer '7'"),

@@ -44,7 +44,7 @@ def test_runs_are_listed_with_state_and_what_was_set(toy, capsys):
     capsys.readouterr()
     assert main(["runs", "toy"]) == 0
     said = capsys.readouterr().out
-    assert "running     toy  top_k=9" in said and str(open_) in said
+    assert f"running     toy  top_k=9\n    Does it run?\n    {open_}\n" in said
     assert main(["runs", "other"]) == 0 and capsys.readouterr().out == ""
 
 

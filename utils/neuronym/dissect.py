@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import unknown
+from neuronym.common.checks import RANKED, unknown
 from neuronym.common.memory import MEMORY
 from neuronym.common.types import Progress
 from neuronym.common.units import Units
@@ -83,7 +83,7 @@ def labels_of_units(
 
 def functions_for(N: int) -> list[str]:
     """Similarity functions for N images: rank_reorder orders the top 5 %, which have to be two at least."""
-    return [name for name in SIMILARITIES if name != "rank_reorder" or N >= 40]
+    return [name for name in SIMILARITIES if name != "rank_reorder" or N >= RANKED]
 
 
 def _scored(

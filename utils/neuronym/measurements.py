@@ -25,7 +25,7 @@ from neuronym.common.types import Clip, Device, Progress, Target
 from neuronym.common.units import Units, units_by_layer
 from neuronym.datasets.concepts import load_concepts
 from neuronym.datasets.probe import load_probe, Probe, subset
-from neuronym.hooks import LayerInfo, resolve_layers
+from neuronym.layers import LayerInfo, resolve_layers
 from neuronym.models.clips import load_clip
 from neuronym.models.targets import load_target
 from neuronym.similarity.matrix import FactoredMatrix
@@ -72,9 +72,11 @@ class Measurements:
         known = bool(final) and names is not None and self.sizes.get(final[0]) == len(names)
         return names if known else None
 
-    def units(self, units: Units | Mapping[str, Units], labels=None) -> dict[str, list[int]]:
-        """Units of each layer, in the words of `neuronym.common.units`."""
-        return units_by_layer(units, self.sizes, labels)
+    def units(
+        self, units: Units | Mapping[str, Units], labels: pd.DataFrame | None = None, required: bool = True
+    ) -> dict[str, list[int]]:
+        """Units of each layer, in the words of `neuronym.common.units.units_by_layer`."""
+        return units_by_layer(units, self.sizes, labels, required)
 
     def rows(self, rows: Sequence[int] | Tensor) -> Measurements:
         """The same of some images, in the order given."""
@@ -143,8 +145,8 @@ def measure(
 
 
 def top_images_table(data: Measurements, k: int = 5) -> pd.DataFrame:
-    """The k images of highest activation of every unit: layer, unit, rank (1 the highest), image,
-    activation.
+    """The k images of highest activation of every unit: layer, unit, rank (1 the highest), file (the image's
+    id in the probe), activation.
     """
     tables = []
     for layer, q in data.Q.items():
@@ -156,7 +158,7 @@ def top_images_table(data: Measurements, k: int = 5) -> pd.DataFrame:
                     "layer": layer,
                     "unit": np.repeat(np.arange(K), n),
                     "rank": np.tile(np.arange(1, n + 1), K),
-                    "image": [data.probe.ids[row] for row in best.T.flatten().tolist()],
+                    "file": [data.probe.ids[row] for row in best.T.flatten().tolist()],
                     "activation": q.gather(0, best).T.flatten().double().cpu().numpy(),
                 }
             )

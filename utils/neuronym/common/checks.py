@@ -5,6 +5,7 @@ UnknownName         a KeyError that prints as a sentence
 unknown             the error for a name that is not known, with the nearest ones
 check_number        a finite number within limits
 check_positive_int  a whole number from 1
+check_ranked        images that rank_reorder takes
 missing             the error for weights that are not there
 import_extra        an optional package
 openai_package      openai-clip, without its warning
@@ -22,6 +23,8 @@ from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
 from types import ModuleType
+
+RANKED = 40  # images: of fewer the top 5 %, which rank_reorder orders, are not two
 
 
 class UnknownName(KeyError):
@@ -57,6 +60,15 @@ def check_positive_int(name: str, value: int, most: int | None = None, of: str =
         raise ValueError(f"{name} must be a positive whole number, got {value!r}")
     if most is not None and value > most:
         raise ValueError(f"{name} {value} exceeds {of}; pass {name}<={most}")
+
+
+def check_ranked(similarity: str, N: int, of: str = "images to name from") -> None:
+    """ValueError where the similarity function is rank_reorder and has fewer than RANKED images."""
+    if similarity == "rank_reorder" and N < RANKED:
+        raise ValueError(
+            f"rank_reorder orders the top 5 % of the images, which takes {RANKED}, got {N} {of}; probe with "
+            "more images, or set similarity=soft_wpmi"
+        )
 
 
 def missing(what: str, source: str, place: str, variable: str) -> FileNotFoundError:

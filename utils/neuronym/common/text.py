@@ -6,6 +6,7 @@ names_it       does a label contain a name, singular or plural?
 EMPTY          the stop words of the published agreement
 content_words  the words of a label that it compares
 name_pattern   what finds names, or their plurals, in running text
+counted        a number with its noun
 read_lines     lines of a UTF-8 file
 clean          a concept without what cannot be seen
 """
@@ -103,6 +104,15 @@ def name_pattern(names: Sequence[str]) -> re.Pattern[str]:
             if name.endswith(end)
         ]
     return re.compile(rf"(?<!\w)({'|'.join(spelled)})(?!\w)", re.IGNORECASE)  # a name may end in a bracket
+
+
+def counted(n: int, noun: str) -> str:
+    """A number with its noun, regular in the plural.
+
+    >>> counted(1, "unit"), counted(3, "unit")
+    ('1 unit', '3 units')
+    """
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def read_lines(path: Path) -> list[str]:

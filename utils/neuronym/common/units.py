@@ -11,6 +11,8 @@ In scripts a number stands for a count, and a list of numbers for ids.
 
 units_by_layer  units of several layers
 choose_units    units of one layer
+check_units     what can be wrong with such words, said before there are labels
+layers_named    the layers that such words name
 """
 
 from __future__ import annotations
@@ -18,39 +20,39 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from neuronym.common.checks import unknown
 from neuronym.common.subsets import evenly_spaced
 from neuronym.common.text import name_pattern
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Units = str | int | Sequence[int]
+UNSEEN = 2**20  # more units than a layer has, where its own number is not known yet
 FORMS = "all, a count, ids:3,17,42, ids:0-9 or label:dog"
 
 
 def units_by_layer(
-    units: Units | Mapping[str, Units], sizes: Mapping[str, int], labels: pd.DataFrame | None = None
+    units: Units | Mapping[str, Units],
+    sizes: Mapping[str, int],
+    labels: pd.DataFrame | None = None,
+    required: bool = True,
 ) -> dict[str, list[int]]:
     """Units of each layer, ascending: sizes {layer: K} -> {layer: units}, layers without any left out.
 
-    `labels` is a labels table, which label:WORD reads. Errors: ValueError for a form that is none and for
-    units outside their layer, KeyError for a layer that is not there; each says what may stand instead.
+    `labels` is a labels table, which label:WORD reads. Errors: ValueError for a form that is none, for units
+    outside their layer and, unless `required` is False, where no label has the word; KeyError for a layer
+    that is not there; each says what may stand instead.
 
     >>> units_by_layer("layer4=ids:1-3;fc=2", {"conv1": 24, "layer4": 192, "fc": 52})
     {'layer4': [1, 2, 3], 'fc': [0, 26]}
     """
-    wanted = dict(units) if isinstance(units, Mapping) else _named(units)
-    if wanted is None:
-        wanted = dict.fromkeys(sizes, units)
-    for layer in wanted:
-        if layer not in sizes:
-            raise unknown("layer", layer, sizes)
-    found = {
-        layer: choose_units(wanted[layer], sizes[layer], layer, labels) for layer in sizes if layer in wanted
-    }
+    wanted = _wanted(units, sizes)
+    found = {layer: choose_units(form, sizes[layer], layer, labels) for layer, form in wanted.items()}
     found = {layer: some for layer, some in found.items() if some}
-    if not found:
+    if required and not found:
         raise ValueError(f"no unit is chosen by {units!r} among layers {', '.join(sizes)}; write {FORMS}")
     return found
 
@@ -66,7 +68,7 @@ def choose_units(units: Units, K: int, layer: str = "", labels: pd.DataFrame | N
     where = f"layer '{layer}'" if layer else "the layer"
     text = units.strip() if isinstance(units, str) else units
     if isinstance(text, str) and text.startswith("label:"):
-        return _labelled(text.removeprefix("label:").strip(), layer, labels)
+        return _labelled(_word(text), layer, labels)
     if isinstance(text, str) and text.startswith("ids:"):
         ids = _listed(text.removeprefix("ids:"), units)
     elif isinstance(text, str):
@@ -82,6 +84,45 @@ def choose_units(units: Units, K: int, layer: str = "", labels: pd.DataFrame | N
     if outside:
         raise ValueError(f"{where} has units 0 to {K - 1}, got {outside[0]} in {units!r}; leave it out")
     return sorted({int(i) for i in ids})
+
+
+def check_units(
+    units: Units | Mapping[str, Units],
+    sizes: Mapping[str, int] | None = None,
+    words: Sequence[str] | None = None,
+) -> None:
+    """Raise what `units_by_layer` would: without `sizes` {layer: K} for the form alone; where it asks labels,
+    unless one of the `words` that can be labels has the word.
+
+    >>> check_units("layer4=label:dog;fc=ids:3", {"layer4": 192, "fc": 52}, ["dogs", "a red circle"])
+    """
+    forms = _named(units) or {"": units} if sizes is None else _wanted(units, sizes)
+    for layer, form in forms.items():
+        if not (isinstance(form, str) and form.strip().startswith("label:")):
+            choose_units(form, UNSEEN if sizes is None else sizes[layer], layer)
+            continue
+        word = _word(form)
+        if words is not None and not any(map(name_pattern([word]).search, words)):
+            raise ValueError(
+                f"label:{word} names units by their label, and none of the {len(words)} concepts has "
+                f"the word '{word}'; choose a word of theirs, or units by ids:"
+            )
+
+
+def layers_named(units: Units | Mapping[str, Units]) -> list[str]:
+    """Layers that units are chosen of one by one, none where one form is for all."""
+    return list(units if isinstance(units, Mapping) else _named(units) or {})
+
+
+def _wanted(units: Units | Mapping[str, Units], sizes: Mapping[str, int]) -> dict[str, Units]:
+    """What is asked of each layer, in the order of `sizes`."""
+    named = dict(units) if isinstance(units, Mapping) else _named(units)
+    if named is None:
+        return dict.fromkeys(sizes, units)
+    for layer in named:
+        if layer not in sizes:
+            raise unknown("layer", layer, sizes)
+    return {layer: named[layer] for layer in sizes if layer in named}
 
 
 def _spread(count: int, K: int, units: Units) -> list[int]:
@@ -102,14 +143,20 @@ def _listed(text: str, units: Units) -> list[int]:
     return ids
 
 
+def _word(form: str) -> str:
+    """WORD of label:WORD."""
+    word = form.strip().removeprefix("label:").strip()
+    if not word:
+        raise ValueError("label: needs a word, as in label:dog")
+    return word
+
+
 def _labelled(word: str, layer: str, labels: pd.DataFrame | None) -> list[int]:
     """Units of the layer whose label of rank 1 has the word; none of it is an empty list."""
     if labels is None:
         raise ValueError(
             f"label:{word} needs labels to look in; give the labels table, or choose units by ids:"
         )
-    if not word:
-        raise ValueError("label: needs a word, as in label:dog")
     best = labels[labels["rank"] == 1]
     if layer:
         best = best[best["layer"] == layer]

@@ -11,6 +11,7 @@ missing_labels    labels with some of the true ones dropped
 extra_labels      labels with wrong ones added
 in_theory         both tests on perfect neurons of known frequencies
 in_practice       both tests on units and their true concepts
+varying           the units that this can be asked of
 verdict           which metrics pass
 beside_published  shares of cases passed beside NeuronEval's own
 """
@@ -139,6 +140,15 @@ def in_practice(
     return _table(
         "unit", range(Q.shape[1]), _changes(Q, present, metrics, active, draws, generator), each=False
     )
+
+
+def varying(Q: Tensor, present: Tensor) -> list[int]:
+    """Units whose activation varies, and whose own concept is in some of the images and not in all: Q and
+    present [N, K].
+    """
+    true = _true(present)
+    good = true.any(0) & ~true.all(0) & (Q.amax(0) > Q.amin(0)).to(true.device)
+    return good.nonzero().squeeze(1).tolist()
 
 
 def verdict(*tables: pd.DataFrame, enough: float = 0.9) -> pd.DataFrame:

@@ -5,15 +5,16 @@ layer_cards               labels and measurements -> cards of chosen units, laye
 cards_from_best_to_worst  units worth drawing: from the best-scored label to the worst
 collect                   cards of some units of a layer
 draw                      cards as a figure
+sheets                    many cards as several figures
 
-A picture keeps its own colours, by which a label such as "red" is judged: a line goes around where the unit
-fires at half of its largest value or more, and the rest is a little darker.
+A picture stands as it is, in the colours that a label such as "red" is judged by; a small one below it has a
+line around where the unit fires at half of its largest value or more, and is darker elsewhere.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -27,18 +28,22 @@ from torch import Tensor
 from neuronym import cache
 from neuronym.activations import activation_maps, activation_spec
 from neuronym.common.memory import top_images
+from neuronym.common.subsets import evenly_spaced
 from neuronym.common.types import Target
 from neuronym.common.units import Units, units_by_layer
 from neuronym.datasets.probe import Probe
 from neuronym.figures.style import COLOURS, DPI
-from neuronym.hooks import LayerInfo
+from neuronym.layers import LayerInfo
 from neuronym.measurements import Measurements
 from neuronym.models.preprocess import seen
 
 SCHEMA = 1
 TILE, GAP = 192, 12  # picture and the space around it, in pixels like those below
-ROOM, MARGIN, BELOW = 430, 16, 30  # texts, edge, values
+INSET, BELOW = 84, 30  # picture that shows where the unit fires; values where there is none
+ROOM, MARGIN = 430, 16  # texts, edge
 FIRING, DARKER = 0.5, 0.62  # of the unit's largest value; what is left of the brightness elsewhere
+PAGE, TALLEST = 40, 160  # cards of a figure among several; of one figure, whose pixels have to fit its file
+MANY = 400  # cards of a layer
 
 
 def unit_cards(
@@ -49,7 +54,7 @@ def unit_cards(
 
     `labels` is a labels table (of one method), `data` what it was made from or the whole of it; units are
     chosen as in `neuronym.common.units`, label:WORD among `labels`. Errors: ValueError for units that are not
-    there and for labels of other layers.
+    there, for more than TALLEST of them and for labels of other layers.
 
     >>> from neuronym import clip_dissect, measure
     >>> data = measure("microworld:resnet", "fc", "microworld:60", "microworld", "microworld:atoms")
@@ -62,6 +67,10 @@ def unit_cards(
             f"{', '.join(data.layers)}; give those that belong together"
         )
     wanted = units_by_layer(units, {layer: data.sizes[layer] for layer in known}, labels)
+    if (count := sum(map(len, wanted.values()))) > TALLEST:
+        raise ValueError(
+            f"a figure has at most {TALLEST} cards, got {count} units by {units!r}; draw some of them"
+        )
     cards = layer_cards(labels, data, wanted, images)
     return draw([card for some in cards.values() for card in some], images, str(labels["method"].iloc[0]))
 
@@ -73,23 +82,30 @@ def layer_cards(
     images: int = 6,
     keep: bool = False,
 ) -> dict[str, list[dict]]:
-    """Cards of units {layer: units}, to `draw`; with `keep` their pictures and maps are cached."""
-    classes = data.classes
-    return {
-        layer: collect(
-            data.target,
-            data.probe,
-            data.layers[layer],
-            data.Q[layer],
-            labels,
-            some,
-            images,
-            names=classes if classes and layer == data.target.layers[-1] else None,
-            device=data.I.device,
-            keep=keep,
-        )
-        for layer, some in units.items()
-    }
+    """Cards of units {layer: units}, to `draw`; with `keep` their pictures and maps are cached.
+
+    Of a layer there are at most MANY, evenly spread where more are asked for, which a line tells.
+    """
+    classes, cards = data.classes, {}
+    for layer, wanted in units.items():
+        some = [wanted[i] for i in evenly_spaced(min(MANY, len(wanted)), len(wanted))]
+        if len(some) < len(wanted):
+            print(f"{layer}: cards of {MANY} units, evenly spread over the {len(wanted)} asked for")
+        cards[layer] = []
+        for start in range(0, len(some), PAGE):  # maps are of all pictures and units looked at together
+            cards[layer] += collect(
+                data.target,
+                data.probe,
+                data.layers[layer],
+                data.Q[layer],
+                labels,
+                some[start : start + PAGE],
+                images,
+                names=classes if classes and layer == data.target.layers[-1] else None,
+                device=data.I.device,
+                keep=keep,
+            )
+    return cards
 
 
 def cards_from_best_to_worst(table: pd.DataFrame, layer: str, n: int) -> Sequence[int]:
@@ -156,20 +172,39 @@ def draw(
     w] of each image, whose positive part tells where the unit fires, all on the unit's own scale. The
     pictures of all cards are one raster of the resolution figures are saved at; texts stay texts.
     """
-    row, foot = TILE + 2 * GAP + BELOW, 44
-    width, height = ROOM + images * (TILE + GAP) + MARGIN, len(cards) * row + foot
+    strips, foot = [_strip(card, images) for card in cards], 44
+    width, height = ROOM + images * (TILE + GAP) + MARGIN, sum(map(len, strips)) + foot
     fig = plt.figure(figsize=(width / DPI, height / DPI))
     ax = fig.add_axes((ROOM / width, foot / height, images * (TILE + GAP) / width, 1 - foot / height))
     ax.axis("off")
-    raster = np.concatenate([_strip(card, images) for card in cards])
-    ax.imshow(raster, interpolation="none", aspect="auto")
-    for i, card in enumerate(cards):
-        _write(fig, card, MARGIN / width, top=1 - (i * row + GAP) / height, pixel=1 / height)
+    ax.imshow(np.concatenate(strips), interpolation="none", aspect="auto")
+    top = GAP
+    for card, strip in zip(cards, strips):
+        _write(fig, card, MARGIN / width, top=1 - top / height, pixel=1 / height, lines=len(strip) - GAP)
+        top += len(strip)
     score = f"score: {method}, higher is better; " if method else ""
-    place = "the line surrounds where the unit is at half of its largest activation or more"
-    note = f"{score}below a picture: {value}; {place}"
+    place = ""
+    if any(card.get("maps") is not None for card in cards):
+        place = "\nin the small picture a line is around where the unit is at half of its largest activation"
+    note = f"{score}below a picture: {value}{place}"
     fig.text(MARGIN / width, 8 / height, note, fontsize=6, color="0.4", va="bottom", parse_math=False)
     return fig
+
+
+def sheets(
+    cards: Mapping[str, Sequence[Mapping]], method: str = "", first: str = "unit_cards"
+) -> Iterator[tuple[str, Figure]]:
+    """(name, figure), of cards {layer: cards} one with the first of each layer, and one for each layer, in
+    pages of PAGE cards, drawn when they are asked for.
+    """
+    piles = {first: [of_layer[0] for of_layer in cards.values()]} if cards else {}
+    piles |= {f"cards_{layer.replace('.', '_')}": of_layer for layer, of_layer in cards.items()}
+    for name, pile in piles.items():
+        if len(pile) > PAGE:
+            print(f"{name}: {len(pile)} cards, {PAGE} a figure")
+        for start in range(0, len(pile), PAGE):
+            page = f"{name}_{start // PAGE + 1}" if start else name
+            yield page, draw(pile[start : start + PAGE], method=method)
 
 
 def _look(
@@ -201,28 +236,37 @@ def _look(
 
 
 def _strip(card: Mapping, places: int) -> np.ndarray:
-    """A row of tiles with values below, white where there is no picture: [TILE + 2 GAP + BELOW, places (TILE
-    + GAP), 4] bytes.
+    """A row of tiles, below each a small one with where the unit fires, if that is known, and the value;
+    white where there is no picture: [height, places (TILE + GAP), 4] bytes.
     """
-    row = Image.new("RGB", (places * (TILE + GAP), TILE + 2 * GAP + BELOW), "white")
-    pencil, font = ImageDraw.Draw(row), ImageFont.load_default(20)
     maps, values = card.get("maps"), card.get("values")
     top = max((float(np.max(m)) for m in maps), default=0) if maps is not None else 0
+    below = BELOW if maps is None else INSET + GAP // 2
+    row = Image.new("RGB", (places * (TILE + GAP), TILE + 2 * GAP + below), "white")
+    pencil, font = ImageDraw.Draw(row), ImageFont.load_default(20)
     for i, image in enumerate(card["images"][:places]):
-        scale = TILE / max(image.size)
-        size = tuple(max(1, round(side * scale)) for side in image.size)
-        small = image.size[0] < 100  # its pixels are meant to be seen
-        tile = image.convert("RGB").resize(
-            size, Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
-        )
-        if top > 0:
-            tile = _outlined(tile, np.clip(np.asarray(maps[i], dtype=np.float32) / top, 0, 1))
-        left = i * (TILE + GAP)
-        row.paste(tile, (left + (TILE - size[0]) // 2, GAP + (TILE - size[1]) // 2))
+        left, image = i * (TILE + GAP), image.convert("RGB")
+        tile = _fitted(image, TILE)
+        row.paste(tile, (left + (TILE - tile.width) // 2, GAP + (TILE - tile.height) // 2))
+        middle = left + TILE / 2
+        if maps is not None:
+            heat = np.clip(np.asarray(maps[i], dtype=np.float32) / top, 0, 1) if top > 0 else None
+            small = _fitted(image, INSET)
+            small = small if heat is None else _outlined(small, heat)
+            place = left + (INSET - small.width) // 2, GAP + TILE + (INSET - small.height) // 2 + GAP // 2
+            row.paste(small, place)
+            middle = left + (INSET + TILE) / 2
         if values is not None:
-            place = (left + TILE / 2, GAP + TILE + BELOW / 2 + 2)
-            pencil.text(place, f"{values[i]:.3g}", fill=(110, 110, 110), font=font, anchor="mm")
+            place = (middle, GAP + TILE + below / 2 + 2)
+            pencil.text(place, f"{values[i]:.3g}", fill=(90, 90, 90), font=font, anchor="mm")
     return np.asarray(row.convert("RGBA"))  # matplotlib draws three channels in float64, and slower
+
+
+def _fitted(image: Image.Image, side: int) -> Image.Image:
+    """The image with its longer side at `side`."""
+    size = tuple(max(1, round(length * side / max(image.size))) for length in image.size)
+    small = image.width < 100 and side > image.width  # its pixels are meant to be seen
+    return image.resize(size, Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
 
 
 def _outlined(image: Image.Image, heat: np.ndarray) -> Image.Image:
@@ -233,16 +277,18 @@ def _outlined(image: Image.Image, heat: np.ndarray) -> Image.Image:
     inside = Image.fromarray(((heat >= FIRING) * 255).astype(np.uint8))
     if not inside.getbbox():
         return Image.eval(image, lambda value: int(value * DARKER))
-    white = inside.filter(ImageFilter.MaxFilter(5))
-    black = white.filter(ImageFilter.MaxFilter(5))
+    white = inside.filter(ImageFilter.MaxFilter(3))
+    black = white.filter(ImageFilter.MaxFilter(3))
     out = Image.composite(image, Image.eval(image, lambda value: int(value * DARKER)), inside)
     out.paste((0, 0, 0), mask=ImageChops.subtract(black, white))
     out.paste((255, 255, 255), mask=ImageChops.subtract(white, inside))
     return out
 
 
-def _write(fig: Figure, card: Mapping, left: float, top: float, pixel: float) -> None:
-    """The texts of a card, from `top` downwards; `pixel` is one in parts of the figure's height."""
+def _write(fig: Figure, card: Mapping, left: float, top: float, pixel: float, lines: int) -> None:
+    """The texts of a card, from `top` downwards, as many as go into `lines` pixels; `pixel` is one in parts
+    of the figure's height.
+    """
     labels, truth = card["labels"], card.get("truth")
     title = (
         card["title"] if len(card["title"]) <= 30 else "…" + card["title"][-29:]
@@ -255,7 +301,9 @@ def _write(fig: Figure, card: Mapping, left: float, top: float, pixel: float) ->
         colour = COLOURS[2] if mark == "✓" else COLOURS[3]
         fig.text(left, top - y * pixel, text, fontsize=7, va="top", color=colour, parse_math=False)
         y += 32
-    for i, (label, score) in enumerate(labels[: 4 if truth is None else 3]):
+    for i, (label, score) in enumerate(labels):
+        if y + 38 > lines:
+            break
         shown = label if len(label) <= 24 else label[:23] + "…"
         fig.text(
             left,

@@ -28,7 +28,7 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from neuronym.common.text import names_it
+from neuronym.common.text import counted, names_it
 from neuronym.common.types import Box
 from neuronym.datasets.probe import Probe
 from neuronym.describe.pipeline import best_labels, CaptionedExamples, Described
@@ -219,7 +219,7 @@ def pruning_effect(table: pd.DataFrame) -> Figure:
     table = table if "word" in table else table.assign(word="")
     words, conditions = list(dict.fromkeys(table["word"])), ["named", "random"]
     fig, axes = plt.subplots(
-        1, len(words), figsize=(1.75 * len(words) + 1.9, 1.55), sharey=True, squeeze=False
+        1, len(words), figsize=(1.75 * len(words) + 1.9, 1.75), sharey=True, squeeze=False
     )
     for ax, word in zip(axes[0], words):
         some = table[(table["word"] == word) & table["condition"].isin(conditions)]
@@ -239,9 +239,10 @@ def pruning_effect(table: pd.DataFrame) -> Figure:
             yticks=range(2),
             yticklabels=["units named so", "random units"],
             ylim=(1.5, -0.5),
-            xlabel=f"loss of {metrics[0]}",
-            title=f"{word}  ({count} units)" if word else f"{count} units",
+            title=f"{word}\n{counted(count, 'unit')}" if word else counted(count, "unit"),
         )
+        measure = "average precision" if metrics[0] == "AP" else f"{metrics[0]} accuracy"
+        ax.set_xlabel(f"loss of\n{measure}", fontsize=8)
         ax.margins(x=0.12)
         ax.xaxis.set_major_locator(MaxNLocator(2))
     axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
@@ -279,21 +280,14 @@ def _row(
     """
     right = _width(unit.title, 7) + 0.05
     room = pictures * (TILE + GAP) + LIST - right - 0.1
-    label = _cut(
-        unit.label, room - 0.1 - (_width(f"true name: {unit.truth}", 6.5) if unit.truth else 0), 9, "bold"
-    )
+    hit = names_it(unit.label, unit.truth) if unit.truth else None
+    truth = f"{'✓' if hit else '✗'} true name: {unit.truth}" if unit.truth else ""
+    label = _cut(unit.label, room - 0.1 - (_width(truth, 6.5) if truth else 0), 9, "bold")
     _text(ax, 0, top + 0.13, label, 9, weight="bold")
     _text(ax, pictures * (TILE + GAP) + LIST - 0.02, top + 0.13, unit.title, 7, ha="right", color=".4")
-    if unit.truth:
-        hit = names_it(unit.label, unit.truth)
-        _text(
-            ax,
-            _width(label, 9, "bold") + 0.1,
-            top + 0.13,
-            f"true name: {unit.truth}",
-            6.5,
-            color=palette()[2 if hit else 3],
-        )
+    if truth:
+        at, colour = _width(label, 9, "bold") + 0.1, palette()[2 if hit else 3]
+        _text(ax, at, top + 0.13, truth, 6.5, color=colour)
     for i, (picture, boxes, lines) in enumerate(zip(unit.pictures[:pictures], unit.boxes, captions)):
         _picture(ax, picture, boxes, unit.size, i * (TILE + GAP), top + TITLE + tile)
         for n, line in enumerate(lines):
@@ -305,8 +299,8 @@ def _row(
         if negative
         else "candidates, by score (more is better)"
     )
-    _text(ax, left, top + TITLE - 0.05, told, 5.5, color=".45")
-    _candidates(ax, unit, left, top + TITLE + 0.04, candidates)
+    _text(ax, left, top + TITLE - 0.01, told, 5.5, color=".45")
+    _candidates(ax, unit, left, top + TITLE + 0.06, candidates)
 
 
 def _picture(

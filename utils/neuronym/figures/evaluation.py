@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from neuronym.figures.style import legible, MARKERS
+from neuronym.figures.style import hatch, legible, MARKERS, palette
 
 CONTROLS = ("shuffled", "constant")
 
@@ -104,19 +104,19 @@ def sanity_table(table: pd.DataFrame) -> Figure:
 
 
 def accuracy_by(
-    table: pd.DataFrame, by: str, value: str = "top1", label: str = "label is the true name"
+    table: pd.DataFrame, by: str, value: str = "top1", label: str = "share of labels that are the true name"
 ) -> Figure:
-    """`value` for each setting in the column `by`, a colour for each similarity function."""
-    import seaborn as sns  # brings scipy.stats, a second
-
-    order = list(dict.fromkeys(table[by]))
+    """`value` for each setting in the column `by`, a colour and a marker for each similarity function."""
+    order, functions = list(dict.fromkeys(table[by])), list(dict.fromkeys(table["similarity"]))
     fig, ax = plt.subplots(figsize=(5, 0.42 * len(order) + 1))
-    sns.stripplot(
-        table, x=value, y=by, hue="similarity", order=order, ax=ax, dodge=True, jitter=False, size=5
-    )
+    for i, (function, colour) in enumerate(zip(functions, palette(len(functions)))):
+        some = table[table["similarity"] == function]
+        shift = (i - (len(functions) - 1) / 2) * 0.8 / len(functions)
+        at = [order.index(setting) + shift for setting in some[by]]
+        ax.plot(some[value], at, MARKERS[i % len(MARKERS)], color=colour, ms=4.5, label=function)
     for edge in range(1, len(order)):
         ax.axhline(edge - 0.5, color=".9", lw=0.8)
-    ax.set(xlabel=label, ylabel="")
+    ax.set(xlabel=label, yticks=range(len(order)), yticklabels=order, ylim=(len(order) - 0.5, -0.5))
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     fig.tight_layout()
     return fig
@@ -133,11 +133,12 @@ def responses(table: pd.DataFrame) -> Figure:
     )
     ax.axvline(0.5, color=".4", lw=0.8, ls="--", zorder=0)
     ax.set(
-        xlabel="a picture of the label excites the unit more than another image (AUC)",
+        xlabel="how often a picture of the label excites the unit more\nthan another image (AUC; .5: chance)",
         ylabel="",
         xlim=(-0.02, 1.02),
     )
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    hatch(ax, table["method"].nunique())
     fig.tight_layout()
     return fig
 
@@ -162,7 +163,7 @@ def ranges(table: pd.DataFrame) -> Figure:
         lw=1.2,
         markersize=4,
     )
-    ax.set(xscale="log", xlabel="images with the highest activation", ylabel="show the label")
+    ax.set(xscale="log", xlabel="images with the highest activation", ylabel="share that shows the label")
     ticks = sorted(table["share"].unique())
     ax.set_xticks(ticks, [f"{t:.1%}" if t < 1 else "all" for t in ticks])
     ax.minorticks_off()

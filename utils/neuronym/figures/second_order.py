@@ -4,6 +4,7 @@ explained_by_layer  how much of a neuron's effect lies along one direction
 ablations_by_layer  accuracy without some effects
 accuracy_by_words   accuracy when directions are sums of m words
 neuron_cards        neurons with words and the images they push most, either way
+words_read          pictures with the words read from them
 mask_strip          pictures, heat, masks and truth
 rates               shares by source and pair, with their means
 correlations        distribution over neurons, by method
@@ -24,8 +25,8 @@ from torch import Tensor
 from neuronym.common.types import Target
 from neuronym.datasets.probe import Probe
 from neuronym.figures import cards
-from neuronym.figures.style import palette
-from neuronym.hooks import LayerInfo
+from neuronym.figures.style import hatch, image_grid, MARKERS, palette
+from neuronym.layers import LayerInfo
 
 
 def explained_by_layer(table: pd.DataFrame) -> Figure:
@@ -69,7 +70,7 @@ def ablations_by_layer(table: pd.DataFrame, base: float) -> Figure:
         linestyle="none",
         ax=ax,
         markersize=4,
-        markers=["o", "s", "D", "^"][: table["ablation"].nunique()],
+        markers=list(MARKERS[: table["ablation"].nunique()]),
     )
     ax.axhline(base, color=".4", lw=0.8, ls="--", zorder=0)
     ax.text(len(layers) - 0.48, base, " nothing\n ablated", fontsize=7, color=".4", va="center")
@@ -97,8 +98,7 @@ def accuracy_by_words(table: pd.DataFrame, base: float, removed: float) -> Figur
         y="accuracy",
         hue="pool",
         style="pool",
-        markers=True,
-        dashes=False,
+        **_told_apart(table["pool"]),
         ax=ax,
         lw=1.2,
         markersize=5,
@@ -133,34 +133,57 @@ def neuron_cards(
     units: Sequence[int],
     images: int = 6,
     device: str = "cpu",
-) -> Figure:
-    """Two rows a neuron: its words and the images it pushes most along its direction, then those it pushes
-    against it.
+) -> dict[str, Figure]:
+    """Figures of two rows a neuron: its words and the images it pushes most along its direction, with where
+    it fires; then those it pushes against it, as they are, with their negative values.
 
-    along [N, K] are `effects.projections` on the neurons' directions; `table` holds their words.
+    along [N, K] are `effects.projections` on the neurons' directions; `table` holds their words. There are
+    several figures, in pages, when many units are asked for: {"neurons": ..., "neurons_2": ...}.
     """
     rows = []
     for unit in units:
-        for sign, title in ((1, f"neuron {unit}"), (-1, f"neuron {unit}, other way")):
-            (card,) = cards.collect(
-                target, probe, layer, sign * along, table, [unit], images=images, device=device
-            )
-            rows.append(card | {"title": title} | ({"labels": []} if sign < 0 else {}))
-    value = "how far the image is pushed along the neuron's direction"
-    return cards.draw(rows, images, "", f"{value} (in brackets: the coefficient of a word)")
+        (with_it,) = cards.collect(target, probe, layer, along, table, [unit], images=images, device=device)
+        (against,) = cards.collect(target, probe, layer, -along, table, [unit], images=images, device=device)
+        values = [-value for value in against["values"]]
+        rows.append(with_it | {"title": f"neuron {unit}"})
+        title = f"neuron {unit}, other way"
+        rows.append(against | {"title": title, "labels": [], "values": values, "maps": None})
+    value = "how far the image is pushed along the neuron's direction, below 0 against it"
+    note = f"{value} (in brackets: the coefficient of a word)"
+    figures, page = {}, cards.PAGE
+    for start in range(0, len(rows), page):
+        name = f"neurons_{start // page + 1}" if start else "neurons"
+        figures[name] = cards.draw(rows[start : start + page], images, "", note)
+    if len(figures) > 1:
+        print(f"neurons: {len(units)} neurons, {page // 2} a figure")
+    return figures
+
+
+def words_read(
+    probe: Probe, reading: Tensor, words: Sequence[str], truth: Tensor | None = None, images: int = 6
+) -> Figure:
+    """The first images with the six words of largest `reading` [N, M], marked true or not where `truth`
+    [N, M] is known.
+    """
+    titles = []
+    for i, best in enumerate(reading[:images].topk(min(6, reading.shape[1]), dim=1).indices.tolist()):
+        marks = [("✓ " if truth[i, j] else "✗ ") if truth is not None else "" for j in best]
+        titles.append("\n".join(mark + words[j] for mark, j in zip(marks, best)))
+    pictures = [probe.image(i) for i in range(len(titles))]
+    return image_grid(pictures, titles, columns=images, size=1.4)
 
 
 def mask_strip(
     pictures: Sequence[Image.Image], scores: Tensor, masks: Tensor, truth: Tensor, titles: Sequence[str]
 ) -> Figure:
-    """A column a picture: the picture, its scores [n, H, W] in 0..1, the mask made of them, and the true
-    mask.
+    """A column a picture: the picture, its scores [n, H, W] in 0..1, the mask made of them with its IoU, and
+    the true mask; `titles` say what the CLIP calls them.
     """
-    rows = ("image", "neurons", "mask", "truth")
-    fig, axes = plt.subplots(4, len(pictures), figsize=(1.05 * len(pictures), 4.5), squeeze=False)
+    rows = ("image", "what neurons say", "mask made of it", "true mask")
+    fig, axes = plt.subplots(4, len(pictures), figsize=(1.05 * len(pictures), 4.7), squeeze=False)
     for i, picture in enumerate(pictures):
-        drawn = (np.asarray(picture), scores[i].cpu().numpy(), masks[i].cpu().numpy(), truth[i].cpu().numpy())
-        for ax, shown in zip(axes[:, i], drawn):
+        heat, mask, true = (part[i].cpu().numpy() for part in (scores, masks, truth))
+        for ax, shown in zip(axes[:, i], (np.asarray(picture), heat, mask, true)):
             ax.imshow(
                 shown,
                 cmap=None if shown.ndim == 3 else "viridis" if shown.dtype != bool else "gray",
@@ -170,9 +193,11 @@ def mask_strip(
             )
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
-        axes[0, i].set_title(titles[i], fontsize=7)
+        axes[0, i].set_title(titles[i], fontsize=7, parse_math=False)
+        iou = (mask & true).sum() / max(1, (mask | true).sum())
+        axes[2, i].set_xlabel(f"IoU {iou:.2f}", fontsize=7, labelpad=2)
     for ax, row in zip(axes[:, 0], rows):
-        ax.set_ylabel(row, fontsize=8)
+        ax.set_ylabel(row, fontsize=7)
     fig.tight_layout(pad=0.3)
     return fig
 
@@ -197,10 +222,10 @@ def rates(table: pd.DataFrame, y: str) -> Figure:
         linewidths=0.5,
         ax=ax,
         annot_kws={"fontsize": 8},
-        cbar_kws={"label": "% fooled"},
+        cbar_kws={"label": "pictures that fool the CLIP, %"},
     )
     ax.axvline(len(columns), color="white", lw=4)
-    ax.set(xlabel="taken for < drawn", ylabel="words")
+    ax.set(xlabel="class it is taken for < class drawn", ylabel="source of the words")
     ax.tick_params(axis="x", labelsize=7, rotation=0, length=0)
     ax.tick_params(axis="y", rotation=0, length=0)
     fig.tight_layout()
@@ -217,7 +242,10 @@ def correlations(table: pd.DataFrame) -> Figure:
         table, x="correlation", y="method", hue="predicted", order=methods, ax=ax, width=0.7, fliersize=1
     )
     ax.axvline(0, color=".4", lw=0.8, ls="--", zorder=0)
-    ax.set(xlabel="correlation with held-out images, by neuron", ylabel="")
+    ax.set(
+        xlabel="correlation of what the words predict with\nwhat the neuron does on held-out images",
+        ylabel="",
+    )
     ax.legend(
         title="predicted",
         fontsize=7,
@@ -226,6 +254,7 @@ def correlations(table: pd.DataFrame) -> Figure:
         bbox_to_anchor=(1.01, 0.5),
         frameon=False,
     )
+    hatch(ax, table["predicted"].nunique())
     fig.tight_layout()
     return fig
 
@@ -244,8 +273,7 @@ def curves(panels: Mapping[str, tuple[str, pd.DataFrame]]) -> Figure:
             y="score",
             hue="metric",
             style="metric",
-            markers=True,
-            dashes=False,
+            **_told_apart(table["metric"]),
             ax=ax,
             lw=1.2,
             markersize=5,
@@ -253,7 +281,17 @@ def curves(panels: Mapping[str, tuple[str, pd.DataFrame]]) -> Figure:
         ax.set_xscale("log", base=2)
         ticks = sorted(table["value"].unique())
         ax.set_xticks(ticks, [str(t) for t in ticks], fontsize=7)
-        ax.set(xlabel=name, ylabel=label)
+        ax.set_xlabel(name, fontsize=8)
+        ax.set_ylabel(label, fontsize=8)
         ax.legend(title="", fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.28), frameon=False)
-    fig.tight_layout()
+    fig.tight_layout(w_pad=1.5)
     return fig
+
+
+def _told_apart(groups: pd.Series) -> dict[str, list]:
+    """Markers and dashes for seaborn's lines, one for each of the groups."""
+    n, patterns = groups.nunique(), ("", (4, 1.5), (4, 1.5, 1, 1.5), (1, 1), (5, 1, 1, 1, 1, 1))
+    return {
+        "markers": [MARKERS[i % len(MARKERS)] for i in range(n)],
+        "dashes": [patterns[i % len(patterns)] for i in range(n)],
+    }

@@ -2,8 +2,9 @@
 
 style               one look for all figures
 palette             its colours
-MARKERS, DASHES      so that groups differ without their colours
+MARKERS, DASHES, HATCHES   so that groups differ without their colours
 image_grid          pictures in a grid
+hatch               boxes of groups, told apart without their colours
 scores_by_layer     distribution of the best scores, layer by layer
 labels_by_category  share of labels of each kind, layer by layer
 training_curves     loss against step, a panel per stage
@@ -24,6 +25,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
@@ -44,6 +46,7 @@ COLOURS = (  # seaborn's colour-blind palette; importing seaborn takes a second
 )
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")  # groups differ without their colours too
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+HATCHES = ("", "////", "....", "xxxx", "----")
 DARK = ".15"
 LOOK = {  # what seaborn.set_theme(context="paper", style="ticks") sets, and our own
     "figure.dpi": 110,
@@ -96,19 +99,34 @@ def palette(n: int = len(COLOURS)) -> list[str]:
 def image_grid(
     images: Sequence[Image.Image], titles: Sequence[str] | None = None, columns: int = 8, size: float = 1.1
 ) -> Figure:
-    """Pictures in a grid, `size` inches each."""
-    rows = -(-len(images) // columns)
-    fig, axes = plt.subplots(
-        rows, columns, figsize=(columns * size, rows * size * (1.25 if titles else 1)), squeeze=False
-    )
+    """Pictures in a grid, `size` inches each; titles are wrapped, and have their own lines where they hold
+    line breaks.
+    """
+    columns = min(columns, max(1, len(images)))
+    rows, texts = -(-len(images) // columns), []
+    for title in titles or ():
+        lines = [textwrap.fill(line, int(18 * size)) for line in title.split("\n")]
+        texts.append("\n".join(lines))
+    room = 0.115 * (max(text.count("\n") for text in texts) + 1) + 0.08 if texts else 0
+    fig, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * (size + room)), squeeze=False)
     for i, ax in enumerate(axes.flat):
         ax.axis("off")
         if i < len(images):
             ax.imshow(images[i], interpolation="nearest" if images[i].width < 100 else "auto")
-            if titles:
-                ax.set_title(textwrap.fill(titles[i], int(18 * size)), fontsize=6.5, parse_math=False)
+            if texts:
+                ax.set_title(texts[i], fontsize=6.5, parse_math=False)
     fig.tight_layout(pad=0.3)
     return fig
+
+
+def hatch(ax: Axes, groups: int) -> None:
+    """Hatch the boxes of seaborn's `groups` so that they differ without their colours, in the legend too."""
+    boxes = [container.boxes for container in ax.containers if hasattr(container, "boxes")]
+    for g, some in enumerate(boxes[:groups]):
+        for box in some:
+            box.set(hatch=HATCHES[g % len(HATCHES)], edgecolor=DARK)
+    for g, handle in enumerate(ax.get_legend().legend_handles[:groups]):
+        handle.set(hatch=HATCHES[g % len(HATCHES)], edgecolor=DARK)
 
 
 def scores_by_layer(table: pd.DataFrame) -> Figure:

@@ -1,5 +1,4 @@
-"""The procedural world: scenes with known content, their captions, their concepts, and text read back into
-scenes.
+"""The procedural world: scenes with known content, their captions and concepts, and text read back to scenes.
 
 Thing           one object of a scene
 Scene           a picture's full description
@@ -33,11 +32,9 @@ if TYPE_CHECKING:
 VERSION = 1  # raised whenever the same seed would give another picture, caption or concept
 SIZE = 64  # pixels
 
-# Every scene has a seed. Seeds are set apart by what the scenes are for, so that nothing is judged by a
-# picture
+# Every scene has a seed. Seeds are set apart by what scenes are for, so that nothing is judged by a picture
 # it was made with: the first seed of each purpose, up to that of the next. A run's own `seed` s, from 0 to
-# 99,
-# moves it by s steps.
+# 99, moves it by s steps.
 TRAIN_SEED = 1_000_000  # what the networks of the microworld learn from (`training.scene_pool`)
 PROBE_SEED = 1_000_000_000  # + s SEED_STEP: probing sets (`datasets.probe`)
 HELD_OUT_SEED = 5_000_000_000  # how well the networks learned (`held_out`)

@@ -15,12 +15,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from neuronym.common.checks import import_extra, unknown
+from neuronym.common.checks import check_ranked, import_extra, unknown
+from neuronym.common.units import check_units, layers_named
 from neuronym.runs.folders import chosen_device, from_root, results_dir, ROOT
 from neuronym.runs.parameters import differing, Parameter
 from neuronym.runs.spelling import from_command, names_in
 
 FEWEST = 20  # images that clusters of a unit take (trust.polysemy)
+OWN = 10  # images of a unit that retrieved pictures leave out (describe.selection)
+SUMS = 10  # images that sums of concepts are fitted to, in five parts of two (evaluation.linear)
+SMOKE = 200  # images of a run in smoke, at most
+COUNTED = set(
+    """probe judge held_out limit clusters similarity images pictures generator ablation selection
+    smoke""".split()
+)  # parameters that a number of images can be too small for
 WRONG = (KeyError, ValueError, OSError, ImportError)  # what a wrong name or path raises
 
 
@@ -38,6 +46,8 @@ def check_setup(known: Mapping[str, Parameter], params: Mapping[str, Any]) -> No
                 check(one.strip())
             except FileNotFoundError as error:
                 raise FileNotFoundError(f"{error}{_elsewhere(one)}") from None
+    if params.get("units"):
+        check_units(params["units"])
     _check_images(known, params)
     _check_results()
 
@@ -53,15 +63,15 @@ def check_networks(known: Mapping[str, Parameter], params: Mapping[str, Any]) ->
     target = params.get("target")
     if not target or not known["target"].kinds:
         return
-    from neuronym.hooks import check_layer_names
+    from neuronym.layers import check_layer_names
     from neuronym.models.targets import build_outline, own_function, TARGETS
 
     own = target.partition(":")[0] not in TARGETS
     try:
         if own:
             own_function(target)
-        layers = params.get("layers", "all")
-        if any(part.strip() not in ("all", "every") for part in layers.split(",")):
+        layers = params.get("layers", "all").split(",") + layers_named(params.get("units", ""))
+        if any(part.strip() not in ("all", "every") for part in layers):
             check_layer_names(build_outline(target), layers)
     except Exception as error:
         if isinstance(error, WRONG) and _ours(error) or not own and isinstance(error, WRONG):
@@ -165,7 +175,7 @@ def _check_images(known: Mapping[str, Parameter], params: Mapping[str, Any]) -> 
     probe, judge = params.get("probe", ""), params.get("judge")
     if not probe or not known["probe"].kinds or "cifar100" in probe:
         return
-    if not differing(known, params).keys() & {"probe", "judge", "held_out", "limit", "clusters"}:
+    if not differing(known, params).keys() & COUNTED:
         return
     from neuronym.datasets.probe_sets import list_images
 
@@ -175,19 +185,59 @@ def _check_images(known: Mapping[str, Parameter], params: Mapping[str, Any]) -> 
             f"what is in the images is known in the microworld alone, got probe '{probe}' without a judge; "
             "name another image-text model, as judge=conse:efficientnet_lite1 or openai:ViT-L/14"
         )
-    share, images = params.get("held_out"), min(len(rows), params.get("limit") or len(rows))
-    if share is None:
-        return
-    if not 0 < share < 1 or not 1 <= round(images * share) < images:
+    images = min(len(rows), params.get("limit") or len(rows), SMOKE if params.get("smoke") else len(rows))
+    share, naming, held = params.get("held_out"), images, 0
+    if share is not None:
+        if not 0 < share < 1 or not 1 <= round(images * share) < images:
+            raise ValueError(
+                f"held_out is a share above 0 and below 1 that leaves images to name from and to test with, "
+                f"got {share} of {images} images"
+            )
+        held = round(images * share)
+        naming = images - held
+    _check_numbers(params, naming, held)
+
+
+def _check_numbers(params: Mapping[str, Any], naming: int, held: int) -> None:
+    """Set-ups that so many images, to name from and held out, are too few for."""
+    told = f"{naming} to name from" + (
+        f" and {held} held out with held_out={params['held_out']}" if held else ""
+    )
+    halves, sums = "splits" in params, "terms" in params
+    least = SUMS if sums else 4 if halves else 2
+    if naming < least or held and held < (4 if halves or sums else 1):
         raise ValueError(
-            f"held_out is a share above 0 and below 1 that leaves images to name from and to test with, got "
-            f"{share} of {images} images"
+            f"names take at least {least} images" + ", and 4 held out" * (halves or sums) + f", got {told}; "
+            "probe with more images"
         )
-    left = images - round(images * share)
-    if params.get("clusters", 1) > 1 and left < FEWEST:
+    check_ranked(
+        params.get("similarity", ""),
+        naming // 2 if halves else naming,
+        "images in each half of those to name from" if halves else "images to name from",
+    )
+    if params.get("clusters", 1) > 1 and naming < FEWEST:
         raise ValueError(
-            f"clusters={params['clusters']} take at least {FEWEST} images to name from, got {left} of "
-            f"{images} with held_out={share}; probe with more images, or set clusters=1"
+            f"clusters={params['clusters']} take at least {FEWEST} images to name from, got {told}; probe "
+            "with more images, or set clusters=1"
+        )
+    pictures, retrieves = params.get("pictures", 0), params.get("generator") == "retrieval"
+    if "crops" in params:
+        if params["images"] > naming:
+            raise ValueError(
+                f"images={params['images']} of a unit are the most active ones, got {told}; probe with more "
+                "images, or set images lower"
+            )
+        retrieves = (retrieves or params["ablation"]) and params["selection"] != "first"
+        if retrieves and pictures + OWN > naming:
+            raise ValueError(
+                f"pictures={pictures} of a candidate are retrieved from the images beside {OWN} of the "
+                f"unit's own, got {told}; probe with more images, set pictures lower, or draw them and set "
+                "ablation=False"
+            )
+    elif retrieves and not params["smoke"] and pictures and pictures + 2 > held:
+        raise ValueError(
+            f"pictures={pictures} of a label are retrieved from the images held out, of which two at least "
+            f"stay to compare with, got {told}; probe with more images, or set pictures lower"
         )
 
 

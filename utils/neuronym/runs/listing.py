@@ -69,10 +69,14 @@ def print_notebooks() -> None:
 
 
 def print_runs(notebook: str = "") -> None:
-    """Print each run: when it began, its state, its notebook, what is set, its folder."""
+    """Print each run: when it began, its state, its notebook, what is set, its question, its folder."""
+    questions = {name: question for name, question, _ in notebooks()}
     for run in find_runs(notebook):
         values = " ".join(f"{name}={value}" for name, value in run.set_to.items()) or "defaults"
-        print(f"{run.began:%Y-%m-%d %H:%M}  {run.state:<10}  {run.notebook}  {values}\n    {run.folder}")
+        print(f"{run.began:%Y-%m-%d %H:%M}  {run.state:<10}  {run.notebook}  {values}")
+        if run.notebook in questions:
+            print(f"    {questions[run.notebook]}")
+        print(f"    {run.folder}")
 
 
 def _read(folder: Path) -> PastRun:

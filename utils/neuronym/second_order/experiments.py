@@ -2,6 +2,7 @@
 otherwise.
 
 ZeroShotTask      classes of held-out images
+check_task        enough of these
 Layer             a layer's effects on these, about a mean and along directions that other images gave
 ablations         accuracy without some effects, layer by layer and together
 against_indirect  second-order and indirect effects on the same images
@@ -44,6 +45,15 @@ class ZeroShotTask:
     def accuracy(self, rep: Tensor) -> float:
         """Share of representations [N, d] that are nearest to their class."""
         return zero_shot_accuracy(rep, self.head, self.truth)
+
+
+def check_task(N: int, C: int) -> None:
+    """ValueError unless there are two images of a task, and two classes."""
+    if N < 2 or C < 2:
+        raise ValueError(
+            f"a task takes at least 2 images held out and 2 classes, got {N} and {C}; name a larger task, as "
+            "microworld:1000"
+        )
 
 
 @dataclass(frozen=True)
