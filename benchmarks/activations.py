@@ -32,7 +32,7 @@ from similarity import write_table
 
 from neuronym.activations import activations_and_embeddings, unit_activations
 from neuronym.datasets.probe import batches, load_probe
-from neuronym.layers import resolve_layers
+from neuronym.hooks import resolve_layers
 from neuronym.models.clips import load_clip
 from neuronym.models.targets import load_target
 from neuronym.passes import inference

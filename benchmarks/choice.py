@@ -19,7 +19,7 @@ from neuronym.common.memory import top_images
 from neuronym.datasets.probe import load_probe
 from neuronym.describe.scoring import SCORES
 from neuronym.describe.selection import rank_candidates
-from neuronym.layers import resolve_layers
+from neuronym.hooks import resolve_layers
 from neuronym.models.clips import load_clip
 from neuronym.models.generators import load_generator
 from neuronym.models.targets import load_target

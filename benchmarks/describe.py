@@ -48,7 +48,6 @@ from neuronym.describe.counting import extract
 from neuronym.describe.examples import attention_crops, Example, picture
 from neuronym.describe.pipeline import caption_examples, ordinary_captions
 from neuronym.describe.selection import rank_candidates
-from neuronym.layers import resolve_layers
 from neuronym.microworld.world import CANDIDATE_SEED, read
 from neuronym.models.captioners import load_captioner
 from neuronym.models.clips import load_clip
@@ -269,7 +268,7 @@ def main():
 def measure(args, folder):
     os.environ["NEURONYM_CACHE"] = str(folder / "probe")
     target, probe = load_target(args.target, args.device, suggest=False), load_probe(args.probe)
-    [layer] = resolve_layers(target.model, args.layer, target.example)
+    [layer] = hooks.resolve_layers(target.model, args.layer, target.example)
     units = evenly_spaced(min(args.units or layer.units, layer.units), layer.units)
     few = units[:: max(1, len(units) // args.literal_units)][: args.literal_units]
     say(f"{layer.name}: activations of {probe.N} images, captions of ordinary ones")

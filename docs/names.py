@@ -44,7 +44,7 @@ SECTIONS = (
     Section(
         "Layers",
         ("layers",),
-        "layers",
+        "hooks",
         after="`second_order` counts its MLP layers from 0, such as `8,9,10`; all but the last have effects.",
     ),
     Section("Units", ("units",), "common/units"),

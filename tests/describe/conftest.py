@@ -9,7 +9,7 @@ import pytest
 from neuronym.activations import activations_and_embeddings
 from neuronym.datasets.probe import load_probe
 from neuronym.describe.pipeline import ordinary_captions
-from neuronym.layers import resolve_layers
+from neuronym.hooks import resolve_layers
 from neuronym.models.captioners import load_captioner
 from neuronym.models.clips import load_clip
 from neuronym.models.targets import load_target

@@ -20,7 +20,7 @@ from neuronym.common.types import Target
 from neuronym.datasets.probe import load_probe, Probe
 from neuronym.describe import examples as module
 from neuronym.describe.examples import attention_crops, Example, examples, picture
-from neuronym.layers import LayerInfo, resolve_layers
+from neuronym.hooks import LayerInfo, resolve_layers
 from neuronym.microworld.render import masks
 from neuronym.microworld.world import ATOMS, concepts
 from neuronym.models.preprocess import Preprocess, seen_of, SIZE

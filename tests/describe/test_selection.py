@@ -26,7 +26,7 @@ from neuronym.describe.selection import (
     rank_candidates,
     score_shown,
 )
-from neuronym.layers import resolve_layers
+from neuronym.hooks import resolve_layers
 from neuronym.models.clips import load_clip
 from neuronym.models.generators import Generator, load_generator, pictures_of
 from neuronym.models.targets import load_target

@@ -14,7 +14,7 @@ from PIL import Image
 from neuronym.activations import unit_activations
 from neuronym.datasets.probe import load_probe
 from neuronym.evaluation.cosy import cosy, drawn, respond, score_labels, TOGETHER
-from neuronym.layers import resolve_layers
+from neuronym.hooks import resolve_layers
 from neuronym.models.generators import Generator, load_generator, pictures_of, PROMPT
 from neuronym.models.targets import load_target
 from neuronym.similarity.scores import retrieved

@@ -18,7 +18,7 @@ from neuronym.evaluation.naming_accuracy import (
     settings,
     with_published,
 )
-from neuronym.layers import resolve_layers
+from neuronym.hooks import resolve_layers
 from neuronym.microworld.render import render
 from neuronym.microworld.world import CLASSES, scene
 from neuronym.models.clips import load_clip

@@ -16,7 +16,7 @@ from torch import nn
 from neuronym.datasets.probe import load_probe, Probe, subset
 from neuronym.datasets.tasks import broden_masks, microworld_masks
 from neuronym.evaluation.netdissect import detectors, dissect, thresholds
-from neuronym.layers import LayerInfo, list_layers
+from neuronym.hooks import LayerInfo, list_layers
 from neuronym.microworld.render import masks as shown
 from neuronym.microworld.world import CLASSES
 from neuronym.microworld.world import concepts as true_concepts

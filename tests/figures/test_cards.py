@@ -16,7 +16,7 @@ from neuronym.common.types import Target
 from neuronym.datasets.probe import load_probe
 from neuronym.dissect import clip_dissect
 from neuronym.figures import cards, style
-from neuronym.layers import resolve_layers
+from neuronym.hooks import resolve_layers
 from neuronym.measurements import measure
 from neuronym.models.preprocess import HALF, Preprocess, preprocess_text
 from neuronym.similarity.labels import labels_table

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn, Tensor
 
 from neuronym.datasets.probe import Probe
-from neuronym.layers import LayerInfo, list_layers
+from neuronym.hooks import LayerInfo, list_layers
 
 N, SIDE = 23, 6
 LAYERS = ["conv", "norm", "nhwc", "tokens", "first", "fc"]

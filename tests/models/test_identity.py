@@ -27,7 +27,7 @@ from torchvision import transforms
 
 from neuronym.activations import unit_activations
 from neuronym.datasets.probe import load_probe
-from neuronym.layers import resolve_layers
+from neuronym.hooks import resolve_layers
 from neuronym.models.identity import identity, identity_of, weights_key
 from neuronym.models.preprocess import preprocess_text
 from neuronym.models.targets import load_target

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from neuronym.common.checks import UnknownName
 from neuronym.common.types import Target
-from neuronym.layers import resolve_layers
+from neuronym.hooks import resolve_layers
 from neuronym.microworld.networks import micro_vit, MicroResNet
 from neuronym.models.identity import weights_key
 from neuronym.models.preprocess import MICRO

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from neuronym import hooks
 from neuronym.activations import activation_maps, unit_activations
 from neuronym.datasets.probe import load_probe
-from neuronym.layers import list_layers
+from neuronym.hooks import list_layers
 from neuronym.models.clips import load_clip
 from neuronym.second_order import ablation
 from neuronym.second_order.segmentation import attention_heat, class_weights, clip_target, neuron_heat

@@ -14,7 +14,7 @@ from PIL import Image
 from neuronym.activations import unit_activations
 from neuronym.common.types import Clip, Target
 from neuronym.datasets.probe import load_probe
-from neuronym.layers import list_layers
+from neuronym.hooks import list_layers
 from neuronym.models.preprocess import Preprocess, preprocess_text
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score

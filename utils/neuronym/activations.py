@@ -29,8 +29,7 @@ from torch import Tensor
 from neuronym import cache, hooks
 from neuronym.common.types import Device, Progress
 from neuronym.datasets.probe import Probe
-from neuronym.hooks import LAYOUTS
-from neuronym.layers import LayerInfo
+from neuronym.hooks import LayerInfo, LAYOUTS
 from neuronym.passes import compute, inference, Job
 
 if TYPE_CHECKING:

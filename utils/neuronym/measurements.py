@@ -25,7 +25,7 @@ from neuronym.common.types import Clip, Device, Progress, Target
 from neuronym.common.units import Units, units_by_layer
 from neuronym.datasets.concepts import load_concepts
 from neuronym.datasets.probe import load_probe, Probe, subset
-from neuronym.layers import LayerInfo, resolve_layers
+from neuronym.hooks import LayerInfo, resolve_layers
 from neuronym.models.clips import load_clip
 from neuronym.models.targets import load_target
 from neuronym.similarity.matrix import FactoredMatrix

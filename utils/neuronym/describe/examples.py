@@ -35,7 +35,7 @@ from neuronym.common.checks import check_positive_int, unknown
 from neuronym.common.memory import items_within, MEMORY, slices, top_images, working_bytes
 from neuronym.common.types import Box, Device, Progress
 from neuronym.datasets.probe import batches, Probe
-from neuronym.layers import LayerInfo
+from neuronym.hooks import LayerInfo
 from neuronym.models.preprocess import seen_of, SIZE
 from neuronym.passes import inference
 

@@ -37,7 +37,7 @@ from neuronym.describe.candidates import AskAll, propose
 from neuronym.describe.examples import Example, examples, picture
 from neuronym.describe.scoring import best, distinct_best
 from neuronym.describe.selection import CandidateActivations, rank_candidates
-from neuronym.layers import LayerInfo
+from neuronym.hooks import LayerInfo
 from neuronym.models.captioners import BATCH, Captioner, picture_key, WORKERS
 from neuronym.models.generators import Generator
 from neuronym.models.transcripts import answers, Transcript

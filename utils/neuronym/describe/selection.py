@@ -26,7 +26,7 @@ from neuronym.common.memory import MEMORY, top_images
 from neuronym.common.types import Clip, Device, Progress, Target
 from neuronym.datasets.probe import probe_from_images
 from neuronym.describe.scoring import score_candidates
-from neuronym.layers import LayerInfo
+from neuronym.hooks import LayerInfo
 from neuronym.microworld.world import CANDIDATE_SEED
 from neuronym.models.generators import Generator, pictures_of
 from neuronym.similarity.scores import retrieved

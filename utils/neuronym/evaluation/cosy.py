@@ -22,7 +22,7 @@ from neuronym.common.checks import unknown
 from neuronym.common.statistics import column_auroc, sort_columns
 from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import probe_from_images
-from neuronym.layers import LayerInfo
+from neuronym.hooks import LayerInfo
 from neuronym.models.generators import _texts, Generator, pictures_of
 
 TOGETHER = 32  # labels whose pictures pass the network together: few enough to hold, enough for full batches

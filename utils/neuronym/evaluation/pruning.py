@@ -35,8 +35,7 @@ from neuronym.common.text import singular, STOP
 from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import batches, Probe
 from neuronym.evaluation.metrics import auprc
-from neuronym.hooks import edit, LAYOUTS
-from neuronym.layers import LayerInfo, resolve_layers
+from neuronym.hooks import edit, LayerInfo, LAYOUTS, resolve_layers
 from neuronym.passes import inference
 
 NamedUnits = Mapping[str, Sequence[int]]  # layer -> units

@@ -33,7 +33,7 @@ from neuronym.common.types import Target
 from neuronym.common.units import Units, units_by_layer
 from neuronym.datasets.probe import Probe
 from neuronym.figures.style import COLOURS, DPI
-from neuronym.layers import LayerInfo
+from neuronym.hooks import LayerInfo
 from neuronym.measurements import Measurements
 from neuronym.models.preprocess import seen
 

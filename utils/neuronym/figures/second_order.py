@@ -26,7 +26,7 @@ from neuronym.common.types import Target
 from neuronym.datasets.probe import Probe
 from neuronym.figures import cards
 from neuronym.figures.style import hatch, image_grid, MARKERS, palette
-from neuronym.layers import LayerInfo
+from neuronym.hooks import LayerInfo
 
 
 def explained_by_layer(table: pd.DataFrame) -> Figure:

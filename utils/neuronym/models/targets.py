@@ -41,7 +41,7 @@ from torch import nn, Tensor
 
 from neuronym.common.checks import import_extra, missing, unknown
 from neuronym.common.types import Target
-from neuronym.layers import resolve_layers
+from neuronym.hooks import resolve_layers
 from neuronym.models.identity import identity
 from neuronym.models.preprocess import HALF, MICRO, Preprocess, preprocess_text
 from neuronym.models.weights import is_file_or_seed, load_into, microworld_weights, random_start, read_weights

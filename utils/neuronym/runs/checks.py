@@ -63,7 +63,7 @@ def check_networks(known: Mapping[str, Parameter], params: Mapping[str, Any]) ->
     target = params.get("target")
     if not target or not known["target"].kinds:
         return
-    from neuronym.layers import check_layer_names
+    from neuronym.hooks import check_layer_names
     from neuronym.models.targets import build_outline, own_function, TARGETS
 
     own = target.partition(":")[0] not in TARGETS

@@ -122,7 +122,7 @@ def _other(command: str, *words: str) -> int:
 
 def _layers(target: str = "microworld:resnet") -> None:
     """The layers of a network with their kinds, units and shapes."""
-    from neuronym.layers import list_layers
+    from neuronym.hooks import list_layers
     from neuronym.models.targets import load_target
 
     network = load_target(target, suggest=False)

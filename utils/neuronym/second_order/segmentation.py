@@ -28,8 +28,7 @@ from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.statistics import column_precision, sort_columns
 from neuronym.common.types import Clip, Progress, Target
 from neuronym.datasets.probe import Probe
-from neuronym.hooks import record
-from neuronym.layers import LayerInfo
+from neuronym.hooks import LayerInfo, record
 from neuronym.models.preprocess import fit_mask, sides_of
 from neuronym.passes import inference
 from neuronym.second_order.effects import checked_layers
