@@ -168,4 +168,4 @@ def _layers(target: Target, layers: str | Sequence) -> list[LayerInfo]:
     """Layers by name or glob, or as they were resolved before."""
     if not isinstance(layers, str) and all(isinstance(layer, LayerInfo) for layer in layers):
         return list(layers)
-    return resolve_layers(target.model, layers, target.example)
+    return resolve_layers(target.model, layers, target.example, target.layouts)

@@ -12,7 +12,6 @@ fires at half of its largest value or more, and the rest is a little darker.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -117,13 +116,15 @@ def collect(
 ) -> list[dict]:
     """A card of each unit, to `draw`; Q [N, K] are the layer's activations, `table` its labels.
 
-    Pictures are shown as the network sees them, so that a map lies where the unit fired. A token layer whose
-    patches are no square (beside class and register tokens) is shown by its last square of tokens. `names`
-    are the true ones of all units of the layer. With `keep`, pictures and maps are cached.
+    Pictures are shown as the network sees them, so that a map lies where the unit fired; of a layer whose
+    positions are no places in the picture that are known, there is none. `names` are the true ones of all
+    units of the layer. With `keep`, pictures and maps are cached.
     """
     best = top_images(Q[:, units], min(images, len(Q))).T.tolist()  # [units][images]
     rows = sorted({row for some in best for row in some})
     spec = activation_spec(target, probe, layer) | {"schema": SCHEMA, "units": list(units), "rows": rows}
+    if layer.grid:
+        spec |= {"grid": [*layer.grid, layer.start]}
     found = (
         cache.bundle("cards", spec, lambda: _look(target, probe, layer, rows, units, device))
         if keep
@@ -185,18 +186,9 @@ def _look(
     """
     decoded = [probe.image(row) for row in rows]
     found = {"pictures": torch.from_numpy(np.stack([seen(target.preprocess, image) for image in decoded]))}
-    if layer.layout != "fc":
-        side = math.isqrt(layer.shape[0])
+    if layer.layout in ("conv", "nhwc") or layer.grid:
         some = replace(probe, items=[np.asarray(image) for image in decoded])  # not decoded once more
-        found["maps"] = activation_maps(
-            target,
-            some,
-            layer,
-            range(len(rows)),
-            units=units,
-            device=device,
-            grid=(side, side) if layer.layout.startswith("tokens") else None,
-        )
+        found["maps"] = activation_maps(target, some, layer, range(len(rows)), units=units, device=device)
     return found
 
 
