@@ -232,6 +232,7 @@ def _told_of_three(two: tuple, seen: Seen, findings: Findings) -> str | None:
     if local.get(1) != local.get(2):
         return "tokens" if local.get(1) else "conv1d"
     patches = findings.counts | {h * w for h, w in findings.maps}
+    patches |= {_halved(h) * _halved(w) for h, w in findings.maps}
     if (two[1] in patches) != (two[2] in patches):
         return "tokens" if two[1] in patches else "conv1d"
     if (two[1] == 1) != (two[2] == 1):
@@ -256,7 +257,8 @@ def _told_of_four(two: tuple, findings: Findings) -> str:
 def _between_tokens(two: tuple, findings: Findings) -> str:
     """Words for what an attention has inside: values from token to token, or units split between heads."""
     _, a, b, c = two
-    if b == c and b in findings.counts and (b, c) not in findings.maps:
+    pairs = [(x, y) for x, y in ((b, c), (a, b)) if x == y and x in findings.counts]
+    if pairs and pairs[0] not in findings.maps:
         return f"gives values from token to token, shape {list(two)} for two images, and no units"
     if (b in findings.counts and a * c in findings.widths) or (
         a in findings.counts and b * c in findings.widths
@@ -271,10 +273,10 @@ def _grid(layout: str, two: tuple, seen: Seen, findings: Findings) -> tuple[tupl
     """
     axis = POSITION_AXES[layout][0]
     count = two[axis]
-    if count in findings.grids:
-        return findings.grids[count]
     run = _run(seen.edges[axis], count) if layout != "tokens_first" and axis in seen.edges else None
     found = _laid_out(run, seen.edges[axis], findings) if run else "unknown"
+    if found == "unknown" and count in findings.grids:
+        return findings.grids[count]
     if found == "unknown":
         found = _counted(count, findings)
         if found is None:
@@ -302,10 +304,14 @@ def _laid_out(
     (first, last), (upper, lower) = run, edges
     patches = last - first + 1
     fitting = [(h, w) for h, w in findings.maps if h * w == patches]
+    if len(upper) > patches / 2:  # mixed already, but for what is not of the picture
+        return (fitting[0], first) if fitting else "unknown"
     for h, w in fitting:
         half = (h + 1) // 2 * w
         if upper[-1] - first < half and last - lower[0] < half:
             return (h, w), first
+    if max(upper[-1] - upper[0], lower[-1] - lower[0]) > patches / 2:
+        return None
     row = len(upper)
     if not fitting and upper == list(range(first, first + row)) and len(lower) == row and patches % row == 0:
         return (patches // row, row), first
@@ -327,6 +333,10 @@ def _counted(count: int, findings: Findings) -> tuple[tuple[int, int], int] | No
             extra = count - h * w
             if extra == most if most is not None else 0 < extra <= h * w:
                 return (h, w), extra
+    if findings.maps and None not in findings.grids.values():
+        for h, w in findings.maps:  # every second patch of a grid
+            if _halved(h) * _halved(w) == count:
+                return (_halved(h), _halved(w)), 0
     if findings.maps:
         return None
     height, width = findings.picture  # without a convolution: a grid as the picture is, or that and a token
@@ -335,3 +345,7 @@ def _counted(count: int, findings: Findings) -> tuple[tuple[int, int], int] | No
         if h and (count - extra) % h == 0 and h * width == (count - extra) // h * height:
             return (h, (count - extra) // h), extra
     return None
+
+
+def _halved(side: int) -> int:
+    return (side + 1) // 2

@@ -137,7 +137,8 @@ def collect(
         cards.append(
             {
                 "title": f"{layer.name}  unit {unit}",
-                "labels": list(zip(labels["label"], labels["score"])),
+                "labels": [(text, score) for text, score in zip(labels["label"], labels["score"]) if text],
+                "note": str(labels["note"].iat[0]) if "note" in labels and len(labels) else "",
                 "truth": names[unit] if names is not None else None,
                 "images": [Image.fromarray(found["pictures"][i].numpy()) for i in at],
                 "values": Q[some, unit].tolist(),
@@ -153,9 +154,10 @@ def draw(
     """A figure of one row per card: title, labels with scores and, if known, the true name; then its most
     active images, each with the unit's activation.
 
-    A card holds title, labels [(label, score)], images, and optionally values of these, truth, and maps [h,
-    w] of each image, whose positive part tells where the unit fires, all on the unit's own scale. The
-    pictures of all cards are one raster of the resolution figures are saved at; texts stay texts.
+    A card holds title, labels [(label, score)], images, and optionally a note in place of labels, values of
+    the images, truth, and maps [h, w] of each image, whose positive part tells where the unit fires, all on
+    the unit's own scale. The pictures of all cards are one raster of the resolution figures are saved at;
+    texts stay texts.
     """
     row, foot = TILE + 2 * GAP + BELOW, 44
     width, height = ROOM + images * (TILE + GAP) + MARGIN, len(cards) * row + foot
@@ -247,6 +249,11 @@ def _write(fig: Figure, card: Mapping, left: float, top: float, pixel: float) ->
         colour = COLOURS[2] if mark == "✓" else COLOURS[3]
         fig.text(left, top - y * pixel, text, fontsize=7, va="top", color=colour, parse_math=False)
         y += 32
+    if card.get("note"):
+        what, _, why = card["note"].partition(": ")
+        fig.text(left, top - y * pixel, f"no name: {what}", fontsize=8, va="top", color=COLOURS[3])
+        fig.text(left, top - (y + 34) * pixel, why, fontsize=6, va="top", color="0.4", parse_math=False)
+        return
     for i, (label, score) in enumerate(labels[: 4 if truth is None else 3]):
         shown = label if len(label) <= 24 else label[:23] + "…"
         fig.text(

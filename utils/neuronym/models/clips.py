@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -142,6 +143,14 @@ def _open_clip(rest: str, device: torch.device) -> Clip:
         raise FileNotFoundError(f"no weights file at {tag}; open_clip:{arch} also knows {', '.join(tags)}")
     # weights trained with QuickGELU are wrong under GELU, and open_clip would only warn
     quick = tag in tags and (open_clip.get_pretrained_cfg(arch, tag) or {}).get("quick_gelu", False)
+    if not hub and tag not in tags and seed is None and not _is_quick(open_clip, arch):
+        quick = _is_openais(tag)
+        if not quick:
+            warnings.warn(
+                f"open_clip:{arch} runs {tag} under GELU; weights that began as OpenAI's were trained with "
+                "QuickGELU: name them openai:NAME@FILE, or an architecture that ends in -quickgelu",
+                stacklevel=2,
+            )
     try:
         with random_start(seed or 0):
             model, _, preprocess = open_clip.create_model_and_transforms(
@@ -175,6 +184,17 @@ def _open_clip(rest: str, device: torch.device) -> Clip:
     )
 
 
+def _is_quick(open_clip, arch: str) -> bool:
+    return bool((open_clip.get_model_config(arch) or {}).get("quick_gelu", False))
+
+
+def _is_openais(file: str) -> bool:
+    """Whether a file is as OpenAI ships its CLIPs: an archive of TorchScript, or its sizes beside the
+    weights.
+    """
+    return is_torchscript(file) or {"input_resolution", "vocab_size"} <= read_weights(file).keys()
+
+
 def _hf(rest: str, device: torch.device) -> Clip:
     import transformers
 
@@ -184,9 +204,11 @@ def _hf(rest: str, device: torch.device) -> Clip:
     )  # as released
     try:
         with quiet_transformers(), random_start(0):
-            model = transformers.AutoModel.from_pretrained(source)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-            processor = transformers.AutoImageProcessor.from_pretrained(source, **pil)
+            model = transformers.AutoModel.from_pretrained(source, trust_remote_code=False)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            processor = transformers.AutoImageProcessor.from_pretrained(
+                source, trust_remote_code=False, **pil
+            )
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"hf:{rest} could not be loaded ({_first_line(error)}); download it where there is "
@@ -197,7 +219,8 @@ def _hf(rest: str, device: torch.device) -> Clip:
             f"an image-text model has get_image_features and get_text_features, got {type(model).__name__}"
             f" from hf:{rest}; use a CLIP or SigLIP"
         )
-    longest = min(model.config.text_config.max_position_embeddings, tokenizer.model_max_length)
+    positions = getattr(getattr(model.config, "text_config", None), "max_position_embeddings", None)
+    longest = min(positions or tokenizer.model_max_length, tokenizer.model_max_length)
     masked = "siglip" not in model.config.model_type  # SigLIP was trained to read its padding
 
     def texts_in(texts: list[str]) -> Tensor:
@@ -211,6 +234,14 @@ def _hf(rest: str, device: torch.device) -> Clip:
         return processor(images=image, return_tensors="pt")["pixel_values"][0]
 
     words = digest(tokenizer_key(tokenizer), f"max_length {longest} {masked}")
+    _check_features(
+        f"hf:{rest}",
+        model,
+        lambda: _features(
+            model.get_image_features(pixel_values=preprocess(Image.new("RGB", (64, 64)))[None])
+        ),
+        lambda: texts_in(["a"]),
+    )
     return _clip(
         model,
         device,
@@ -286,7 +317,7 @@ def _clip(
     """
     model = model.float().eval().requires_grad_(False)
     tops = {name.partition(".")[0] for name in [*model.state_dict(), *dict(model.named_children())]}
-    text_parts = tops - set(image_parts) - {"logit_scale", "logit_bias"}
+    text_parts = tops - set(image_parts) - {"logit_scale", "logit_bias", "temperature"}
     keys = identity(model, set(image_parts)), identity(model, text_parts, words)
     model.to(device)
     quick = any("QuickGELU" in type(part).__name__ for part in model.modules())
@@ -299,7 +330,7 @@ def _clip(
         spec,
         *keys,
         encode_text(["a"]).shape[1],
-        float(model.logit_scale.exp()),
+        _scale(model),
         "QuickGELU" if quick else "GELU",
         model,
     )
@@ -323,6 +354,35 @@ def _encoders(
         return F.normalize(torch.cat(rows).float(), dim=-1)  # [m, d]
 
     return encode_image, encode_text
+
+
+def _check_features(name: str, model: nn.Module, picture: Callable, text: Callable) -> None:
+    """ValueError unless one picture and one text give rows of one width, and the network has a scale."""
+    try:
+        with torch.no_grad():
+            shapes = [list(features().shape) for features in (picture, text)]
+    except Exception as error:
+        raise ValueError(
+            f"an image-text model embeds a picture and a text alone, {type(model).__name__} from {name} "
+            f"cannot ({type(error).__name__}: {_first_line(error)}); use a CLIP or SigLIP"
+        ) from error
+    if any(len(shape) != 2 or shape[0] != 1 for shape in shapes) or shapes[0] != shapes[1]:
+        raise ValueError(
+            f"an image-text model gives one row of one width for a picture and for a text, "
+            f"{type(model).__name__} from {name} gives {shapes[0]} and {shapes[1]}; use a CLIP or SigLIP"
+        )
+    if not hasattr(model, "logit_scale") and not hasattr(model, "temperature"):
+        raise ValueError(
+            f"an image-text model has a learned scale (logit_scale), {type(model).__name__} from {name} has "
+            "none; use a CLIP or SigLIP"
+        )
+
+
+def _scale(model: nn.Module) -> float:
+    """What cosines are multiplied by; ALIGN has its inverse."""
+    if hasattr(model, "logit_scale"):
+        return float(model.logit_scale.exp())
+    return 1 / float(model.temperature)
 
 
 def _features(output) -> Tensor:
