@@ -221,3 +221,10 @@ def test_saved_cards_keep_their_raster_and_their_texts(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["all.pdf", "all.png", "one.pdf", "one.png"]
     pdf = (tmp_path / "all.pdf").read_bytes()
     assert pdf.count(b"/Type /Page ") == 1 and b"/FontFile2" in pdf and b"/Type3" not in pdf
+
+
+def test_a_unit_without_a_name_says_why():
+    picture = Image.new("RGB", (20, 20), "red")
+    card = {"title": "fc  unit 3", "labels": [], "note": "dead: 0 for every image", "images": [picture]}
+    texts = [text.get_text() for text in cards.draw([card], 1).texts]
+    assert "no name: dead" in texts and "0 for every image" in texts

@@ -254,7 +254,7 @@ def test_archives_that_run_code_when_torch_reads_them_do_not(tmp_path):
 
         @torch.jit.export
         def __setstate__(self, state: tuple[torch.Tensor, str, bool]):
-            self.weight, self.training = state[0], state[2]
+            self.weight, self.file, self.training = state[0], state[1], state[2]
             torch.save(state[0], state[1])
 
     torch.jit.script(Writer()).save(tmp_path / "own.pt")

@@ -228,15 +228,15 @@ def _normalises_last(module: nn.Module) -> bool:
 
 
 def _told_of_three(two: tuple, seen: Seen, findings: Findings) -> str | None:
-    local = {axis: _run(seen.edges[axis], two[axis]) is not None for axis in (1, 2) if axis in seen.edges}
+    if (two[1] == 1) != (two[2] == 1):
+        return "tokens" if two[1] == 1 else "conv1d"
+    local = {axis: _apart(seen.edges[axis], two[axis]) for axis in (1, 2) if axis in seen.edges}
     if local.get(1) != local.get(2):
         return "tokens" if local.get(1) else "conv1d"
     patches = findings.counts | {h * w for h, w in findings.maps}
-    patches |= {_halved(h) * _halved(w) for h, w in findings.maps}
+    patches |= {h * w for h, w in _thinned(findings.maps)}
     if (two[1] in patches) != (two[2] in patches):
         return "tokens" if two[1] in patches else "conv1d"
-    if (two[1] == 1) != (two[2] == 1):
-        return "tokens" if two[1] == 1 else "conv1d"
     before = findings.before
     if before is not None and before.shape == two[1:] and before.layout in ("tokens", "conv1d"):
         return before.layout
@@ -295,6 +295,12 @@ def _run(edges: tuple[list[int], list[int]], count: int) -> tuple[int, int] | No
     return min(upper[0], lower[0]), max(upper[-1], lower[-1])
 
 
+def _apart(edges: tuple[list[int], list[int]], count: int) -> bool:
+    """Whether the upper and the lower edge reach different positions."""
+    upper, lower = edges
+    return _run(edges, count) is not None and 2 * len({*upper} & {*lower}) <= min(len(upper), len(lower))
+
+
 def _laid_out(
     run: tuple[int, int], edges: tuple[list[int], list[int]], findings: Findings
 ) -> tuple[tuple[int, int], int] | None | str:
@@ -334,9 +340,9 @@ def _counted(count: int, findings: Findings) -> tuple[tuple[int, int], int] | No
             if extra == most if most is not None else 0 < extra <= h * w:
                 return (h, w), extra
     if findings.maps and None not in findings.grids.values():
-        for h, w in findings.maps:  # every second patch of a grid
-            if _halved(h) * _halved(w) == count:
-                return (_halved(h), _halved(w)), 0
+        for h, w in _thinned(findings.maps):
+            if h * w == count:
+                return (h, w), 0
     if findings.maps:
         return None
     height, width = findings.picture  # without a convolution: a grid as the picture is, or that and a token
@@ -347,5 +353,6 @@ def _counted(count: int, findings: Findings) -> tuple[tuple[int, int], int] | No
     return None
 
 
-def _halved(side: int) -> int:
-    return (side + 1) // 2
+def _thinned(maps: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Grids of every second and every fourth patch."""
+    return [(-(-h // step), -(-w // step)) for step in (2, 4) for h, w in maps]

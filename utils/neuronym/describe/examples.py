@@ -192,12 +192,12 @@ def _reader(
                 Probe("", ids, None, "", [], shown), [prepared], batch_size, workers=workers
             ):
                 for piece in place(inputs):
-                    count = len(piece)
-                    mine = (rows >= first) & (rows < first + count)
+                    count, last = len(piece), min(first + len(piece), span.stop)  # one image is there twice
+                    mine = (rows >= first) & (rows < last)
                     wanted = rows[mine] - first, units[mine]
                     target.model(piece)
                     parts.append(acts[layer.name])
-                    first = min(first + count, span.stop)
+                    first = last
             values, maps = (torch.cat(some) for some in zip(*parts))
             if not bool(values.isfinite().all()):
                 row, unit = pairs[int((~values.isfinite()).nonzero()[0])]

@@ -22,7 +22,7 @@ from neuronym.similarity.scores import top_labels
 COLUMNS = ["model", "layer", "unit", "method", "rank", "label", "score"]
 MARKS = ["active_share", "note"]
 SAME = 1e-5  # values that differ by less, of the largest, are one value
-TOP, MOSTLY = 0.01, 0.9  # of the range of values; share of images within that of the largest
+HIGHEST, MOSTLY = 0.01, 0.9  # of the range of values; share of images within that of the largest
 RENAMED = {
     "description": "label",
     "similarity": "score",
@@ -106,7 +106,7 @@ def unit_notes(Q: torch.Tensor) -> pd.DataFrame:
     low, high = Q.aminmax(dim=0)
     span, largest = high - low, torch.maximum(high.abs(), low.abs())
     constant = (span <= SAME * largest) if len(Q) > 1 else largest == 0
-    near = (Q >= high - TOP * span).double().mean(0)
+    near = (Q >= high - HIGHEST * span).double().mean(0)
     columns = zip(largest.tolist(), constant.tolist(), near.tolist())
     notes = [
         ("dead: 0 for every image" if top == 0 else "constant: the same value for every image")
