@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from neuronym.common.checks import openai_package, UnknownName
 from neuronym.common.types import Clip
 from neuronym.microworld import world
-from neuronym.models.clips import _is_openais, CLIPS, load_clip, openai_module, openai_weights, text_features
+from neuronym.models.clips import _is_openais, CLIPS, load_clip
 from neuronym.models.identity import weights_key
+from neuronym.models.openai_clip import openai_module, openai_weights, text_features
 from neuronym.models.preprocess import MICRO, preprocess_text
 from neuronym.models.targets import load_target
 from neuronym.models.weights import random_start
