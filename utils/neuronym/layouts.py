@@ -309,7 +309,8 @@ def _laid_out(
     """
     (first, last), (upper, lower) = run, edges
     patches = last - first + 1
-    fitting = [(h, w) for h, w in findings.maps if h * w == patches]
+    known = [*findings.maps, *_thinned(findings.maps)]
+    fitting = [(h, w) for h, w in known if h * w == patches]
     if len(upper) > patches / 2:  # mixed already, but for what is not of the picture
         return (fitting[0], first) if fitting else "unknown"
     for h, w in fitting:
@@ -319,7 +320,12 @@ def _laid_out(
     if max(upper[-1] - upper[0], lower[-1] - lower[0]) > patches / 2:
         return None
     row = len(upper)
-    if not fitting and upper == list(range(first, first + row)) and len(lower) == row and patches % row == 0:
+    if (
+        not findings.maps
+        and upper == list(range(first, first + row))
+        and len(lower) == row
+        and patches % row == 0
+    ):
         return (patches // row, row), first
     return None if fitting else "unknown"
 

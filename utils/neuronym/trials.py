@@ -27,6 +27,7 @@ from neuronym.layouts import Seen
 
 SAMPLE = 256  # values of a layer that are compared between passes
 ALIKE, WITHIN = 1e-3, 1e-2  # how far they may differ, of the largest: of the output, of layers inside
+FAINT = 0.02  # a change of a position that is little, of the largest
 ENLARGED = 128  # pictures up to this side are enlarged to see which axes are positions, others made smaller
 
 
@@ -247,8 +248,12 @@ def _changed(x: Tensor, axis: int) -> tuple[list[int], list[int]]:
     first.
     """
     allowed = 1e-5 * float(x[0].abs().max().clamp_min(1e-12))
-    apart = (x[1:] - x[0]).abs().amax(3 - axis) > allowed  # [2, positions]
-    return tuple(row.nonzero()[:, 0].tolist() for row in apart)
+    apart = (x[1:] - x[0]).abs().amax(3 - axis)  # [2, positions]
+    reached = apart > allowed
+    # where some change a little, positions have attended to changed ones: nothing is told from where
+    mixed = reached & (apart < FAINT * apart.amax(1, keepdim=True))
+    reached |= mixed.any(1, keepdim=True)
+    return tuple(row.nonzero()[:, 0].tolist() for row in reached)
 
 
 def _differs(first: _Pass, second: _Pass) -> str:
