@@ -190,7 +190,8 @@ def test_pieces_of_a_batch_do_not_matter(target, clip, probe, pixels, monkeypatc
     sizes = []
     target.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     Q, I = activations_and_embeddings(target, layers_of(target), clip, probe, batch_size=10)
-    expected = {1: [1] * N, 3 * SIDE**2: [3, 3, 3, 1, 3, 3, 3, 1, 3]}.get(pixels, [10, 10, 3])
+    # none of a single image
+    expected = {1: [2] * 9 + [3], 3 * SIDE**2: [3, 3, 4, 3, 3, 4, 3]}.get(pixels, [10, 10, 3])
     assert sizes[-len(expected) :] == expected
     close(Q["fc"], target.model(images_of(target, probe)).detach())
     close(I, clip.encode_image(images_of(target, probe)).detach())

@@ -108,7 +108,7 @@ def test_list_layers_observes_units_shapes_and_layouts(net):
         "fc",
     ]  # no shared, unused or dictionary module
     assert found["conv"] == LayerInfo("conv", "Conv2d", 7, (7, 6, 5), "conv")
-    assert found["attn"] == LayerInfo("attn", "MultiheadAttention", 7, (30, 7), "tokens")
+    assert found["attn"] == LayerInfo("attn", "MultiheadAttention", 7, (30, 7), "tokens", (6, 5), 0)
     assert found["fc"] == LayerInfo("fc", "Linear", 11, (11,), "fc")
     assert hooks_of(net) == 0
 
@@ -481,17 +481,19 @@ def test_maps_of_every_layout(layout, grid, shape, at):
     )
 
 
-def test_square_token_grids_with_and_without_class_token():
+def test_tokens_around_the_patches_are_left_out():
     x = torch.randn(B, 10, 7)
-    torch.testing.assert_close(as_maps(x, "tokens")[:, :, 1, 2], x[:, 6])
-    torch.testing.assert_close(as_maps(x[:, 1:], "tokens"), as_maps(x, "tokens"))
+    torch.testing.assert_close(as_maps(x, "tokens", (3, 3))[:, :, 1, 2], x[:, 6])
+    torch.testing.assert_close(as_maps(x[:, 1:], "tokens", (3, 3)), as_maps(x, "tokens", (3, 3)))
+    torch.testing.assert_close(as_maps(x, "tokens", (2, 3), start=0)[:, :, 1, 2], x[:, 5])
+    torch.testing.assert_close(as_maps(x.transpose(1, 2), "conv1d", (3, 3)), as_maps(x, "tokens", (3, 3)))
 
 
 @pytest.mark.parametrize(
     "layout, grid, message",
     [
         ("fc", None, "no maps"),
-        ("tokens", None, r"13 tokens are no square grid.*pass grid=\(h, w\)"),
+        ("tokens", None, r"13 positions do not tell where.*pass grid=\(h, w\)"),
         ("tokens", (4, 4), "a grid of 4 x 4 needs as many tokens, got 13"),
     ],
 )

@@ -15,6 +15,8 @@ FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.r
 # each line may import what stands in the lines above it, and nothing of its own line but itself
 ORDER = (
     "common",
+    "layouts",
+    "trials",
     "hooks microworld runs similarity",
     "cache datasets",
     "passes",

@@ -17,7 +17,7 @@ from PIL import Image
 import neuronym
 from neuronym import clip_dissect, load_clip, load_concepts, load_probe, load_target, measure, unit_cards
 from neuronym.runs.folders import ROOT
-from neuronym.similarity.labels import COLUMNS
+from neuronym.similarity.labels import COLUMNS, MARKS
 
 EXAMPLES = [
     (f"neuronym.{home}", name) for name, home in neuronym._HOMES.items() if name != "second_order"
@@ -48,7 +48,7 @@ def test_ten_lines_on_the_microworld(tmp_path):
         and len(data.T) == len(words)
     )
     assert (naming.N, test.N) == (54, 36) and not set(naming.probe.ids) & set(test.probe.ids)
-    assert list(labels) == COLUMNS and len(labels) == 192 * 5 and labels["rank"].max() == 5
+    assert list(labels) == COLUMNS + MARKS and len(labels) == 192 * 5 and labels["rank"].max() == 5
     figure.savefig(tmp_path / "cards.png")
     assert Image.open(tmp_path / "cards.png").size[0] > 500
 

@@ -68,7 +68,7 @@ def literal_pass(target, layer, image, pool="avg"):
     with torch.no_grad(), hooks.record(target.model, [layer.name]) as acts:
         target.model(target.preprocess(image)[None])
     output = acts[layer.name]
-    maps = None if layer.layout == "fc" else hooks.as_maps(output, layer.layout)[0]
+    maps = None if layer.layout == "fc" else hooks.maps_of(output, layer)[0]
     return hooks.pool(output, layer.layout, pool, 1)[0], maps
 
 

@@ -55,6 +55,7 @@ class FakeTarget:
     model: nn.Module
     preprocess: object
     name: str = "fake"
+    channels_last: bool = True
 
 
 def pixels(image: Image.Image) -> torch.Tensor:

@@ -256,3 +256,10 @@ def test_many_cards_are_several_figures_and_one_figure_says_how_many_it_has(caps
 def test_a_figure_of_as_many_cards_as_may_be_is_one_that_can_be_saved(tmp_path):
     tallest = cards.TILE + 2 * cards.GAP + cards.INSET + cards.GAP // 2
     assert (max(cards.TALLEST, cards.PAGE) * tallest + 44) < 2**16  # of a picture, by matplotlib
+
+
+def test_a_unit_without_a_name_says_why():
+    picture = Image.new("RGB", (20, 20), "red")
+    card = {"title": "fc  unit 3", "labels": [], "note": "dead: 0 for every image", "images": [picture]}
+    texts = [text.get_text() for text in cards.draw([card], 1).texts]
+    assert "no name: dead" in texts and "0 for every image" in texts

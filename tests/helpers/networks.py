@@ -67,6 +67,7 @@ class FakeTarget:
     preprocess: Callable
     preprocess_spec: str = "to tensor"
     weights_key: str = "0123456789abcdef"
+    channels_last: bool = True
 
 
 @dataclass
@@ -77,6 +78,7 @@ class FakeClip:
     preprocess_spec: str = "to tensor"
     weights_key: str = "fedcba9876543210"
     d: int = 5
+    channels_last: bool = True
 
     def encode_image(self, images: Tensor) -> Tensor:
         return nn.functional.normalize(self.model(images), dim=1)

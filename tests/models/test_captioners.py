@@ -8,6 +8,7 @@ import base64
 import hashlib
 import io
 import json
+import shutil
 import threading
 from types import SimpleNamespace
 
@@ -353,3 +354,21 @@ def test_what_is_no_list_of_pictures(given):
         ValueError, match="a captioner takes a list of PIL pictures, got .*; wrap one picture"
     ):
         load_captioner("clip_words", clip=toy_clip(), words=["a 1 0 0"]).caption(given)
+
+
+def test_blip2_of_before_image_tokens_captions_alike(blip2, tmp_path):
+    shutil.copytree(blip2, tmp_path, dirs_exist_ok=True)
+    for name in [tmp_path / "config.json", *tmp_path.glob("*processor*config*.json")]:
+        settings = json.loads(name.read_text())
+        for key in ("image_token_index", "image_token_id"):
+            settings.pop(key, None)
+        if name.name != "config.json":
+            settings.pop("num_query_tokens", None)
+        name.write_text(json.dumps(settings))
+    now, before = (load_captioner(f"blip2:{folder}").caption(PICTURES) for folder in (blip2, tmp_path))
+    assert before == now
+    settings = json.loads((tmp_path / "config.json").read_text())
+    settings["text_config"] |= {"pad_token_id": None, "eos_token_id": 2}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="blip2:.*saved before image tokens .*set image_token_index"):
+        load_captioner(f"blip2:{tmp_path}")

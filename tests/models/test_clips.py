@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from neuronym.common.checks import openai_package, UnknownName
 from neuronym.common.types import Clip
 from neuronym.microworld import world
-from neuronym.models.clips import CLIPS, load_clip, openai_module, openai_weights, text_features
+from neuronym.models.clips import _is_openais, CLIPS, load_clip
 from neuronym.models.identity import weights_key
+from neuronym.models.openai_clip import openai_module, openai_weights, text_features
 from neuronym.models.preprocess import MICRO, preprocess_text
 from neuronym.models.targets import load_target
 from neuronym.models.weights import random_start
@@ -312,6 +313,35 @@ def test_hugging_face_folders_that_are_no_clip(tmp_path):
         load_clip("hf:/no/where")
 
 
+@pytest.mark.parametrize("hidden", [12, 16])
+def test_align_has_the_inverse_of_a_scale(tmp_path, hidden):
+    import transformers
+
+    save_hf(tmp_path, "clip")
+    text = dict(vocab_size=20, hidden_size=8, intermediate_size=9, num_hidden_layers=1, num_attention_heads=2)
+    vision = dict(image_size=32, width_coefficient=0.1, depth_coefficient=0.1, hidden_dim=hidden)
+    config = transformers.AlignConfig(text_config=text, vision_config=vision, projection_dim=hidden)
+    model = transformers.AlignModel(config).eval()
+    wide = model.get_image_features(pixel_values=torch.zeros(1, 3, 32, 32)).pooler_output.shape[1]
+    model.text_projection = torch.nn.Linear(8, wide)
+    model.config.projection_dim = model.config.text_config.projection_dim = wide
+    model.save_pretrained(tmp_path)
+    if hidden == 12:
+        clip, x = load_clip(f"hf:{tmp_path}"), torch.randn(3, 3, 32, 32)
+        with torch.no_grad():
+            want = F.normalize(model.get_image_features(pixel_values=x).pooler_output, dim=1)
+        torch.testing.assert_close(clip.encode_image(x), want)
+        assert clip.logit_scale == pytest.approx(float(1 / model.temperature.detach()))
+        return
+    model.text_projection = torch.nn.Linear(8, 7)
+    model.config.projection_dim = 7
+    model.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="one row of one width .*AlignModel from hf:.* and .1, 7.; use a CLIP"
+    ):
+        load_clip(f"hf:{tmp_path}")
+
+
 def test_open_clip(tmp_path):
     open_clip = pytest.importorskip("open_clip", reason="install the extra 'open_clip' to run this")
     open_clip.add_model_config(str(tmp_path))
@@ -327,7 +357,13 @@ def test_open_clip(tmp_path):
     assert (clip.activation, quick.activation, clip.d) == ("GELU", "QuickGELU", 24)
     assert weights_key(clip.model) == weights_key(quick.model) and clip.weights_key != quick.weights_key
     torch.save(clip.model.state_dict(), tmp_path / "a.pt")
-    assert load_clip(f"open_clip:small:{tmp_path / 'a.pt'}").weights_key == clip.weights_key
+    with pytest.warns(UserWarning, match="runs .*a.pt under GELU; .*QuickGELU: name them openai:NAME@FILE"):
+        assert load_clip(f"open_clip:small:{tmp_path / 'a.pt'}").weights_key == clip.weights_key
+    torch.save(
+        {**clip.model.state_dict(), "input_resolution": torch.tensor(8), "vocab_size": torch.tensor(9)},
+        tmp_path / "o.pt",
+    )
+    assert _is_openais(tmp_path / "o.pt") and not _is_openais(tmp_path / "a.pt")
     with pytest.raises(UnknownName, match="no open_clip architecture 'ViT-B-33'; nearest: ViT-B-32"):
         load_clip("open_clip:ViT-B-33:openai")
     with pytest.raises(UnknownName, match="no open_clip weights of ViT-B-32 'opnai'; nearest: openai"):

@@ -16,7 +16,17 @@ from torchvision import transforms as T
 from torchvision.models import ResNet18_Weights
 
 from neuronym.common.checks import openai_package
-from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, HALF, Preprocess, preprocess_text
+from neuronym.models.preprocess import (
+    as_input,
+    AsInput,
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF,
+    Preprocess,
+    preprocess_text,
+    seen,
+    seen_of,
+)
 
 
 def picture(width=43, height=31, mode="RGB"):
@@ -131,3 +141,65 @@ def test_values_are_torchvisions_to_the_bit(size, preprocess):
     resized = T.resize(image, preprocess.resize, InterpolationMode(preprocess.interpolation))
     wanted = T.to_tensor(T.center_crop(resized, preprocess.crop))
     assert torch.equal(preprocess(image), T.normalize(wanted, preprocess.mean, preprocess.std))
+
+
+@pytest.mark.parametrize(
+    "mode, shown",
+    [("L", (118, 118, 118)), ("RGB", (200, 100, 0)), ("RGBA", (200, 100, 0)), ("LA", (118,) * 3)],
+)
+def test_what_is_seen_of_one_to_four_channels(mode, shown):
+    from torchvision import transforms as T
+
+    count = len(Image.new(mode, (1, 1)).getbands())
+    half = T.Normalize([0.5] * count, [0.25] * count)
+    way = T.Compose([T.Lambda(lambda image: image.convert(mode)), T.Resize((28, 28)), T.ToTensor(), half])
+    seen_one = seen(way, Image.new("RGB", (40, 40), (200, 100, 0)))
+    assert seen_one.mode == "RGB" and seen_one.size == (28, 28) and seen_one.getpixel((3, 3)) == shown
+    assert seen_of(way, 40) == (0, 0, 40, 40)
+
+
+def test_what_is_seen_where_black_and_white_are_one():
+    def edges(image):
+        x = torch.from_numpy(np.array(image.convert("L"))).float()
+        return (x[:, 1:] - x[:, :-1]).abs()[None]
+
+    picture = Image.fromarray(np.repeat(np.uint8([[0, 0, 90, 90]]), 3, 0)).convert("RGB")
+    assert [seen(edges, picture).getpixel((i, 1)) for i in range(3)] == [(0,) * 3, (255,) * 3, (0,) * 3]
+
+
+class Batch(dict):
+    """As Hugging Face's BatchFeature: a table that is no plain one."""
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        torch.ones(3, 4, 5),
+        torch.ones(1, 3, 4, 5),
+        np.ones((3, 4, 5), np.float32),
+        np.ones((1, 3, 4, 5), np.uint8),
+        [np.ones((3, 4, 5))],
+        {"pixel_values": torch.ones(1, 3, 4, 5), "pixel_mask": torch.zeros(1, 4, 5)},
+        Batch(pixel_values=[np.ones((3, 4, 5), np.float32)]),
+        {"image": torch.ones(3, 4, 5)},
+        {"other": torch.ones(3, 4, 5)},
+    ],
+)
+def test_what_a_preprocessing_gives_becomes_a_tensor(given):
+    x = AsInput(lambda image: given)(None)
+    assert x.shape == (3, 4, 5) and x.is_floating_point() and bool((x == 1).all())
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (torch.ones(2, 3, 4, 5), r"got shape \(2, 3, 4, 5\)"),
+        (np.ones((224, 224, 3)), r"shape \(224, 224, 3\), channels last; end it with permute"),
+        (Image.new("RGB", (3, 3)), "got Image; end it with ToTensor"),
+        ({"words": "a"}, "got dict with words"),
+        (None, "got NoneType"),
+    ],
+)
+def test_what_else_it_gives_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        as_input(given)

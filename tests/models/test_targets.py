@@ -11,15 +11,18 @@ import types
 import urllib.error
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 
+from neuronym.activations import activation_maps, unit_activations
 from neuronym.common.checks import UnknownName
 from neuronym.common.types import Target
-from neuronym.hooks import resolve_layers
+from neuronym.datasets.probe import probe_from_images
+from neuronym.hooks import check_layer_names, resolve_layers
 from neuronym.microworld.networks import micro_vit, MicroResNet
 from neuronym.models.identity import weights_key
 from neuronym.models.preprocess import MICRO
@@ -388,3 +391,221 @@ def test_importing_is_light():
     ).stdout.split()
     assert not {"open_clip", "timm", "transformers", "torchvision", "clip"} & set(loaded)
     assert isinstance(TARGETS, dict) and isinstance(sys.modules["neuronym.models.targets"], types.ModuleType)
+
+
+class Small(torch.nn.Module):
+    """A network that flattens by view, squeezes, and whose layers have second names."""
+
+    def __init__(self, flat=False):
+        super().__init__()
+        with random_start(0):
+            self.stem = torch.nn.Conv2d(3, 6, 3)
+            self.body = torch.nn.Sequential(self.stem, torch.nn.BatchNorm2d(6), torch.nn.ReLU())
+            self.fc, self.flat = torch.nn.Linear(6 * 36 if flat else 6, 5), flat
+            self.last = self.fc
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.fc(x.view(len(x), -1) if self.flat else x.mean((2, 3), keepdim=True).squeeze())
+
+
+def eight(image):
+    return torch.from_numpy(np.array(image.resize((8, 8)))).permute(2, 0, 1).float() / 255
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("count, batch_size", [(5, 4), (4, 1), (1, 8)])
+def test_networks_that_view_or_squeeze_give_what_they_give_alone(flat, count, batch_size):
+    target = load_target(Small(flat), preprocess=eight)
+    assert target.channels_last != flat
+    noise = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    probe = probe_from_images([Image.fromarray(one) for one in noise])
+    layers = resolve_layers(target.model, "stem,last", target.example)
+    Q = unit_activations(target, probe, layers, batch_size=batch_size)
+    x = torch.stack([eight(probe.image(i)) for i in range(count)])
+    with torch.no_grad():
+        torch.testing.assert_close(Q["last"], target.model(torch.cat([x, x]))[:count])
+        torch.testing.assert_close(Q["stem"], target.model.stem(x).mean((2, 3)))
+    assert activation_maps(target, probe, layers[0], range(count)).shape == (count, 6, 6, 6)
+
+
+class Around(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.mean, self.net = torch.nn.Identity(), inner
+
+    def forward(self, x):
+        return self.net(self.mean(x) - 0.5)
+
+
+@pytest.mark.parametrize(
+    "wrap, prefix",
+    [
+        (torch.nn.DataParallel, "module."),
+        (Around, "net."),
+        (lambda net: torch.nn.Sequential(torch.nn.Hardtanh(), net), "1."),
+        (lambda net: Around(torch.nn.DataParallel(net)), "net.module."),
+        (lambda net: torch.compile(net, backend="eager"), ""),
+        (lambda net: Around(torch.compile(net, backend="eager")), "net._orig_mod."),
+    ],
+)
+@pytest.mark.parametrize("arch", ["squeezenet1_1", "resnet18", "alexnet"])
+def test_all_layers_of_a_wrapped_network(wrap, prefix, arch):
+    if arch != "resnet18" and "lambda" in wrap.__name__ and prefix != "1.":
+        pytest.skip("one is enough")
+    with random_start(0):
+        net = torchvision.models.get_model(arch, num_classes=3).eval()
+    size = torch.zeros(1, 3, 64, 64)
+    bare = [layer.name for layer in resolve_layers(net, "all", size)]
+    target = load_target(wrap(net), preprocess=lambda image: size[0])
+    found = resolve_layers(target.model, "all", target.example)
+    assert [layer.name for layer in found] == [prefix + name for name in bare]
+    assert [layer.name for layer in resolve_layers(target.model, bare, target.example)] == [
+        prefix + name for name in bare
+    ]
+
+
+def test_second_names_and_new_heads():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = torchvision.models.resnet18(num_classes=4)
+            self.stage, self.head = self.backbone.layer4, torch.nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.backbone(x))
+
+    net, size = Net().eval(), torch.zeros(1, 3, 64, 64)
+    names = [layer.name for layer in resolve_layers(net, "all", size)]
+    assert names == [
+        *(f"backbone.{n}" for n in ("conv1", "layer1", "layer2", "layer3", "layer4", "fc")),
+        "head",
+    ]
+    [stage] = resolve_layers(net, "stage", size)
+    assert (stage.name, stage.units, stage.layout) == ("stage", 512, "conv")
+    assert [layer.name for layer in resolve_layers(net, "stage.*", size)] == ["stage.0", "stage.1"]
+    check_layer_names(net, "stage.0,backbone.layer4")
+
+
+def test_parts_that_are_torchscript(recwarn):
+    class Part(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = torch.jit.script(torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.ReLU()))
+            self.fc = torch.nn.Linear(6, 5)
+
+        def forward(self, x):
+            return self.fc(self.stem(x).mean((2, 3)))
+
+    target = load_target(Part(), preprocess=eight)
+    assert target.layers == ("fc",)
+    for name in ("stem", "stem.0"):
+        with pytest.raises(ValueError, match=f"'{name}' of Part cannot be recorded: it is TorchScript"):
+            resolve_layers(target.model, name, target.example)
+
+
+def filters():
+    class Filters(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("w", torch.randn(4, 3, 5, 5))
+            self.act = torch.nn.ReLU()
+
+        def forward(self, x):
+            return self.act(torch.nn.functional.conv2d(x, self.w))
+
+    return Filters()
+
+
+def on_meta():
+    with torch.device("meta"):
+        return Small()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:Lazy modules")
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (on_meta, "Small has no weights yet, its 'stem.weight' is on the meta device; load them first"),
+        (
+            lambda: torch.nn.Sequential(torch.nn.LazyConv2d(3, 3)),
+            "no weights yet, its '0.weight' is made by a",
+        ),
+        (
+            lambda: torch.jit.script(torch.nn.Sequential(torch.nn.ReLU())),
+            "no layer can be read in TorchScript",
+        ),
+        (
+            lambda: torch.nn.Conv2d(3, 4, 3),
+            "no layer of Conv2d can be recorded: it has no modules inside; wrap",
+        ),
+        (lambda: torch.nn.Bilinear(3, 3, 2), "Bilinear cannot run on images .2, 3, 8, 8. alone"),
+        (
+            lambda: torchvision.models.VisionTransformer(16, 8, 1, 2, 8, 8),
+            "alone .AssertionError: Wrong image h",
+        ),
+        (
+            lambda: torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Dropped()),
+            "a function of one image, .*=True$",
+        ),
+    ],
+)
+def test_networks_that_cannot_be_named(model, message):
+    with pytest.raises(ValueError, match=message) as found:
+        load_target(model(), preprocess=eight)
+    assert "\n" not in str(found.value)
+
+
+class Dropped(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.dropout(x)
+
+
+def test_what_is_random_can_be_named_when_asked():
+    dropped = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Dropped())
+    assert load_target(dropped, preprocess=eight, allow_random=True).layers == ("0",)
+
+    def jittered(image):
+        return eight(image) + torch.rand(1)
+
+    with pytest.raises(
+        ValueError, match="preprocess .*jittered gives the same picture other values each time"
+    ):
+        load_target(Small(), preprocess=jittered)
+    assert load_target(Small(), preprocess=jittered, allow_random=True).layers[-1] == "fc"
+
+
+def test_networks_without_parameters_and_quantised_ones():
+    assert load_target(filters(), preprocess=eight).layers == ("act",)
+    quantised = torch.nn.Sequential(torch.ao.nn.quantized.Quantize(0.1, 3, torch.quint8), torch.nn.ReLU())
+    [layer] = resolve_layers(load_target(quantised, preprocess=eight).model, "1", torch.zeros(1, 3, 8, 8))
+    assert (layer.units, layer.layout) == (3, "conv")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_one_to_four_channels(channels):
+    net = torch.nn.Sequential(torch.nn.Conv2d(channels, 3, 3), torch.nn.Flatten(), torch.nn.Linear(108, 2))
+    target = load_target(net, preprocess=lambda image: eight(image)[:1].expand(channels, -1, -1))
+    assert target.example.shape == (1, channels, 8, 8) and target.layers == ("0", "2")
+
+
+def test_a_preprocessing_that_gives_a_table_or_fails():
+    target = load_target(Small(), preprocess=lambda image: {"pixel_values": eight(image)[None].numpy()})
+    assert target.example.shape == (1, 3, 8, 8) and target.preprocess(Image.new("RGB", (9, 9))).shape == (
+        3,
+        8,
+        8,
+    )
+    with pytest.raises(ValueError, match="turns a PIL picture into .*fails cannot: KeyError: 'image'"):
+
+        def fails(image):
+            raise KeyError("image")
+
+        load_target(Small(), preprocess=fails)
+
+
+def test_a_layout_goes_with_the_target():
+    target = load_target(Small(), preprocess=eight, layout="body*=nhwc")
+    assert target.layouts == {"body*": "nhwc"}
+    with pytest.raises(ValueError, match="a layout is one of"):
+        load_target(Small(), preprocess=eight, layout="NHWC")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -224,3 +225,57 @@ def test_counters_of_batches_may_be_missing(tmp_path):
     torch.save(state, tmp_path / "old.pth")
     loaded = load_into(lambda num_classes=7: net(), str(tmp_path / "old.pth")).state_dict()
     assert all(torch.equal(loaded[k], v) for k, v in state.items())
+
+
+class Planted:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, file):
+        self.file = str(file)
+
+    def __reduce__(self):
+        return open, (self.file, "w")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_archives_that_run_code_when_torch_reads_them_do_not(tmp_path):
+    class Writer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+            self.file = str(tmp_path / "written.pt")
+
+        def forward(self, x):
+            return x * self.weight
+
+        @torch.jit.export
+        def __getstate__(self):
+            return (self.weight, self.file, self.training)
+
+        @torch.jit.export
+        def __setstate__(self, state: tuple[torch.Tensor, str, bool]):
+            self.weight, self.file, self.training = state[0], state[1], state[2]
+            torch.save(state[0], state[1])
+
+    torch.jit.script(Writer()).save(tmp_path / "own.pt")
+    torch.jit.load(tmp_path / "own.pt")
+    assert (tmp_path / "written.pt").exists()  # what it does to those who let it
+    (tmp_path / "written.pt").unlink()
+    with pytest.raises(ValueError, match="holds no tensors by name"):
+        read_weights(tmp_path / "own.pt")
+    torch.jit.script(net()).save(tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "b.pt", "w") as bad:
+        for entry in plain.namelist():
+            planted = pickle.dumps(Planted(tmp_path / "written.pt"), 2)
+            bad.writestr(entry, planted if entry.endswith("/data.pkl") else plain.read(entry))
+    with pytest.raises(ValueError, match="it holds io.open, which is code and is not unpickled"):
+        read_weights(tmp_path / "b.pt")
+    assert not (tmp_path / "written.pt").exists()
+
+
+def test_a_file_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(net().state_dict(), "of_this_folder.CKPT")
+    assert weights_key(read_weights("of_this_folder.CKPT")) == weights_key(net())
+    with pytest.raises(FileNotFoundError, match="no weights file at /.*absent.pth"):
+        read_weights("absent.pth")

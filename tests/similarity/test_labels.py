@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from neuronym.similarity.labels import COLUMNS, labels_table, read_labels, write_labels
+from neuronym.similarity.labels import COLUMNS, labels_table, MARKS, read_labels, unit_notes, write_labels
 
 CONCEPTS = [f"concept {i}" for i in range(11)]
 
@@ -91,3 +91,55 @@ def test_netdissect_is_detected_in_the_published_files(shared):
 def test_errors_say_what_is_wrong(call, error, pattern):
     with pytest.raises(error, match=pattern):
         call()
+
+
+def activations():
+    """A sound unit; dead, constant, saturated and nearly saturated ones; a sparse and a binary one."""
+    Q = torch.rand(100, 7, generator=torch.Generator().manual_seed(0))
+    Q[:, 1], Q[:, 2] = 0, 5 + 1e-6 * Q[:, 2]
+    Q[:95, 3], Q[:85, 4], Q[:97, 5] = 1, 1, 0
+    Q[:, 6] = (Q[:, 6] > 0.5).float()
+    return Q
+
+
+def test_units_that_nothing_can_be_named_by_are_noted():
+    notes = unit_notes(activations())
+    assert [note.partition(":")[0] for note in notes["note"]] == [
+        "", "dead", "constant", "saturated", "", "", "",
+    ]  # fmt: skip
+    assert notes["active_share"].tolist()[:3] == [1, 0, 1] and notes["active_share"][5] == 0.03
+    assert notes["note"][3] == "saturated: at its largest value for 95% of the images"
+    for Q in (activations() * 1e-20, activations() * 1e20, activations() - 7, activations().double()):
+        assert (unit_notes(Q)["note"] != "").tolist() == [False, Q[0, 1] == Q[1, 1], True, True] + [False] * 3
+    assert unit_notes(-torch.ones(4, 1))["note"][0].startswith("constant")
+    with pytest.raises(ValueError, match="at least one image, got .0, 3."):
+        unit_notes(torch.zeros(0, 3))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_units_with_a_note_have_no_name(tmp_path, suffix):
+    scores = torch.randn(7, 11, generator=torch.Generator().manual_seed(0))
+    plain = labels_table(scores, CONCEPTS, model="net", layer="l", method="wpmi", k=2)
+    rows = labels_table(
+        scores, CONCEPTS, model="net", layer="l", method="wpmi", k=2, activations=activations()
+    )
+    assert list(rows) == COLUMNS + MARKS
+    nameless = rows["unit"].isin([1, 2, 3])
+    pd.testing.assert_frame_equal(rows.loc[~nameless, COLUMNS], plain[~nameless])
+    assert set(rows.loc[nameless, "label"]) == {""} and rows.loc[nameless, "score"].isna().all()
+    write_labels(rows, tmp_path)
+    again = read_labels(tmp_path / f"labels.{suffix}")
+    assert (
+        again["label"].tolist() == rows["label"].tolist() and again["note"].tolist() == rows["note"].tolist()
+    )
+    some = labels_table(
+        scores[[2, 5]],
+        CONCEPTS,
+        model="n",
+        layer="l",
+        method="m",
+        k=1,
+        units=[2, 5],
+        activations=activations(),
+    )
+    assert some["note"].tolist()[0].startswith("constant") and some["label"][1] != ""

@@ -30,7 +30,7 @@ from neuronym import cache, hooks
 from neuronym.common.types import Device, Progress
 from neuronym.datasets.probe import Probe
 from neuronym.hooks import LayerInfo, LAYOUTS
-from neuronym.passes import compute, inference, Job
+from neuronym.passes import compute, inference, inference_of, Job
 
 if TYPE_CHECKING:
     from neuronym.common.types import Clip, Target
@@ -144,24 +144,23 @@ def activation_maps(
     device: Device = None,
 ) -> Tensor:
     """Maps of the given images and units (all by default): [n, K, h, w], not cached; `grid` as in
-    `hooks.as_maps`.
+    `hooks.as_maps`, by default the layer's own.
     """
     rows = _within(indices, probe.N, "image")
     chosen = _within(range(layer.units) if units is None else units, layer.units, f"unit of '{layer.name}'")
     parts = []
 
     def maps(name: str, output: Tensor) -> Tensor:
-        return hooks.as_maps(output, layer.layout, grid)[:, chosen].float()
+        return hooks.maps_of(output, layer, grid)[:, chosen].float()
 
-    with (
-        inference(target.model, device, "float32") as place,
-        hooks.record(target.model, [layer.name], maps) as acts,
-    ):
+    with inference_of(target, device) as place, hooks.record(target.model, [layer.name], maps) as acts:
         for i in range(0, len(rows), batch_size):
             images = torch.stack([target.preprocess(probe.image(row)) for row in rows[i : i + batch_size]])
+            found = []
             for piece in place(images):
                 target.model(piece)
-                parts.append(acts[layer.name].cpu())
+                found.append(acts[layer.name].cpu())
+            parts.append(torch.cat(found)[: len(images)])
     return torch.cat(parts)
 
 
@@ -215,7 +214,7 @@ def _unit_reader(
         return hooks.pool(output, layouts[name], how, count).float()  # [b, K]
 
     with (
-        inference(target.model, device, dtype) as place,
+        inference_of(target, device, dtype) as place,
         hooks.record(target.model, list(layouts), pooled) as acts,
     ):
 
@@ -226,7 +225,9 @@ def _unit_reader(
                 count = len(piece)
                 target.model(piece)
                 parts.append(dict(acts))
-            return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}  # [b, K]
+            return {
+                name: torch.cat([part[name] for part in parts])[: len(images)] for name in parts[0]
+            }  # [b, K]
 
         yield read
 
@@ -239,7 +240,7 @@ def _image_reader(clip: Clip, device: Device, dtype: str) -> Iterator[Callable]:
             f"a CLIP runs where it was loaded; clip '{clip.name}' is on {home}, asked for {device}; use "
             "load_clip(name, device)"
         )
-    with inference(clip.model, home, dtype) as place:
+    with inference(clip.model, home, dtype, channels_last=clip.channels_last) as place:
 
         def read(images: Tensor) -> dict[str, Tensor]:
             return {

@@ -38,7 +38,8 @@ def clip_dissect(
     """The k best concepts of every unit by a similarity function, as the labels table: rank 1 is the label.
 
     Layers share the blocks of P [N, M]; what a function normalises over units is normalised over all units of
-    a layer, also where `units` names some. `options` go to the function. Errors: KeyError for an unknown
+    a layer, also where `units` names some. Units that are dead, constant or saturated have a note and no name
+    (`neuronym.similarity.labels.unit_notes`). `options` go to the function. Errors: KeyError for an unknown
     function, ValueError for units that are not there.
 
     >>> from neuronym import measure
@@ -59,6 +60,7 @@ def clip_dissect(
             method=similarity,
             k=k,
             units=wanted[layer],
+            activations=data.Q[layer],
         )
         for layer, scores in _scored(data, list(wanted), similarity, given, progress)
     ]

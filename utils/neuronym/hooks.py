@@ -5,19 +5,15 @@ record             read outputs by layer name
 edit               replace outputs by layer name
 pool               one value an image and unit
 as_maps            one map an image and unit
-LAYOUTS            where a layout has its batch and its units
-LayerInfo          what is known of one layer: name, kind, units and layout, observed by running the network
+maps_of            the same by the grid that was found for a layer
 get_layer          the module of a dotted name
 list_layers        every layer that can be recorded
 resolve_layers     layers from names, globs, "all" or "every"
+suggest_layers     four depths of "all", and the output layer
 check_layer_names  the same names, checked without running the network
-first_tensor       the tensor that stands for a module's output
-evaluating         evaluation mode for the block
 
-A layer is a dotted string of `named_modules()`; no hook outlives its block. Layouts, and where their axes
-are:
-
-    conv [B, K, h, w]   nhwc [B, h, w, K]   tokens [B, T, K]   tokens_first [T, B, K]   fc [B, K]
+A layer is a dotted string of `named_modules()`; no hook outlives its block. Layouts are those of
+`neuronym.layouts`.
 
     NAME      | one layer, by its dotted name; `neuronym layers TARGET` prints them | layer4.1.conv2
     NAME,NAME | several | layer3,layer4,fc
@@ -30,15 +26,18 @@ are:
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import nn, Tensor
 
 from neuronym.common.checks import unknown
+from neuronym.layouts import Findings, layer_of, LayerInfo, LAYOUTS, layouts_from, matches, POSITION_AXES
+from neuronym.trials import eager, first_tensor, Trial, try_out
+
+Layouts = str | Mapping[str, str] | None
 
 
 @contextmanager
@@ -109,17 +108,20 @@ def pool(output: Tensor, layout: str, how: str, batch: int) -> Tensor:
         if not layout.startswith("tokens"):
             raise ValueError(f"'cls' pooling needs tokens, got layout '{layout}'; use 'avg' or 'max'")
         return output.select(1 - batch_axis, 0)
-    positions = {"conv": (2, 3), "nhwc": (1, 2), "tokens": (1,), "tokens_first": (0,)}[layout]
+    positions = POSITION_AXES[layout]
     return output.mean(positions) if how == "avg" else output.amax(positions)
 
 
-def as_maps(output: Tensor, layout: str, grid: tuple[int, int] | None = None) -> Tensor:
+def as_maps(
+    output: Tensor, layout: str, grid: tuple[int, int] | None = None, start: int | None = None
+) -> Tensor:
     """One map per image and unit: output in any layout but "fc" -> [B, K, h, w]; may share memory with
     `output`.
 
-    The patch tokens are the last h * w ones; what comes before them (class token, registers) is dropped.
-    Without `grid` the tokens are a square grid, with or without one class token. Errors: ValueError when that
-    does not fit.
+    Tokens, and positions of "conv1d", are laid out by `grid`, rows and columns, row after row from the token
+    `start` on (`LayerInfo` has both), by default the last ones: what comes before are class token and
+    registers. Errors: ValueError without a grid, since a number of tokens tells none: 14 x 16 patches and a
+    class token are 15 x 15.
     """
     axes, batch_axis = _axes(layout)
     if output.ndim != axes:
@@ -130,20 +132,23 @@ def as_maps(output: Tensor, layout: str, grid: tuple[int, int] | None = None) ->
         return output
     if layout == "nhwc":
         return output.permute(0, 3, 1, 2)
-    tokens = output if batch_axis == 0 else output.transpose(0, 1)  # [B, T, K]
+    tokens = output.movedim((batch_axis, LAYOUTS[layout][2]), (0, 2))  # [B, T, K]
     count = tokens.shape[1]
     if grid is None:
-        side = math.isqrt(
-            count
-        )  # a square plus one is itself a square only for count 1, so this is unambiguous
-        if count - side * side not in (0, 1):
-            raise ValueError(
-                f"{count} tokens are no square grid with or without class token; pass grid=(h, w)"
-            )
-        grid = (side, side)
+        raise ValueError(
+            f"{count} positions do not tell where in the picture they are; pass grid=(h, w), which a layer "
+            "has whose positions are patches"
+        )
     if not 0 < grid[0] * grid[1] <= count:
         raise ValueError(f"a grid of {grid[0]} x {grid[1]} needs as many tokens, got {count}")
-    return tokens[:, count - grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)  # [B, K, h, w]
+    first = count - grid[0] * grid[1] if start is None else start
+    return tokens[:, first : first + grid[0] * grid[1]].transpose(1, 2).unflatten(2, grid)  # [B, K, h, w]
+
+
+def maps_of(output: Tensor, layer: LayerInfo, grid: tuple[int, int] | None = None) -> Tensor:
+    """`as_maps` of a layer's output, by the grid that was found for it unless another is given."""
+    start = layer.start if grid is None or grid == layer.grid else None
+    return as_maps(output, layer.layout, grid or layer.grid, start)
 
 
 @contextmanager
@@ -201,7 +206,11 @@ def _hooked(
                 "use its weights directly); choose one of list_layers"
             )
 
+    scripted = [name for name, module in modules.items() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        raise ValueError(f"layer '{scripted[0]}' of {network} cannot be recorded: it {SCRIPTED}")
     with ExitStack() as stack:
+        stack.enter_context(eager())
         stack.callback(model.register_forward_pre_hook(begin).remove)
         for name, module in modules.items():
             stack.callback(module.register_forward_hook(hook_of(name)).remove)
@@ -227,38 +236,9 @@ def _axes(layout: str) -> tuple[int, int]:
     return LAYOUTS[layout][:2]
 
 
-LAYOUTS = {
-    "fc": (2, 0, 1),
-    "tokens": (3, 0, 2),
-    "tokens_first": (3, 1, 2),
-    "conv": (4, 0, 1),
-    "nhwc": (4, 0, 3),
-}
-"""layout -> number of axes, batch axis, unit axis."""
-_CHANNELS_FIRST = (
-    nn.Conv2d,
-    nn.ConvTranspose2d,
-    nn.BatchNorm2d,
-    nn.GroupNorm,
-    nn.InstanceNorm2d,
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-)
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
-
-
-@dataclass(frozen=True)
-class LayerInfo:
-    """One layer: dotted name, class name, number of units, output shape without the batch axis, layout."""
-
-    name: str
-    kind: str
-    units: int
-    shape: tuple[int, ...]
-    layout: str
+SCRIPTED = "is TorchScript, in which hooks do not run; give the nn.Module it was made from"
 
 
 def get_layer(model: nn.Module, name: str) -> nn.Module:
@@ -269,24 +249,22 @@ def get_layer(model: nn.Module, name: str) -> nn.Module:
     return modules[name]
 
 
-def list_layers(model: nn.Module, example: Tensor, layouts: dict[str, str] | None = None) -> list[LayerInfo]:
-    """Every layer that can be recorded, in the order of `named_modules()`; example [1, 3, H, W].
+def list_layers(model: nn.Module, example: Tensor, layouts: Layouts = None) -> list[LayerInfo]:
+    """Every layer that can be recorded, in the order of `named_modules()`; example [1, C, H, W].
 
-    The batch axis is observed, not assumed: the model runs (in evaluation mode, without gradients) on 2 and
-    on 3 copies of the example, and the one axis that goes from 2 to 3 is the batch. Left out are modules that
-    do not run, that run more than once (a shared activation), that return no float tensor (a dictionary; of a
-    tuple the first float tensor counts), or whose batch is folded into another axis (attention windows).
-
-    Outputs with four axes are "nhwc" for Linear and plain LayerNorm, "conv" for 2-d convolutions, norms and
-    poolings. Any other module (containers, activations, permutations) gets the reading whose map has the
-    aspect ratio of the example; if both have it (a square map with as many units as columns), the layout of
-    the module that finished just before it with the same shape. `layouts` {glob: layout} overrides all this.
+    The network runs a few times, in evaluation mode and without gradients (`neuronym.trials.try_out`): the
+    one axis that goes from 2 to 3 when three images pass in place of two is the batch. Left out are modules
+    that do not run, that run more than once (a shared activation), that return no float tensor (a dictionary;
+    of a tuple the first float tensor counts), whose batch is folded into another axis (attention windows),
+    and those of which nothing tells the axis of units. `layouts` {glob: layout}, or as in
+    `neuronym.layouts.layouts_from`, overrides what is found out.
     """
-    return [layer for layer in _survey(model, example, layouts).values() if isinstance(layer, LayerInfo)]
+    survey, _ = _survey(model, example, layouts)
+    return [layer for layer in survey.values() if isinstance(layer, LayerInfo)]
 
 
 def resolve_layers(
-    model: nn.Module, patterns: str | list[str], example: Tensor, layouts: dict[str, str] | None = None
+    model: nn.Module, patterns: str | list[str], example: Tensor, layouts: Layouts = None
 ) -> list[LayerInfo]:
     """The layers meant by names and globs (a list, or one comma-separated string), in the order given, each
     once.
@@ -294,14 +272,15 @@ def resolve_layers(
     `*` stays within one dotted part and `**` crosses dots: "blocks.*" gives the blocks, "blocks.**" all
     inside them. "every" is each layer of `list_layers`. "all" is the network's body at the resolution one
     talks about: stem, stages and head (conv1, layer1 .. layer4, fc), or the blocks where there is a single
-    stack (blocks.0 .. blocks.15, head). The rule: go through the model's children; open a child that gives no
-    tensor of its own, and a child that is the only one among its siblings to hold a list of blocks (a block
-    is a composite module with a forward of its own); of the rest keep what has weights and is no norm, a
-    Sequential that ends in a Linear under that Linear's name. A network without any list of blocks (VGG)
-    gives its convolutions and linear layers. Errors: KeyError for a pattern that matches nothing, ValueError
-    for a layer that exists but cannot be recorded.
+    stack (blocks.0 .. blocks.15, head). The rule: go through the model's children, inside of wrappers; open
+    a child that gives no tensor of its own, and a child that is the only one among its siblings to hold a
+    list of blocks (a block is a composite module with a forward of its own); of the rest keep what has
+    weights and is no norm, a Sequential that ends in a Linear under that Linear's name. A network without any
+    list of blocks (VGG) gives its convolutions and linear layers. A layer may be called by any name that its
+    module has, and without the names of wrappers around the network. Errors: KeyError for a pattern that
+    matches nothing, ValueError for a layer that exists but cannot be recorded.
     """
-    survey = _survey(model, example, layouts)
+    survey, others = _survey(model, example, layouts)
     listed = {name: layer for name, layer in survey.items() if isinstance(layer, LayerInfo)}
     parts = patterns.split(",") if isinstance(patterns, str) else list(patterns)
     parts = [part.strip() for part in parts if part.strip()]
@@ -309,146 +288,116 @@ def resolve_layers(
         raise ValueError(f"no layers named in {patterns!r}; give names, globs, 'all' or 'every'")
     names: list[str] = []
     for part in parts:
-        if part in listed:
-            names.append(part)
-        elif part in survey:
-            raise ValueError(
-                f"layer '{part}' of {type(model).__name__} cannot be recorded: it {survey[part]}"
-            )
-        elif part in ("all", "every"):
-            names += _body(model, listed) if part == "all" else list(listed)
-        else:
-            matches = [name for name in listed if _matches(name, part)]
-            if not matches:
-                raise unknown("layer", part, listed)
-            names += matches
-    return [listed[name] for name in dict.fromkeys(names)]
+        if part in ("all", "every") and part not in survey:
+            names += _body(model, survey) if part == "all" else list(listed)
+            continue
+        found = _named(part, survey, others, listed) or _named(_core(model)[0] + part, survey, others, listed)
+        if not found:
+            raise unknown("layer", part, listed)
+        names += found
+    names = list(dict.fromkeys(names))
+    for name in names:
+        why = survey[others.get(name, name)]
+        if isinstance(why, str):
+            raise ValueError(f"layer '{name}' of {type(model).__name__} cannot be recorded: it {why}")
+    return [replace(listed[others.get(name, name)], name=name) for name in names]
+
+
+def suggest_layers(
+    model: nn.Module, trial: Trial, example: Tensor, layouts: Layouts = None
+) -> tuple[str, ...]:
+    """Four depths of what `resolve_layers` calls "all", and the last of them, which gives the output.
+
+    Errors: ValueError for a network in which no layer can be recorded.
+    """
+    survey, _ = read_trial(model, trial, example, layouts)
+    names = [name for name in _body(model, survey) if isinstance(survey[name], LayerInfo)]
+    if not names:
+        reasons = [f"'{name}' {why}" for name, why in survey.items() if isinstance(why, str)]
+        why = reasons[-1] if reasons else "it has no modules inside; wrap it, nn.Sequential(module)"
+        raise ValueError(f"no layer of {type(model).__name__} can be recorded: {why}")
+    *body, head = names
+    depths = [body[math.ceil(len(body) * quarter / 4) - 1] for quarter in (1, 2, 3, 4)] if body else []
+    return (*dict.fromkeys(depths), head)
 
 
 def check_layer_names(model: nn.Module, patterns: str | list[str]) -> None:
     """KeyError for a name or glob that fits no module, told without running the network."""
     parts = patterns.split(",") if isinstance(patterns, str) else list(patterns)
     modules = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    prefix = _core(model)[0]
     for part in filter(None, map(str.strip, parts)):
-        if part not in ("all", "every") and not any(_matches(name, part) for name in modules):
+        if part in ("all", "every"):
+            continue
+        if not any(matches(name, glob) for name in modules for glob in (part, prefix + part)):
             raise unknown("layer", part, modules)
 
 
-def first_tensor(output: object) -> Tensor | None:
-    """The output itself, or the first float tensor of a tuple or list; None when there is none."""
-    items = output if isinstance(output, (tuple, list)) else [output]
-    return next((item for item in items if isinstance(item, Tensor) and item.is_floating_point()), None)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """Whether a dotted name fits a glob: `*` and `?` stay within one part, `**` crosses dots, [0-9] is one of
-    a set.
+def read_trial(
+    model: nn.Module, trial: Trial, example: Tensor, layouts: Layouts = None
+) -> tuple[dict[str, LayerInfo | str], dict[str, str]]:
+    """What a few passes (`neuronym.trials.try_out`) told: each module's LayerInfo, or the words that say why
+    it cannot be recorded, and {other name: first name} of modules that have several.
     """
-    words = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
-    parts = re.split(r"(\*\*|\*|\?|\[[\w-]+\])", pattern)
-    regex = "".join(
-        words.get(part, part if part.startswith("[") and part.endswith("]") else re.escape(part))
-        for part in parts
-    )
-    return re.fullmatch(regex, name) is not None
-
-
-def _survey(model: nn.Module, example: Tensor, layouts: dict[str, str] | None) -> dict[str, LayerInfo | str]:
-    """Each module's LayerInfo, or the words that say why it cannot be recorded, from runs on 2 and on 3
-    images.
-    """
-    if example.ndim != 4 or len(example) < 1:
-        raise ValueError(f"expected an example [1, 3, H, W], got {list(example.shape)}")
-    modules = {name: module for name, module in model.named_modules() if name}
-    shapes: dict[str, dict[int, list]] = {name: {2: [], 3: []} for name in modules}
-    finished: list[str] = []  # in order of completion: children before parents
-    weight = next(model.parameters(), example)
-    image = example[:1].to(weight.device, weight.dtype if weight.is_floating_point() else example.dtype)
-    size = 2
-
-    def hook_of(name: str):
-        def hook(module, inputs, output):
-            tensor = first_tensor(output)
-            shapes[name][size].append(None if tensor is None else tuple(tensor.shape))
-            finished.append(name)
-
-        return hook
-
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        stack.enter_context(torch.no_grad())
-        for name, module in modules.items():
-            stack.callback(module.register_forward_hook(hook_of(name)).remove)
-        for size in (2, 3):
-            model(torch.cat([image] * size))
-
+    findings = Findings(tuple(example.shape[2:]), layouts_from(layouts))
     found: dict[str, LayerInfo | str] = {}
-    aspect, before = example.shape[2] / example.shape[3], None
-    for name in dict.fromkeys(finished):
-        override = next(
-            (layout for pattern, layout in (layouts or {}).items() if _matches(name, pattern)), None
-        )
-        found[name] = _describe(name, modules[name], shapes[name], aspect, before, override)
-        before = found[name] if isinstance(found[name], LayerInfo) else before
-    return {name: found.get(name, "does not run in a forward pass") for name in modules}
+    modules = dict(model.named_modules())
+    for name in dict.fromkeys(trial.finished):
+        found[name] = layer_of(name, modules[name], trial.seen[name], findings)
+        if isinstance(found[name], LayerInfo):
+            findings.add(found[name])
+    silent = {
+        name: SCRIPTED if isinstance(module, torch.jit.ScriptModule) else "does not run in a forward pass"
+        for name, module in modules.items()
+        if name
+    }
+    firsts = {module: name for name, module in modules.items()}
+    everywhere = ((name, firsts[module]) for name, module in model.named_modules(remove_duplicate=False))
+    others = {name: first for name, first in everywhere if name != first}
+    return {name: found.get(name, why) for name, why in silent.items()}, others
 
 
-def _describe(
-    name: str,
-    module: nn.Module,
-    shapes: dict[int, list],
-    aspect: float,
-    before: LayerInfo | None,
-    override: str | None,
-) -> LayerInfo | str:
-    if len(shapes[2]) != 1 or len(shapes[3]) != 1:
-        return f"runs {max(len(shapes[2]), len(shapes[3]))} times in one forward pass (a shared module)"
-    two, three = shapes[2][0], shapes[3][0]
-    if two is None or three is None:
-        return "returns no float tensor"
-    axes = [axis for axis, (a, b) in enumerate(zip(two, three)) if a != b]
-    if len(axes) != 1 or len(two) != len(three) or (two[axes[0]], three[axes[0]]) != (2, 3):
-        return f"has no batch axis of its own: two images give shape {list(two)}, three give {list(three)}"
-    batch = axes[0]
-    shape = two[:batch] + two[batch + 1 :]
-    fitting = [layout for layout, (count, axis, _) in LAYOUTS.items() if (count, axis) == (len(two), batch)]
-    if override is not None and override not in fitting:
-        raise ValueError(
-            f"layout '{override}' does not fit '{name}', which gives shape {list(two)} for two images; "
-            f"possible: {', '.join(fitting) or 'none'}"
-        )
-    if not fitting:
-        return f"has no known layout: two images give shape {list(two)}"
-    layout = override or (fitting[0] if len(fitting) == 1 else _conv_or_nhwc(module, shape, aspect, before))
-    return LayerInfo(name, type(module).__name__, two[LAYOUTS[layout][2]], shape, layout)
+def _survey(model: nn.Module, example: Tensor, layouts: Layouts) -> tuple[dict, dict[str, str]]:
+    return read_trial(model, try_out(model, example), example, layouts)
 
 
-def _conv_or_nhwc(module: nn.Module, shape: tuple[int, ...], aspect: float, before: LayerInfo | None) -> str:
-    if (
-        isinstance(module, nn.Linear) or type(module) is nn.LayerNorm
-    ):  # subclasses of LayerNorm may permute inside
-        return "nhwc"
-    if isinstance(module, _CHANNELS_FIRST):
-        return "conv"
-    conv, nhwc = (abs(math.log(h / w / aspect)) for h, w in (shape[1:], shape[:2]))
-    if abs(conv - nhwc) > 1e-9:
-        return "conv" if conv < nhwc else "nhwc"
-    return before.layout if before is not None and before.shape == shape else "conv"
+def _named(pattern: str, survey: Mapping, others: Mapping[str, str], listed: Mapping) -> list[str]:
+    """Names of layers that a name or glob means: first names, else others."""
+    if pattern in survey or pattern in others:
+        return [pattern]
+    found = [name for name in listed if matches(name, pattern)]
+    return found or [name for name, first in others.items() if first in listed and matches(name, pattern)]
 
 
-def _body(model: nn.Module, listed: dict[str, LayerInfo]) -> list[str]:
-    """The layers of "all", see `resolve_layers`."""
-    plain = not _holds_blocks(model)
+def _core(model: nn.Module) -> tuple[str, nn.Module]:
+    """The network inside of its wrappers, and their names before those of its modules: as long as a single
+    child has all the weights, it is that child.
+    """
+    prefix = ""
+    while True:
+        holders = [(key, child) for key, child in model.named_children() if _weighs(child)]
+        if (
+            len(holders) != 1
+            or next(holders[0][1].children(), None) is None
+            or next(model.parameters(recurse=False), None) is not None
+        ):
+            return prefix, model
+        prefix, model = f"{prefix}{holders[0][0]}.", holders[0][1]
+
+
+def _body(model: nn.Module, survey: Mapping[str, LayerInfo | str]) -> list[str]:
+    """The layers of "all", see `resolve_layers`; those whose layout must be asked for are among them."""
+    listed = {name for name, why in survey.items() if isinstance(why, LayerInfo) or "say layout=" in why}
+    prefix, core = _core(model)
+    plain, total = not _holds_blocks(core), len(_weighted(core))
 
     def walk(module: nn.Module, prefix: str) -> Iterator[str]:
-        holders = [child for child in module.children() if _holds_blocks(child)]
-        for key, child in module.named_children():
-            name = prefix + key
-            stack = (
-                plain
-                and isinstance(child, _LISTS)
-                and sum(isinstance(c, _WEIGHTED) for c in child.children()) > 1
-            )
+        own = [(prefix + key, child) for key, child in module.named_children() if prefix + key in survey]
+        holders = [child for _, child in own if _holds_blocks(child)]
+        for name, child in own:
+            steps = sum(isinstance(c, _WEIGHTED) for c in child.children()) > 1
+            most = 2 * len(_weighted(child)) > max(total, 2) and next(child.children(), None) is not None
+            stack = plain and (steps if isinstance(child, _LISTS) else most)
             if name not in listed or stack or (len(holders) == 1 and child is holders[0]):
                 yield from walk(child, name + ".")
             elif _has_units(child):
@@ -456,7 +405,17 @@ def _body(model: nn.Module, listed: dict[str, LayerInfo]) -> list[str]:
                 linear = f"{name}.{last[0][0]}" if last and isinstance(last[0][1], nn.Linear) else name
                 yield linear if linear in listed else name
 
-    return list(walk(model, ""))
+    if isinstance(core, torch.jit.ScriptModule):
+        return []
+    return list(walk(core, prefix)) or [name for name in survey if name in listed]
+
+
+def _weighs(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _weighted(module: nn.Module) -> list[nn.Module]:
+    return [part for part in module.modules() if isinstance(part, _WEIGHTED)]
 
 
 def _holds_blocks(module: nn.Module) -> bool:
@@ -470,19 +429,7 @@ def _is_block(module: nn.Module) -> bool:
 
 
 def _has_units(module: nn.Module) -> bool:
-    if next(module.parameters(), None) is None:
+    if not _weighs(module):
         return False
     composite = next(module.children(), None) is not None
     return composite or isinstance(module, _WEIGHTED) or "norm" not in type(module).__name__.lower()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode and give every module its own mode back at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -108,6 +108,8 @@ def measure(
     batch_size: int = 64,
     device: Device = None,
     dtype: str = "float32",
+    layout: str | Mapping[str, str] = "",
+    allow_random: bool = False,
     progress: Progress | None = None,
 ) -> Measurements:
     """Pass the images through a target and a CLIP, once for both, and embed the concepts; all of it is
@@ -115,14 +117,16 @@ def measure(
 
     Everything may be an object or the name of one (`load_target`, `load_probe`, `load_clip`,
     `load_concepts`). `layers` are names, globs or "all"; `pool` makes a map one value ("avg", "max", "cls");
-    `template` stands around every concept; results are on `device` (where the target is, by default). Errors:
-    those of the loaders; ValueError for an activation that is not finite.
+    `template` stands around every concept; `layout` and `allow_random` are as in `load_target`; results are
+    on `device` (where the target is, by default). Errors: those of the loaders; ValueError for an activation
+    that is not finite.
 
     >>> data = measure("microworld:resnet", "fc", "microworld:40", "microworld", ["a red circle", "a star"])
     >>> data.Q["fc"].shape, data.P.shape
     (torch.Size([40, 52]), (40, 2))
     """
-    target = load_target(target, device or "cpu") if not isinstance(target, Target) else target
+    if not isinstance(target, Target) or layout:
+        target = load_target(target, device or "cpu", layout=layout, allow_random=allow_random)
     place = torch.device(device) if device is not None else target.example.device
     clip = load_clip(clip, place) if isinstance(clip, str) else clip
     words = load_concepts(concepts)
@@ -170,4 +174,4 @@ def _layers(target: Target, layers: str | Sequence) -> list[LayerInfo]:
     """Layers by name or glob, or as they were resolved before."""
     if not isinstance(layers, str) and all(isinstance(layer, LayerInfo) for layer in layers):
         return list(layers)
-    return resolve_layers(target.model, layers, target.example)
+    return resolve_layers(target.model, layers, target.example, target.layouts)

@@ -6,6 +6,7 @@ checked_rows   images whose cached rows are compared with fresh ones
 DTYPES         precision of a pass
 PIECE          pixels that pass a network on a CPU at once
 inference      a network made ready to be read: evaluation mode, its device, no gradients, exact float32
+inference_of   the same of a target
 exact_float32  without the shortened formats that stand in for float32
 kept_memory    freed memory is used again
 """
@@ -27,9 +28,9 @@ from PIL.Image import Image
 from torch import nn, Tensor
 
 from neuronym import cache
-from neuronym.common.types import Device, Progress
+from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import batches, Probe
-from neuronym.hooks import evaluating
+from neuronym.trials import evaluating
 
 CHECKED = 3  # images whose cached rows are computed anew
 CALLS_BEHIND = 4  # blocks that wait to be written: two batches of a target and a CLIP
@@ -219,13 +220,17 @@ def inference(
     device: str | torch.device | None = None,
     dtype: str = "float32",
     piece: int | None = None,
+    channels_last: bool = True,
+    alone: bool = True,
 ) -> Iterator[Callable[[Tensor], Iterator[Tensor]]]:
-    """Prepare a model for passes without gradients and yield the function that brings images [b, 3, H, W] to
+    """Prepare a model for passes without gradients and yield the function that brings images [b, C, H, W] to
     it.
 
     What it gives are pieces of the images, in order, to be passed one after another: a few images each on a
     CPU (of `piece` pixels a thread, PIECE by default), and on a GPU all, copied beside what it computes where
-    they come from pinned memory. `device` None is where the model is. Device, modes and precision switches
+    they come from pinned memory. `device` None is where the model is. `channels_last` False is for networks
+    that do not run in that order of memory, `alone` False for those that lose the batch of a single image: it
+    is there twice, and callers take as many rows as there are images. Device, modes and precision switches
     are given back at the end. Errors: ValueError for an unknown dtype.
     """
     if dtype not in DTYPES:
@@ -233,15 +238,18 @@ def inference(
     weight = torch.empty(0) if model is None else next(model.parameters(), torch.empty(0))
     device = weight.device if device is None else torch.device(device)
     # convolutions on CPUs run up to 3 times faster on this memory order, with the same results up to rounding
-    order = torch.channels_last if device.type == "cpu" or DTYPES[dtype] else torch.contiguous_format
+    faster = channels_last and (device.type == "cpu" or DTYPES[dtype] is not None)
+    order = torch.channels_last if faster else torch.contiguous_format
     kind = weight.dtype if weight.is_floating_point() else torch.float32
     copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def place(images: Tensor) -> Iterator[Tensor]:
         size = len(images)
         if device.type == "cpu":  # a few at a time are as fast, and in memory that no batch size raises
-            size = max(1, round((piece or PIECE) * torch.get_num_threads() / images[0, 0].numel()))
-        for part in images.split(size):
+            size = max(
+                1 if alone else 2, round((piece or PIECE) * torch.get_num_threads() / images[0, 0].numel())
+            )
+        for part in images.split(size) if alone else _none_alone(images, size):
             yield _moved(part, device, copies).to(kind, memory_format=order)
 
     with ExitStack() as stack:
@@ -258,6 +266,11 @@ def inference(
         if DTYPES[dtype]:
             stack.enter_context(torch.autocast(device.type, DTYPES[dtype]))
         yield place
+
+
+def inference_of(target: Target, device: Device = None, dtype: str = "float32"):
+    """`inference` of a target's network, as its passes have shown that it runs."""
+    return inference(target.model, device, dtype, channels_last=target.channels_last, alone=False)
 
 
 @contextmanager
@@ -298,6 +311,18 @@ def kept_memory(size: int = 2**28) -> Iterator[None]:
     finally:
         mallopt(M_MMAP_THRESHOLD, 2**25)  # where glibc raises both to by itself
         mallopt(M_TRIM_THRESHOLD, 2**26)
+
+
+def _none_alone(images: Tensor, size: int) -> list[Tensor]:
+    """The images in parts of `size` and none of a single one: the last goes with those before it, or is there
+    twice.
+    """
+    parts = list(images.split(size))
+    if len(parts[-1]) > 1:
+        return parts
+    if len(parts) == 1:
+        return [torch.cat([images, images])]
+    return [*parts[:-2], images[-len(parts[-2]) - 1 :]]
 
 
 def _moved(images: Tensor, device: torch.device, copies: torch.cuda.Stream | None) -> Tensor:

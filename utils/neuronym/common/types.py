@@ -11,7 +11,7 @@ Ask       messages and settings -> text, tokens of the prompt, tokens of the ans
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
@@ -31,7 +31,9 @@ class Target:
     classes: list[str] | None  # names of the output layer's units
     weights_key: str  # stands for all that the network computes: weights, structure, code
     layers: tuple[str, ...]
-    example: Tensor  # [1, 3, H, W]
+    example: Tensor  # [1, C, H, W]
+    layouts: dict[str, str] = field(default_factory=dict)  # what the user said (`layouts.layouts_from`)
+    channels_last: bool = True  # whether pictures may pass in that order of memory, faster on CPUs
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Clip:
     logit_scale: float
     activation: str  # "QuickGELU", "GELU" or "-"
     model: nn.Module | None
+    channels_last: bool = True  # as of a Target
     reads: Callable[[str], str] = str  # a text -> what of it the tower understands, "" where it says nothing
 
 

@@ -37,7 +37,7 @@ from neuronym.common.types import Box, Device, Progress
 from neuronym.datasets.probe import batches, Probe
 from neuronym.hooks import LayerInfo
 from neuronym.models.preprocess import seen_of, SIZE
-from neuronym.passes import inference
+from neuronym.passes import inference_of
 
 if TYPE_CHECKING:
     from neuronym.common.types import Target
@@ -94,6 +94,11 @@ def examples(
         return {
             unit: [Example(i, None, float(Q[i, unit])) for i in mine[:keep]] for unit, mine in zip(units, top)
         }
+    if layer.layout not in ("conv", "nhwc") and not (grid or layer.grid):
+        raise ValueError(
+            f"crops follow where a unit fires, and where the positions of '{layer.name}' are in the picture "
+            "is not known; pass grid=(h, w), or crops=0"
+        )
     users: dict[int, list[int]] = {}
     for unit, mine in zip(units, top):
         for image in mine:
@@ -169,15 +174,12 @@ def _reader(
 
     def both(name: str, output: Tensor) -> tuple[Tensor, Tensor]:
         values = hooks.pool(output, layer.layout, how, count)[wanted].float().cpu()  # [pairs]
-        return values, hooks.as_maps(output, layer.layout, grid)[wanted].float().cpu() if maps_too else values
+        return values, hooks.maps_of(output, layer, grid)[wanted].float().cpu() if maps_too else values
 
     def prepared(image: Image.Image) -> Tensor:
         return target.preprocess(_square(image))
 
-    with (
-        inference(target.model, device, "float32") as place,
-        hooks.record(target.model, [layer.name], both) as acts,
-    ):
+    with inference_of(target, device) as place, hooks.record(target.model, [layer.name], both) as acts:
 
         def read(
             ids: list[str], shown: list[np.ndarray], pairs: list[tuple[int, int]], mapped: bool
@@ -186,16 +188,16 @@ def _reader(
             if not pairs:
                 return [], None
             first, maps_too, parts, (rows, units) = 0, mapped, [], torch.tensor(pairs).T
-            for _, [inputs] in batches(
+            for span, [inputs] in batches(
                 Probe("", ids, None, "", [], shown), [prepared], batch_size, workers=workers
             ):
                 for piece in place(inputs):
-                    count = len(piece)
-                    mine = (rows >= first) & (rows < first + count)
+                    count, last = len(piece), min(first + len(piece), span.stop)  # one image is there twice
+                    mine = (rows >= first) & (rows < last)
                     wanted = rows[mine] - first, units[mine]
                     target.model(piece)
                     parts.append(acts[layer.name])
-                    first += count
+                    first = last
             values, maps = (torch.cat(some) for some in zip(*parts))
             if not bool(values.isfinite().all()):
                 row, unit = pairs[int((~values.isfinite()).nonzero()[0])]

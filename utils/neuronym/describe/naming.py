@@ -97,7 +97,7 @@ def describe_and_dissect(
             seed=seed,
             **picture_options(data, layer, generator, pictures, batch_size),
         )
-        tables.append(labels_of(described, data.target.name, k))
+        tables.append(labels_of(described, data.target.name, k, activations=data.Q[described.layer]))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -41,7 +41,7 @@ from neuronym.hooks import LayerInfo
 from neuronym.models.captioners import BATCH, Captioner, picture_key, WORKERS
 from neuronym.models.generators import Generator
 from neuronym.models.transcripts import answers, Transcript
-from neuronym.similarity.labels import COLUMNS
+from neuronym.similarity.labels import COLUMNS, marked
 
 if TYPE_CHECKING:
     from neuronym.common.types import Clip, Target
@@ -251,10 +251,16 @@ def best_labels(described: Described, units: Sequence[int] | None = None) -> lis
 
 
 def labels_of(
-    described: Described, model: str, k: int = 3, method: str = "dnd", **more: object
+    described: Described,
+    model: str,
+    k: int = 3,
+    method: str = "dnd",
+    *,
+    activations: Tensor | None = None,
+    **more: object,
 ) -> pd.DataFrame:
-    """The k best candidates of each unit as rows of the labels table (fewer where there are fewer); `more`
-    adds columns.
+    """The k best candidates of each unit as rows of the labels table (fewer where there are fewer); with the
+    layer's `activations` [N, K] `similarity.labels.marked`; `more` adds columns.
     """
     rows = [
         (model, described.layer, unit, method, rank, label, score)
@@ -262,7 +268,9 @@ def labels_of(
         for rank, (label, score) in enumerate(best(some, described.scores[unit].cpu(), k), start=1)
         if label
     ]
-    return pd.DataFrame(rows, columns=COLUMNS).assign(**more)
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = table if activations is None else marked(table, {described.layer: activations})
+    return table.assign(**more)
 
 
 def candidates_table(described: Iterable[Described]) -> pd.DataFrame:

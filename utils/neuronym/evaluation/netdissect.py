@@ -28,7 +28,7 @@ from neuronym.datasets.probe import batches, Probe
 from neuronym.datasets.tasks import broden_masks, ConceptMasks, microworld_masks
 from neuronym.hooks import LayerInfo, LAYOUTS
 from neuronym.models.preprocess import seen_mask
-from neuronym.passes import inference
+from neuronym.passes import inference_of
 from neuronym.similarity.scores import top_labels
 
 SHARE, LEAST = 0.005, 0.04  # the paper's: of all positions are above the threshold; IoU of a detector
@@ -114,7 +114,7 @@ def dissect(
     shown, image, counted = torch.zeros(len(concepts), dtype=torch.int64), 0, 0
 
     with (
-        inference(target.model, device, "float32") as place,
+        inference_of(target, device) as place,
         hooks.record(
             target.model, [layer.name], lambda _, output: _as_maps(output, layer, read, grid)
         ) as acts,
@@ -125,9 +125,11 @@ def dissect(
             if progress is not None:
                 stream = progress(stream, -(-probe.N // batch_size), f"{text} of {layer.name}")
             for _, [images] in stream:
+                left = len(images)
                 for piece in place(images):
                     target.model(piece)
-                    yield _finite(acts[layer.name])
+                    yield _finite(acts[layer.name][:left])
+                    left -= len(piece)
 
         keep = threshold is None and 4 * blank.numel() * probe.N <= memory
         kept = list(passed("maps")) if keep else None
@@ -220,7 +222,7 @@ def _as_maps(output: Tensor, layer: LayerInfo, read: str, grid: tuple[int, int] 
     if read == "cls" or layer.layout == "fc":
         how, batch = "avg" if layer.layout == "fc" else "cls", output.shape[LAYOUTS[layer.layout][1]]
         return hooks.pool(output, layer.layout, how, batch)[:, :, None, None].float()
-    return hooks.as_maps(output, layer.layout, grid).float()
+    return hooks.maps_of(output, layer, grid).float()
 
 
 def _finite(maps: Tensor) -> Tensor:

@@ -120,12 +120,12 @@ def against_oracle(labels: Sequence[str], oracle: Tensor, concepts: Sequence[str
     """Share of units whose label is the oracle's, mean correlation of the labels with their units, and the
     oracle's own mean.
 
-    oracle [K, M] from `presence_oracle`; one label per unit. Units that no concept correlates with count as
-    they are.
+    oracle [K, M] from `presence_oracle`; one label per unit, "" for one that has none: it reaches 0. Units
+    that no concept correlates with count as they are.
     """
-    where = {c: i for i, c in enumerate(concepts)}
+    where = {c: i for i, c in enumerate(concepts)} | {"": -1}
     chosen = torch.tensor([where[label] for label in labels], device=oracle.device)
-    reached = oracle.gather(1, chosen[:, None]).squeeze(1)
+    reached = oracle.gather(1, chosen.clamp_min(0)[:, None]).squeeze(1).where(chosen >= 0, 0.0)
     best = oracle.max(1).values
     return {
         "same_as_oracle": float((reached == best).double().mean()),

@@ -36,7 +36,7 @@ from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import batches, Probe
 from neuronym.evaluation.metrics import auprc
 from neuronym.hooks import edit, LayerInfo, LAYOUTS, resolve_layers
-from neuronym.passes import inference
+from neuronym.passes import inference_of
 
 NamedUnits = Mapping[str, Sequence[int]]  # layer -> units
 HOWS = ("zero", "mean")
@@ -90,12 +90,12 @@ def outputs(
     if progress is not None:
         stream = progress(stream, -(-probe.N // batch_size), f"{target.name}, {len(edits)} prunings")
     parts: list[list[Tensor]] = [[] for _ in edits]
-    with inference(target.model, device) as place:
+    with inference_of(target, device) as place:
         for which, (images,) in stream:
             pieces = list(place(images))
             for units, changes, part in zip(conditions, edits, parts):
                 with edit(target.model, changes):
-                    logits = torch.cat([target.model(piece).float().cpu() for piece in pieces])
+                    logits = torch.cat([target.model(piece).float().cpu() for piece in pieces])[: len(images)]
                 if not logits.isfinite().all():
                     told = (
                         ", ".join(f"{len(some)} units of {layer}" for layer, some in units.items())
@@ -199,7 +199,9 @@ def comparable(truth: Tensor, classes: Sequence[int]) -> bool:
 def _layers(target: Target, conditions: Sequence[NamedUnits]) -> dict[str, LayerInfo]:
     names = list(dict.fromkeys(name for units in conditions for name in units))
     return (
-        {layer.name: layer for layer in resolve_layers(target.model, names, target.example)} if names else {}
+        {layer.name: layer for layer in resolve_layers(target.model, names, target.example, target.layouts)}
+        if names
+        else {}
     )
 
 

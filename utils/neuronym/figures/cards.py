@@ -13,7 +13,6 @@ line around where the unit fires at half of its largest value or more, and is da
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -133,13 +132,15 @@ def collect(
 ) -> list[dict]:
     """A card of each unit, to `draw`; Q [N, K] are the layer's activations, `table` its labels.
 
-    Pictures are shown as the network sees them, so that a map lies where the unit fired. A token layer whose
-    patches are no square (beside class and register tokens) is shown by its last square of tokens. `names`
-    are the true ones of all units of the layer. With `keep`, pictures and maps are cached.
+    Pictures are shown as the network sees them, so that a map lies where the unit fired; of a layer whose
+    positions are no places in the picture that are known, there is none. `names` are the true ones of all
+    units of the layer. With `keep`, pictures and maps are cached.
     """
     best = top_images(Q[:, units], min(images, len(Q))).T.tolist()  # [units][images]
     rows = sorted({row for some in best for row in some})
     spec = activation_spec(target, probe, layer) | {"schema": SCHEMA, "units": list(units), "rows": rows}
+    if layer.grid:
+        spec |= {"grid": [*layer.grid, layer.start]}
     found = (
         cache.bundle("cards", spec, lambda: _look(target, probe, layer, rows, units, device))
         if keep
@@ -152,7 +153,8 @@ def collect(
         cards.append(
             {
                 "title": f"{layer.name}  unit {unit}",
-                "labels": list(zip(labels["label"], labels["score"])),
+                "labels": [(text, score) for text, score in zip(labels["label"], labels["score"]) if text],
+                "note": str(labels["note"].iat[0]) if "note" in labels and len(labels) else "",
                 "truth": names[unit] if names is not None else None,
                 "images": [Image.fromarray(found["pictures"][i].numpy()) for i in at],
                 "values": Q[some, unit].tolist(),
@@ -168,9 +170,10 @@ def draw(
     """A figure of one row per card: title, labels with scores and, if known, the true name; then its most
     active images, each with the unit's activation.
 
-    A card holds title, labels [(label, score)], images, and optionally values of these, truth, and maps [h,
-    w] of each image, whose positive part tells where the unit fires, all on the unit's own scale. The
-    pictures of all cards are one raster of the resolution figures are saved at; texts stay texts.
+    A card holds title, labels [(label, score)], images, and optionally a note in place of labels, values of
+    the images, truth, and maps [h, w] of each image, whose positive part tells where the unit fires, all on
+    the unit's own scale. The pictures of all cards are one raster of the resolution figures are saved at;
+    texts stay texts.
     """
     strips, foot = [_strip(card, images) for card in cards], 44
     width, height = ROOM + images * (TILE + GAP) + MARGIN, sum(map(len, strips)) + foot
@@ -220,18 +223,9 @@ def _look(
     """
     decoded = [probe.image(row) for row in rows]
     found = {"pictures": torch.from_numpy(np.stack([seen(target.preprocess, image) for image in decoded]))}
-    if layer.layout != "fc":
-        side = math.isqrt(layer.shape[0])
+    if layer.layout in ("conv", "nhwc") or layer.grid:
         some = replace(probe, items=[np.asarray(image) for image in decoded])  # not decoded once more
-        found["maps"] = activation_maps(
-            target,
-            some,
-            layer,
-            range(len(rows)),
-            units=units,
-            device=device,
-            grid=(side, side) if layer.layout.startswith("tokens") else None,
-        )
+        found["maps"] = activation_maps(target, some, layer, range(len(rows)), units=units, device=device)
     return found
 
 
@@ -301,6 +295,11 @@ def _write(fig: Figure, card: Mapping, left: float, top: float, pixel: float, li
         colour = COLOURS[2] if mark == "✓" else COLOURS[3]
         fig.text(left, top - y * pixel, text, fontsize=7, va="top", color=colour, parse_math=False)
         y += 32
+    if card.get("note"):
+        what, _, why = card["note"].partition(": ")
+        fig.text(left, top - y * pixel, f"no name: {what}", fontsize=8, va="top", color=COLOURS[3])
+        fig.text(left, top - (y + 34) * pixel, why, fontsize=6, va="top", color="0.4", parse_math=False)
+        return
     for i, (label, score) in enumerate(labels):
         if y + 38 > lines:
             break

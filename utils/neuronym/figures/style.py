@@ -138,7 +138,7 @@ def scores_by_layer(table: pd.DataFrame) -> Figure:
     fig, ax = plt.subplots(figsize=(4.6, 0.34 * len(layers) + 1))
     line = {"color": "0.3", "linewidth": 0.8}
     ax.boxplot(
-        [best.loc[best["layer"] == name, "score"] for name in layers],
+        [best.loc[best["layer"] == name, "score"].dropna() for name in layers],
         orientation="horizontal",
         positions=range(len(layers)),
         widths=0.6,
@@ -166,6 +166,8 @@ def labels_by_category(
     """
     best = table[table["rank"] == 1]
     layers = list(dict.fromkeys(best["layer"]))
+    if "note" in best:
+        best = best.assign(label=best["label"].where(best["note"] == "", "no name"))
     if category:
         kind, title = best["label"].map(lambda label: category.get(label, "other")), "kind of label"
     else:

@@ -137,9 +137,9 @@ def _blip(source: str, device: torch.device, kind: str = "blip") -> Captioner:
     }[kind]
     try:
         with quiet_transformers(), random_start(0):
-            found = transformers.AutoConfig.from_pretrained(source).model_type
+            found = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
             if found == model_type:
-                processor = transformers.AutoProcessor.from_pretrained(source, **pil)
+                processor = transformers.AutoProcessor.from_pretrained(source, trust_remote_code=False, **pil)
                 model, info = getattr(transformers, network).from_pretrained(
                     source, output_loading_info=True, **own
                 )
@@ -160,6 +160,8 @@ def _blip(source: str, device: torch.device, kind: str = "blip") -> Captioner:
             f"{kind}:{source} must hold all weights of a captioner, and lacks {len(absent)} "
             f"({', '.join(absent[:3])}); name a captioning checkpoint"
         )
+    if kind == "blip2" and model.config.image_token_index is None:
+        model.config.image_token_index = _free_token(model, f"{kind}:{source}")
     beams = model.generation_config.num_beams or 1
     # the values behind are transformers' neutral ones: version 4 warns about a folder's own
     settings = LENGTHS | {
@@ -189,6 +191,23 @@ def _blip(source: str, device: torch.device, kind: str = "blip") -> Captioner:
         return texts
 
     return Captioner("", key, caption)
+
+
+def _free_token(model, name: str) -> int:
+    """A token that stands for the picture in files of before image tokens were part of them: any but the one
+    that begins a text, since the picture's own values take its place.
+
+    Errors: ValueError for a checkpoint that names none.
+    """
+    text = model.config.text_config
+    known = [text.pad_token_id, text.eos_token_id]
+    free = next((i for i in known if isinstance(i, int) and i >= 0 and i != text.bos_token_id), None)
+    if free is None:
+        raise ValueError(
+            f"{name} was saved before image tokens were part of its files, and names no token that could "
+            "stand for them; set image_token_index in its config.json, or name a newer revision"
+        )
+    return free
 
 
 def _blip2(source: str, device: torch.device) -> Captioner:

@@ -1,11 +1,7 @@
 """Image-text models by name: two towers, one space.
 
-load_clip       name -> Clip
-CLIPS           name up to the colon -> loader
-openai_module   state dict -> clip.model.CLIP in float32
-openai_weights  tensors from a named file, the folder of NEURONYM_CLIP_DIR or openai-clip's own cache
-text_features   its text tower, without the padding
-bpe_key         hash of its tokenizer
+load_clip  name -> Clip
+CLIPS      name up to the colon -> loader
 
     microworld[:rn]           | the small CLIP with a ResNet tower trained here; it knows 78 words |
                                 microworld
@@ -25,9 +21,8 @@ bpe_key         hash of its tokenizer
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -37,10 +32,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn, Tensor
 
-from neuronym.common.checks import import_extra, missing, openai_networks, openai_package, unknown
+from neuronym.common.checks import import_extra, missing, openai_package, unknown
 from neuronym.common.files import digest
 from neuronym.common.types import Clip
 from neuronym.models.identity import identity, identity_of
+from neuronym.models.openai_clip import bpe_key, openai_module, openai_weights, text_features
 from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, MICRO, Preprocess, preprocess_text
 from neuronym.models.sentences import load_sentence_encoder
 from neuronym.models.targets import load_target
@@ -149,6 +145,14 @@ def _open_clip(rest: str, device: torch.device) -> Clip:
         raise FileNotFoundError(f"no weights file at {tag}; open_clip:{arch} also knows {', '.join(tags)}")
     # weights trained with QuickGELU are wrong under GELU, and open_clip would only warn
     quick = tag in tags and (open_clip.get_pretrained_cfg(arch, tag) or {}).get("quick_gelu", False)
+    if not hub and tag not in tags and seed is None and not _is_quick(open_clip, arch):
+        quick = _is_openais(tag)
+        if not quick:
+            warnings.warn(
+                f"open_clip:{arch} runs {tag} under GELU; weights that began as OpenAI's were trained with "
+                "QuickGELU: name them openai:NAME@FILE, or an architecture that ends in -quickgelu",
+                stacklevel=2,
+            )
     try:
         with random_start(seed or 0):
             model, _, preprocess = open_clip.create_model_and_transforms(
@@ -182,6 +186,17 @@ def _open_clip(rest: str, device: torch.device) -> Clip:
     )
 
 
+def _is_quick(open_clip, arch: str) -> bool:
+    return bool((open_clip.get_model_config(arch) or {}).get("quick_gelu", False))
+
+
+def _is_openais(file: str) -> bool:
+    """Whether a file is as OpenAI ships its CLIPs: an archive of TorchScript, or its sizes beside the
+    weights.
+    """
+    return is_torchscript(file) or {"input_resolution", "vocab_size"} <= read_weights(file).keys()
+
+
 def _hf(rest: str, device: torch.device) -> Clip:
     import transformers
 
@@ -191,9 +206,11 @@ def _hf(rest: str, device: torch.device) -> Clip:
     )  # as released
     try:
         with quiet_transformers(), random_start(0):
-            model = transformers.AutoModel.from_pretrained(source)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-            processor = transformers.AutoImageProcessor.from_pretrained(source, **pil)
+            model = transformers.AutoModel.from_pretrained(source, trust_remote_code=False)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            processor = transformers.AutoImageProcessor.from_pretrained(
+                source, trust_remote_code=False, **pil
+            )
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"hf:{rest} could not be loaded ({_first_line(error)}); download it where there is "
@@ -204,7 +221,8 @@ def _hf(rest: str, device: torch.device) -> Clip:
             f"an image-text model has get_image_features and get_text_features, got {type(model).__name__}"
             f" from hf:{rest}; use a CLIP or SigLIP"
         )
-    longest = min(model.config.text_config.max_position_embeddings, tokenizer.model_max_length)
+    positions = getattr(getattr(model.config, "text_config", None), "max_position_embeddings", None)
+    longest = min(positions or tokenizer.model_max_length, tokenizer.model_max_length)
     masked = "siglip" not in model.config.model_type  # SigLIP was trained to read its padding
 
     def texts_in(texts: list[str]) -> Tensor:
@@ -218,6 +236,14 @@ def _hf(rest: str, device: torch.device) -> Clip:
         return processor(images=image, return_tensors="pt")["pixel_values"][0]
 
     words = digest(tokenizer_key(tokenizer), f"max_length {longest} {masked}")
+    _check_features(
+        f"hf:{rest}",
+        model,
+        lambda: _features(
+            model.get_image_features(pixel_values=preprocess(Image.new("RGB", (64, 64)))[None])
+        ),
+        lambda: texts_in(["a"]),
+    )
     return _clip(
         model,
         device,
@@ -266,6 +292,7 @@ def _conse(rest: str, device: torch.device) -> Clip:
         logit_scale=100.0,
         activation="-",
         model=target.model,
+        channels_last=target.channels_last,
     )
 
 
@@ -293,7 +320,7 @@ def _clip(
     """
     model = model.float().eval().requires_grad_(False)
     tops = {name.partition(".")[0] for name in [*model.state_dict(), *dict(model.named_children())]}
-    text_parts = tops - set(image_parts) - {"logit_scale", "logit_bias"}
+    text_parts = tops - set(image_parts) - {"logit_scale", "logit_bias", "temperature"}
     keys = identity(model, set(image_parts)), identity(model, text_parts, words)
     model.to(device)
     quick = any("QuickGELU" in type(part).__name__ for part in model.modules())
@@ -306,7 +333,7 @@ def _clip(
         spec,
         *keys,
         encode_text(["a"]).shape[1],
-        float(model.logit_scale.exp()),
+        _scale(model),
         "QuickGELU" if quick else "GELU",
         model,
     )
@@ -332,6 +359,35 @@ def _encoders(
     return encode_image, encode_text
 
 
+def _check_features(name: str, model: nn.Module, picture: Callable, text: Callable) -> None:
+    """ValueError unless one picture and one text give rows of one width, and the network has a scale."""
+    try:
+        with torch.no_grad():
+            shapes = [list(features().shape) for features in (picture, text)]
+    except Exception as error:
+        raise ValueError(
+            f"an image-text model embeds a picture and a text alone, {type(model).__name__} from {name} "
+            f"cannot ({type(error).__name__}: {_first_line(error)}); use a CLIP or SigLIP"
+        ) from error
+    if any(len(shape) != 2 or shape[0] != 1 for shape in shapes) or shapes[0] != shapes[1]:
+        raise ValueError(
+            f"an image-text model gives one row of one width for a picture and for a text, "
+            f"{type(model).__name__} from {name} gives {shapes[0]} and {shapes[1]}; use a CLIP or SigLIP"
+        )
+    if not hasattr(model, "logit_scale") and not hasattr(model, "temperature"):
+        raise ValueError(
+            f"an image-text model has a learned scale (logit_scale), {type(model).__name__} from {name} has "
+            "none; use a CLIP or SigLIP"
+        )
+
+
+def _scale(model: nn.Module) -> float:
+    """What cosines are multiplied by; ALIGN has its inverse."""
+    if hasattr(model, "logit_scale"):
+        return float(model.logit_scale.exp())
+    return 1 / float(model.temperature)
+
+
 def _features(output) -> Tensor:
     """transformers 5 returns an object with the projected features as pooler_output, transformers 4 the
     tensor.
@@ -341,85 +397,3 @@ def _features(output) -> Tensor:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-BPE_TOKENS = 49408
-
-
-def openai_module(weights: Mapping[str, Tensor]) -> nn.Module:
-    """openai-clip's module in float32 from a state dict, which tells all its sizes."""
-    sizes = ("input_resolution", "context_length", "vocab_size")  # beside the weights in OpenAI's archives
-    weights = {name: value for name, value in weights.items() if name not in sizes}
-    if "text_projection" not in weights or "visual.conv1.weight" not in weights:
-        raise ValueError(
-            f"an openai-clip state dict has 'text_projection' and 'visual.conv1.weight', got "
-            f"{len(weights)} tensors such as {', '.join(sorted(weights)[:3])}; else use open_clip: or hf:"
-        )
-    with random_start(0):
-        model = openai_networks().build_model(dict(weights)).float()
-    model.load_state_dict(weights)  # again: build_model has rounded everything to half precision
-    return model
-
-
-def openai_weights(name: str, file: str = "") -> dict[str, Tensor]:
-    """Weights of the file named, else of NEURONYM_CLIP_DIR, else of openai-clip's cache; OpenAI's own are
-    verified.
-    """
-    if file:
-        return read_weights(file)
-    url = openai_package().clip._MODELS[name]
-    expected, official = url.split("/")[-2:]
-    folder, cache = os.environ.get("NEURONYM_CLIP_DIR"), Path("~/.cache/clip").expanduser()
-    plain = name.replace("/", "-")
-    names = (f"{plain}.pt", official, f"{plain}.safetensors")
-    places = [Path(folder).expanduser() / n for n in names] if folder else []
-    found = next((place for place in [*places, cache / official] if place.is_file()), None)
-    if found is None:
-        raise missing(
-            f"weights of openai:{name}",
-            url,
-            str(places[0] if places else cache / official),
-            f"NEURONYM_CLIP_DIR to the folder that holds {plain}.pt",
-        )
-    if is_torchscript(found) and _sha256(found) != expected:
-        raise ValueError(
-            f"{found} must be OpenAI's file with SHA-256 {expected[:16]}..., got {_sha256(found)[:16]}"
-            f"...; download {url} again, or name weights of your own as openai:{name}@FILE"
-        )
-    return read_weights(found)
-
-
-def text_features(model: nn.Module, tokens: Tensor) -> Tensor:
-    """The module's `encode_text`, run on no more tokens than the longest text has; tokens [m, context] -> [m,
-    d].
-
-    Attention looks back only, so what follows an end token cannot change it; words pass ten times faster.
-    """
-    ends = tokens.argmax(dim=1)  # the end token has the highest id
-    length = int(ends.max()) + 1
-    mask = model.build_attention_mask()[:length, :length].to(tokens.device)
-    x = (model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]).transpose(
-        0, 1
-    )  # [T, m, w]
-    for block in model.transformer.resblocks:
-        y = block.ln_1(x)
-        x = x + block.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
-        x = x + block.mlp(block.ln_2(x))
-    return model.ln_final(x)[ends, torch.arange(len(tokens), device=tokens.device)] @ model.text_projection
-
-
-def bpe_key(model: nn.Module) -> str:
-    """16 hex for the text side's tokenizer; ValueError when the tower was made for another vocabulary."""
-    from clip.simple_tokenizer import default_bpe, SimpleTokenizer
-
-    if model.vocab_size != BPE_TOKENS:
-        raise ValueError(
-            f"openai-clip's tokenizer has {BPE_TOKENS} tokens, this text tower has {model.vocab_size}; "
-            "use weights of an OpenAI CLIP"
-        )
-    return digest(identity_of(SimpleTokenizer), str(model.context_length), _sha256(Path(default_bpe())))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -133,8 +133,8 @@ def _hf(source: str, device: torch.device, timeout: float, tries: int) -> tuple[
     )  # the checkpoint's type
     try:
         with quiet_transformers(), random_start(0):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-            model = transformers.AutoModelForCausalLM.from_pretrained(source, **own)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            model = transformers.AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **own)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(

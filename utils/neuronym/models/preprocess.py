@@ -2,6 +2,8 @@
 
 Preprocess       short side, centre crop, mean and standard deviation
 MICRO            that of the microworld's networks
+AsInput          any preprocessing, with what it gives as a tensor [C, H, W]
+as_input         what a preprocessing gives -> Tensor [C, H, W]
 preprocess_text  canonical text of any preprocessing, free of memory addresses: part of a cache's key
 seen             what a network sees of a picture, as a picture
 seen_of          the same as a box, measured: where a preprocessing takes its pixels from
@@ -29,6 +31,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 SIZE = 375  # of a picture that is cropped, in pixels
+PICTURES = ("pixel_values", "image", "images", "input", "x")  # where a table has the picture
+MOST_CHANNELS = 4  # of a picture in a table or array, told from its sides
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,46 @@ MICRO_SIZE = 64
 MICRO = Preprocess(MICRO_SIZE, MICRO_SIZE, "bicubic", HALF, HALF)
 
 
+@dataclass(frozen=True)
+class AsInput:
+    """A preprocessing of any kind as one that gives a tensor [C, H, W]."""
+
+    inner: Callable[[Image.Image], object]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return as_input(self.inner(image))
+
+
+def as_input(given: object) -> Tensor:
+    """What a preprocessing gives as a tensor [C, H, W]: of a table its pixel_values, of a batch of one its
+    picture; arrays become tensors.
+
+    Errors: ValueError for anything else.
+    """
+    x = given
+    if hasattr(x, "keys"):
+        found = [key for key in PICTURES if key in x] or [
+            k for k in x if isinstance(x[k], Tensor | np.ndarray)
+        ]
+        x = x[found[0]] if found else x
+    if isinstance(x, list | tuple) and len(x) == 1:
+        x = x[0]
+    if isinstance(x, np.ndarray) and x.dtype.kind in "fiub":
+        x = torch.from_numpy(np.ascontiguousarray(x))
+    if isinstance(x, Tensor) and x.ndim == 4 and len(x) == 1:
+        x = x[0]
+    if not isinstance(x, Tensor) or x.ndim != 3:
+        what = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        keys = f" with {', '.join(map(str, x))}" if hasattr(x, "keys") else ""
+        raise ValueError(f"a preprocess gives a Tensor [C, H, W], got {what}{keys}; end it with ToTensor()")
+    if x.shape[0] > MOST_CHANNELS >= x.shape[2]:
+        raise ValueError(
+            f"a preprocess gives a Tensor [C, H, W], got shape {tuple(x.shape)}, channels last; end it with "
+            "permute(2, 0, 1)"
+        )
+    return x if x.is_floating_point() else x.float()
+
+
 def preprocess_text(preprocess: Callable) -> str:
     """One line that stands for a preprocessing in a cache's spec: our own by its numbers, any other by its
     name and a hash of its code, its state and all that these read (`neuronym.models.identity`).
@@ -66,6 +110,8 @@ def preprocess_text(preprocess: Callable) -> str:
     A preprocessing that holds what cannot be identified (an open file, a lock) has another text in every
     process.
     """
+    if type(preprocess) is AsInput:
+        preprocess = preprocess.inner
     if type(preprocess) is Preprocess:
         return repr(preprocess)
     name = getattr(preprocess, "__qualname__", None) or type(preprocess).__qualname__
@@ -73,18 +119,24 @@ def preprocess_text(preprocess: Callable) -> str:
 
 
 def seen(preprocess: Callable[[Image.Image], Tensor], image: Image.Image) -> Image.Image:
-    """The image as the network gets it, for any preprocessing that ends in a scale and a shift per channel.
+    """The image as the network gets it, in RGB, for any preprocessing that ends in a scale and a shift per
+    channel: of more than three channels the first three, of fewer the first in grey.
 
     What it makes of black and of white pictures of the same size tells scale and shift, so they can be
-    undone.
+    undone. Where it makes the same of both (a depth, edges), the values go from their least to their largest.
     """
     x, black, white = (
         preprocess(Image.new("RGB", image.size, c) if c else image).float()
         for c in (None, "#000000", "#ffffff")
     )
-    span = white - black
-    values = (x - black) / span.where(span.abs() > 1e-6, torch.ones_like(span))
-    return Image.fromarray((values.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+    count = 3 if len(x) > 2 else 1
+    x, span, black = x[:count], (white - black)[:count], black[:count]
+    if bool((span.abs() > 1e-6).any()):
+        values = (x - black) / span.where(span.abs() > 1e-6, torch.ones_like(span))
+    else:
+        values = (x - x.min()) / (x.max() - x.min()).clamp_min(1e-6)
+    shown = (values.clamp(0, 1) * 255).round().byte().expand(3, -1, -1)
+    return Image.fromarray(shown.permute(1, 2, 0).cpu().numpy())
 
 
 def seen_of(preprocess: Callable[[Image.Image], Tensor], size: int = SIZE) -> Box:
@@ -101,7 +153,8 @@ def seen_of(preprocess: Callable[[Image.Image], Tensor], size: int = SIZE) -> Bo
     sides = []
     for axis, grey in ((1, ramp), (0, ramp.T)):
         x = preprocess(Image.fromarray(np.ascontiguousarray(grey)).convert("RGB")).double()
-        level = ((x - black) / (white - black)).mean((0, 2 - axis)).numpy() * 255  # [w] or [h]
+        tells = ((white - black).abs() > 1e-6).flatten(1).all(1)  # not a channel that is full or empty
+        level = ((x - black) / (white - black))[tells].mean((0, 2 - axis)).numpy() * 255  # [w] or [h]
         place = (level - 0.5) / 254 * (size - 1)  # the column or row of the picture that is there
         steps, inner = (
             np.arange(len(place)),
@@ -172,6 +225,7 @@ def sides_of(size: int | tuple[int, int]) -> tuple[int, int]:
 
 def _told_sizes(preprocess: Callable) -> tuple[int | None, int | None]:
     """Short side and central crop of a preprocessing; None and None where it does not tell both."""
+    preprocess = preprocess.inner if isinstance(preprocess, AsInput) else preprocess
     steps = {
         type(step).__name__: getattr(step, "size", None)
         for step in getattr(preprocess, "transforms", None) or []

@@ -74,7 +74,10 @@ def load_sentence_encoder(name: str = "minilm", device: str | torch.device = "cp
             quiet_transformers(),
             random_start(0),
         ):  # an unused pooler that the checkpoint lacks is the same every time
-            tokenizer, model = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source)
+            tokenizer, model = (
+                AutoTokenizer.from_pretrained(source, trust_remote_code=False),
+                AutoModel.from_pretrained(source, trust_remote_code=False),
+            )
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"sentence encoder '{name}' not found; download {source} where there is network, then "

@@ -25,27 +25,30 @@ TARGETS        name up to the colon -> loader
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn, Tensor
+from torch.nn.parameter import is_lazy
 
 from neuronym.common.checks import import_extra, missing, unknown
 from neuronym.common.types import Target
-from neuronym.hooks import resolve_layers
+from neuronym.hooks import suggest_layers
+from neuronym.layouts import layouts_from
 from neuronym.models.identity import identity
-from neuronym.models.preprocess import HALF, MICRO, Preprocess, preprocess_text
+from neuronym.models.preprocess import as_input, AsInput, HALF, MICRO, Preprocess, preprocess_text
 from neuronym.models.weights import is_file_or_seed, load_into, microworld_weights, random_start, read_weights
 from neuronym.runs.folders import data_dir
+from neuronym.trials import refuse, try_out
 
 LITE_SIZES = {"0": 224, "1": 240, "2": 260}
 PLACES_FILE = "resnet18_places365.pth.tar"
@@ -60,24 +63,30 @@ def load_target(
     preprocess: Callable[[Image.Image], Tensor] | None = None,
     classes: Sequence[str] | None = None,
     name: str = "",
+    layout: str | Mapping[str, str] = "",
+    allow_random: bool = False,
 ) -> Target:
     """A target network in evaluation mode, float32, without parameter gradients: by its name (see the
     module's text), or your own module with what turns a PIL picture into its input (ImageNet's 256 -> 224 by
     default).
 
     `classes` name the units of the output layer, `name` stands in tables and figures. A module given here is
-    changed in place. Without `suggest` it has no `layers`, whose search takes a few forward passes.
-    Errors: KeyError for an unknown name, FileNotFoundError for absent weights, ModuleNotFoundError for an
-    absent extra, ValueError for options that belong to a module beside a name.
+    changed in place. A few forward passes tell its layers and whether it is a function of one image, which a
+    network to be named must be unless `allow_random`; without `suggest` only a network of your own passes.
+    `layout` says where units are that nothing tells ("conv1d", or by layers "mix*=conv1d",
+    `neuronym.layouts`). Errors: KeyError for an unknown name, FileNotFoundError for absent weights,
+    ModuleNotFoundError for an absent extra, ValueError for options that belong to a module beside a name and
+    for a network that cannot be named.
 
     >>> load_target("microworld:resnet").layers[-1]
     'fc'
     """
+    options = {"suggest": suggest, "layouts": layouts_from(layout), "allow_random": allow_random}
     if isinstance(target, Target):
-        return target
+        return replace(target, layouts=options["layouts"]) if layout else target
     if isinstance(target, nn.Module):
-        made = _complete(target, preprocess, list(classes) if classes else None, suggest)
-        target.to(device)
+        made = _complete(target, preprocess, list(classes) if classes else None, own=True, **options)
+        made.model.to(device)
         return replace(made, name=name or type(target).__name__, example=made.example.to(device))
     if not isinstance(target, str):
         raise ValueError(
@@ -94,8 +103,9 @@ def load_target(
         loader, rest = _own, name
     if loader is None:
         raise unknown("target", name, [*TARGETS, "package.module:function"])
-    loaded = loader(rest)
-    made = loaded if isinstance(loaded, Target) else _complete(*loaded, suggest=suggest)
+    loaded, own = loader(rest), loader is _own
+    made = _tried(loaded, own=own, **options) if isinstance(loaded, Target) else None
+    made = made or _complete(*loaded, own=own, **options)
     made.model.to(device)
     return replace(made, name=name, example=made.example.to(device))
 
@@ -120,26 +130,91 @@ def build_outline(name: str) -> nn.Module:
 
 
 def _complete(
-    model: nn.Module,
-    preprocess: Callable | None = None,
-    classes: list[str] | None = None,
-    suggest: bool = True,
+    model: nn.Module, preprocess: Callable | None = None, classes: list[str] | None = None, **options
 ) -> Target:
     """A Target around a network; the preprocessing defaults to ImageNet's 256 -> 224."""
+    model = _plain(model)
     preprocess = preprocess or Preprocess(256, 224)
+    preprocess, example = _example(preprocess, options["allow_random"])
     key = identity(model)  # before the cast
-    model = model.eval().requires_grad_(False).float()
-    example = torch.zeros_like(preprocess(Image.new("RGB", (64, 64)))).float()[None]  # [1, 3, H, W]
-    return Target(
-        "",
-        model,
-        preprocess,
-        preprocess_text(preprocess),
-        list(classes) if classes else None,
-        key,
-        _suggest_layers(model, example) if suggest else (),
-        example,
-    )
+    model.eval()  # not in one line with what follows: a train() of the user's may return nothing
+    model.requires_grad_(False)
+    model.float()
+    classes = list(classes) if classes else None
+    made = Target("", model, preprocess, preprocess_text(preprocess), classes, key, (), example)
+    return _tried(made, **options)
+
+
+def _tried(target: Target, suggest: bool, own: bool, layouts: dict[str, str], allow_random: bool) -> Target:
+    """The target after a few passes, which tell its layers; ValueError where it is no function of one
+    image.
+    """
+    if not suggest and not own:
+        return replace(target, layouts=layouts)
+    trial = try_out(target.model, target.example)
+    if not allow_random:
+        refuse(target.model, trial)
+    names = target.layers
+    if suggest and not names:
+        names = suggest_layers(target.model, trial, target.example, layouts)
+    return replace(target, layers=names, layouts=layouts, channels_last=trial.channels_last)
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """The network that passes: of a compiled one what was compiled, of DataParallel one device's.
+
+    Errors: ValueError for TorchScript, and for weights that are not there yet.
+    """
+    if type(model).__name__ == "OptimizedModule":
+        model = model._orig_mod
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(
+            f"no layer can be read in TorchScript ({model.original_name}), where hooks do not run; give the "
+            "nn.Module that it was made from"
+        )
+    for part in model.modules():
+        if isinstance(part, nn.DataParallel):
+            part.device_ids = []
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    lazy = next((name for name, value in tensors if is_lazy(value)), None)
+    if lazy is not None:
+        raise ValueError(
+            f"{type(model).__name__} has no weights yet, its '{lazy}' is made by a first pass; call it once "
+            "on an image before"
+        )
+    meta = next((name for name, value in tensors if value.is_meta), None)
+    if meta is not None:
+        raise ValueError(
+            f"{type(model).__name__} has no weights yet, its '{meta}' is on the meta device; load them first "
+            "(to_empty, then load_state_dict)"
+        )
+    return model
+
+
+def _example(preprocess: Callable, allow_random: bool) -> tuple[Callable, Tensor]:
+    """The preprocessing, with what it gives as a tensor, and an example [1, C, H, W] of zeros; ValueError for
+    one that cannot read pictures, or gives the same picture other values each time.
+    """
+    dice = np.random.default_rng(0)
+    picture = Image.fromarray(dice.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    name = getattr(preprocess, "__qualname__", None) or type(preprocess).__qualname__
+    try:
+        given = [preprocess(picture.copy()) for _ in range(2)]
+    except Exception as error:
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"a preprocess turns a PIL picture into a Tensor [C, H, W], and {name} cannot: "
+            f"{type(error).__name__}: {text}"
+        ) from error
+    x, again = (as_input(one) for one in given)
+    if not allow_random and (x.shape != again.shape or not torch.equal(x, again)):
+        raise ValueError(
+            f"a network to be named is a function of one image, and the preprocess {name} gives the same "
+            "picture other values each time; leave out its random steps, or name it as it is with "
+            "allow_random=True"
+        )
+    ready = isinstance(given[0], Tensor) and given[0].ndim == 3 and given[0].is_floating_point()
+    return preprocess if ready else AsInput(preprocess), torch.zeros_like(x).float()[None]
 
 
 def _microworld(rest: str) -> tuple:
@@ -315,13 +390,6 @@ TARGETS: dict[str, Callable] = {
     "timm": _timm,
     "places365": _places365,
 }
-
-
-def _suggest_layers(model: nn.Module, example: Tensor) -> tuple[str, ...]:
-    """Four depths of what `resolve_layers` calls "all", and the last of them, which gives the output."""
-    *body, head = [layer.name for layer in resolve_layers(model, "all", example)]
-    depths = [body[math.ceil(len(body) * quarter / 4) - 1] for quarter in (1, 2, 3, 4)] if body else []
-    return (*dict.fromkeys(depths), head)
 
 
 def _imagenet_classes() -> list[str]:

@@ -72,11 +72,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     A checkpoint that keeps its tensors under a key of UNDER is unwrapped, and prefixes that a wrapper left on
     all names (PREFIXES, in any order) are taken off. Only tensors and plain containers are unpickled, and
-    nothing in an archive is run. A relative
-    path starts at the repository root. Errors: FileNotFoundError; ValueError that says what else the file
-    holds.
+    nothing in an archive is run. A relative path starts at the repository root or, where no such file is
+    there, in the current folder. Errors: FileNotFoundError; ValueError that says what else the file holds.
     """
-    path = from_root(path)
+    here, path = Path(path).expanduser(), from_root(path)
+    path = here.absolute() if here.is_file() and not path.is_file() else path
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {path}")
     try:

@@ -1,14 +1,17 @@
 """The one labels table: a tidy row per unit, method and rank.
 
 COLUMNS       what every labels table starts with
+MARKS         what it says of units that have nothing to be named by
 labels_table  scores of one layer -> table
+marked        a table with dead, constant and saturated units marked, and without names for them
+unit_notes    which units of a layer these are
 write_labels  table -> labels.parquet and labels.csv
 read_labels   table of ours or of a published CSV, with its unit base checked
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +20,9 @@ import torch
 from neuronym.similarity.scores import top_labels
 
 COLUMNS = ["model", "layer", "unit", "method", "rank", "label", "score"]
+MARKS = ["active_share", "note"]
+SAME = 1e-5  # values that differ by less, of the largest, are one value
+HIGHEST, MOSTLY = 0.01, 0.9  # of the range of values; share of images within that of the largest
 RENAMED = {
     "description": "label",
     "similarity": "score",
@@ -35,13 +41,14 @@ def labels_table(
     method: str,
     k: int = 5,
     units: Sequence[int] | None = None,
+    activations: torch.Tensor | None = None,
     **more: object,
 ) -> pd.DataFrame:
     """The k best labels of every unit of a layer; scores [K, M] -> K x k rows of COLUMNS, rank 1 first, units
     from 0.
 
-    `units` names the rows of `scores` when they are not 0..K-1; `more` adds columns, one value each for all
-    rows.
+    `units` names the rows of `scores` when they are not 0..K-1; with the layer's `activations` [N, K'] of all
+    units the table is `marked`; `more` adds columns, one value each for all rows.
     """
     if scores.shape[1] != len(concepts):
         raise ValueError(
@@ -66,7 +73,50 @@ def labels_table(
         },
         columns=COLUMNS,
     )
+    table = table if activations is None else marked(table, {layer: activations})
     return table.assign(**more)
+
+
+def marked(table: pd.DataFrame, Q: Mapping[str, torch.Tensor]) -> pd.DataFrame:
+    """The table with the columns MARKS: the share of images in which a unit is above 0, and a note of
+    `unit_notes`, "" for most; what has a note has no label and no score. Q {layer: [N, K]}.
+    """
+    notes = {layer: unit_notes(q) for layer, q in Q.items()}
+    keys = [(notes[layer], unit) for layer, unit in zip(table["layer"], table["unit"])]
+    table = table.assign(
+        active_share=[of["active_share"].iat[unit] for of, unit in keys],
+        note=[of["note"].iat[unit] for of, unit in keys],
+    )
+    nameless = table["note"] != ""
+    if nameless.any():
+        table.loc[nameless, "label"] = ""
+        table.loc[nameless, "score"] = float("nan")
+    return table
+
+
+def unit_notes(Q: torch.Tensor) -> pd.DataFrame:
+    """Share of images in which each unit is above 0, and what keeps it from being named: Q [N, K] -> K rows.
+
+    "dead": 0 for every image. "constant": another value, the same for all up to rounding. "saturated": for
+    nine images in ten within a hundredth of its range of its largest value, so that which images are its
+    highest is an accident. Errors: ValueError for a Q that is not [N, K].
+    """
+    if Q.ndim != 2 or not len(Q):
+        raise ValueError(f"expected activations [N, K] of at least one image, got {list(Q.shape)}")
+    low, high = Q.aminmax(dim=0)
+    span, largest = high - low, torch.maximum(high.abs(), low.abs())
+    constant = (span <= SAME * largest) if len(Q) > 1 else largest == 0
+    near = (Q >= high - HIGHEST * span).double().mean(0)
+    columns = zip(largest.tolist(), constant.tolist(), near.tolist())
+    notes = [
+        ("dead: 0 for every image" if top == 0 else "constant: the same value for every image")
+        if same
+        else f"saturated: at its largest value for {share:.0%} of the images"
+        if share >= MOSTLY and len(Q) > 1
+        else ""
+        for top, same, share in columns
+    ]
+    return pd.DataFrame({"active_share": (Q > 0).double().mean(0).cpu().numpy(), "note": notes})
 
 
 def write_labels(table: pd.DataFrame, folder: Path) -> Path:
@@ -111,5 +161,8 @@ def read_labels(path: Path | str, *, unit_base: int | None = None, **given: str)
             "if unit 0 is only missing pass unit_base=0"
         )
     table["unit"] -= unit_base or 0
+    if "note" in table:  # "" comes back from a CSV as a missing value
+        table["note"] = table["note"].fillna("")
+        table["label"] = table["label"].where(table["note"] == "", "")
     table["label"] = table["label"].astype(str).str.strip()
     return table[COLUMNS + [c for c in table if c not in COLUMNS]]
