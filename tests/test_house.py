@@ -16,6 +16,7 @@ FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.r
 ORDER = (
     "common",
     "hooks microworld runs similarity",
+    "stored",
     "cache datasets",
     "passes",
     "activations",

@@ -40,7 +40,7 @@ OURS = "neuronym"  # known by its code wherever it is installed
 INSTALLED = tuple(
     {os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("purelib", "platlib", "stdlib")}
 )
-PACKAGES = frozenset(("site-packages", "dist-packages"))  # of another user's or another Python's, too
+SITES = frozenset(("site-packages", "dist-packages"))  # of another user's or another Python's, too
 LOOKS_UP = frozenset("getattr globals vars eval exec attrgetter __dict__ import_module __import__".split())
 
 
@@ -69,7 +69,7 @@ def ours(module: str | None) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _within_packages(file: str) -> bool:
     file = os.path.realpath(file)
-    return file.startswith(INSTALLED) or not PACKAGES.isdisjoint(file.split(os.sep))
+    return file.startswith(INSTALLED) or not SITES.isdisjoint(file.split(os.sep))
 
 
 @functools.lru_cache(maxsize=256)

@@ -29,6 +29,8 @@ def tensor_parts(x: Tensor, path: str) -> list[Part]:
 
     Errors: ValueError for one that has no values; `path` says where it stands.
     """
+    if x.is_nested:
+        return [("nested tensor", str(x.dtype)), list(x.detach().unbind())]
     parts: list[Part] = [("tensor", str(x.dtype), str(list(x.shape)), str(x.layout))]
     if x.is_meta:
         raise ValueError(f"{path} is on the meta device and has no values; load weights into it first")
@@ -36,8 +38,6 @@ def tensor_parts(x: Tensor, path: str) -> list[Part]:
     if hasattr(x, "__tensor_flatten__"):
         names, context = x.__tensor_flatten__()
         return [*parts, [names, context, *(getattr(x, name) for name in names)]]
-    if x.is_nested:
-        return [*parts, list(x.unbind())]
     if x.is_quantized:
         per_channel = x.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
         scale = (

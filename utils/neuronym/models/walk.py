@@ -298,7 +298,7 @@ class Walk:
             return
         if is_packaged(function):
             self.put("named", *named(function.__module__, function.__qualname__))
-            self._replaced(sys.modules.get(function.__module__))
+            self._around(sys.modules.get(function.__module__))
             if "<locals>" in function.__code__.co_qualname:  # one of many that a function of theirs makes
                 self.put("made", function.__name__)
                 self._each((function.__defaults__, function.__kwdefaults__), path)
@@ -365,6 +365,13 @@ class Walk:
                 self.put(name)
                 self.of(value, f"{path}.{name}")
 
+    def _around(self, module: types.ModuleType | None) -> None:
+        """What the user has put into a package's module, and into those of that package that it reads."""
+        top = module.__name__.partition(".")[0] if module else ""
+        for part in [module, *(vars(module).values() if module and id(module) not in self.looked else ())]:
+            if isinstance(part, types.ModuleType) and part.__name__.partition(".")[0] == top:
+                self._replaced(part)
+
     def _replaced(self, place: types.ModuleType | type | None) -> None:
         """What the user has put in place of functions of an installed module or class."""
         if place is None or id(place) in self.looked:
@@ -388,7 +395,7 @@ class Walk:
                 if not installed(base.__module__):  # in a class that a package made around the user's
                     self.klass(base)
                 self._replaced(base)
-            self._replaced(sys.modules.get(cls.__module__))
+            self._around(sys.modules.get(cls.__module__))
             return
         self.put("class", cls.__name__)
         if not installed(type(cls).__module__):
