@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +149,20 @@ def writer(
 
 
 def array(
-    kind: str, spec: dict, make: Callable[[], np.ndarray | torch.Tensor], info: dict | None = None
+    kind: str,
+    spec: dict,
+    make: Callable[[], np.ndarray | torch.Tensor],
+    info: dict | None = None,
+    check: Callable[[np.ndarray], str] | None = None,
 ) -> np.memmap:
-    """The array of `spec`: loaded when it is there, else made, written and loaded."""
+    """The array of `spec`: loaded when it is there, else made, written and loaded. `check` looks at one that
+    was there, and says why it cannot be what is wanted, or "": it is then made anew.
+    """
     found = load(kind, spec)
+    why = check(found) if check is not None and found is not None else ""
+    if why:
+        discard(kind, spec, why)
+        found = load(kind, spec)
     if found is None:
         made = _numpy(make())
         with writer(kind, spec, made.shape, made.dtype, info) as rows:
@@ -161,12 +172,25 @@ def array(
 
 
 def bundle(
-    kind: str, spec: dict, make: Callable[[], dict[str, torch.Tensor]], info: dict | None = None
+    kind: str,
+    spec: dict,
+    make: Callable[[], dict[str, torch.Tensor]],
+    info: dict | None = None,
+    check: Callable[[dict[str, torch.Tensor]], str] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Named tensors of `spec`: loaded when they are there, else made and written as one safetensors file."""
+    """Named tensors of `spec`: loaded when they are there, else made and written as one safetensors file.
+    `check` as in `array`.
+    """
     from safetensors.torch import load_file, save_file
 
     folder = _found(kind, spec)
+    if folder is not None and check is not None:
+        found = load_file(str(folder / "data.safetensors"))
+        why = check(found)
+        if not why:
+            return found
+        discard(kind, spec, why)
+        folder = _found(kind, spec)
     if folder is None:
         folder, began = _place(kind, spec), time.perf_counter()
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in make().items()}
@@ -183,13 +207,23 @@ def bundle(
 def discard(kind: str, spec: dict, why: str) -> None:
     """Remove a finished entry whose content turned out not to be what its spec says, and say why."""
     folder = _folder(kind, spec)
-    if not folder.exists():
+    if folder in _refused() or not folder.exists():  # another process was quicker
         return
     say_once(f"cache entry {folder} is not used: {why}; it is computed anew")
-    aside = _own_folder(folder, "torn")
+    try:
+        aside = _own_folder(folder, "torn")
+    except OSError:  # a cache that can only be read: this process does not look at it again
+        _refused().add(folder)
+        return
     with suppress(OSError):  # another process was quicker
         os.rename(folder, aside / "entry")
     shutil.rmtree(aside, ignore_errors=True)
+
+
+@lru_cache
+def _refused() -> set[Path]:
+    """Entries that this process found wrong and could not remove."""
+    return set()
 
 
 def _folder(kind: str, spec: dict) -> Path:
@@ -200,7 +234,7 @@ def _found(kind: str, spec: dict) -> Path | None:
     """The folder of a finished entry, in the cache or among what this process keeps for itself."""
     for root in (cache_dir(), _standing_in()):
         folder = root / kind / key_of(spec)
-        if usable(folder, spec):
+        if folder not in _refused() and usable(folder, spec):
             return folder
     return None
 
@@ -258,7 +292,8 @@ def _publish(partial: Path, folder: Path, spec: dict, file: str, info: dict, mor
             "info": {**info, "created": created, "git": git_state(), **software()},
         },
     )
-    (partial / "progress.json").unlink(missing_ok=True)
+    for left in set(os.listdir(partial)) - {"meta.json", file}:  # progress, and what a kill left of it
+        (partial / left).unlink()
     while True:
         with suppress(OSError):  # refused when there is an entry already
             os.rename(partial, folder)

@@ -115,6 +115,8 @@ def usable(folder: Path, spec: dict) -> bool:
     """Whether the folder is a whole entry of this spec; ValueError when it is an entry of another."""
     meta = read_meta(folder)
     if not whole(folder, meta) or not isinstance(meta["spec"], dict):
+        if folder.is_dir():
+            say_once(f"cache entry {folder} is torn: its files are not as they were; it is computed anew")
         return False
     if canonical(meta["spec"]) != canonical(spec):
         raise ValueError(
