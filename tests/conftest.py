@@ -28,7 +28,7 @@ SLOW = set(
     figures/test_describe figures/test_published figures/test_second_order figures/test_style
     microworld/test_captioner microworld/test_training models/test_captioners models/test_clips
     models/test_identity models/test_llms models/test_preprocess models/test_targets
-    models/test_transcripts notebooks/test_describe_and_dissect notebooks/test_evaluation
+    models/test_transcripts models/test_walk notebooks/test_describe_and_dissect notebooks/test_evaluation
     notebooks/test_labelling notebooks/test_refusals notebooks/test_second_order notebooks/test_smoke
     published/test_values
     runs/test_checks runs/test_execute second_order/test_ablation second_order/test_adversarial

@@ -18,12 +18,14 @@ from neuronym.activations import (
     activation_maps,
     activation_spec,
     activations_and_embeddings,
+    embed_concepts,
     embedding_spec,
     image_embeddings,
     unit_activations,
 )
 from neuronym.common.memory import top_images
 from neuronym.datasets.probe import Probe
+from neuronym.models.clips import load_clip
 from neuronym.passes import CHECKED, checked_rows, inference
 from neuronym.similarity.scores import score_embeddings
 from tests.helpers.networks import (
@@ -67,6 +69,17 @@ def hooks_of(model: nn.Module) -> int:
 
 
 # values
+
+
+@pytest.mark.parametrize("template", ["{}", "a photo of a {}"])
+def test_cached_text_embeddings_are_compared_with_a_few_fresh_ones(template, capsys):
+    clip, words = load_clip("microworld"), ["red", "blue", "circle", "star", "square"]
+    before = embed_concepts(clip, words, template)
+    assert torch.equal(embed_concepts(clip, words, template), before) and not capsys.readouterr().err
+    encode = clip.encode_text
+    clip.encode_text = lambda texts: -encode(texts)  # what no key tells
+    torch.testing.assert_close(embed_concepts(clip, words, template), -before)
+    assert "gives other embeddings for a few texts now; it is computed anew" in capsys.readouterr().err
 
 
 def test_the_stand_in_has_every_layout(target):

@@ -4,6 +4,7 @@ array.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -418,6 +420,116 @@ def test_a_damaged_entry_counts_as_absent_is_said_and_made_anew(how, capsys):
     assert (np.asarray(cache.array("kind", spec, make)) == values).all() and len(made) == 2
     if how in ("flipped", "zeroed", "misplaced"):
         assert capsys.readouterr().err.count("is damaged: it differs from what was written") == 1
+
+
+def spoiled(data: bytes, how: str, random: np.random.Generator) -> bytes:
+    """Content of a file after one random fault: it may also come out as it was."""
+    changed, size = bytearray(data), len(data)
+    at, length = int(random.integers(size)), int(random.integers(1, 64))
+    if how == "flipped":
+        changed[at] ^= 1 << int(random.integers(8))
+    elif how == "zeroed":
+        changed[at : at + length] = bytes(len(changed[at : at + length]))
+    elif how == "misplaced":
+        other = int(random.integers(size))
+        changed[at : at + length] = changed[other : other + len(changed[at : at + length])]
+    elif how == "header":
+        changed[int(random.integers(min(size, 128)))] = int(random.integers(256))
+    elif how == "cut":
+        del changed[at:]
+    return bytes(changed) if how != "empty" else b""
+
+
+@pytest.mark.parametrize("how", ["flipped", "zeroed", "misplaced", "header", "cut", "empty"])
+def test_thirty_random_faults_of_each_kind_are_never_used(how, capsys):
+    random, spec = np.random.default_rng(5), {"of": how}
+    values = random.normal(size=(40, 7)).astype(np.float32)
+    file = Path(cache.array("kind", spec, lambda: values).filename)
+    whole, tried = file.read_bytes(), 0
+    while tried < 30:
+        data = spoiled(whole, how, random)
+        if data == whole:
+            continue
+        tried += 1
+        file.write_bytes(data)
+        os.utime(file, ns=(tried, tried))
+        assert cache.load("kind", spec) is None
+        assert (np.asarray(cache.array("kind", spec, lambda: values)) == values).all()
+    assert "it is computed anew" in capsys.readouterr().err
+    assert [path.name for path in file.parent.parent.iterdir()] == [file.parent.name]
+
+
+@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("kind", ["array", "bundle"])
+def test_a_disk_that_is_full_at_any_write_leaves_no_entry_and_no_file(step, kind, monkeypatch):
+    left, full = [step], OSError(errno.ENOSPC, "No space left on device")
+
+    def failing(function):
+        def call(*given, **more):
+            left[0] -= 1
+            if left[0] < 0:
+                raise full
+            return function(*given, **more)
+
+        return call
+
+    def make():
+        if kind == "array":
+            return np.asarray(cache.array("q", SPEC, lambda: ROWS))
+        return cache.bundle("q", SPEC, lambda: {"x": torch.from_numpy(ROWS)})["x"].numpy()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "empty_npy", failing(cache.empty_npy))
+        patch.setattr(os, "fsync", failing(os.fsync))
+        patch.setattr(Path, "write_text", failing(Path.write_text))
+        if kind == "array" or step < 2:
+            with suppress(OSError):
+                make()
+    if left[0] < 0:
+        assert not folder().exists() and cache.load("q", SPEC) is None
+    assert np.array_equal(make(), ROWS) and cache.verify() == []
+    assert len(list(folder().iterdir())) == 2 and (folder() / "meta.json").is_file()
+
+
+def test_a_kill_leaves_nothing_in_what_is_published_later():
+    with pytest.raises(KeyboardInterrupt), cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
+        rows.write(0, ROWS[:9])
+        (folder().with_name(folder().name + ".partial") / "progress.json.4711").write_text("{")
+        raise KeyboardInterrupt
+    put()
+    assert sorted(path.name for path in folder().iterdir()) == ["data.npy", "meta.json"]
+
+
+def test_what_a_check_refuses_is_made_anew_and_said(capsys):
+    put()
+    found = cache.array("q", SPEC, lambda: ROWS + 1, check=lambda kept: "" if kept[0, 0] else "it is old")
+    assert np.array_equal(found, ROWS + 1) and "is not used: it is old" in capsys.readouterr().err
+    assert np.array_equal(cache.array("q", SPEC, lambda: 1 / 0, check=lambda kept: ""), ROWS + 1)
+    for value in (1.0, 2.0):
+        made = {"x": torch.tensor([value])}
+        found = cache.bundle("b", SPEC, lambda: made, check=lambda kept: "" if kept["x"] == value else "old")
+        assert found["x"] == value
+
+
+def test_what_is_refused_and_cannot_be_removed_is_not_used(monkeypatch, capsys):
+    put()
+
+    def refuse(*given, **more):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(cache, "_own_folder", refuse)
+    found = cache.array("q", SPEC, lambda: ROWS + 1, check=lambda kept: "old" if kept[0, 0] == 0 else "")
+    assert np.array_equal(found, ROWS + 1) and np.array_equal(cache.load("q", SPEC), ROWS + 1)
+    assert "NEURONYM_CACHE" in capsys.readouterr().err
+    assert np.array_equal(np.load(folder() / "data.npy"), ROWS)
+
+
+def test_a_moved_cache_still_hits(tmp_path, monkeypatch):
+    put()
+    cache_dir().rename(tmp_path / "moved")
+    monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path / "moved"))
+    assert np.array_equal(cache.array("q", SPEC, lambda: 1 / 0), ROWS)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"spec": 1}', "null", '{"bytes": "x"}'])

@@ -18,6 +18,7 @@ ORDER = (
     "layouts",
     "trials",
     "hooks microworld runs similarity",
+    "stored",
     "cache datasets",
     "passes",
     "activations",

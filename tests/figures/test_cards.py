@@ -106,9 +106,14 @@ def test_cards_of_several_units_and_of_the_cache(monkeypatch):
             torch.testing.assert_close(torch.from_numpy(heat), preprocess(probe.image(row))[unit])
             torch.testing.assert_close(torch.from_numpy(heat), torch.from_numpy(alone))
     assert cards.collect(target, probe, fc, Q["fc"], table, [1])[0]["maps"] is None
-    monkeypatch.setattr(cards, "_look", lambda *_: pytest.fail("everything is cached"))
+    looked, look = [], cards._look
+    monkeypatch.setattr(cards, "_look", lambda *given: looked.append(len(given[3])) or look(*given))
     again = cards.collect(*given, [2, 0], images=4, keep=True)
     assert all((a["maps"] == b["maps"]).all() and a["images"] == b["images"] for a, b in zip(again, both))
+    assert looked == [1]  # all is cached: one picture is compared
+    target.model.maps.register_forward_hook(lambda module, inputs, output: 2 * output)  # no key tells
+    doubled = cards.collect(*given, [2, 0], images=4, keep=True)
+    assert all((a["maps"] == 2 * b["maps"]).all() for a, b in zip(doubled, both)) and len(looked) == 3
 
 
 def test_spread_goes_from_the_best_unit_to_the_worst():

@@ -6,14 +6,6 @@ writer     write an array row by row; a killed writer is taken up where it stopp
 array      loop-or-load for something computed in one go
 bundle     the same for a few named tensors
 discard    remove an entry whose content is not what its spec says, and say why
-key_of     spec -> key: what stands for an entry
-canonical  spec -> text, of which the key is the hash
-read_meta  what an entry says of itself; what is torn counts as missing
-whole      whether an entry's file has the size, shape and dtype that were published
-intact     whether it has the content
-usable     whether a folder is a whole entry of a spec
-npy_fits   whether a .npy file holds rows of a shape and dtype
-empty_npy  a .npy file of the right size, zeros so far
 entries    finished entries
 verify     damaged ones
 explain    why a spec misses
@@ -29,13 +21,10 @@ from __future__ import annotations
 
 import atexit
 import datetime
-import hashlib
-import json
 import math
 import os
 import secrets
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -50,6 +39,7 @@ import torch
 from neuronym.common.files import alive, digest, locked, read_json, sha256, write_json
 from neuronym.runs.folders import cache_dir
 from neuronym.runs.run import git_state, software
+from neuronym.stored import canonical, empty_npy, key_of, npy_fits, read_meta, say_once, usable, whole
 
 
 def load(kind: str, spec: dict) -> np.ndarray | None:
@@ -159,10 +149,20 @@ def writer(
 
 
 def array(
-    kind: str, spec: dict, make: Callable[[], np.ndarray | torch.Tensor], info: dict | None = None
+    kind: str,
+    spec: dict,
+    make: Callable[[], np.ndarray | torch.Tensor],
+    info: dict | None = None,
+    check: Callable[[np.ndarray], str] | None = None,
 ) -> np.memmap:
-    """The array of `spec`: loaded when it is there, else made, written and loaded."""
+    """The array of `spec`: loaded when it is there, else made, written and loaded. `check` looks at one that
+    was there, and says why it cannot be what is wanted, or "": it is then made anew.
+    """
     found = load(kind, spec)
+    why = check(found) if check is not None and found is not None else ""
+    if why:
+        discard(kind, spec, why)
+        found = load(kind, spec)
     if found is None:
         made = _numpy(make())
         with writer(kind, spec, made.shape, made.dtype, info) as rows:
@@ -172,12 +172,25 @@ def array(
 
 
 def bundle(
-    kind: str, spec: dict, make: Callable[[], dict[str, torch.Tensor]], info: dict | None = None
+    kind: str,
+    spec: dict,
+    make: Callable[[], dict[str, torch.Tensor]],
+    info: dict | None = None,
+    check: Callable[[dict[str, torch.Tensor]], str] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Named tensors of `spec`: loaded when they are there, else made and written as one safetensors file."""
+    """Named tensors of `spec`: loaded when they are there, else made and written as one safetensors file.
+    `check` as in `array`.
+    """
     from safetensors.torch import load_file, save_file
 
     folder = _found(kind, spec)
+    if folder is not None and check is not None:
+        found = load_file(str(folder / "data.safetensors"))
+        why = check(found)
+        if not why:
+            return found
+        discard(kind, spec, why)
+        folder = _found(kind, spec)
     if folder is None:
         folder, began = _place(kind, spec), time.perf_counter()
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in make().items()}
@@ -194,13 +207,23 @@ def bundle(
 def discard(kind: str, spec: dict, why: str) -> None:
     """Remove a finished entry whose content turned out not to be what its spec says, and say why."""
     folder = _folder(kind, spec)
-    if not folder.exists():
+    if folder in _refused() or not folder.exists():  # another process was quicker
         return
-    _say_once(f"cache entry {folder} is not used: {why}; it is computed anew")
-    aside = _own_folder(folder, "torn")
+    say_once(f"cache entry {folder} is not used: {why}; it is computed anew")
+    try:
+        aside = _own_folder(folder, "torn")
+    except OSError:  # a cache that can only be read: this process does not look at it again
+        _refused().add(folder)
+        return
     with suppress(OSError):  # another process was quicker
         os.rename(folder, aside / "entry")
     shutil.rmtree(aside, ignore_errors=True)
+
+
+@lru_cache
+def _refused() -> set[Path]:
+    """Entries that this process found wrong and could not remove."""
+    return set()
 
 
 def _folder(kind: str, spec: dict) -> Path:
@@ -211,7 +234,7 @@ def _found(kind: str, spec: dict) -> Path | None:
     """The folder of a finished entry, in the cache or among what this process keeps for itself."""
     for root in (cache_dir(), _standing_in()):
         folder = root / kind / key_of(spec)
-        if usable(folder, spec):
+        if folder not in _refused() and usable(folder, spec):
             return folder
     return None
 
@@ -226,7 +249,7 @@ def _place(kind: str, spec: dict) -> Path:
             probe.flush()
             return folder
     except OSError as error:
-        _say_once(
+        say_once(
             f"the cache {cache_dir()} cannot be written ({error.strerror}): what is there is used, what is "
             "not is computed for this process alone; set NEURONYM_CACHE to a folder that can be written"
         )
@@ -269,7 +292,8 @@ def _publish(partial: Path, folder: Path, spec: dict, file: str, info: dict, mor
             "info": {**info, "created": created, "git": git_state(), **software()},
         },
     )
-    (partial / "progress.json").unlink(missing_ok=True)
+    for left in set(os.listdir(partial)) - {"meta.json", file}:  # progress, and what a kill left of it
+        (partial / left).unlink()
     while True:
         with suppress(OSError):  # refused when there is an entry already
             os.rename(partial, folder)
@@ -284,123 +308,6 @@ def _publish(partial: Path, folder: Path, spec: dict, file: str, info: dict, mor
 
 def _numpy(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-
-
-def key_of(spec: dict) -> str:
-    """16 hex digits of SHA-256 over the spec as canonical JSON: the order of fields does not matter, all else
-    does.
-
-    Raises ValueError for what JSON cannot hold exactly and for texts with a memory address, which change
-    every time.
-    """
-    return hashlib.sha256(canonical(spec).encode()).hexdigest()[:16]
-
-
-def canonical(spec: dict) -> str:
-    """The spec as JSON with sorted keys; ValueError as in `key_of`."""
-
-    def check(value: object, where: str) -> None:
-        if isinstance(value, dict):
-            for k, v in value.items():
-                if not isinstance(k, str):
-                    raise ValueError(f"keys of a spec are strings, got {k!r} in {where or 'the spec'}")
-                check(v, f"{where}.{k}" if where else k)
-        elif isinstance(value, (list, tuple)):
-            for v in value:
-                check(v, where)
-        elif isinstance(value, str) and "at 0x" in value:
-            raise ValueError(
-                "a spec must not change from process to process; "
-                f"'{where}' holds a memory address: {value[:80]!r}"
-            )
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"a spec holds finite numbers, got {value} in '{where}'")
-        elif not (value is None or isinstance(value, (str, bool, int, float))):
-            raise ValueError(f"a spec holds JSON values, got {type(value).__name__} in '{where}'")
-
-    check(spec, "")
-    return json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def read_meta(folder: Path) -> dict | None:
-    """meta.json of an entry; None when it is missing, unreadable or lacks a field."""
-    meta = read_json(folder / "meta.json")
-    return (
-        meta
-        if isinstance(meta, dict) and {"spec", "file", "bytes", "sha256", "info"} <= meta.keys()
-        else None
-    )
-
-
-def whole(folder: Path, meta: dict | None) -> bool:
-    """Whether the entry's file has the size that was published, and, for an array, its shape and dtype."""
-    if meta is None:
-        return False
-    try:
-        file = folder / meta["file"]
-        if not file.is_file() or file.stat().st_size != meta["bytes"]:
-            return False
-        return file.suffix != ".npy" or npy_fits(file, tuple(meta["shape"]), np.dtype(meta["dtype"]))
-    except (KeyError, TypeError, ValueError):  # a field that is missing, or of another type
-        return False
-
-
-def intact(folder: Path, meta: dict) -> bool:
-    """Whether the entry's content is what was published; a file is read for it once in a process.
-
-    A damaged entry is said once, and counts as absent from then on.
-    """
-    file = folder / meta["file"]
-    try:
-        state = file.stat()
-        if _content(str(file), state.st_size, state.st_mtime_ns, state.st_ino) == meta["sha256"]:
-            return True
-    except OSError as error:
-        _say_once(f"cache entry {folder} cannot be read ({error.strerror}); it is computed anew")
-        return False
-    _say_once(f"cache entry {folder} is damaged: it differs from what was written; it is computed anew")
-    return False
-
-
-@lru_cache(maxsize=100_000)
-def _content(file: str, size: int, changed: int, inode: int) -> str:
-    return sha256(Path(file))
-
-
-@lru_cache(maxsize=100_000)
-def _say_once(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
-
-
-def usable(folder: Path, spec: dict) -> bool:
-    """Whether the folder is a whole entry of this spec; ValueError when it is an entry of another."""
-    meta = read_meta(folder)
-    if not whole(folder, meta) or not isinstance(meta["spec"], dict):
-        return False
-    if canonical(meta["spec"]) != canonical(spec):
-        raise ValueError(
-            f"cache entry {folder.name} of kind '{folder.parent.name}' was made from another spec; "
-            f"remove {folder}"
-        )
-    return intact(folder, meta)
-
-
-def npy_fits(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    """Whether a .npy file holds rows of this shape and dtype, and is as long as that takes."""
-    try:
-        data = np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception:  # a damaged header is read as Python's own literals, which may fail in any way
-        return False
-    long = data.offset + data.nbytes == file.stat().st_size if isinstance(data, np.memmap) else False
-    return long and data.shape == shape and data.dtype == dtype and data.flags.c_contiguous
-
-
-def empty_npy(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """A file of the right header and size, zeros so far."""
-    with open(file, "wb") as f:
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_2_0(f, header)
-        f.truncate(f.tell() + math.prod(shape) * dtype.itemsize)
 
 
 def entries(kind: str | None = None) -> list[dict]:

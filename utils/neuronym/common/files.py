@@ -98,7 +98,10 @@ def read_json(file: Path) -> dict | None:
 
 
 def write_json(file: Path, value: dict) -> None:
-    """Replace a JSON file in one step."""
+    """Replace a JSON file in one step; on a full disk it stays as it was."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(temporary, file)
+    try:
+        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -35,6 +35,7 @@ from neuronym.figures.style import COLOURS, DPI
 from neuronym.hooks import LayerInfo
 from neuronym.measurements import Measurements
 from neuronym.models.preprocess import seen
+from neuronym.passes import ALIKE, differ_by
 
 SCHEMA = 1
 TILE, GAP = 192, 12  # picture and the space around it, in pixels like those below
@@ -142,7 +143,12 @@ def collect(
     if layer.grid:
         spec |= {"grid": [*layer.grid, layer.start]}
     found = (
-        cache.bundle("cards", spec, lambda: _look(target, probe, layer, rows, units, device))
+        cache.bundle(
+            "cards",
+            spec,
+            lambda: _look(target, probe, layer, rows, units, device),
+            check=lambda cached: _differ(cached, _look(target, probe, layer, rows[:1], units, device)),
+        )
         if keep
         else _look(target, probe, layer, rows, units, device)
     )
@@ -227,6 +233,14 @@ def _look(
         some = replace(probe, items=[np.asarray(image) for image in decoded])  # not decoded once more
         found["maps"] = activation_maps(target, some, layer, range(len(rows)), units=units, device=device)
     return found
+
+
+def _differ(cached: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> str:
+    """Why cached pictures and maps cannot be what they are for, of which the first is made anew; or ""."""
+    same = cached.keys() == fresh.keys() and all(
+        differ_by(cached[name][:1].float(), some.float()) <= ALIKE for name, some in fresh.items()
+    )
+    return "" if same else "the first picture or its maps are others now"
 
 
 def _strip(card: Mapping, places: int) -> np.ndarray:

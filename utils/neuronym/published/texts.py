@@ -44,6 +44,7 @@ from neuronym.common.statistics import interval
 from neuronym.common.text import content_words, EMPTY
 from neuronym.models.clips import load_clip
 from neuronym.models.sentences import load_sentence_encoder
+from neuronym.passes import ALIKE, CHECKED, differ_by, spread
 from neuronym.published.values import printed
 
 CLIP, MPNET, CHARACTERS = "openai:ViT-B/16", "mpnet", "mpnet, characters"
@@ -339,9 +340,21 @@ def _remembering(encode: Callable[[Sequence[str]], Tensor], key: str) -> Callabl
             spec = {"encoder": key, "texts": hashlib.sha256(json.dumps(new).encode()).hexdigest()}
             with torch.inference_mode():
                 made = cache.array(
-                    "label_embeddings", spec, lambda: encode(new).float().cpu(), {"texts": len(new)}
+                    "label_embeddings",
+                    spec,
+                    lambda: encode(new).float().cpu(),
+                    {"texts": len(new)},
+                    lambda cached: _differ(encode, cached, new),
                 )
             rows.update(zip(new, torch.from_numpy(np.array(made))))
         return torch.stack([rows[text] for text in texts])
 
     return known
+
+
+def _differ(encode: Callable[[Sequence[str]], Tensor], cached: np.ndarray, texts: Sequence[str]) -> str:
+    """Why cached embeddings cannot be those of the texts, of which a few are encoded anew; or ""."""
+    rows = spread(len(texts), CHECKED)
+    fresh = encode([texts[row] for row in rows]).float().cpu()
+    same = differ_by(torch.from_numpy(np.array(cached[rows])), fresh) <= ALIKE
+    return "" if same else "the encoder gives other embeddings for a few texts now"
