@@ -30,7 +30,7 @@ from neuronym.common.memory import top_images
 from neuronym.common.types import Target
 from neuronym.common.units import Units, units_by_layer
 from neuronym.datasets.probe import Probe
-from neuronym.figures.style import COLOURS, DPI
+from neuronym.figures.style import as_written, COLOURS, DPI
 from neuronym.hooks import LayerInfo
 from neuronym.measurements import Measurements
 from neuronym.models.preprocess import seen
@@ -41,6 +41,7 @@ ROOM, MARGIN, BELOW = 430, 16, 30  # texts, edge, values
 FIRING, DARKER = 0.5, 0.62  # of the unit's largest value; what is left of the brightness elsewhere
 
 
+@as_written
 def unit_cards(
     labels: pd.DataFrame, data: Measurements, units: Units | Mapping[str, Units] = 5, images: int = 6
 ) -> Figure:
@@ -146,6 +147,7 @@ def collect(
     return cards
 
 
+@as_written
 def draw(
     cards: Sequence[Mapping], images: int = 6, method: str = "", value: str = "the unit's activation"
 ) -> Figure:
