@@ -14,6 +14,7 @@ all other rows), digits=3. Files lie in docs/results/data/NOTEBOOK/.
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from neuronym.common.tables import read_table
 from neuronym.runs.folders import notebooks_dir, results_dir, ROOT
 from neuronym.runs.kinds import KINDS
 from neuronym.runs.parameters import read_parameters
@@ -167,7 +169,7 @@ def _read(file: Path) -> pd.DataFrame:
         table = pd.read_csv(file, header=[0, 1, 2], index_col=0)
         table.columns = [" ".join(dict.fromkeys(parts)) for parts in table.columns]
         return table.rename_axis("metric").reset_index()
-    table = pd.read_csv(file)
+    table = read_table(file)
     return table.rename(columns={"Unnamed: 0": "layer" if "oracle" in first[0] else "name"})
 
 
@@ -176,7 +178,8 @@ def _cell(value: object, digits: int) -> str:
         if value != value:
             return ""
         return str(int(value)) if value.is_integer() and abs(value) > 1 else _short(f"{value:.{digits}f}")
-    return str(value).replace("|", "\\|")
+    text = " ".join(html.escape(str(value), quote=False).split())
+    return re.sub(r"([|`\[\]$])", r"\\\1", text)  # what a reader wrote is text, not markup
 
 
 def _short(number: str) -> str:

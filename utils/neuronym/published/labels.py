@@ -29,6 +29,7 @@ import pandas as pd
 
 from neuronym.common.checks import unknown
 from neuronym.common.files import sha256
+from neuronym.common.tables import read_table, TEXT
 from neuronym.common.text import content_words
 from neuronym.runs.folders import data_dir, ROOT
 from neuronym.similarity.labels import COLUMNS
@@ -57,7 +58,7 @@ class Published:
 
 def label_files() -> dict[str, Published]:
     """Path below a folder -> what is in the file, for every published file, from data/published."""
-    table = pd.read_csv(TABLES / "label_files.csv", keep_default_na=False).drop(columns="source")
+    table = read_table(TABLES / "label_files.csv", TEXT | {"layer", "sha256"}).drop(columns="source")
     return {row.pop("path"): Published(**row) for row in table.to_dict("records")}
 
 
@@ -156,7 +157,8 @@ def load_ratings(folder: Path) -> pd.DataFrame:
 
 
 def _read(folder: Path, path: str, f: Published) -> pd.DataFrame:
-    table = pd.read_csv(_checked(folder, path, f.sha256))
+    file = _checked(folder, path, f.sha256)
+    table = read_table(file, TEXT | {f"Label {i}" for i in range(10)})
     names = {"description": "label", "summary": "label", "similarity": "score", "Neuron ID": "unit"}
     table = table.rename(columns=names)
     several = [c for c in table if c.startswith("Label ")]
