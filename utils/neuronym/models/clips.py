@@ -365,7 +365,7 @@ def openai_weights(name: str, file: str = "") -> dict[str, Tensor]:
     folder, cache = os.environ.get("NEURONYM_CLIP_DIR"), Path("~/.cache/clip").expanduser()
     plain = name.replace("/", "-")
     names = (f"{plain}.pt", official, f"{plain}.safetensors")
-    places = [Path(folder).expanduser() / n for n in names] if folder else []
+    places = [from_root(folder) / n for n in names] if folder else []
     found = next((place for place in [*places, cache / official] if place.is_file()), None)
     if found is None:
         raise missing(

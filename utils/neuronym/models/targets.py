@@ -39,7 +39,7 @@ from neuronym.hooks import resolve_layers
 from neuronym.models.identity import identity
 from neuronym.models.preprocess import HALF, MICRO, Preprocess, preprocess_text
 from neuronym.models.weights import is_file_or_seed, load_into, microworld_weights, random_start, read_weights
-from neuronym.runs.folders import data_dir
+from neuronym.runs.folders import data_dir, from_root
 
 LITE_SIZES = {"0": 224, "1": 240, "2": 260}
 PLACES_FILE = "resnet18_places365.pth.tar"
@@ -239,7 +239,7 @@ def _places365(rest: str) -> tuple:
     import torchvision.models
 
     place = data_dir() / "downloads" / PLACES_FILE
-    file = Path(os.environ.get("NEURONYM_PLACES365") or place).expanduser()
+    file = from_root(os.environ.get("NEURONYM_PLACES365") or place)
     if not file.is_file():
         raise missing(
             f"weights of places365:resnet18 ({file})",
