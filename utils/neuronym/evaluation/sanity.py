@@ -10,6 +10,7 @@ printed_sanity    NeuronEval's own results
 missing_labels    labels with some of the true ones dropped
 extra_labels      labels with wrong ones added
 in_theory         both tests on perfect neurons of known frequencies
+varying           units that can be tested
 in_practice       both tests on units and their true concepts
 verdict           which metrics pass
 beside_published  shares of cases passed beside NeuronEval's own
@@ -109,6 +110,14 @@ def in_theory(
     perfect = torch.arange(N)[:, None] < n  # [N, K]
     changes = _changes(perfect, perfect, metrics, perfect, draws, generator)
     return _table("frequency", list(frequencies), changes, each=True)
+
+
+def varying(Q: Tensor, present: Tensor) -> Tensor:
+    """Numbers of the units of Q [N, K] that are not constant, and whose own concept, of present [N, K], some
+    images show and some do not: the units that `in_practice` takes.
+    """
+    true = _true(present)
+    return (~true.all(0) & true.any(0) & (Q.amax(0) > Q.amin(0)).to(true.device)).nonzero()[:, 0]
 
 
 def in_practice(
