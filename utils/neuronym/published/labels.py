@@ -133,9 +133,10 @@ def load_ratings(folder: Path) -> pd.DataFrame:
     rater's flags `uninterpretable` and `none` (no label fits).
     """
     ((path, f),) = ((path, f) for path, f in label_files().items() if f.method == "ratings")
-    table = pd.read_csv(_checked(folder, path, f.sha256))
-    parts = []
-    for scoring in ("Mean Caption", "Topk-Sq Caption", "Image-Products", "Topk-Compare"):
+    file = _checked(folder, path, f.sha256)
+    scorings = ("Mean Caption", "Topk-Sq Caption", "Image-Products", "Topk-Compare")
+    table, texts, parts = pd.read_csv(file), read_table(file, {f"{name} Label" for name in scorings}), []
+    for scoring in scorings:
         rated = scoring if scoring != "Topk-Sq Caption" else "Topk-Sq"
         for rater in ("E1", "E2"):
             column = next(c for c in table if c.endswith(f"{rater} Rating") and c.startswith(rated))
@@ -147,7 +148,7 @@ def load_ratings(folder: Path) -> pd.DataFrame:
                         "scoring": scoring.removesuffix(" Caption"),
                         "rater": rater,
                         "rating": table[column],
-                        "label": table[f"{scoring} Label"].str.strip(),
+                        "label": texts[f"{scoring} Label"].str.strip(),
                         "uninterpretable": table[f"Uninterpretable {rater}"],
                         "none": table[f"None {rater}"],
                     }
