@@ -13,7 +13,13 @@
 # server announces, when it does, and that each of its members passes its own CRC-32 (unzip -t). That finds accidents,
 # not malice: the server speaks plain HTTP. Set NEURONYM_BRODEN_SHA256 if you have a checksum you trust.
 #
-# Needs unzip, and curl or wget. Broden appears under its final name in one rename, complete or not at all.
+# NEURONYM_BRODEN_FILES    most files that are unpacked         (default: 1,000,000)
+# NEURONYM_BRODEN_BYTES    most bytes that they may have        (default: 16,000,000,000)
+#
+# A zip with links, with paths that lead out of its folder, or with more than that is not unpacked at all. The SHA-256
+# of what was unpacked is printed, to be compared with that of others.
+#
+# Needs Info-ZIP's unzip, and curl or wget. Broden appears under its final name in one rename, complete or not at all.
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
@@ -21,6 +27,8 @@ data=${NEURONYM_DATA:-$here/data}
 broden=${NEURONYM_BRODEN:-$data/broden}
 url=${NEURONYM_BRODEN_URL:-http://netdissect.csail.mit.edu/data/broden1_224.zip}
 want=$(printf %s "${NEURONYM_BRODEN_SHA256:-}" | tr 'A-F' 'a-f')
+most_files=${NEURONYM_BRODEN_FILES:-1000000}
+most_bytes=${NEURONYM_BRODEN_BYTES:-16000000000}
 zip=$data/downloads/broden1_224.zip
 part=$zip.part
 lock=$data/downloads/broden.lock
@@ -95,14 +103,36 @@ verify() {
         got=$(sha256 "$zip")
         [ "$got" = "$want" ] || reject "the zip has SHA-256 $got, not $want as NEURONYM_BRODEN_SHA256 says"
     fi
+    bounded
     unzip -tqq "$zip" >/dev/null 2>&1 </dev/null || reject "the file from $url is not a whole zip"
+}
+
+# Refuse, by what the zip says of itself and before anything is written, links, paths out of the folder, and too much.
+bounded() {
+    told=$(unzip -Z -t -- "$zip" 2>/dev/null </dev/null | sed -n 's/^\([0-9]*\) files*, \([0-9]*\) bytes uncompressed.*/\1 \2/p')
+    [ -n "$told" ] || return 0 # no zip, as the test that follows says
+    files=${told% *} bytes=${told#* }
+    if [ ${#files} -gt 15 ] || [ "$files" -gt "$most_files" ]; then
+        reject "the zip has $files files, more than $most_files, which NEURONYM_BRODEN_FILES can raise"
+    fi
+    if [ ${#bytes} -gt 18 ] || [ "$bytes" -gt "$most_bytes" ]; then
+        reject "the zip's files have $bytes bytes, more than $most_bytes, which NEURONYM_BRODEN_BYTES can raise"
+    fi
+    strange=$(unzip -Z -s -- "$zip" 2>/dev/null </dev/null | sed -n '/^[lbcps]/{p;q;}')
+    [ -z "$strange" ] || reject "the zip holds a link or a device, which Broden does not: $strange"
+    strange=$(unzip -Z -1 -- "$zip" 2>/dev/null </dev/null |
+        sed -n '/^[/\\]/{p;q;};/^[A-Za-z]:/{p;q;};/^\.\.$/{p;q;};/^\.\.[/\\]/{p;q;};/[/\\]\.\.[/\\]/{p;q;};/[/\\]\.\.$/{p;q;}')
+    [ -z "$strange" ] || reject "the zip holds a path out of its folder: $strange"
 }
 
 # Unzip beside the final place, then rename: the zip's content is in a folder of its own, or at the top.
 unpack() {
     rm -rf -- "$fresh"
     mkdir -p -- "$fresh"
-    unzip -qq "$zip" -d "$fresh" </dev/null || fail "could not unzip $zip; is the disk full?"
+    # a file that is longer than the zip says ends here: blocks have 512 bytes, or 1,024 in some shells
+    (ulimit -f $((most_bytes / 512 + 1)) && exec unzip -qq "$zip" -d "$fresh" </dev/null) ||
+        fail "could not unzip $zip; is the disk full?"
+    got=$(sha256 "$zip" 2>/dev/null || true)
     for top in "$fresh" "$fresh/broden1_224"; do
         if [ -d "$top/images" ]; then
             mv -- "$top" "$broden"
@@ -131,6 +161,13 @@ case $want in
 *) [ ${#want} -eq 64 ] || fail "NEURONYM_BRODEN_SHA256 has to be 64 hex digits, got ${#want}" ;;
 esac
 
+for most in "$most_files" "$most_bytes"; do
+    case $most in
+    '' | *[!0-9]*) fail "NEURONYM_BRODEN_FILES and NEURONYM_BRODEN_BYTES have to be whole numbers, got '$most'" ;;
+    *) [ ${#most} -le 15 ] || fail "NEURONYM_BRODEN_FILES and NEURONYM_BRODEN_BYTES have 15 digits at most, got '$most'" ;;
+    esac
+done
+
 mkdir -p -- "$data/downloads" "$(dirname -- "$broden")"
 if ! mkdir -- "$lock" 2>/dev/null; then
     owner=$(cat -- "$lock/pid" 2>/dev/null || true)
@@ -150,4 +187,5 @@ verify
 say "unzipping"
 unpack
 rm -f -- "$zip"
+[ -z "$got" ] || say "the zip's SHA-256 was $got"
 say "done: Broden is at $broden"

@@ -21,6 +21,7 @@ stays as it is.
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -30,6 +31,7 @@ from pathlib import Path
 import pandas as pd
 from names import names_page
 
+from neuronym.common.tables import read_table
 from neuronym.runs.folders import notebooks_dir, results_dir, ROOT
 from neuronym.runs.parameters import read_parameters
 from neuronym.runs.run import NOT_HASHED
@@ -175,7 +177,7 @@ def _read(file: Path, as_text: bool = False) -> pd.DataFrame:
         table = pd.read_csv(file, header=[0, 1, 2], index_col=0)
         table.columns = [" ".join(dict.fromkeys(parts)) for parts in table.columns]
         return table.rename_axis("metric").reset_index()
-    table = pd.read_csv(file, dtype=str, keep_default_na=False) if as_text else pd.read_csv(file)
+    table = pd.read_csv(file, dtype=str, keep_default_na=False) if as_text else read_table(file)
     return table.rename(columns={"Unnamed: 0": "layer" if "oracle_correlation" in table else "name"})
 
 
@@ -189,7 +191,8 @@ def _cell(value: object, digits: int) -> str:
         if value != value:
             return ""
         return str(int(value)) if value.is_integer() and abs(value) > 1 else _short(f"{value:.{digits}f}")
-    return _short(str(value)).replace("|", "\\|")
+    text = _short(" ".join(html.escape(str(value), quote=False).split()))
+    return re.sub(r"([|`\[\]$])", r"\\\1", text)  # what a reader wrote is text, not markup
 
 
 def _minutes(minutes: float) -> str:

@@ -22,10 +22,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # files whose tests take seconds: `make test-fast` leaves them out
 SLOW = set(
-    """datasets/test_concepts datasets/test_probe describe/test_examples describe/test_pipeline
+    """datasets/test_concepts datasets/test_probe datasets/test_tasks describe/test_examples
+    describe/test_pipeline
     describe/test_selection describe/test_variants evaluation/test_cosy evaluation/test_formulas
-    evaluation/test_linear evaluation/test_sanity figures/test_cards figures/test_comparisons
-    figures/test_describe figures/test_published figures/test_second_order figures/test_style
+    evaluation/test_linear evaluation/test_sanity figures/test_as_written figures/test_cards
+    figures/test_comparisons figures/test_describe figures/test_published figures/test_second_order
+    figures/test_style
     microworld/test_captioner microworld/test_training models/test_captioners models/test_clips
     models/test_identity models/test_llms models/test_preprocess models/test_targets
     models/test_transcripts models/test_walk notebooks/test_describe_and_dissect notebooks/test_evaluation

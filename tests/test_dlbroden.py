@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import threading
 import time
@@ -306,6 +307,77 @@ def test_checksum(run, server, tmp_path):
     (tmp_path / "data/downloads/broden1_224.zip.rejected").unlink()
     status, output = run(NEURONYM_BRODEN_SHA256=hashlib.sha256(server.data).hexdigest().upper())
     assert status == 0 and complete(tmp_path, server.data), output
+
+
+def with_member(name, kind=0, content=b"/etc/passwd") -> bytes:
+    """A small Broden with one member more, of a kind of Unix's."""
+    file = io.BytesIO(make_zip())
+    with zipfile.ZipFile(file, "a") as z:
+        member = zipfile.ZipInfo(name)
+        member.create_system, member.external_attr = 3, (kind | 0o666) << 16
+        z.writestr(member, content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("sh", ["sh", "dash", "bash"])
+@pytest.mark.parametrize(
+    "name, kind, message",
+    [
+        ("broden1_224/images/out", stat.S_IFLNK, "holds a link or a device, which Broden does not: lrw"),
+        ("broden1_224/images/near.jpg", stat.S_IFLNK, "holds a link or a device"),
+        ("link\nbroden1_224/images/x", stat.S_IFLNK, "holds a link or a device"),
+        ("broden1_224/images/pipe.jpg", stat.S_IFIFO, "holds a link or a device"),
+        ("broden1_224/images/disk.jpg", stat.S_IFBLK, "holds a link or a device"),
+        ("../out.jpg", stat.S_IFREG, "holds a path out of its folder: ../out.jpg"),
+        ("broden1_224/images/../../../out.jpg", stat.S_IFREG, "holds a path out of its folder"),
+        ("/tmp/out.jpg", stat.S_IFREG, "holds a path out of its folder: /tmp/out.jpg"),
+        ("C:/out.jpg", stat.S_IFREG, "holds a path out of its folder: C:/out.jpg"),
+    ],
+)
+def test_what_leads_out_of_the_folder_is_refused(run, server, tmp_path, sh, name, kind, message):
+    if sh not in HAVE:
+        pytest.skip(f"no {sh} here")
+    server.data = with_member(name, kind)
+    status, output = run(sh=sh)
+    assert status == 1 and message in output and "broden1_224.zip.rejected" in output
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.suffix in (".jpg", ".csv")) == []
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["downloads"]
+
+
+@pytest.mark.parametrize(
+    "limit, message",
+    [
+        ({"NEURONYM_BRODEN_FILES": "7"}, "the zip has 8 files, more than 7, which NEURONYM_BRODEN_FILES"),
+        (
+            {"NEURONYM_BRODEN_BYTES": "140000"},
+            "bytes, more than 140000, which NEURONYM_BRODEN_BYTES can raise",
+        ),
+    ],
+)
+def test_no_more_is_unpacked_than_allowed(run, server, tmp_path, limit, message):
+    status, output = run(**limit)
+    assert status == 1 and message in output and not (tmp_path / "data/broden").exists()
+    (tmp_path / "data/downloads/broden1_224.zip.rejected").unlink()
+    limit = {name: f"{int(value) + 1000}" for name, value in limit.items()}
+    status, output = run(**limit)
+    assert status == 0 and complete(tmp_path, server.data), output
+    assert hashlib.sha256(server.data).hexdigest() in output
+
+
+def test_a_bomb_is_not_inflated(run, server, tmp_path):
+    file = io.BytesIO(make_zip())
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("broden1_224/images/zeros.jpg", b"\0" * 30_000_000)
+    server.data = file.getvalue()
+    status, output = run(NEURONYM_BRODEN_BYTES="10000000")
+    assert status == 1 and "more than 10000000" in output and not (tmp_path / "data/broden").exists()
+
+
+@pytest.mark.parametrize("wrong", ["", "x", "-1", "1e9", "9" * 16])
+def test_malformed_limits(run, server, wrong):
+    status, output = run(NEURONYM_BRODEN_FILES=wrong or " ")
+    assert status == 1 and "NEURONYM_BRODEN_FILES and NEURONYM_BRODEN_BYTES" in output
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("wrong", ["ab", "xy" * 32, "a b"])

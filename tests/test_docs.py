@@ -12,8 +12,10 @@ import sys
 from importlib.util import find_spec
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 
+from neuronym.common.tables import write_table
 from neuronym.microworld.render import render
 from neuronym.microworld.world import scene
 from neuronym.runs.folders import notebooks_dir, ROOT
@@ -247,3 +249,26 @@ def test_the_script_runs(tmp_path, monkeypatch):
     assert left["best"].index.tolist() == [3, 17, 42] and left["best"].shape == (3, 2)
     assert (tmp_path / "cards.png").stat().st_size > 10_000
     assert len((tmp_path / "labels.csv").read_text().splitlines()) == 1 + 2 * 3 * 3
+
+
+def test_words_of_tables_are_text(tmp_path):
+    """Markup in labels would be markup of the page."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import write
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+    words = ["<b>", "&amp;", "a|b", "`x`", "[x](y)", "$x$", "line\nbreak", "nan", "=1"]
+    write_table(pd.DataFrame({"label": words}), tmp_path / "t.csv")
+    text = "<!-- table t.csv -->\n<!-- end -->\n"
+    assert write.rendered(text, tmp_path).splitlines()[3:-1] == [
+        "| &lt;b&gt; |",
+        "| &amp;amp; |",
+        r"| a\|b |",
+        r"| \`x\` |",
+        r"| \[x\](y) |",
+        r"| \$x\$ |",
+        "| line break |",
+        "| nan |",
+        "| =1 |",
+    ]

@@ -216,3 +216,33 @@ def test_rows_drawn_twice_count_twice():
 def test_rank_of_counts_what_is_higher_and_of_equal_ones_what_is_before():
     scores = torch.tensor([[1.0, 1, 1], [0, 2, 2], [3, 1, 3]])
     assert rank_of(scores, torch.tensor([1, 2, 0])).tolist() == [2, 2, 1]
+
+
+def test_paired_takes_yes_and_no():
+    table = pd.DataFrame({"a": [True, False, True, True], "b": [False, False, True, False]})
+    found = paired(table)
+    assert found["difference"].tolist() == [0.5]
+    pd.testing.assert_frame_equal(found, paired(table.astype(float)))
+    mixed = paired(table.assign(c=[0.25, 0.5, 0.5, 1.0]))
+    assert mixed["difference"].tolist() == pytest.approx([0.5, 0.1875, -0.3125])
+    with pytest.raises(ValueError, match="numbers, or yes and no, for every neuron, 'word' holds"):
+        paired(table.assign(word="x"))
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1, 3.7, 1e9])
+def test_differences_of_rounding_are_none_and_ties(scale):
+    """.1 + .2 against .3 is no difference, and .3 - .2 ties with .1 - 0."""
+    from scipy.stats import wilcoxon
+
+    a = np.array([0.1 + 0.2] * 12 + [0.5, 0.6, 0.7, 0.8, 0.9, 0.3, 0.7])
+    b = np.array([0.3] * 12 + [0.55, 0.68, 0.81, 0.95, 1.09, 0.2, 0.8])
+    exact = np.array([0.0] * 12 + [-5, -8, -11, -15, -19, 10, -10])
+    found = paired(pd.DataFrame({"a": a * scale, "b": b * scale}))
+    assert found["p"].tolist() == [wilcoxon(exact).pvalue]
+    same = paired(pd.DataFrame({"a": a[:12] * scale, "b": b[:12] * scale}))
+    assert same["p"].tolist() == [1.0]
+
+
+def test_small_differences_of_small_values_count():
+    a, b = np.array([1e9, 3e-9, 5e-9, 7e-9]), np.array([1e9, 1e-9, 2e-9, 1e-9])
+    assert paired(pd.DataFrame({"a": a, "b": b}))["p"].tolist() == [0.25]  # the least of three differences

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import struct
+import sys
 import threading
 import zlib
 
@@ -144,7 +145,8 @@ def test_names_that_are_not_text(tmp_path):
         pytest.skip("this file system only takes names that are valid text")
     picture(0).save(tmp_path / "ok.png")
     (tmp_path / os.fsdecode(b"\xff\xfe.png")).write_bytes((tmp_path / "ok.png").read_bytes())
-    assert load_probe(f"folder:{tmp_path}").N == 2
+    probe = load_probe(f"folder:{tmp_path}")
+    assert probe.ids == ["ok.png", "\\xff\\xfe.png"] and "\n".join(probe.ids).encode()
 
 
 def test_links(folder, tmp_path):
@@ -461,13 +463,69 @@ def test_huge_images(monkeypatch):
     """Above Pillow's own limit is fine, and a large JPEG is decoded at reduced resolution."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 99)
     assert images.read_image(io.BytesIO(jpeg())).size == (64, 48)
-    assert Image.MAX_IMAGE_PIXELS == 99
+    assert Image.MAX_IMAGE_PIXELS == images.MAX_PIXELS  # raised once, and never taken away
     monkeypatch.setattr(images, "DRAFT_PIXELS", 1000)
     monkeypatch.setattr(images, "DRAFT_SIDE", 12)
     assert images.read_image(io.BytesIO(jpeg())).size == (16, 12)
     monkeypatch.setattr(images, "MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(ValueError, match="64 x 48 pixels, more than 3,071"):
         images.read_image(io.BytesIO(jpeg()))
+
+
+def test_pillow_keeps_its_limit_while_threads_crop(folder):
+    """The limit is the whole process's: taken away for a moment, it is None where another thread compares."""
+    before, stop, errors = sys.getswitchinterval(), threading.Event(), []
+    files = sorted(folder.rglob("*.png"))
+
+    def crop():
+        picture_of = picture(0)
+        while not stop.is_set():
+            try:
+                picture_of.crop((1, 1, 5, 5))
+            except TypeError as error:
+                errors.append(error)
+                return
+
+    threads = [threading.Thread(target=crop) for _ in range(2)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        seen = set()
+        for _ in range(200):
+            for file in files[:3]:
+                images.read_image(file)
+                seen.add(Image.MAX_IMAGE_PIXELS)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(before)
+    assert errors == [] and seen == {images.MAX_PIXELS}
+
+
+@pytest.mark.parametrize("size", [(201, 1), (1, 201), (4000, 1), (402, 2)])
+def test_thin_pictures_are_listed(tmp_path, size):
+    """Networks' preprocessings make the short side some hundred pixels and the long one in proportion."""
+    Image.new("RGB", size).save(tmp_path / "thin.png")
+    Image.new("RGB", (200, 1)).save(tmp_path / "wide.png")
+    told = f"{size[0]} x {size[1]} pixels, more than 200 times as long as wide; crop it"
+    with pytest.raises(ValueError, match=f"thin.png: {told}"):
+        load_probe(f"folder:{tmp_path}")
+    probe = load_probe(f"folder:{tmp_path}", on_error="skip")
+    assert probe.ids == ["wide.png"]
+    assert probe.told_skipped() == f"1 images left out:\n  thin.png: {told}"
+    with pytest.raises(ValueError, match="200 times as long as wide"):
+        load_probe([Image.new("RGB", size)])
+
+
+def test_what_is_skipped_is_told_up_to_a_number(folder):
+    assert load_probe(f"folder:{folder}").told_skipped() == ""
+    for i in range(25):
+        (folder / f"torn{i:02}.png").write_bytes(b"")
+    lines = load_probe(f"folder:{folder}", on_error="skip").told_skipped().splitlines()
+    assert lines[0] == "25 images left out:" and lines[1] == "  torn00.png: empty file"
+    assert len(lines) == 22 and lines[-1] == "  ... and 5 more"
 
 
 # --- microworld, unions, named sets
@@ -555,11 +613,42 @@ def test_named_folders(tmp_path, monkeypatch):
         ("broden", "broden/images", "NEURONYM_BRODEN"),
         ("imagenet_val", "imagenet/val", "NEURONYM_IMAGENET"),
     ]:
-        make_folder(tmp_path / place, 3)
+        index_of(make_folder(tmp_path / place, 3))
         assert load_probe(name).fingerprint == load_probe(f"folder:{tmp_path / place}").fingerprint
         monkeypatch.setenv(variable, str(tmp_path / "mine" / name))
-        make_folder(tmp_path / "mine" / name / place.split("/")[1], 5)
+        index_of(make_folder(tmp_path / "mine" / name / place.split("/")[1], 5))
         assert load_probe(name).N == 5
+
+
+def index_of(folder, leave_out=()):
+    """Broden's list of its images, beside the folder of them."""
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.png"))]
+    lines = [f"{name},train" for name in names if name not in leave_out]
+    (folder.parent / "index.csv").write_text("\n".join(["image,split", *lines]) + "\n", encoding="utf-8")
+
+
+def test_broden_takes_the_images_that_are_listed(tmp_path, monkeypatch):
+    """Masks lie beside the images, with the same endings."""
+    monkeypatch.setenv("NEURONYM_BRODEN", str(tmp_path))
+    folder = make_folder(tmp_path / "images", 8)
+    index_of(folder, leave_out=("a/02.png", "04.png"))
+    kept = [id for id in load_probe(f"folder:{folder}").ids if id not in ("a/02.png", "04.png")]
+    assert load_probe("broden").ids == kept and load_probe("broden", limit=2).ids == [kept[0], kept[3]]
+    (folder / kept[1]).unlink()
+    with pytest.raises(ValueError, match=f"{kept[1]}: cannot be opened: No such file"):
+        load_probe("broden")
+    for content, message in {
+        "image\n../secret.png\n": "must name files below .*images, got '../secret.png'",
+        "image\n/etc/x.png\n": "got '/etc/x.png'",
+        "picture\na.png\n": "column image of .*index.csv must name files below .*, got ''",
+        "image\n": "got none",
+    }.items():
+        (tmp_path / "index.csv").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load_probe("broden")
+    (tmp_path / "index.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="which tells its images from their masks, not found in"):
+        load_probe("broden")
 
 
 def test_cifar100(tmp_path, monkeypatch):

@@ -84,3 +84,10 @@ def test_controls_know_nothing_of_the_unit(world):
         for m in range(4)
     ]
     assert found["constant"].texts[0] == WORDS[max(range(4), key=lambda m: sum(means[m]))]
+
+
+@pytest.mark.parametrize("images, held_out", [(5, 0.4), (20, 0.9), (20, 0.05)])
+def test_too_few_images_are_refused_before_work(images, held_out):
+    with pytest.raises(ValueError, match="at least 4 images to name from and 2 held out, got"):
+        explanations.need_images(images, held_out)
+    explanations.need_images(7, 0.4)

@@ -71,3 +71,8 @@ def test_against_oracle():
         and found["correlation"] == pytest.approx(0.55)
         and found["oracle_correlation"] == pytest.approx(0.65)
     )
+
+
+def test_the_median_of_an_even_number_is_between_the_middle_two():
+    found = rank_of_truth(torch.tensor([[3.0, 2, 1]] * 4), ["a", "b", "c"], ["a", "a", "c", "c"])
+    assert found["median_rank"] == 2

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from neuronym.datasets.concepts import load_concepts
 from neuronym.datasets.probe import load_probe, Probe, subset
 from neuronym.datasets.tasks import broden_masks, microworld_masks
-from neuronym.evaluation.netdissect import detectors, dissect, thresholds
+from neuronym.evaluation.netdissect import detectors, dissect, masks_of_probe, thresholds
 from neuronym.hooks import LayerInfo, list_layers
 from neuronym.microworld.render import masks as shown
 from neuronym.microworld.world import CLASSES
@@ -299,6 +300,17 @@ def broden(tmp_path):
         encoding="utf-8",
     )
     return images.parent
+
+
+def test_netdissect_on_broden_by_name(broden, monkeypatch):
+    """Masks lie beside the images; the set by its name takes the images alone, and then has their masks."""
+    monkeypatch.setenv("NEURONYM_BRODEN", str(broden))
+    probe = load_probe("broden")
+    assert probe.ids == ["a/one.png", "a/two.png"] and len(list((broden / "images").rglob("*.png"))) == 6
+    target, layer = net_and_layer("maps")
+    layer, names = replace(layer, shape=(K, 4, 4)), load_concepts("broden")
+    found = dissect(target, probe, layer, masks_of_probe("broden")(probe), names, 0.2)
+    assert found.iou.shape == (K, len(names)) and found.iou.isfinite().all()
 
 
 def broden_probe(broden, *names, prefix=""):

@@ -363,3 +363,10 @@ def test_beside_published_lines_up_metrics_and_tests():
         both.loc["mad", ("extra", "practice", "published")] == 0.993
         and both.loc["mad", ("missing", "theory", "published")] == 0.6
     )
+
+
+def test_units_that_cannot_be_tested_are_known():
+    present = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0], [1, 1, 0, 1]], dtype=torch.bool)
+    Q = torch.tensor([[1.0, 2, 3, 4], [2, 3, 4, 4], [3, 4, 6, 4]])
+    assert varying(Q, present) == [1]
+    assert varying(Q, present[:, [0, 0, 0, 0]]) == []

@@ -16,6 +16,7 @@ from torchvision import transforms as T
 from torchvision.models import ResNet18_Weights
 
 from neuronym.common.checks import openai_package
+from neuronym.models import preprocess
 from neuronym.models.preprocess import (
     as_input,
     AsInput,
@@ -203,3 +204,30 @@ def test_what_a_preprocessing_gives_becomes_a_tensor(given):
 def test_what_else_it_gives_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         as_input(given)
+
+
+@pytest.mark.parametrize("size", [(4000, 1), (1, 4000), (900, 3), (40, 4000), (331, 2)])
+@pytest.mark.parametrize("numbers", [(64, 56), (64, 80), (30, 56), (64, 64)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_thin_pictures_are_resized_where_they_are_cropped(monkeypatch, size, numbers, interpolation):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    one = Preprocess(*numbers, interpolation, (0, 0, 0), (1, 1, 1))
+    found = []
+    for limit in (2**40, 0):
+        monkeypatch.setattr(preprocess, "LARGE", limit)
+        found.append(one(Image.fromarray(pixels)))
+    assert found[0].shape == found[1].shape == (3, numbers[1], numbers[1])
+    assert float((found[0] - found[1]).abs().max()) <= 1.001 / 255
+
+
+def test_thin_pictures_take_little_memory():
+    resized, resize = [], Image.Image.resize
+
+    def noted(self, size, *more):
+        resized.append(size)
+        return resize(self, size, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "resize", noted)
+        Preprocess(256, 224)(Image.new("RGB", (40_000, 1)))
+    assert resized == [(224, 224)]

@@ -189,6 +189,7 @@ def test_missing_and_changed_files(folder, tmp_path):
 
 
 def test_where_they_are(monkeypatch, tmp_path):
+    monkeypatch.delenv("NEURONYM_PUBLISHED", raising=False)
     monkeypatch.setenv("NEURONYM_DATA", str(tmp_path))
     assert published_folder() == tmp_path / "downloads" / "published"
     monkeypatch.setenv("NEURONYM_PUBLISHED", str(tmp_path / "there"))

@@ -143,3 +143,61 @@ def test_units_with_a_note_have_no_name(tmp_path, suffix):
         activations=activations(),
     )
     assert some["note"].tolist()[0].startswith("constant") and some["label"][1] != ""
+
+
+WORDS = [
+    "null",
+    "None",
+    "NA",
+    "nan",
+    "N/A",
+    "007",
+    "1e5",
+    "True",
+    "-inf",
+    "=cmd",
+    "+1",
+    "-x",
+    "@x",
+    "'tis",
+    "red",
+]
+
+
+def test_labels_that_look_like_something_else_come_back(tmp_path):
+    table = labels_table(torch.eye(len(WORDS)), WORDS, model="nan", layer="1", method="x", k=2)
+    write_labels(table, tmp_path)
+    for file in ("labels.parquet", "labels.csv"):
+        found = read_labels(tmp_path / file)
+        assert found["label"].tolist() == table["label"].tolist()
+        assert set(found["model"]) == {"nan"} and set(found["layer"]) == {"1"}
+        assert found["unit"].tolist() == table["unit"].tolist()
+
+
+@pytest.mark.parametrize("words", [["007", "1984", "101"], ["True", "False", "True"], ["1e5", "", "-inf"]])
+def test_labels_of_others_stay_texts(tmp_path, words):
+    lines = [f"l,{i},{word}" for i, word in enumerate(words)]
+    (tmp_path / "d.csv").write_text("\n".join(["layer,unit,description", *lines]) + "\n")
+    assert read_labels(tmp_path / "d.csv", model="m", method="x")["label"].tolist() == words
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("layer,unit,description\n", "c.csv holds no labels, only the columns layer, unit, label"),
+        ("layer,unit,description\nl,0,red\nl,,blue\n", "'unit' of c.csv must hold whole .*, got .* in row 2"),
+        ("layer,unit,description\nl,0.5,red\n", "'unit' of c.csv must hold whole numbers from 0, got '?0.5"),
+        (
+            "layer,unit,description\nl,x,red\n",
+            "'unit' of c.csv must hold whole numbers from 0, got 'x' in row 1",
+        ),
+        (
+            "layer,unit,description\nl,-1,red\n",
+            "'unit' of c.csv must hold whole numbers from 0, got -1 in row 1",
+        ),
+    ],
+)
+def test_tables_that_lack_something_are_refused(tmp_path, content, message):
+    (tmp_path / "c.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_labels(tmp_path / "c.csv", model="m", method="x")

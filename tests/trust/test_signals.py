@@ -9,7 +9,15 @@ import torch
 from neuronym.evaluation.presence import presence_oracle
 from neuronym.similarity.scores import score
 from neuronym.trust.null import abstain, best_scores, null_best, p_values
-from neuronym.trust.signals import conditions, correctness, heldout_correlation, SHARES, signals, trust_score
+from neuronym.trust.signals import (
+    conditions,
+    correctness,
+    heldout_correlation,
+    SHARES,
+    signals,
+    trust_score,
+    untestable,
+)
 from neuronym.trust.stability import bootstrap_labels, halves, margin
 
 N, M = 240, 7
@@ -132,3 +140,21 @@ def test_rightness_by_the_best_concept_or_the_true_name(world):
         correctness([0, 1], present, Q)
     with pytest.raises(ValueError, match="good"):
         correctness([0, 1, 2, 3], present, Q, good=1.5)
+
+
+@pytest.mark.parametrize(
+    "sizes, concepts, images, held_out, message",
+    [
+        ({"a": 3}, 1, 50, 0.4, "trust needs at least 2 concepts, .* got 1"),
+        ({"a": 3}, 9, 3, 0.4, "trust needs at least 2 images to name from and 2 held out, got 2 and 1 of 3"),
+        ({"a": 1, "b": 1}, 9, 50, 0.4, "soft_wpmi compares a unit .* and a, b have one each; choose other"),
+    ],
+)
+def test_what_cannot_be_told_is_refused_before_work(sizes, concepts, images, held_out, message):
+    with pytest.raises(ValueError, match=message):
+        untestable(sizes, concepts, images, held_out)
+
+
+def test_layers_of_one_unit_are_left_out_where_units_are_compared():
+    assert untestable({"a": 1, "b": 5}, 2, 50, 0.4) == ["a"]
+    assert untestable({"a": 1, "b": 5}, 2, 50, 0.4, "cos_similarity_cubed") == []

@@ -241,7 +241,9 @@ def paired(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Every pair of columns of a table with one row a neuron: mean difference, its interval, p of Wilcoxon's
     signed-rank test (differences of zero left out), and p after Holm's correction for the number of pairs.
 
-    Errors: ValueError for values that are missing: a test on pairs needs both.
+    What differs by rounding alone is equal: .1 + .2 and .3 have no difference, and differences that agree to
+    the twelfth digit of the values share a rank. Columns may say yes or no. Errors: ValueError for values
+    that are missing, which a test on pairs needs, and for what is no number.
     """
     from scipy.stats import wilcoxon
 
@@ -251,13 +253,27 @@ def paired(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             "lack "
             "one; drop them for all methods"
         )
+    wrong = [name for name, kind in table.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
+    if wrong:
+        raise ValueError(
+            f"paired methods have numbers, or yes and no, for every neuron, '{wrong[0]}' holds "
+            f"{table[wrong[0]].dtype}; drop what is no method"
+        )
+    values = table.astype(np.float64)
     rows = []
-    for a, b in combinations(table.columns, 2):
-        d = (table[a] - table[b]).to_numpy(np.float64)
+    for a, b in combinations(values.columns, 2):
+        d = _differences(values[a].to_numpy(), values[b].to_numpy())
         p = float(wilcoxon(d).pvalue) if (d != 0).any() else 1.0
-        rows.append((a, b, *paired_interval(table[a], table[b], seed), p))
+        rows.append((a, b, *paired_interval(values[a], values[b], seed), p))
     found = pd.DataFrame(rows, columns=["first", "second", "difference", "low", "high", "p"])
     return found.assign(holm=holm(found["p"]))
+
+
+def _differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a - b to the twelfth digit behind the first of the larger of the two."""
+    largest = np.maximum(np.abs(a), np.abs(b))
+    digit = 10.0 ** (np.floor(np.log10(np.where(largest > 0, largest, 1))).clip(-290, 290) - 12)
+    return np.round((a - b) / digit) * digit
 
 
 def holm(p: Sequence[float]) -> np.ndarray:

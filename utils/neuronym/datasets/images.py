@@ -3,6 +3,7 @@
 SUFFIXES     endings of the files that count as images
 find_images  relative paths of the images below a folder, in a fixed order
 read_image   one file -> PIL RGB
+check_shape  refuses pictures that are too large or too thin
 examine      content hash or defect of each file, remembered as long as the file is what it was
 """
 
@@ -13,9 +14,11 @@ import io
 import os
 import re
 import sqlite3
+import stat
 import threading
 import time
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from neuronym.common.types import Progress
 
 READER = 1  # raised whenever the same bytes would give other pixels
+CHECK = 2  # raised whenever other files count as defective
 # HEIC is listed although Pillow cannot read it: a phone's photos must be reported, not silently left out
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .gif .bmp .dib .tif .tiff .jp2 .j2k .ppm .pgm "
@@ -54,6 +58,8 @@ FORMATS = (
     "ICO",
 )
 MAX_PIXELS = 2**28  # 16,384 x 16,384; a larger picture counts as unreadable
+MAX_BYTES = 2**30  # of a file
+THINNEST = 200  # times as long as wide: preprocessings make the short side some hundred pixels, and then crop
 DRAFT_PIXELS = 2**26  # a JPEG above this is decoded at 1/2, 1/4 or 1/8 ...
 DRAFT_SIDE = 4096  # ... but not below this
 TURNS = {
@@ -65,6 +71,13 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # by EXIF orientation
+NO_FILES = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+}
 _OPENING = threading.Lock()
 
 
@@ -72,7 +85,9 @@ def find_images(folder: Path) -> list[str]:
     """Relative paths (with "/") of all images below `folder`, folder by folder, each in order of code points.
 
     Hidden files and folders (a name that begins with a dot, macOS's "._" copies among them) and `__MACOSX`
-    are left out; links to folders are followed unless they lead back to where they are.
+    are left out; links to folders are followed unless they lead back to where they are. What has the name of
+    an image and is none (a pipe, a link to nowhere), and folders that cannot be read, are listed too, so that
+    `examine` reports them.
     """
     found = _walk(folder, (), frozenset())
     found.sort(
@@ -88,11 +103,13 @@ def read_image(source: Path | BinaryIO) -> Image.Image:
     or from 0 to 255; CMYK by Pillow's plain formula; turned as EXIF says, a broken EXIF counting as none. Of
     a JPEG above DRAFT_PIXELS a half, quarter or eighth of the resolution is decoded. Raises an OSError,
     ValueError or whatever else the decoder raises when the file is damaged, has a mode without a conversion,
-    or more than MAX_PIXELS.
+    more than MAX_PIXELS or a shape that `check_shape` refuses, and for what is no file: pipes, devices.
     """
+    if isinstance(source, Path):
+        with _regular(source) as file:
+            return read_image(file)
     with _open(source) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+        check_shape(image.size)
         if image.format in ("JPEG", "MPO") and image.width * image.height > DRAFT_PIXELS:
             image.draft("RGB", (DRAFT_SIDE, DRAFT_SIDE))
         image.load()
@@ -105,34 +122,92 @@ def read_image(source: Path | BinaryIO) -> Image.Image:
     return rgb
 
 
+def check_shape(size: tuple[int, int]) -> None:
+    """ValueError for a picture of more than MAX_PIXELS, or more than THINNEST times as long as wide: one of
+    4,000 x 1 pixels would be 896,000 x 224 before it is cropped.
+    """
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+    if max(size) > THINNEST * min(size):
+        raise ValueError(f"{width} x {height} pixels, more than {THINNEST} times as long as wide; crop it")
+
+
 def _walk(folder: Path, parts: tuple[str, ...], above: frozenset) -> list[tuple[str, ...]]:
     """The images below `folder` as tuples of names; `above` holds the folders on the way here."""
-    place = os.stat(folder)
-    if (place.st_dev, place.st_ino) in above:
-        return []
+    try:
+        place = os.stat(folder)
+        if (place.st_dev, place.st_ino) in above:
+            return []
+        with os.scandir(folder) as listed:
+            entries = list(listed)
+    except OSError:
+        return [parts] if parts else []  # a folder that cannot be read: it will be reported
     above, found = above | {(place.st_dev, place.st_ino)}, []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
-                continue
-            if entry.is_dir():
-                found += _walk(Path(entry.path), (*parts, entry.name), above)
-            elif Path(entry.name).suffix.lower() in SUFFIXES and (entry.is_file() or entry.is_symlink()):
-                found.append((*parts, entry.name))  # a link to nowhere is kept: it will be reported
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name == "__MACOSX":
+            continue
+        if _is_folder(entry):
+            found += _walk(Path(entry.path), (*parts, entry.name), above)
+        elif Path(entry.name).suffix.lower() in SUFFIXES:
+            found.append((*parts, entry.name))
     return found
 
 
-def _open(source: Path | BinaryIO) -> Image.Image:
-    """Image.open without the formats that start other programs (a ".jpg" may be PostScript) and without
-    Pillow's own limit of pixels, which can only be lifted for the whole process: for a moment.
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _regular(path: Path) -> BinaryIO:
+    """The file opened to be read; ValueError for what is none, of which some would never end, and for one of
+    more than MAX_BYTES.
     """
-    with _OPENING:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    # a pipe that nobody writes to would otherwise wait at once
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        found = os.fstat(number)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"not a file but {NO_FILES.get(stat.S_IFMT(found.st_mode), 'something else')}")
+        if found.st_size > MAX_BYTES:
+            raise ValueError(f"{found.st_size:,} bytes, more than {MAX_BYTES:,}")
+        return os.fdopen(number, "rb")
+    except BaseException:
+        os.close(number)
+        raise
+
+
+def _open(source: BinaryIO) -> Image.Image:
+    """Image.open without the formats that start other programs (a ".jpg" may be PostScript), and with
+    MAX_PIXELS where Pillow's own limit is lower.
+
+    That limit is the whole process's, and read whenever any thread opens or crops: it is raised once, and
+    never taken away for a moment.
+    """
+    with _OPENING:  # at the first picture
+        if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < MAX_PIXELS:
+            Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a sentence of ours follows
+        Image.init()
+        known = [name for name in FORMATS if name in Image.OPEN]
+    try:
+        return Image.open(source, formats=known)
+    except Image.DecompressionBombError:  # above twice the limit, and Pillow tells no size
+        check_shape(_told_size(source, known))
+        raise
+
+
+def _told_size(source: BinaryIO, known: list[str]) -> tuple[int, int]:
+    """Width and height as the head of a file tells them."""
+    for name in known:
+        source.seek(0)
         try:
-            Image.init()
-            return Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN])
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+            return Image.OPEN[name][0](source, "").size
+        except Exception:  # another kind of file
+            continue
+    return (1, 1)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -194,7 +269,7 @@ def examine(
 def _examine(
     memory: sqlite3.Connection, paths: Sequence[Path], progress: Progress | None, threads: int | None
 ) -> list[tuple[str, str | None]]:
-    reader = f"{READER} Pillow {PIL.__version__}"
+    reader = f"{READER} {CHECK} Pillow {PIL.__version__}"
     defects = dict(memory.execute("SELECT sha, defect FROM contents WHERE reader = ?", (reader,)))
     found = [_recall(memory, path, defects) for path in paths]
     new = [i for i, known in enumerate(found) if known is None]
@@ -231,10 +306,13 @@ def _look(path: Path, defects: dict[str, str | None]) -> tuple[str, str | None, 
     """(sha256, defect, stamp to remember it by or "") of one file."""
     stamp = _stamp(path)
     try:
-        data = path.read_bytes()
-        times = os.stat(path)
+        with _regular(path) as file:
+            data = file.read(MAX_BYTES + 1)
+            times = os.fstat(file.fileno())
     except OSError as error:
         return "", f"cannot be opened: {error.strerror}", ""
+    except ValueError as error:
+        return "", str(error), ""
     fresh = time.time() - max(times.st_mtime, times.st_ctime) < FRESH_SECONDS
     sha = hashlib.sha256(data).hexdigest()
     defect = defects[sha] if sha in defects else _defect(data)

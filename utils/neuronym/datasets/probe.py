@@ -2,6 +2,7 @@
 
 Probe              N images with ids, labels, a fingerprint and, of the microworld, scenes
 load_probe         probing set by name, several joined by "+", or a list of files or pictures
+checked_probe      rows of a probing set -> Probe, every file decoded once
 probe_from_scenes  microworld scenes chosen by their seeds
 probe_from_images  pictures in memory
 subset             some images of a probe
@@ -26,8 +27,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from neuronym.common.subsets import evenly_spaced
-from neuronym.datasets.images import examine, read_image, READER
-from neuronym.datasets.probe_sets import list_images, Row
+from neuronym.datasets.images import check_shape, examine, read_image, READER
+from neuronym.datasets.probe_sets import list_images, Row, shown_name
 from neuronym.microworld import world
 from neuronym.microworld.world import Scene
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BATCHES_AHEAD = 2
+LISTED = 20  # skipped files that are told by name
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,13 @@ class Probe:
         if not isinstance(self.items[i], int):
             raise ValueError(f"only microworld images have a scene; image {i} is {self.ids[i]}")
         return world.scene(self.items[i])
+
+    def told_skipped(self) -> str:
+        """Lines that name the first LISTED images left out, and why, and how many more; "" without any."""
+        lines = [f"  {id}: {reason}" for id, reason in self.skipped[:LISTED]]
+        more = len(self.skipped) - len(lines)
+        lines += [f"  ... and {more} more"] if more else []
+        return "\n".join([f"{len(self.skipped)} images left out:", *lines] if lines else [])
 
     @cached_property
     def scenes(self) -> list[Scene] | None:
@@ -109,7 +118,16 @@ def load_probe(
     rows = list_images(images, seed) if isinstance(images, str) else _files(images)
     name = images if isinstance(images, str) else f"{len(rows)} files"
     rows = [rows[i] for i in evenly_spaced(min(limit or len(rows), len(rows)), len(rows))]
+    return checked_probe(name, rows, on_error, progress)
 
+
+def checked_probe(
+    name: str,
+    rows: Sequence[Row],
+    on_error: str = "raise",
+    progress: Callable[[Iterable, int, str], Iterable] | None = None,
+) -> Probe:
+    """The probe of some rows of `list_images`; see `load_probe` for what is checked and raised."""
     seen = iter(examine([row.item for row in rows if isinstance(row.item, Path)], progress))
     checked = [(row, *(next(seen) if isinstance(row.item, Path) else ("", None))) for row in rows]
     skipped = [(row.id, defect) for row, _, defect in checked if defect]
@@ -142,14 +160,14 @@ def _files(files: Sequence[Path | str]) -> list[Row]:
         got = f"a {type(strange[0]).__name__} in the list" if strange else "an empty list"
         raise ValueError(f"images are the name of a set, or a list of files or of PIL pictures, got {got}")
     paths = [Path(one).expanduser().absolute() for one in files]
-    absent = [path for path in paths if not path.is_file()]
+    absent = [path for path in paths if not os.path.lexists(path)]
     if absent:
         raise FileNotFoundError(
             f"{len(absent)} of {len(paths)} image files are not there, the first {absent[0]}"
         )
     top = Path(os.path.commonpath([path.parent for path in paths]))
     ids = [path.relative_to(top).as_posix() for path in paths]
-    return [Row(id, id, None, path) for id, path in zip(ids, paths)]
+    return [Row(id, shown_name(id), None, path) for id, path in zip(ids, paths)]
 
 
 def probe_from_scenes(name: str, seeds: Sequence[int], labels: Sequence[str] | None = None) -> Probe:
@@ -170,12 +188,16 @@ def probe_from_scenes(name: str, seeds: Sequence[int], labels: Sequence[str] | N
 
 
 def probe_from_images(pictures: Sequence[Image.Image]) -> Probe:
-    """Pictures in memory, known by their pixels; ValueError without any, and for what is no picture."""
+    """Pictures in memory, known by their pixels; ValueError without any, for what is no picture, and for
+    shapes that `check_shape` refuses.
+    """
     if not len(pictures) or not all(isinstance(picture, Image.Image) for picture in pictures):
         raise ValueError(
             f"expected PIL pictures, at least one, got {len(pictures)}: "
             f"{', '.join(sorted({type(picture).__name__ for picture in pictures})) or 'none'}"
         )
+    for picture in pictures:
+        check_shape(picture.size)
     pixels = [np.asarray(picture.convert("RGB")) for picture in pictures]
     content = hashlib.sha256()
     for picture in pixels:

@@ -3,6 +3,7 @@
 Row          one image of a set before it is checked
 list_images  name, several joined by "+" -> rows in order
 part_names   what the ids of each joined set begin with
+empty_folders  class folders of a set in which no image is
 PROBES       name up to the colon -> function (rest of the name, seed) -> rows
 
     microworld[:N] | N scenes whose contents are known (2,000 without N) | microworld:5000
@@ -15,6 +16,7 @@ PROBES       name up to the colon -> function (rest of the name, seed) -> rows
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 import re
@@ -68,6 +70,30 @@ def part_names(name: str) -> list[str]:
     ]
 
 
+def empty_folders(name: str) -> list[str]:
+    """Folders beside the class folders of a set that hold no image, each once and in order."""
+    found = []
+    for part in _split(name):
+        kind, _, rest = part.strip().partition(":")
+        if kind == "imagenet_val":
+            home = _home("NEURONYM_IMAGENET", "imagenet") / "val"
+        elif kind == "folder":
+            home = _path(_unquoted(rest))
+        else:
+            continue
+        with os.scandir(home) as entries:
+            names = [e.name for e in entries if not e.name.startswith(".") and e.name != "__MACOSX"]
+        found += [name for name in sorted(names) if (home / name).is_dir() and not find_images(home / name)]
+    return [shown_name(name) for name in dict.fromkeys(found)]
+
+
+def shown_name(name: str) -> str:
+    """A file's name as text on one line: bytes that are no UTF-8 and control characters as \\xff, \\n."""
+    text = unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")
+    text = text.decode("utf-8", "backslashreplace")
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+
+
 def _microworld(rest: str, seed: int) -> list[Row]:
     if rest and not (rest.isascii() and rest.isdigit() and 1 <= int(rest) <= SEED_STEP):
         raise ValueError(f"microworld:n takes a number of images from 1 to {SEED_STEP}, got '{rest}'")
@@ -85,12 +111,28 @@ def _folder(rest: str, seed: int) -> list[Row]:
 
 
 def _broden(rest: str, seed: int) -> list[Row]:
+    """The images that index.csv lists: masks lie beside them in the same folders."""
     home = _home("NEURONYM_BRODEN", "broden")
-    return _below(
-        home / "images",
-        f"Broden not found at {home / 'images'}; run ./dlbroden.sh, or set NEURONYM_BRODEN "
-        "to the folder that holds its images/",
-    )
+    if not (home / "images").is_dir():
+        raise FileNotFoundError(
+            f"Broden not found at {home / 'images'}; run ./dlbroden.sh, or set NEURONYM_BRODEN "
+            "to the folder that holds its images/"
+        )
+    if not (home / "index.csv").is_file():
+        raise FileNotFoundError(
+            f"Broden's index.csv, which tells its images from their masks, not found in {home}; run "
+            f"./dlbroden.sh, or take all of its pictures as folder:{home / 'images'}"
+        )
+    with open(home / "index.csv", newline="", encoding="utf-8") as lines:
+        listed = list(dict.fromkeys(row.get("image") or "" for row in csv.DictReader(lines)))
+    strange = [name for name in listed if not name or Path(name).is_absolute() or ".." in Path(name).parts]
+    if strange or not listed:
+        raise ValueError(
+            f"the column image of {home / 'index.csv'} must name files below {home / 'images'}, got "
+            + (f"'{strange[0]}'" if strange else "none")
+        )
+    listed.sort(key=lambda name: unicodedata.normalize("NFC", name).split("/"))
+    return _named(home / "images", listed)
 
 
 def _imagenet_val(rest: str, seed: int) -> list[Row]:
@@ -169,9 +211,14 @@ def _below(folder: Path, missing: str) -> list[Row]:
         raise FileNotFoundError(
             f"no images in {folder} or below; known by their endings: .jpg, .png, .webp, ..."
         )
+    return _named(folder, paths)
+
+
+def _named(folder: Path, paths: list[str]) -> list[Row]:
+    """Rows of relative paths, labelled by their first folder."""
     names = [unicodedata.normalize("NFC", path) for path in paths]  # macOS may store the same name decomposed
     return [
-        Row(name, name, name.split("/")[0] if "/" in name else None, folder / path)
+        Row(name, shown_name(name), shown_name(name.split("/")[0]) if "/" in name else None, folder / path)
         for name, path in zip(names, paths)
     ]
 

@@ -33,7 +33,8 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -49,7 +50,8 @@ from neuronym.common.files import digest, sha256
 from neuronym.common.subsets import evenly_spaced
 from neuronym.common.text import clean, read_lines
 from neuronym.datasets.concepts import plain_name
-from neuronym.datasets.probe import load_probe, Probe, probe_from_scenes
+from neuronym.datasets.probe import checked_probe, Probe, probe_from_scenes
+from neuronym.datasets.probe_sets import empty_folders, list_images
 from neuronym.microworld.render import masks as shown
 from neuronym.microworld.world import (
     COLOURS,
@@ -75,6 +77,12 @@ class Task:
     classes: list[str]
     truth: Tensor
 
+    @property
+    def unseen(self) -> list[str]:
+        """Classes that none of the images shows: answers that can only be wrong."""
+        seen = set(self.truth.tolist())
+        return [name for i, name in enumerate(self.classes) if i not in seen]
+
 
 def load_task(
     name: str,
@@ -86,6 +94,10 @@ def load_task(
     "microworld_shapes[:n]" (12), or a probing set with labels such as "cifar100_val", "imagenet_val" or
     "folder:/photos" (a folder for each class).
 
+    `limit` takes fewer images and keeps all classes: with fewer classes to choose from, accuracy would rise.
+    Each class keeps an image as long as there are as many as classes, and else an even choice of the classes
+    does; `Task.unseen` names those without. A folder without any image is no class.
+
     Errors: ValueError for images without labels or with some of ImageNet's WordNet ids, and those of
     `load_probe`.
     """
@@ -94,15 +106,21 @@ def load_task(
         if rest and not (rest.isascii() and rest.isdigit() and 1 <= int(rest) <= SEED_STEP // 4):
             raise ValueError(f"{kind}:n takes a number of images from 1 to {SEED_STEP // 4}, got '{rest}'")
         return TASKS[kind](min(int(rest or TASK_N), limit or SEED_STEP), seed)
-    probe = load_probe(name, limit, seed, progress=progress)
-    if probe.labels is None or None in probe.labels:
+    if limit is not None:
+        check_positive_int("limit", limit)
+    rows = list_images(name, seed)
+    said = [row.label for row in rows]
+    if None in said:
         raise ValueError(
             f"a task needs the class of every image, '{name}' has "
-            f"{'none' if probe.labels is None else 'images without'}; put images into a folder for each class"
+            f"{'images without' if any(said) else 'none'}; put images into a folder for each class"
         )
-    labels = sorted(set(probe.labels))
+    labels = sorted(set(said))
+    classes = _named(labels, partial(empty_folders, name))
     where = {label: i for i, label in enumerate(labels)}
-    return Task(probe, _named(labels), torch.tensor([where[label] for label in probe.labels]))
+    rows = [rows[i] for i in _of_each_class(said, min(limit or len(rows), len(rows)))]
+    truth = torch.tensor([where[row.label] for row in rows])
+    return Task(checked_probe(name, rows, progress=progress), classes, truth)
 
 
 def load_prompts(text: str) -> list[str]:
@@ -128,17 +146,40 @@ def zero_shot_accuracy(embeddings: Tensor, head: Tensor, truth: Tensor) -> float
     return float(((embeddings @ head.T).argmax(1) == truth.to(embeddings.device)).float().mean())
 
 
-def _named(labels: list[str]) -> list[str]:
+def _of_each_class(labels: Sequence[str], n: int) -> list[int]:
+    """n of the images, ascending: evenly spaced ones, but that a class left out takes its first image from
+    the class with the most; with n below the number of classes, one of each of n of them.
+    """
+    of_class = defaultdict(list)
+    for i, label in enumerate(labels):
+        of_class[label].append(i)
+    names = sorted(of_class)
+    if n < len(names):
+        return sorted(of_class[names[i]][0] for i in evenly_spaced(n, len(names)))
+    chosen = set(evenly_spaced(n, len(labels)))
+    count = Counter(labels[i] for i in chosen)
+    for name in names:
+        if not count[name]:
+            most = max(names, key=lambda one: count[one])
+            chosen.remove(max(i for i in of_class[most] if i in chosen))
+            chosen.add(of_class[name][0])
+            count[most], count[name] = count[most] - 1, 1
+    return sorted(chosen)
+
+
+def _named(labels: list[str], empty: Callable[[], list[str]]) -> list[str]:
     """Sorted labels as words; ImageNet's 1,000 folders are WordNet ids, whose order is that of its class
     names.
     """
     if not any(re.fullmatch(r"n\d{8}", label) for label in labels):
         return labels
     if len(labels) != 1000:
+        lacking = [name for name in empty() if re.fullmatch(r"n\d{8}", name)]
+        without = f", and no image in {lacking[0]} and {len(lacking) - 1} others" if lacking else ""
         raise ValueError(
             f"classes are words, got WordNet ids such as {labels[0]}; use all of ImageNet's 1,000 folders, "
             "whose "
-            f"names are known by their order (got {len(labels)}), or rename the folders"
+            f"names are known by their order (got {len(labels)}{without}), or rename the folders"
         )
     from torchvision.models import ResNet50_Weights
 

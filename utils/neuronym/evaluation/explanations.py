@@ -1,6 +1,7 @@
 """Every kind of explanation as one thing, a text for each unit and what it predicts; and how well it
 predicts.
 
+need_images         refuses too few images before any work
 Explanations        texts [K] and predict: present [N, M] -> [N, K]
 single              a label for each unit
 additive            sums of concepts
@@ -41,6 +42,16 @@ from neuronym.datasets.probe import Probe
 from neuronym.evaluation import formulas, linear
 from neuronym.evaluation.metrics import active_images, metric_values, SOUND
 from neuronym.evaluation.presence import judged_presence, presence_oracle
+
+
+def need_images(images: int, held_out: float) -> None:
+    """ValueError for fewer images than four to explain from (two folds of two) and two held out."""
+    held = round(images * held_out)
+    if images - held < 4 or held < 2:
+        raise ValueError(
+            f"explanations need at least 4 images to name from and 2 held out, got {images - held} and "
+            f"{held} of {images} with held_out={held_out}; probe with more images"
+        )
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,7 @@ def head_weight(model: nn.Module, final: str, Q_inner: Tensor, Q_final: Tensor) 
     if not isinstance(head, nn.Linear) or head.in_features % K or head.out_features != Q_final.shape[1]:
         return None
     weight = head.weight.detach().to(Q_inner.device).reshape(head.out_features, K, -1).sum(2)
-    return weight if float(correlation(Q_inner @ weight.T, Q_final).median()) >= EXPLAINED else None
+    return weight if float(correlation(Q_inner @ weight.T, Q_final).quantile(0.5)) >= EXPLAINED else None
 
 
 def contributions(Q: Tensor, weight: Tensor, predicted: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def rank_of_truth(scores: Tensor, concepts: Sequence[str], names: Sequence[str])
         "top1": float((rank <= 1).double().mean()),
         "top5": float((rank <= 5).double().mean()),
         "mean_rank": float(rank.mean()),
-        "median_rank": float(rank.median()),
+        "median_rank": float(rank.quantile(0.5)),
         "auroc": auroc(rows.max(1).values, rank <= 1),
     }
 

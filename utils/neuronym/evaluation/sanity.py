@@ -10,8 +10,8 @@ printed_sanity    NeuronEval's own results
 missing_labels    labels with some of the true ones dropped
 extra_labels      labels with wrong ones added
 in_theory         both tests on perfect neurons of known frequencies
+varying           units that can be tested
 in_practice       both tests on units and their true concepts
-varying           the units that this can be asked of
 verdict           which metrics pass
 beside_published  shares of cases passed beside NeuronEval's own
 """

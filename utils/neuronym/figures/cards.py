@@ -31,7 +31,7 @@ from neuronym.common.subsets import evenly_spaced
 from neuronym.common.types import Target
 from neuronym.common.units import Units, units_by_layer
 from neuronym.datasets.probe import Probe
-from neuronym.figures.style import COLOURS, DPI
+from neuronym.figures.style import as_written, COLOURS, DPI
 from neuronym.hooks import LayerInfo
 from neuronym.measurements import Measurements
 from neuronym.models.preprocess import seen
@@ -46,6 +46,7 @@ PAGE, TALLEST = 40, 160  # cards of a figure among several; of one figure, whose
 MANY = 400  # cards of a layer
 
 
+@as_written
 def unit_cards(
     labels: pd.DataFrame, data: Measurements, units: Units | Mapping[str, Units] = 5, images: int = 6
 ) -> Figure:
@@ -170,6 +171,7 @@ def collect(
     return cards
 
 
+@as_written
 def draw(
     cards: Sequence[Mapping], images: int = 6, method: str = "", value: str = "the unit's activation"
 ) -> Figure:

@@ -32,7 +32,7 @@ from neuronym.common.text import counted, names_it
 from neuronym.common.types import Box
 from neuronym.datasets.probe import Probe
 from neuronym.describe.pipeline import best_labels, CaptionedExamples, Described
-from neuronym.figures.style import DPI, legible, MARKERS, palette
+from neuronym.figures.style import as_written, DPI, legible, MARKERS, palette
 
 TILE, GAP, LIST = (
     0.92,
@@ -117,6 +117,7 @@ def strips_of(
     return found
 
 
+@as_written
 def strips(units: Sequence[Strip], pictures: int = 5, candidates: int = 8) -> Figure:
     """A row a unit: label and title; the first pictures, each with its box and, below, its caption;
     candidates.
@@ -161,6 +162,7 @@ def strips(units: Sequence[Strip], pictures: int = 5, candidates: int = 8) -> Fi
     return fig
 
 
+@as_written
 def ablation(table: pd.DataFrame, xlabel: str = "labels that name the true concept") -> Figure:
     """Columns variant, mean, low, high, and optionally part (crops, summary, ...) and group.
 
@@ -207,6 +209,7 @@ def ablation(table: pd.DataFrame, xlabel: str = "labels that name the true conce
     return fig
 
 
+@as_written
 def pruning_effect(table: pd.DataFrame) -> Figure:
     """A panel a word (column `word`, if there is one), rows named and random units, a colour for classes that
     match and for others: loss with 95 % interval; `table` is that of `pruning.effect_table`, of one metric.

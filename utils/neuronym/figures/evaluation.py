@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from neuronym.figures.style import hatch, legible, MARKERS, palette
+from neuronym.figures.style import as_written, hatch, legible, MARKERS, palette
 
 CONTROLS = ("shuffled", "constant")
 
 
+@as_written
 def methods_by_metric(table: pd.DataFrame, metrics: Sequence[str], bounds: Sequence[str] = ()) -> Figure:
     """A column a metric, a row a method, a colour a group of layers; `table` is that of
     `explanations.method_means`.
@@ -58,7 +59,7 @@ def methods_by_metric(table: pd.DataFrame, metrics: Sequence[str], bounds: Seque
             ax.errorbar(
                 some["mean"],
                 y,
-                xerr=[some["mean"] - some["low"], some["high"] - some["mean"]],
+                xerr=[(some["mean"] - some["low"]).clip(0), (some["high"] - some["mean"]).clip(0)],
                 fmt=MARKERS[g],
                 ms=3,
                 lw=0.9,
@@ -76,6 +77,7 @@ def methods_by_metric(table: pd.DataFrame, metrics: Sequence[str], bounds: Seque
     return fig
 
 
+@as_written
 def sanity_table(table: pd.DataFrame) -> Figure:
     """The table of `sanity.beside_published` as coloured shares, 0 to 1."""
     import seaborn as sns  # brings scipy.stats, a second
@@ -103,6 +105,7 @@ def sanity_table(table: pd.DataFrame) -> Figure:
     return fig
 
 
+@as_written
 def accuracy_by(
     table: pd.DataFrame, by: str, value: str = "top1", label: str = "share of labels that are the true name"
 ) -> Figure:
@@ -122,6 +125,7 @@ def accuracy_by(
     return fig
 
 
+@as_written
 def responses(table: pd.DataFrame) -> Figure:
     """CoSy's AUC by layer and method: columns layer, method, auc, one row a unit."""
     import seaborn as sns  # brings scipy.stats, a second
@@ -143,6 +147,7 @@ def responses(table: pd.DataFrame) -> Figure:
     return fig
 
 
+@as_written
 def ranges(table: pd.DataFrame) -> Figure:
     """Columns layer, share (of the images, the most active ones), present: how often the label is true of
     them.

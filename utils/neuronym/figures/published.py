@@ -13,10 +13,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from neuronym.figures.style import MARKERS
+from neuronym.figures.style import as_written, MARKERS
 from neuronym.published.values import DETECTOR, LAYERS
 
 
+@as_written
 def agreement_by_layer(table: pd.DataFrame) -> Figure:
     """Columns pair, layer, agreement, chance; the hollow mark is chance."""
     import seaborn as sns  # brings scipy.stats, a second
@@ -44,6 +45,7 @@ def agreement_by_layer(table: pd.DataFrame) -> Figure:
     return fig
 
 
+@as_written
 def ratings_by_layer(ratings: pd.DataFrame) -> Figure:
     """Mean rating of each scoring function by layer, 95 % bootstrap intervals over neurons (both raters'
     mean).
@@ -58,7 +60,7 @@ def ratings_by_layer(ratings: pd.DataFrame) -> Figure:
         y="rating",
         hue="scoring",
         order=sorted(by_neuron["layer"].unique()),
-        dodge=0.4,
+        dodge=0.4 if by_neuron["scoring"].nunique() > 1 else False,
         linestyle="none",
         markers=list(MARKERS[: by_neuron["scoring"].nunique()]),
         markersize=4,
@@ -79,6 +81,7 @@ def ratings_by_layer(ratings: pd.DataFrame) -> Figure:
     return fig
 
 
+@as_written
 def iou_by_layer(table: pd.DataFrame) -> Figure:
     """Distribution of the score (IoU) by layer for every network; columns model, layer, score."""
     import seaborn as sns  # brings scipy.stats, a second
@@ -104,6 +107,7 @@ def iou_by_layer(table: pd.DataFrame) -> Figure:
     return fig
 
 
+@as_written
 def texts_by_method(table: pd.DataFrame) -> Figure:
     """Columns panel, whose, value, low, high, shuffled, constant: a bar for each method, marks for the
     controls.
@@ -148,6 +152,7 @@ def texts_by_method(table: pd.DataFrame) -> Figure:
     return fig
 
 
+@as_written
 def common_labels(labels: pd.DataFrame, most: int = 5) -> Figure:
     """The commonest labels of rank 1 of every method and the share of its neurons that have them; one
     network's labels.

@@ -25,10 +25,11 @@ from torch import Tensor
 from neuronym.common.types import Target
 from neuronym.datasets.probe import Probe
 from neuronym.figures import cards
-from neuronym.figures.style import hatch, image_grid, MARKERS, palette
+from neuronym.figures.style import as_written, hatch, image_grid, MARKERS, palette
 from neuronym.hooks import LayerInfo
 
 
+@as_written
 def explained_by_layer(table: pd.DataFrame) -> Figure:
     """Columns layer, explained: share of the top deviations' squared length along the first direction, by
     neuron.
@@ -53,6 +54,7 @@ def explained_by_layer(table: pd.DataFrame) -> Figure:
     return fig
 
 
+@as_written
 def ablations_by_layer(table: pd.DataFrame, base: float) -> Figure:
     """Columns layer, ablation, accuracy; `base` is the accuracy with nothing ablated."""
     import seaborn as sns  # brings scipy.stats, a second
@@ -66,7 +68,7 @@ def ablations_by_layer(table: pd.DataFrame, base: float) -> Figure:
         y="accuracy",
         hue="ablation",
         order=layers,
-        dodge=0.5,
+        dodge=0.5 if table["ablation"].nunique() > 1 else False,
         linestyle="none",
         ax=ax,
         markersize=4,
@@ -87,6 +89,7 @@ def ablations_by_layer(table: pd.DataFrame, base: float) -> Figure:
     return fig
 
 
+@as_written
 def accuracy_by_words(table: pd.DataFrame, base: float, removed: float) -> Figure:
     """Columns words, pool, accuracy; `base` with all effects as they are, `removed` with none."""
     import seaborn as sns  # brings scipy.stats, a second
@@ -124,6 +127,7 @@ def accuracy_by_words(table: pd.DataFrame, base: float, removed: float) -> Figur
     return fig
 
 
+@as_written
 def neuron_cards(
     target: Target,
     probe: Probe,
@@ -173,6 +177,7 @@ def words_read(
     return image_grid(pictures, titles, columns=images, size=1.4)
 
 
+@as_written
 def mask_strip(
     pictures: Sequence[Image.Image], scores: Tensor, masks: Tensor, truth: Tensor, titles: Sequence[str]
 ) -> Figure:
@@ -202,6 +207,7 @@ def mask_strip(
     return fig
 
 
+@as_written
 def rates(table: pd.DataFrame, y: str) -> Figure:
     """Mean of `y` in percent, a row for each "source", a column for each "pair" and one for all of them."""
     import seaborn as sns  # brings scipy.stats, a second
@@ -232,6 +238,7 @@ def rates(table: pd.DataFrame, y: str) -> Figure:
     return fig
 
 
+@as_written
 def correlations(table: pd.DataFrame) -> Figure:
     """Box per method of a correlation over neurons; columns method, predicted, correlation."""
     import seaborn as sns  # brings scipy.stats, a second
@@ -259,6 +266,7 @@ def correlations(table: pd.DataFrame) -> Figure:
     return fig
 
 
+@as_written
 def curves(panels: Mapping[str, tuple[str, pd.DataFrame]]) -> Figure:
     """A panel for each setting {what is varied: (what is measured, table)}; tables have columns value,
     metric, score.

@@ -3,6 +3,8 @@
 style               one look for all figures
 palette             its colours
 MARKERS, DASHES, HATCHES   so that groups differ without their colours
+as_written          makes a function draw all texts as they are written
+without_glyph       characters of figures that no font at hand has
 image_grid          pictures in a grid
 hatch               boxes of groups, told apart without their colours
 scores_by_layer     distribution of the best scores, layer by layer
@@ -19,14 +21,20 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 from PIL import Image
@@ -85,10 +93,75 @@ LOOK = {  # what seaborn.set_theme(context="paper", style="ticks") sets, and our
 }
 
 
+# fonts for what the first lacks, the first of each line that is installed
+FALLBACKS = (
+    "Noto Sans CJK SC, Noto Sans CJK JP, Noto Serif CJK SC, Source Han Sans SC, WenQuanYi Zen Hei, "
+    "WenQuanYi Micro Hei, Droid Sans Fallback, Hiragino Sans GB, PingFang SC, Microsoft YaHei, MS Gothic, "
+    "Arial Unicode MS",
+    "DejaVu Sans",
+    "Noto Sans Arabic, Noto Naskh Arabic, Geeza Pro, Segoe UI",
+    "Noto Sans Devanagari, Lohit Devanagari, Kohinoor Devanagari, Nirmala UI",
+    "Noto Sans Thai, Loma, Thonburi, Leelawadee UI",
+    "Noto Emoji, Symbola, Segoe UI Emoji, Segoe UI Symbol",
+)
+
+
 def style() -> None:
-    """Set the look of all figures: seaborn's colour-blind palette, small sans text, no chart junk."""
+    """Set the look of all figures: seaborn's colour-blind palette, small sans text, no chart junk. Tables
+    that a notebook shows keep their dollar signs, too.
+    """
+    pd.options.display.html.use_mathjax = False
     plt.rcParams.update(LOOK)
     plt.rcParams["axes.prop_cycle"] = plt.cycler(color=COLOURS)
+
+
+def as_written(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """A function whose figures show texts as they are: dollar signs begin no formula, and what the font
+    lacks is taken from others that are installed.
+    """
+
+    @wraps(draw)
+    def drawn(*args, **more) -> Figure:
+        with plt.rc_context({"text.parse_math": False, "font.family": _families()}), _without_warnings():
+            return draw(*args, **more)
+
+    return drawn
+
+
+def without_glyph(figures: Iterable[Figure]) -> list[str]:
+    """Characters in the texts of figures that none of their fonts has, in order, each once."""
+    kinds: dict[tuple[str, ...], set[str]] = {}
+    for fig in figures:
+        for text in fig.findobj(Text):
+            kinds.setdefault(tuple(text.get_fontfamily()), set()).update(text.get_text())
+    missing = set()
+    for families, characters in kinds.items():
+        seen = {
+            c for c in characters if not c.isspace() and unicodedata.category(c) not in ("Cc", "Cf", "Mn")
+        }
+        seen = {c for c in seen if c > "\x7f"}
+        for family in families if seen else []:
+            file = font_manager.findfont(font_manager.FontProperties(family=[family]))
+            seen -= set(map(chr, font_manager.get_font(file).get_charmap()))
+        missing |= seen
+    return sorted(missing)
+
+
+def _families() -> list[str]:
+    """The font of all figures, and those that stand in for it."""
+    known = {font.name for font in font_manager.fontManager.ttflist}
+    stand_ins = [next((name for name in line.split(", ") if name in known), None) for line in FALLBACKS]
+    return [*plt.rcParams["font.family"], *filter(None, stand_ins)]
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Without matplotlib's one warning for each character that has no glyph: `present` tells them in one
+    line.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
 
 
 def palette(n: int = len(COLOURS)) -> list[str]:
@@ -96,6 +169,7 @@ def palette(n: int = len(COLOURS)) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(n)]
 
 
+@as_written
 def image_grid(
     images: Sequence[Image.Image], titles: Sequence[str] | None = None, columns: int = 8, size: float = 1.1
 ) -> Figure:
@@ -129,6 +203,7 @@ def hatch(ax: Axes, groups: int) -> None:
         handle.set(hatch=HATCHES[g % len(HATCHES)], edgecolor=DARK)
 
 
+@as_written
 def scores_by_layer(table: pd.DataFrame) -> Figure:
     """Box plot of the best label's score for every layer; scores compare within one method and concept set
     only.
@@ -158,6 +233,7 @@ def scores_by_layer(table: pd.DataFrame) -> Figure:
     return fig
 
 
+@as_written
 def labels_by_category(
     table: pd.DataFrame, category: Mapping[str, str] | None = None, most: int = 8
 ) -> Figure:
@@ -182,6 +258,8 @@ def labels_by_category(
     share.iloc[::-1].plot.barh(stacked=True, ax=ax, width=0.75, color=colours, legend=False)
     ax.set(xlabel="share of units", ylabel="", xlim=(0, 1))
     ax.legend(
+        ax.containers,
+        list(share),  # without their handles matplotlib leaves out labels that begin with an underscore
         title=title,
         fontsize=7,
         title_fontsize=7,
@@ -193,6 +271,7 @@ def labels_by_category(
     return fig
 
 
+@as_written
 def training_curves(curves: pd.DataFrame) -> Figure:
     """Loss against step, a panel per stage."""
     stages = list(dict.fromkeys(curves["stage"]))
@@ -226,21 +305,23 @@ def save_figures(figures: Mapping[str, Figure], folder: Path, pixels: bool = Fal
     files = []
     for name, fig in figures.items():
         # found once for both; in whole pixels rasters stay sharp
-        box = fig.get_tightbbox().padded(0.1).get_points() * DPI
+        with _without_warnings():
+            box = fig.get_tightbbox().padded(0.1).get_points() * DPI
         box = Bbox([np.floor(box[0]) / DPI, np.ceil(box[1]) / DPI])
         files.append(folder / f"{name}.png")
-        fig.savefig(
-            files[-1],
-            dpi=DPI,
-            bbox_inches=box,
-            metadata={"Software": None},
-            pil_kwargs={"compress_level": 4},  # half the time of the default 6, for 1 % more bytes
-        )
+        with _without_warnings():
+            fig.savefig(
+                files[-1],
+                dpi=DPI,
+                bbox_inches=box,
+                metadata={"Software": None},
+                pil_kwargs={"compress_level": 4},  # half the time of the default 6, for 1 % more bytes
+            )
+            if not pixels:
+                dates = {"CreationDate": None, "ModDate": None}
+                fig.savefig(folder / f"{name}.pdf", bbox_inches=box, metadata=dates)
         if pixels:
             _pdf_of_picture(files[-1])
-        else:
-            dates = {"CreationDate": None, "ModDate": None}
-            fig.savefig(folder / f"{name}.pdf", bbox_inches=box, metadata=dates)
     return files
 
 
@@ -255,11 +336,14 @@ def _pdf_of_picture(file: Path) -> None:
 
 def present(figures: Mapping[str, Figure], folder: Path, pixels: bool = False) -> None:
     """`save_figures`, close them and show the saved pictures at their sizes; `plt.show` would draw them once
-    more.
+    more. A line says which characters no font at hand has.
     """
     from IPython.display import display
     from IPython.display import Image as Shown
 
+    if lacking := without_glyph(figures.values()):
+        told = ", ".join(f"{c} (U+{ord(c):04X})" for c in lacking[:12]) + (", ..." if lacking[12:] else "")
+        print(f"drawn as boxes, since no font here has them: {told}; fonts such as Noto's have")
     for file, fig in zip(save_figures(figures, folder, pixels), figures.values()):
         plt.close(fig)
         with Image.open(file) as image:
@@ -299,5 +383,7 @@ def explorer(table: pd.DataFrame, draw: Callable[[str, int], Figure]):
 
 
 def legible(name: str) -> str:
-    """A layer's name as legends show it: matplotlib leaves out those that begin with an underscore."""
-    return name.lstrip("_") or name
+    """A layer's name as legends show it: matplotlib leaves out those that begin with an underscore, but not
+    where a character without width stands before it.
+    """
+    return f"\u200b{name}" if name.startswith("_") else name

@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from neuronym.figures.style import DASHES, legible, MARKERS
+from neuronym.figures.style import as_written, DASHES, legible, MARKERS
 
 
+@as_written
 def null_scores(scores: Mapping[str, np.ndarray], null: Mapping[str, np.ndarray]) -> Figure:
     """A panel a layer: histogram of the units' best scores over that of units whose activations were
     shuffled.
@@ -40,6 +41,7 @@ def null_scores(scores: Mapping[str, np.ndarray], null: Mapping[str, np.ndarray]
     return fig
 
 
+@as_written
 def signals_by_layer(table: pd.DataFrame, columns: Sequence[str]) -> Figure:
     """Mean over units of each share, with 95 % intervals over units, for each layer."""
     import seaborn as sns  # brings scipy.stats, a second
@@ -53,7 +55,7 @@ def signals_by_layer(table: pd.DataFrame, columns: Sequence[str]) -> Figure:
         y="layer",
         hue="signal",
         order=layers,
-        dodge=0.5,
+        dodge=0.5 if long["signal"].nunique() > 1 else False,
         linestyle="none",
         markers=list(MARKERS[: long["signal"].nunique()]),
         ax=ax,
@@ -67,6 +69,7 @@ def signals_by_layer(table: pd.DataFrame, columns: Sequence[str]) -> Figure:
     return fig
 
 
+@as_written
 def auroc_forest(table: pd.DataFrame) -> Figure:
     """Columns group, trust, auroc, low, high: a row a signal, a colour a group."""
     import seaborn as sns  # brings scipy.stats, a second
@@ -79,7 +82,7 @@ def auroc_forest(table: pd.DataFrame) -> Figure:
         ax.errorbar(
             some["auroc"],
             y,
-            xerr=[some["auroc"] - some["low"], some["high"] - some["auroc"]],
+            xerr=[(some["auroc"] - some["low"]).clip(0), (some["high"] - some["auroc"]).clip(0)],
             fmt=MARKERS[g],
             ms=3,
             lw=0.9,
@@ -99,6 +102,7 @@ def auroc_forest(table: pd.DataFrame) -> Figure:
     return fig
 
 
+@as_written
 def reliability_curve(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     """A panel a signal, a line a group: share right against mean trust, with Wilson intervals; {signal:
     {group: table}}.
@@ -127,6 +131,7 @@ def reliability_curve(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figur
     return fig
 
 
+@as_written
 def coverage_curve(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     """A panel a group, a line a signal: share right among the labels kept; {group: {signal:
     `signals.risk_coverage`}}.
@@ -145,6 +150,7 @@ def coverage_curve(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     return fig
 
 
+@as_written
 def meanings(table: pd.DataFrame) -> Figure:
     """Columns layer, kind, correlation, shuffled: mean correlation on images held out, beside that of other
     units' labels.
@@ -160,7 +166,7 @@ def meanings(table: pd.DataFrame) -> Figure:
         hue="kind",
         order=layers,
         hue_order=kinds,
-        dodge=0.5,
+        dodge=0.5 if len(kinds) > 1 else False,
         linestyle="none",
         markers=list(MARKERS[: len(kinds)]),
         ax=ax,
@@ -175,7 +181,7 @@ def meanings(table: pd.DataFrame) -> Figure:
         hue="kind",
         order=layers,
         hue_order=kinds,
-        dodge=0.5,
+        dodge=0.5 if len(kinds) > 1 else False,
         linestyle="none",
         ax=ax,
         markersize=3,

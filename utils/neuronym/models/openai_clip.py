@@ -20,6 +20,7 @@ from neuronym.common.checks import missing, openai_networks, openai_package
 from neuronym.common.files import digest
 from neuronym.models.identity import identity_of
 from neuronym.models.weights import is_torchscript, random_start, read_weights
+from neuronym.runs.folders import from_root
 
 BPE_TOKENS = 49408
 
@@ -50,7 +51,7 @@ def openai_weights(name: str, file: str = "") -> dict[str, Tensor]:
     folder, cache = os.environ.get("NEURONYM_CLIP_DIR"), Path("~/.cache/clip").expanduser()
     plain = name.replace("/", "-")
     names = (f"{plain}.pt", official, f"{plain}.safetensors")
-    places = [Path(folder).expanduser() / n for n in names] if folder else []
+    places = [from_root(folder) / n for n in names] if folder else []
     found = next((place for place in [*places, cache / official] if place.is_file()), None)
     if found is None:
         raise missing(

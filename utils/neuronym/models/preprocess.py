@@ -30,6 +30,7 @@ from neuronym.models.identity import identity_of
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
+LARGE = 2**22  # pixels of a resized picture above which only what the crop leaves is made
 SIZE = 375  # of a picture that is cropped, in pixels
 PICTURES = ("pixel_values", "image", "images", "input", "x")  # where a table has the picture
 MOST_CHANNELS = 4  # of a picture in a table or array, told from its sides
@@ -39,6 +40,9 @@ MOST_CHANNELS = 4  # of a picture in a table or array, told from its sides
 class Preprocess:
     """PIL picture -> [3, crop, crop]: short side to `resize`, centre crop, values to [0, 1], minus mean, by
     std; to the bit what torchvision's functions give, whose import takes two seconds.
+
+    Of a picture so thin that it would have more than LARGE pixels in between (1 x 4,000 pixels would be 256 x
+    1,024,000), only the part that the crop leaves is resized: the same values, within a grey level.
     """
 
     resize: int
@@ -50,13 +54,36 @@ class Preprocess:
     def __call__(self, image: Image.Image) -> Tensor:
         image = image.convert("RGB")
         size = tuple(int(self.resize * side / min(image.size)) for side in image.size)
-        if size != image.size:
-            image = image.resize(size, Image.Resampling[self.interpolation.upper()])
         left, top = (int(round((side - self.crop) / 2)) for side in size)
+        filtered = Image.Resampling[self.interpolation.upper()]
+        if size != image.size and size[0] * size[1] > LARGE:
+            image, left, top = _resized_part(image, size, filtered, (left, top), self.crop)
+        elif size != image.size:
+            image = image.resize(size, filtered)
         image = image.crop((left, top, left + self.crop, top + self.crop))  # black beyond the edges
         x = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return x.sub_(mean).div_(std)
+
+
+def _resized_part(
+    image: Image.Image, size: tuple[int, int], filtered: int, corner: tuple[int, int], crop: int
+) -> tuple[Image.Image, int, int]:
+    """What of image.resize(size) lies in the crop of side `crop` at `corner`, and the crop's corner in it."""
+    inside, edges, left_out = [], [], []
+    for start, side, old in zip(corner, size, image.size):
+        low, high = max(0, start), min(side, start + crop)
+        scale = old / side
+        reach = int(4 * max(scale, 1)) + 1  # pixels that a filter reads beyond the edge, at the most
+        first = max(0, int(low * scale) - reach)
+        last = min(old, int(high * scale) + 1 + reach)
+        inside.append((first, last))
+        edges.append((low * scale - first, min(high * scale, old) - first, high - low))
+        left_out.append(start - low)
+    (left, right), (top, bottom) = inside
+    part = image.crop((left, top, right, bottom))  # so that numbers of single precision are exact enough
+    (x0, x1, width), (y0, y1, height) = edges
+    return part.resize((width, height), filtered, (x0, y0, x1, y1)), *left_out
 
 
 MICRO_SIZE = 64

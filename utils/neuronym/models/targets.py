@@ -47,7 +47,7 @@ from neuronym.layouts import layouts_from
 from neuronym.models.identity import identity
 from neuronym.models.preprocess import as_input, AsInput, HALF, MICRO, Preprocess, preprocess_text
 from neuronym.models.weights import is_file_or_seed, load_into, microworld_weights, random_start, read_weights
-from neuronym.runs.folders import data_dir
+from neuronym.runs.folders import data_dir, from_root
 from neuronym.trials import refuse, try_out
 
 LITE_SIZES = {"0": 224, "1": 240, "2": 260}
@@ -320,7 +320,7 @@ def _places365(rest: str) -> tuple:
     import torchvision.models
 
     place = data_dir() / "downloads" / PLACES_FILE
-    file = Path(os.environ.get("NEURONYM_PLACES365") or place).expanduser()
+    file = from_root(os.environ.get("NEURONYM_PLACES365") or place)
     if not file.is_file():
         raise missing(
             f"weights of places365:resnet18 ({file})",

@@ -247,7 +247,7 @@ def copy_used(transcript: Transcript, path: str | Path) -> None:
     """Write the answers that this run used, once each, in the order of their use: what replays this run by
     itself.
     """
-    path = Path(path).expanduser()
+    path = from_root(path)
     if path.resolve() == transcript.path.resolve():
         raise ValueError(f"a copy goes to a file of its own, got the transcript's, {path}; name another")
     path.parent.mkdir(parents=True, exist_ok=True)

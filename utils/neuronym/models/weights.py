@@ -140,7 +140,8 @@ def is_file_or_seed(chosen: str) -> bool:
         or "/" in chosen
         or os.sep in chosen
         or chosen.lower().endswith((".pt", ".pth", ".tar", ".ckpt", ".safetensors", ".bin"))
-        or Path(chosen).expanduser().is_file()
+        or from_root(chosen).is_file()
+        or Path(chosen).expanduser().is_file()  # `read_weights` will say where it looks
     )
 
 

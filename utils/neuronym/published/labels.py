@@ -29,6 +29,7 @@ import pandas as pd
 
 from neuronym.common.checks import unknown
 from neuronym.common.files import sha256
+from neuronym.common.tables import read_table, TEXT
 from neuronym.common.text import content_words
 from neuronym.runs.folders import data_dir, ROOT
 from neuronym.similarity.labels import COLUMNS
@@ -57,7 +58,7 @@ class Published:
 
 def label_files() -> dict[str, Published]:
     """Path below a folder -> what is in the file, for every published file, from data/published."""
-    table = pd.read_csv(TABLES / "label_files.csv", keep_default_na=False).drop(columns="source")
+    table = read_table(TABLES / "label_files.csv", TEXT | {"layer", "sha256"}).drop(columns="source")
     return {row.pop("path"): Published(**row) for row in table.to_dict("records")}
 
 
@@ -132,9 +133,10 @@ def load_ratings(folder: Path) -> pd.DataFrame:
     rater's flags `uninterpretable` and `none` (no label fits).
     """
     ((path, f),) = ((path, f) for path, f in label_files().items() if f.method == "ratings")
-    table = pd.read_csv(_checked(folder, path, f.sha256))
-    parts = []
-    for scoring in ("Mean Caption", "Topk-Sq Caption", "Image-Products", "Topk-Compare"):
+    file = _checked(folder, path, f.sha256)
+    scorings = ("Mean Caption", "Topk-Sq Caption", "Image-Products", "Topk-Compare")
+    table, texts, parts = pd.read_csv(file), read_table(file, {f"{name} Label" for name in scorings}), []
+    for scoring in scorings:
         rated = scoring if scoring != "Topk-Sq Caption" else "Topk-Sq"
         for rater in ("E1", "E2"):
             column = next(c for c in table if c.endswith(f"{rater} Rating") and c.startswith(rated))
@@ -146,7 +148,7 @@ def load_ratings(folder: Path) -> pd.DataFrame:
                         "scoring": scoring.removesuffix(" Caption"),
                         "rater": rater,
                         "rating": table[column],
-                        "label": table[f"{scoring} Label"].str.strip(),
+                        "label": texts[f"{scoring} Label"].str.strip(),
                         "uninterpretable": table[f"Uninterpretable {rater}"],
                         "none": table[f"None {rater}"],
                     }
@@ -156,7 +158,8 @@ def load_ratings(folder: Path) -> pd.DataFrame:
 
 
 def _read(folder: Path, path: str, f: Published) -> pd.DataFrame:
-    table = pd.read_csv(_checked(folder, path, f.sha256))
+    file = _checked(folder, path, f.sha256)
+    table = read_table(file, TEXT | {f"Label {i}" for i in range(10)})
     names = {"description": "label", "summary": "label", "similarity": "score", "Neuron ID": "unit"}
     table = table.rename(columns=names)
     several = [c for c in table if c.startswith("Label ")]

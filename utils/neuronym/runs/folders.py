@@ -92,7 +92,7 @@ def shown(path: Path) -> str:
 
 
 def _folder(variable: str, default: Path) -> Path:
-    return Path(os.environ.get(variable) or default).expanduser().resolve()
+    return from_root(os.environ.get(variable) or default).resolve()
 
 
 def chosen_device(name: str) -> torch.device:

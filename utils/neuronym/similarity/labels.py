@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from neuronym.common.tables import read_table, TEXT, write_table
 from neuronym.similarity.scores import top_labels
 
 COLUMNS = ["model", "layer", "unit", "method", "rank", "label", "score"]
@@ -120,8 +121,10 @@ def unit_notes(Q: torch.Tensor) -> pd.DataFrame:
 
 
 def write_labels(table: pd.DataFrame, folder: Path) -> Path:
-    """Write labels.parquet (exact) and labels.csv (for people) into `folder`; returns the path of the
-    former.
+    """Write labels.parquet (exact) and labels.csv (for people) into `folder`; returns the path of the former.
+
+    In the CSV a label that a spreadsheet would compute ("=1+1", "-x") has an apostrophe before it, which
+    `read_labels` takes off (`neuronym.common.tables`).
     """
     missing = [c for c in COLUMNS if c not in table]
     if missing:
@@ -130,7 +133,7 @@ def write_labels(table: pd.DataFrame, folder: Path) -> Path:
         )
     folder.mkdir(parents=True, exist_ok=True)
     table.to_parquet(folder / "labels.parquet", index=False)
-    table.to_csv(folder / "labels.csv", index=False, float_format="%.6g")
+    write_table(table, folder / "labels.csv", float_format="%.6g")
     return folder / "labels.parquet"
 
 
@@ -140,12 +143,15 @@ def read_labels(path: Path | str, *, unit_base: int | None = None, **given: str)
 
     `given` fills what a foreign file lacks (model, method, layer). A file whose units start at 1
     (NetDissect's) is refused unless `unit_base=1` says so, because joining it by unit would pair every label
-    with its neighbour.
+    with its neighbour. Labels are texts, whatever they look like: "null", "NA" and "007" stay. Errors:
+    FileNotFoundError, ValueError for a file without rows or columns that are needed, and for units and ranks
+    that are no whole numbers.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no labels table at {path}")
-    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    texts = TEXT | {"Label 1"}
+    table = pd.read_parquet(path) if path.suffix == ".parquet" else read_table(path, texts)
     table = table.rename(columns=RENAMED).assign(**given)
     table = table.assign(**{c: v for c, v in {"rank": 1, "score": float("nan")}.items() if c not in table})
     missing = [c for c in COLUMNS if c not in table]
@@ -154,6 +160,11 @@ def read_labels(path: Path | str, *, unit_base: int | None = None, **given: str)
             f"{path.name} lacks {', '.join(missing)}; pass them, e.g. {missing[0]}='...'; it has "
             f"{', '.join(table)}"
         )
+    if table.empty:
+        raise ValueError(f"{path.name} holds no labels, only the columns {', '.join(table)}")
+    for column in ("unit", "rank"):
+        table[column] = _whole(table[column], f"column '{column}' of {path.name}")
+    table["score"] = pd.to_numeric(table["score"], errors="coerce").astype(float)
     first = int(table["unit"].min())
     if unit_base is None and first > 0 and (table.groupby("layer")["unit"].min() == 1).all():
         raise ValueError(
@@ -162,7 +173,19 @@ def read_labels(path: Path | str, *, unit_base: int | None = None, **given: str)
         )
     table["unit"] -= unit_base or 0
     if "note" in table:  # "" comes back from a CSV as a missing value
-        table["note"] = table["note"].fillna("")
+        table["note"] = table["note"].astype(object).where(table["note"].notna(), "").astype(str)
         table["label"] = table["label"].where(table["note"] == "", "")
-    table["label"] = table["label"].astype(str).str.strip()
+    label = table["label"]
+    table["label"] = label.astype(object).where(label.notna(), "").astype(str).str.strip()
     return table[COLUMNS + [c for c in table if c not in COLUMNS]]
+
+
+def _whole(values: pd.Series, what: str) -> pd.Series:
+    """Whole numbers from 0; ValueError names the first row that has none."""
+    numbers = pd.to_numeric(values, errors="coerce")
+    wrong = ~(numbers.ge(0) & numbers.mod(1).eq(0))
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        value = values.tolist()[row]
+        raise ValueError(f"{what} must hold whole numbers from 0, got {value!r} in row {row + 1}")
+    return numbers.astype("int64")

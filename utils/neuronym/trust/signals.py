@@ -1,5 +1,6 @@
 """All that speaks for or against a label, unit by unit; and does trust in it predict that it is right?
 
+untestable                  layers of which nothing can be told, and what cannot succeed, before any work
 signals                     from the probing images alone: null, margin, bootstrap, halves
 conditions                  whether the label is the same under noise, other CLIPs, prompts and methods
 heldout_correlation         of what the CLIP sees of the label with the unit, on images not used for naming
@@ -38,11 +39,40 @@ from neuronym.common.statistics import (
 )
 from neuronym.evaluation.presence import presence_oracle
 from neuronym.similarity.matrix import FactoredMatrix
+from neuronym.similarity.pmi import TOP_IMAGES
 from neuronym.similarity.scores import score
 from neuronym.trust.null import abstain, best_scores, null_best, p_values, z_values
 from neuronym.trust.stability import best_concepts, bootstrap_labels, consensus, halves, margin, same
 
 SHARES = ("bootstrap", "halves", "conditions", "methods")
+
+
+def untestable(
+    sizes: Mapping[str, int], concepts: int, images: int, held_out: float, method: str = "soft_wpmi"
+) -> list[str]:
+    """Layers {name: units} whose single unit wpmi and soft_wpmi have no others to compare with.
+
+    Errors: ValueError where all layers are such, for fewer than two concepts, and for fewer images than two
+    to name from and two held out.
+    """
+    check_number("held_out", held_out, 0, 1)
+    if concepts < 2:
+        raise ValueError(
+            f"trust needs at least 2 concepts, of which one can be the better name, got {concepts}; give more"
+        )
+    held = round(images * held_out)
+    if min(held, images - held) < 2:
+        raise ValueError(
+            f"trust needs at least 2 images to name from and 2 held out, got {images - held} and {held} of "
+            f"{images} with held_out={held_out}; probe with more images"
+        )
+    alone = [name for name, units in sizes.items() if units == 1] if method in TOP_IMAGES else []
+    if len(alone) == len(sizes):
+        raise ValueError(
+            f"{method} compares a unit with the others of its layer, and {', '.join(alone)} have one each; "
+            "choose other layers, or similarity=cos_similarity_cubed"
+        )
+    return alone
 
 
 def signals(
