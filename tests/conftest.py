@@ -22,14 +22,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # files whose tests take seconds: `make test-fast` leaves them out
 SLOW = set(
-    """datasets/test_concepts datasets/test_probe datasets/test_tasks describe/test_examples
+    """datasets/test_concepts datasets/test_probe datasets/test_tasks describe/test_examples describe/test_naming
     describe/test_pipeline
     describe/test_selection describe/test_variants evaluation/test_cosy evaluation/test_formulas
     evaluation/test_linear evaluation/test_sanity figures/test_as_written figures/test_cards
     figures/test_comparisons figures/test_describe figures/test_published figures/test_second_order
     figures/test_style
     microworld/test_captioner microworld/test_training models/test_captioners models/test_clips
-    models/test_identity models/test_llms models/test_preprocess models/test_targets
+    models/test_asking models/test_identity models/test_llms models/test_preprocess models/test_targets
     models/test_transcripts models/test_walk notebooks/test_describe_and_dissect notebooks/test_evaluation
     notebooks/test_labelling notebooks/test_refusals notebooks/test_second_order notebooks/test_smoke
     published/test_values
@@ -73,6 +73,7 @@ def diffusers(monkeypatch):
     log = SimpleNamespace(
         loads=[], calls=[], devices=[], bars=[], seed=0, betas=1, words={"a": 0}, error=None, lost=0
     )
+    log.objects, log.tells = lambda prompt, seed: False, True  # of its safety checker
 
     class Pipeline:
         def __init__(self, source):
@@ -117,7 +118,12 @@ def diffusers(monkeypatch):
             images = [
                 Image.fromarray((n * 200 + len(p)).to(torch.uint8).numpy()) for n, p in zip(noise, prompt)
             ]
-            return SimpleNamespace(images=[i.convert("RGBA") for i in images[log.lost :]])
+            flags = [log.objects(p, g.initial_seed()) for p, g in zip(prompt, generator)]
+            images = [Image.new("RGB", i.size) if flag else i for i, flag in zip(images, flags)]
+            return SimpleNamespace(
+                images=[i.convert("RGBA") for i in images[log.lost :]],
+                nsfw_content_detected=flags if log.tells else None,
+            )
 
     class AutoPipelineForText2Image:
         @staticmethod

@@ -127,8 +127,9 @@ def test_what_was_captioned_before_an_error_is_kept(world, tmp_path, monkeypatch
     with pytest.raises(ConnectionError, match="the line is dead"):
         looks(world, open_transcript(file), seen_by(log, fails=3, name=name))
     kept = [json.loads(line)["answer"] for line in file.read_text().splitlines()]
-    assert kept == [words(key) for call in log[:2] for key in call] and len(kept) == 6
-    answered = [key for call in log[:2] for key in call]
+    answered = [key for i, call in enumerate(log) for key in call if i != 2]
+    assert sorted(kept) == sorted(map(words, answered)), "every answer that came is kept"
+    assert len(kept) >= (6 if part == "BATCH" else 2)
     again = []
     whole = looks(world, open_transcript(file), seen_by(again, name=name))
     assert max(Counter(answered + [key for call in again for key in call]).values()) == 1, (
@@ -143,7 +144,7 @@ def test_only_models_of_servers_cost(world, tmp_path):
     looks(world, open_transcript(file, budget=0), seen_by(log), units=[3])
     with pytest.raises((BudgetReached, ValueError), match="3 answers are missing, the 2 that came are kept"):
         looks(world, open_transcript(tmp_path / "b", budget=2), seen_by(log, name="vlm:m"), units=[3])
-    assert [len(call) for call in log] == [5, 2] and len((tmp_path / "b").read_text().splitlines()) == 2
+    assert [len(call) for call in log] == [5, 1, 1] and len((tmp_path / "b").read_text().splitlines()) == 2
 
 
 def test_the_error_of_a_budget_names_the_budget(world, tmp_path):

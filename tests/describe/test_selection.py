@@ -119,6 +119,28 @@ def test_units_see_the_pictures_of_their_candidates(target, fc, clip, E, counted
                 assert shown.cosines[unit][c, j].item() == pytest.approx(mean, abs=1e-5)
 
 
+def test_pictures_that_are_missing_are_not_scored(target, fc, clip, E):
+    """A safety checker blacks out one picture of a candidate, and all of another."""
+    source = load_generator("microworld")
+
+    def draw(prompts, seeds):
+        made = source.draw(prompts, seeds)
+        return [
+            None if p == "star" or p == "sea" and s == min(seeds) else m
+            for p, s, m in zip(prompts, seeds, made)
+        ]
+
+    options = {"target": target, "layer": fc, "clip": clip, "n": n}
+    some, whole = {3: ["sea", "star", "night"]}, {3: unit_rows(4, clip.d, 1)}
+    found = on_generated(some, whole, replace(source, draw=draw), **options).activations[3]
+    usual = on_generated(some, whole, source, **options).activations[3]
+    assert found[1].isnan().all() and int(found[0].isnan().sum()) == 1
+    assert torch.allclose(found[0, : n - 1], usual[0, 1:], atol=1e-4) and torch.allclose(found[2], usual[2])
+    for how in ("sq_mean", "topk_sq_mean"):
+        scores, _ = rank_candidates(some, whole, replace(source, draw=draw), how=how, **options)
+        assert scores[how][3].argmin() == 1 and scores[how][3].isfinite().all()
+
+
 def test_order_company_batches_and_interruption_do_not_matter(
     target, fc, clip, E, counted, monkeypatch, tmp_path
 ):

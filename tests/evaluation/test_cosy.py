@@ -5,6 +5,7 @@ cache.
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 from neuronym.activations import unit_activations
 from neuronym.datasets.probe import load_probe
+from neuronym.evaluation import cosy as cosy_module
 from neuronym.evaluation.cosy import cosy, drawn, respond, score_labels, TOGETHER
 from neuronym.hooks import resolve_layers
 from neuronym.models.generators import Generator, load_generator, pictures_of, PROMPT
@@ -129,6 +131,27 @@ def test_each_label_is_drawn_once_with_the_same_seeds():
     assert calls[0][1] == calls[1][1] and len(set(calls[0][1])) == 3
     pictures_of(["cat"], source, 3, seed=1, template="a {}!")
     assert calls[2][0] == ["a cat!"] * 3 and not set(calls[2][1]) & set(calls[0][1])
+
+
+def test_labels_whose_pictures_are_missing_have_no_score(monkeypatch):
+    def draw(prompts, seeds):
+        kept = {"a cat": len(prompts), "a dog": 0}
+        return [Image.new("RGB", (4, 4)) if i < kept.get(p, 1) else None for i, p in enumerate(prompts)]
+
+    source = Generator("diffusers:none", "0", draw, cached=False)
+    layer = SimpleNamespace(name="fc", units=2)
+
+    def respond(target, layers, pictures, *how):
+        return {"fc": torch.arange(2.0 * len(pictures)).view(-1, 2)}
+
+    monkeypatch.setattr(cosy_module, "respond", respond)
+    seen = cosy_module.drawn(None, [layer], ["bird", "cat", "dog"], source, 3, template="a {}")
+    assert {label: len(found["fc"]) for label, found in seen.items()} == {"bird": 1, "cat": 3, "dog": 0}
+    control = {"fc": torch.randn(20, 2, generator=dice(3))}
+    table = cosy_module.score_labels({"m": {"fc": ["dog", "cat"]}}, seen, control)
+    assert table["label"].tolist() == ["cat"]
+    alone = cosy_module.drawn(None, [layer], ["dog"], source, 3, template="a {}")
+    assert alone["dog"]["fc"].shape == (0, 2)
 
 
 def test_microworld_pictures_show_the_label_and_repeat():

@@ -15,7 +15,7 @@ from neuronym.common.checks import UnknownName
 from neuronym.microworld.render import render
 from neuronym.microworld.world import parse
 from neuronym.models import generators
-from neuronym.models.generators import BATCH, load_generator, pictures
+from neuronym.models.generators import BATCH, ELSEWHERE, load_generator, pictures, pictures_of, REDRAWN
 
 PROMPTS = [
     "a large red circle on the sea",
@@ -171,6 +171,33 @@ def test_a_pipeline_that_loses_pictures_is_an_error(diffusers):
     diffusers.lost = 1
     with pytest.raises(ValueError, match="one picture per prompt, got 1 for 2 prompts"):
         load_generator("diffusers:org/model").draw(["x", "y"], [0, 1])
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_picture_that_a_safety_checker_blacks_out_is_drawn_again(diffusers, capsys, tells):
+    diffusers.tells = tells
+    generator = load_generator("diffusers:org/model")
+    diffusers.objects = lambda prompt, seed: prompt == "dog" and seed < 10
+    plain = generator.draw(["cat"], [1])
+    drawn = pictures(generator, ["cat", "dog"], [1, 2])
+    assert pixels(drawn[:1]) == pixels(plain) and drawn[1].getbbox()
+    assert diffusers.calls[-1]["prompt"] == ["dog"] and diffusers.calls[-1]["seeds"] == [2 + ELSEWHERE]
+    calls = len(diffusers.calls)
+    assert pixels(pictures(generator, ["cat", "dog"], [1, 2])) == pixels(drawn) and not generator.missing
+    assert len(diffusers.calls) == calls and len(cache.entries()) == 2 and capsys.readouterr().err == ""
+
+
+def test_a_picture_that_stays_black_is_missing(diffusers, capsys):
+    generator = load_generator("diffusers:org/model")
+    diffusers.objects = lambda prompt, seed: prompt == "a dog"
+    cat, dog = pictures(generator, ["a cat", "a dog"], [1, 2])
+    assert dog is None and cat.getbbox() and generator.missing == {("a dog", 2)}
+    assert len(diffusers.calls) == 1 + REDRAWN and len(cache.entries()) == 1
+    said = capsys.readouterr().err
+    assert "1 of 2 pictures are missing, such as 'a dog': a safety checker" in said
+    assert pictures(generator, ["a dog"], [2]) == [None] and capsys.readouterr().err == "", "told once"
+    found = pictures_of(["dog", "cat"], generator, 2, template="a {}")
+    assert [len(found[label]) for label in ("dog", "cat")] == [0, 2]
 
 
 @pytest.mark.parametrize("error", [OSError("no network\nat all"), ValueError("no network")])

@@ -19,7 +19,7 @@ from PIL import Image
 
 from neuronym.models import captioners
 from neuronym.models import server as chat_server
-from neuronym.models.transcripts import BudgetReached
+from neuronym.models.transcripts import BudgetReached, DryRun
 from neuronym.runs.folders import notebook_path, results_dir
 from neuronym.similarity.labels import read_labels
 from tests.helpers.blip import save_blip
@@ -193,6 +193,11 @@ def test_a_run_is_replayed_from_its_own_transcript(whole, monkeypatch):
 
 def test_a_replay_that_lacks_answers_says_so(tmp_path):
     with pytest.raises(
+        FileNotFoundError, match="a replay needs the answers of a run, and there is no .*none"
+    ):
+        execute(**SMALL, answers="replay", transcript=str(tmp_path / "none.jsonl"))
+    (tmp_path / "none.jsonl").touch()
+    with pytest.raises(
         LookupError, match="a replay asks nothing, and .* of kind 'caption' are not in .*none.jsonl"
     ):
         execute(**SMALL, answers="replay", transcript=str(tmp_path / "none.jsonl"))
@@ -210,6 +215,9 @@ def test_a_replay_that_lacks_answers_says_so(tmp_path):
         ({"units": "4,x", "smoke": False}, ValueError, "units are all, a count, ids:"),
         ({"most_cost": 1.0}, ValueError, "most_cost needs prices"),
         ({"prices": "2"}, ValueError, "prices are two numbers"),
+        ({"prices": "a,b"}, ValueError, "prices are two numbers, .* got a,b"),
+        ({"transcript": "/no/answers.jsonl"}, FileNotFoundError, "stands in a folder that is there, /no is"),
+        ({"max_tokens": 0}, ValueError, "'max_tokens' must be at least 1"),
         ({"budget": -1}, ValueError, "'budget' must be at least 0"),
         ({"answers": "again"}, ValueError, "'answers' must be one of record"),
         ({"prune": "sea; *"}, ValueError, "a part has no word in it"),
@@ -271,7 +279,7 @@ LABELS = [
 @pytest.fixture
 def server(monkeypatch):
     """A server that answers with one of LABELS, by what it is asked; `fails` may say which request fails."""
-    log = SimpleNamespace(asked=[], fails=lambda n: None, keys=set())
+    log = SimpleNamespace(asked=[], fails=lambda n: None, refuses=lambda text: False, keys=set())
     lock = threading.Lock()
 
     def handle(request):
@@ -279,7 +287,7 @@ def server(monkeypatch):
         with lock:
             log.asked.append(text)
             log.keys.add(request.headers["Authorization"])
-            status = log.fails(len(log.asked)) or 200
+            status = log.fails(len(log.asked)) or (451 if log.refuses(text) else 200)
         said = LABELS[sum(map(ord, text)) % len(LABELS)]
         reply = {
             "choices": [{"message": {"content": said}}],
@@ -317,6 +325,39 @@ def test_a_server_that_fails_and_heals(server, tmp_path):
     assert max(Counter(line["key"] for line in answered()).values()) == 1
     assert (made.folder / "done").exists() and server.keys == {f"Bearer {KEY}"}
     assert not holds_key(tmp_path)
+
+
+def test_a_dry_run_asks_nothing(server, capsys):
+    given = ASKING | {"captioner": "vlm:eyes", "prices": "2.5,10", "ablation": True, "dry_run": True}
+    with pytest.raises(DryRun):
+        execute(**given)
+    told = capsys.readouterr().out
+    assert (
+        "vlm:eyes: " in told and "openai:some/model: " in told and "in all: " in told and "at most $" in told
+    )
+    (folder,) = (p.parent for p in results_dir().glob("describe_and_dissect/*/done"))
+    measured = json.loads((folder / "metrics.json").read_text())
+    assert measured["requests"] > 40 and not server.asked and not list(results_dir().rglob("labels.*"))
+    assert {line["model"] for line in lines(results_dir() / "answers.jsonl")} == {"clip_words"}, (
+        "costs nothing"
+    )
+
+
+def test_units_of_which_a_server_says_nothing_are_left_out(server, capsys):
+    """A vision model that refuses all pictures of some units: the run goes on with the others."""
+    server.refuses = lambda text: "image_url" in text and sum(map(ord, text.split("base64,")[1][:9999])) % 2
+    made = execute(**ASKING | {"captioner": "vlm:eyes", "images": 2, "crops": 0})
+    printed = capsys.readouterr().err
+    assert (
+        "filtered" in printed
+        and "are left out, since no caption of theirs came" in printed
+        and (made.folder / "done").exists()
+    )
+    assert made.spent["left_out"] > 0
+    table = read_labels(made.folder / "labels.parquet")
+    for layer, units in made.chosen.items():
+        mine = table[(table["layer"] == layer) & (table["method"] == "dnd")]
+        assert sorted(set(mine["unit"])) == sorted(units)
 
 
 def test_a_budget_that_is_reached_and_raised(server, tmp_path):

@@ -48,12 +48,30 @@ def test_names_and_paths_are_checked_by_the_command(capsys, tmp_path, key, value
     assert said in printed.err.splitlines()[-1] and not printed.out and not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"prices": "a,b"}, "prices are two numbers, of a million tokens of prompt and of answer, got a,b"),
+        ({"prices": "1"}, "prices are two numbers"),
+        ({"most_cost": "1"}, "most_cost needs prices"),
+        ({"transcript": "/no/answers.jsonl"}, "a transcript stands in a folder that is there, /no is not"),
+        ({"transcript": "/no.jsonl", "answers": "replay"}, "a replay needs the answers of a run"),
+        ({"prompts": "file:/no/prompts"}, "no file of prompts at /no/prompts"),
+    ],
+)
+def test_what_models_are_asked_with_is_checked_by_the_command(capsys, given, said):
+    notebook = "second_order" if "prompts" in given else "describe_and_dissect"
+    assert main([notebook, *(word for key, value in given.items() for word in ("-p", key, value))]) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_names_and_paths_are_checked_without_torch(tmp_path):
     code = (
         "import sys\nfrom neuronym.runs.command import main\n"
         "known = ['trust', '-p', 'target', 'torchvision:vgg16', '-p', 'probe']\n"
         f"assert main([*known, 'folder:{tmp_path}']) == 2\n"
         "assert main(['trust', '-p', 'target', 'vgg16']) == 2\n"
+        "assert main(['describe_and_dissect', '-p', 'prices', '1', '-p', 'transcript', '/no/x']) == 2\n"
         "print([m for m in ('torch', 'torchvision', 'papermill') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

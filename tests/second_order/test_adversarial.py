@@ -210,6 +210,12 @@ def test_lines_of_an_llm(llm):
     ]
 
 
+def test_thoughts_of_an_llm_are_no_captions(llm):
+    llm.answer = "A dog would do.\n</think>\n" + "\n".join(f"a dog {i}" for i in range(20))
+    made = captions(load_writer("openai:m"), ["sea"], "dog", "cat", 20, generator=seeded(5))
+    assert made == [f"a dog {i}" for i in range(20)]
+
+
 def test_what_an_llm_is_asked(llm):
     llm.answer = "\n".join(f"a dog {i}" for i in range(20))
     for words in (["sea", "a hat"], []):

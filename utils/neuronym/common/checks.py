@@ -6,6 +6,7 @@ unknown             the error for a name that is not known, with the nearest one
 check_number        a finite number within limits
 check_positive_int  a whole number from 1
 check_ranked        images that rank_reorder takes
+read_prices         "2.5,10" -> dollars of a million tokens read and written
 missing             the error for weights that are not there
 import_extra        an optional package
 openai_package      openai-clip, without its warning
@@ -19,7 +20,7 @@ import importlib.util
 import math
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from pathlib import Path
 from types import ModuleType
@@ -119,3 +120,17 @@ def openai_networks() -> ModuleType:
         spec.loader.exec_module(module)
         sys.modules["clip.model"] = module
     return sys.modules["clip.model"]
+
+
+def read_prices(prices: str | Sequence[float]) -> tuple[float, float]:
+    """Dollars of a million tokens of prompt and of answer, from two numbers or "2.5,10"."""
+    try:
+        found = tuple(float(one) for one in (prices.split(",") if isinstance(prices, str) else prices))
+    except (ValueError, TypeError):
+        found = ()
+    if len(found) != 2 or not all(0 <= price < float("inf") for price in found):
+        raise ValueError(
+            f"prices are two numbers, of a million tokens of prompt and of answer, got {prices}; write "
+            "2.5,10 or (2.5, 10)"
+        )
+    return found

@@ -5,13 +5,15 @@ Target    a network whose neurons are to be named
 Clip      an image-text model
 Device    where something is computed; None for where the model is
 Progress  (items, their number, what they are) -> the items, shown as they pass
-Ask       messages and settings -> text, tokens of the prompt, tokens of the answer
+Answer    what a model gave: its text, what it cost, and why it is none
+Ask       messages and settings -> Answer
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -60,6 +62,21 @@ class Clip:
     reads: Callable[[str], str] = str  # a text -> what of it the tower understands, "" where it says nothing
 
 
+class Answer(NamedTuple):
+    """What a model gave; tokens are None where nobody counted them.
+
+    `fault` says why it is no answer: "cut" at its last token or inside a thought, "empty", "refused" by the
+    model or "filtered" by its server; "" for an answer. `sent` tells what of the request the server took
+    only otherwise: {"seed": "left out"}.
+    """
+
+    text: str
+    prompt_tokens: int | None = None
+    answer_tokens: int | None = None
+    fault: str = ""
+    sent: dict[str, str] | None = None
+
+
 Device = str | torch.device | None
 Progress = Callable[[Iterable, int, str], Iterable]
-Ask = Callable[..., tuple[str, int, int]]
+Ask = Callable[..., Answer]

@@ -125,9 +125,11 @@ def load_task(
 
 def load_prompts(text: str) -> list[str]:
     """Prompt templates: "a {}|a photo of a {}", or "file:PATH" with one a line. ValueError for one without
-    {}.
+    {}, FileNotFoundError for a file that is not there.
     """
     kind, _, rest = text.partition(":")
+    if kind == "file" and not (ROOT / rest).is_file():
+        raise FileNotFoundError(f"no file of prompts at {ROOT / rest}; name one with a prompt a line")
     prompts = read_lines(ROOT / rest) if kind == "file" else text.split("|")
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
     wrong = [prompt for prompt in prompts if prompt.count("{}") != 1]

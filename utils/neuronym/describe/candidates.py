@@ -7,10 +7,8 @@ propose         captions of units -> candidates of units, by all of the below
 shorten         captions -> short labels, by the language model
 summarize       groups of captions -> one answer a shuffled try
 tidy            raw answers -> candidates, by Describe-and-Dissect's rules and some for small models
-first_line      the line of an answer that says something
 after_colon     what follows a colon
 parts           what commas separate
-plain           a text without numbering, quotes and final period
 split_brackets  a text, and what stands in brackets at its end
 
     objects   | Describe-and-Dissect's, with its two worked examples
@@ -25,7 +23,6 @@ from __future__ import annotations
 
 import random
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +30,7 @@ from dataclasses import dataclass
 from neuronym.common.checks import check_positive_int, unknown
 from neuronym.common.text import STOP
 from neuronym.describe.counting import extract
+from neuronym.models.answers import first_line, plain
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,7 @@ MOST = 10  # candidates
 
 TEMPERATURE = 0.3  # of shortening; summaries differ by their shuffles
 
-TOKENS = 32  # of an answer
+TOKENS = 32  # of an answer; models that think take hundreds
 
 AskAll = Callable[[list[tuple[list[dict], dict]]], list[str]]
 
@@ -169,32 +167,34 @@ def propose(
     prompt: str = "objects",
     summary: bool = True,
     most: int = MOST,
+    max_tokens: int = TOKENS,
 ) -> dict[int, list[str]]:
     """Candidates of every unit: {unit: captions, strongest example first} -> {unit: 1 to `most` candidates}.
 
     With `ask`, captions are shortened and then summarised `tries` times; without it, `extract` gives the
     `tries` phrases that most captions share and those of `reference` do not. `summary=False` is the paper's
     variant without a summary: the first `tries` different (shortened) captions are the candidates. Where
-    nothing is left, the most frequent caption is the candidate. A unit's candidates do not depend on which
+    nothing is left, the most frequent caption is the candidate. `max_tokens` bounds an answer, thoughts
+    counted. A unit's candidates do not depend on which
     units it is with. Errors: KeyError for an unknown prompt; ValueError for a unit without captions, before
     anything is asked, and for `tries` or `most` below 1.
     """
     check_positive_int("tries", tries)
     check_positive_int("most", most)
+    check_positive_int("max_tokens", max_tokens)
+    how = {"prompt": prompt, "seed": seed, "max_tokens": max_tokens}
     told = _prompt(prompt)
     said = {unit: _texts(f"captions of unit {unit}", texts) for unit, texts in captions.items()}
     short = said
     if ask is not None:
-        labels = iter(
-            shorten([text for texts in said.values() for text in texts], ask, prompt=prompt, seed=seed)
-        )
+        labels = iter(shorten([text for texts in said.values() for text in texts], ask, **how))
         short = {unit: [next(labels) for _ in texts] for unit, texts in said.items()}
     if not summary:
         raw = {unit: list(dict.fromkeys(texts))[:tries] for unit, texts in short.items()}
     elif ask is None:
         raw = {unit: extract(texts, reference, tries) for unit, texts in said.items()}
     else:
-        raw = dict(zip(short, summarize(list(short.values()), ask, tries=tries, prompt=prompt, seed=seed)))
+        raw = dict(zip(short, summarize(list(short.values()), ask, tries=tries, **how)))
     words = told.words if summary else None
     candidates = {}
     for unit, some in raw.items():
@@ -203,7 +203,9 @@ def propose(
     return candidates
 
 
-def shorten(captions: Sequence[str], ask: AskAll, *, prompt: str = "objects", seed: int = 0) -> list[str]:
+def shorten(
+    captions: Sequence[str], ask: AskAll, *, prompt: str = "objects", seed: int = 0, max_tokens: int = TOKENS
+) -> list[str]:
     """Each caption as one short label, at temperature .3; in order, every different caption asked about once.
 
     The caption stays where the answer says nothing, refuses, or is longer than the caption (brackets at its
@@ -221,7 +223,7 @@ def shorten(captions: Sequence[str], ask: AskAll, *, prompt: str = "objects", se
                     [(f"Caption: {c}\nLabel:", a) for c, a in told.shortened],
                     f"Caption: {text}\nLabel:",
                 ),
-                _settings(seed, TEMPERATURE),
+                _settings(seed, max_tokens, TEMPERATURE),
             )
             for text in different
         ],
@@ -234,7 +236,13 @@ def shorten(captions: Sequence[str], ask: AskAll, *, prompt: str = "objects", se
 
 
 def summarize(
-    groups: Sequence[Sequence[str]], ask: AskAll, *, tries: int = 5, prompt: str = "objects", seed: int = 0
+    groups: Sequence[Sequence[str]],
+    ask: AskAll,
+    *,
+    tries: int = 5,
+    prompt: str = "objects",
+    seed: int = 0,
+    max_tokens: int = TOKENS,
 ) -> list[list[str]]:
     """One concept of 1 to 5 words for each group of captions and each try: groups -> answers [group][try].
 
@@ -248,11 +256,12 @@ def summarize(
     groups = [_texts("captions of a group", group) for group in groups]
     orders = [_shuffled(group, attempt, seed) for group in groups for attempt in range(tries)]
     answers = [
-        after_colon(first_line(a)) for a in _asked(ask, [_question(told, texts, seed) for texts in orders])
+        after_colon(first_line(a))
+        for a in _asked(ask, [_question(told, texts, seed, max_tokens) for texts in orders])
     ]
     commas = {i: parts(answer) for i, answer in enumerate(answers) if "," in answer}
     again = [i for i, some in commas.items() if len(some) > 1]
-    second = _asked(ask, [_question(told, commas[i], seed) for i in again])
+    second = _asked(ask, [_question(told, commas[i], seed, max_tokens) for i in again])
     for i, some in commas.items():
         answers[i] = some[0] if some else ""
     for i, answer in zip(again, second):
@@ -282,8 +291,8 @@ def _texts(what: str, given: Sequence[str]) -> list[str]:
     return texts
 
 
-def _settings(seed: int, temperature: float = 0.0) -> dict:
-    return {"temperature": temperature, "max_tokens": TOKENS, "seed": seed}
+def _settings(seed: int, max_tokens: int, temperature: float = 0.0) -> dict:
+    return {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
 
 
 def _chat(told: str, examples: Sequence[tuple[str, str]], question: str) -> list[dict]:
@@ -295,11 +304,12 @@ def _chat(told: str, examples: Sequence[tuple[str, str]], question: str) -> list
     return [{"role": "system", "content": told}, *turns, {"role": "user", "content": question}]
 
 
-def _question(told: Prompt, texts: Sequence[str], seed: int) -> tuple[list[dict], dict]:
+def _question(told: Prompt, texts: Sequence[str], seed: int, max_tokens: int) -> tuple[list[dict], dict]:
     def listed(captions: Sequence[str]) -> str:
         return "Captions:\n" + "\n".join(f"- {text}" for text in captions) + f"\n{told.question}"
 
-    return _chat(told.summarize, [(listed(c), a) for c, a in told.summarized], listed(texts)), _settings(seed)
+    messages = _chat(told.summarize, [(listed(c), a) for c, a in told.summarized], listed(texts))
+    return messages, _settings(seed, max_tokens)
 
 
 def _shuffled(texts: Sequence[str], attempt: int, seed: int) -> list[str]:
@@ -317,20 +327,6 @@ def _asked(ask: AskAll, requests: list[tuple[list[dict], dict]]) -> list[str]:
             "return them in order"
         )
     return answers
-
-
-QUOTES = "\"'`*_“”‘’«»„‹› \t"
-
-OPENING = re.compile(
-    r"(?i)^(?:so|sure|okay|certainly)?\W*(?:the |this |a |one )?(?:\w+ )?"
-    r"(?:concept|label|answer|caption|summary|theme|phrase)(?: that \w+(?: \w+){0,4}?)? "
-    r"(?:is|would be|could be)\b(?: that)?\W*"
-)
-
-REFUSAL = re.compile(
-    r"(?i)^\W*(?:i['’]?m (?:sorry|unable|not able)|i (?:can ?not|can['’]t|apologi[sz]e)|"
-    r"as an? (?:ai|language))\b"
-)
 
 
 def tidy(answers: Sequence[str], most: int = MOST, words: int | None = 5) -> list[str]:
@@ -351,18 +347,6 @@ def tidy(answers: Sequence[str], most: int = MOST, words: int | None = 5) -> lis
     return list(found)[:most]
 
 
-def first_line(answer: str) -> str:
-    """First line that says something, or the next after one that ends in a colon; without openings and
-    refusals.
-    """
-    answer = re.sub(r"(?s)<think>.*?(?:</think>|$)", "", answer)
-    lines = [line.strip() for line in answer.splitlines() if re.search(r"\w", line)]
-    if len(lines) > 1 and lines[0].rstrip(QUOTES).endswith(":"):
-        del lines[0]
-    line = OPENING.sub("", lines[0]) if lines else ""
-    return "" if REFUSAL.match(line) else line
-
-
 def after_colon(line: str) -> str:
     before, _, after = line.partition(":")
     return after.strip() if re.search(r"\w", after) else before.strip()
@@ -370,19 +354,6 @@ def after_colon(line: str) -> str:
 
 def parts(answer: str) -> list[str]:
     return [part for part in map(plain, answer.split(",")) if part]
-
-
-def plain(text: str) -> str:
-    """Composed Unicode in one line, without control characters, numbering or bullet, quotes and final
-    period.
-    """
-    text = unicodedata.normalize("NFC", text)
-    text = "".join(c for c in " ".join(text.split()) if unicodedata.category(c) not in ("Cc", "Cf"))
-    text = re.sub(r"^(?:[-•–#]+|\(?\d+[.)])\s+", "", text.strip(QUOTES))
-    before = None
-    while before != text:
-        before, text = text, text.strip(QUOTES).rstrip(".;:!").rstrip()
-    return text if re.search(r"\w", text) else ""
 
 
 def split_brackets(text: str) -> tuple[str, str]:

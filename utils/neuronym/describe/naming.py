@@ -13,14 +13,22 @@ import pandas as pd
 
 from neuronym.common.types import Progress
 from neuronym.common.units import Units
-from neuronym.describe.candidates import AskAll
-from neuronym.describe.pipeline import caption_examples, describe_units, labels_of, ordinary_captions
+from neuronym.describe.candidates import AskAll, propose, TOKENS
+from neuronym.describe.pipeline import (
+    caption_examples,
+    captioned,
+    describe_units,
+    labels_of,
+    of_units,
+    ordinary_captions,
+)
 from neuronym.measurements import Measurements
 from neuronym.models.captioners import Captioner, load_captioner
 from neuronym.models.generators import Generator, load_generator
-from neuronym.models.llms import Llm, load_llm
-from neuronym.models.transcripts import ask_all, open_transcript, Transcript
-from neuronym.runs.folders import results_dir
+from neuronym.models.llms import Llm
+from neuronym.models.transcript_files import Transcript
+from neuronym.models.transcripts import as_recorded, ask_all, load_recorded, open_transcript
+from neuronym.similarity.labels import COLUMNS
 
 
 def describe_and_dissect(
@@ -38,6 +46,8 @@ def describe_and_dissect(
     pictures: int = 10,
     selection: str = "sq_mean",
     transcript: str | Path | Transcript | None = None,
+    max_tokens: int = TOKENS,
+    dry_run: bool = False,
     batch_size: int = 64,
     seed: int = 0,
     progress: Progress | None = None,
@@ -49,8 +59,10 @@ def describe_and_dissect(
     captions share, `tries` times ("extractive" counts phrases and is no language model); step 3 takes the
     candidate whose `pictures` (of `generator`, or "retrieval" from the probe itself) excite the unit most by
     `selection`. The defaults need no download: captions are words of `data.concepts`. Answers of models are
-    kept in `transcript` (by default among the results), so that nothing is asked twice. Errors: those of the
-    loaders.
+    kept in `transcript` (by default among the results), so that nothing is asked twice. `max_tokens` bounds
+    an answer of `llm`. `dry_run` asks models of servers nothing, prints how much they would be asked and what
+    that would cost at the transcript's prices, and returns an empty table. Units of which no caption comes
+    are left out, and a line says so. Errors: those of the loaders.
 
     >>> from neuronym import measure
     >>> data = measure("microworld:resnet", "fc", "microworld:60", "microworld", "microworld:atoms")
@@ -61,11 +73,15 @@ def describe_and_dissect(
     """
     place = data.I.device
     if isinstance(captioner, str):
-        captioner = load_captioner(captioner, place, clip=data.clip, words=data.concepts)
+        how = {"clip": data.clip, "words": data.concepts, "max_tokens": max_tokens}
+        captioner = load_captioner(captioner, place, **how)
     if isinstance(generator, str) and generator != "retrieval":
         generator = load_generator(generator, place)
     if not isinstance(transcript, Transcript):
-        transcript = open_transcript(transcript or results_dir() / "answers.jsonl")
+        transcript = open_transcript(transcript, dry_run=dry_run)
+    if dry_run and transcript.dry is None:
+        raise ValueError("a dry run needs a transcript opened for one; open_transcript(..., dry_run=True)")
+    captioner = as_recorded(transcript, captioner)
     ask = _ask(llm, transcript, place, progress)
     wanted = data.units(units)
     ordinary = ordinary_captions(data.probe, captioner, transcript, min(200, data.N), seed, progress)
@@ -86,6 +102,12 @@ def describe_and_dissect(
             device=place,
             progress=progress,
         )
+        examples = of_units(examples, captioned(examples))
+        if transcript.dry is not None:
+            if ask is not None:
+                told = {"tries": tries, "prompt": prompt, "seed": seed, "max_tokens": max_tokens}
+                propose(examples.captions, ask, **told)
+            continue
         described = describe_units(
             examples,
             generator,
@@ -95,9 +117,13 @@ def describe_and_dissect(
             prompt=prompt,
             selection=selection,
             seed=seed,
+            max_tokens=max_tokens,
             **picture_options(data, layer, generator, pictures, batch_size),
         )
         tables.append(labels_of(described, data.target.name, k, activations=data.Q[described.layer]))
+    if transcript.dry is not None:
+        print(transcript.dry.told(transcript.prices))
+        return pd.DataFrame(columns=COLUMNS)
     return pd.concat(tables, ignore_index=True)
 
 
@@ -105,7 +131,7 @@ def _ask(llm: str | Llm, transcript: Transcript, device, progress: Progress | No
     """What asks the language model; None for the extractive summariser."""
     if llm == "extractive":
         return None
-    model = load_llm(llm, device) if isinstance(llm, str) else llm
+    model = load_recorded(transcript, llm, device) if isinstance(llm, str) else llm
     return partial(ask_all, transcript, model, progress=progress)
 
 

@@ -8,6 +8,7 @@ ordinary_captions             captions of images at random, which a summariser w
 describe_units                steps 2 and 3: candidates from the captions, the best of them by pictures
 choose                        step 3 alone
 of_units, cropped             part of what was looked at; how much of it are crops
+captioned                     the units of which something is said
 several_labels                the paper's variant of more than one label for a unit
 best_labels                   the best candidate of each unit
 labels_of                     the best labels of every unit as rows of the labels table
@@ -19,6 +20,8 @@ nothing is asked twice.
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,16 +34,18 @@ from torch import Tensor
 from neuronym.activations import embed_concepts, image_embeddings
 from neuronym.common.checks import check_positive_int, unknown
 from neuronym.common.files import digest
-from neuronym.common.types import Device, Progress
+from neuronym.common.types import Answer, Device, Progress
 from neuronym.datasets.probe import Probe, probe_from_images
-from neuronym.describe.candidates import AskAll, propose
+from neuronym.describe.candidates import AskAll, propose, TOKENS
 from neuronym.describe.examples import Example, examples, picture
 from neuronym.describe.scoring import best, distinct_best
 from neuronym.describe.selection import CandidateActivations, rank_candidates
 from neuronym.hooks import LayerInfo
-from neuronym.models.captioners import BATCH, Captioner, picture_key, WORKERS
+from neuronym.models.answers import caption_of
+from neuronym.models.asking import Asking
+from neuronym.models.captioners import BATCH, Captioner, picture_key, PROMPT, WORKERS
 from neuronym.models.generators import Generator
-from neuronym.models.transcripts import answers, Transcript
+from neuronym.models.transcripts import answers, ask_each, Transcript
 from neuronym.similarity.labels import COLUMNS, marked
 
 if TYPE_CHECKING:
@@ -165,6 +170,7 @@ def describe_units(
     summary: bool = True,
     selection: str = "topk_compare",
     seed: int = 0,
+    max_tokens: int = TOKENS,
     **options,
 ) -> Described:
     """Steps 2 and 3 for the units of a layer.
@@ -174,9 +180,8 @@ def describe_units(
     `selection.rank_candidates`, or "first" for the paper's variant without step 3: the first candidate,
     scored 0, the next -1, ...
     """
-    candidates = propose(
-        looked.captions, ask, reference, tries=tries, seed=seed, prompt=prompt, summary=summary
-    )
+    told = {"tries": tries, "seed": seed, "prompt": prompt, "summary": summary, "max_tokens": max_tokens}
+    candidates = propose(looked.captions, ask, reference, **told)
     if selection == "first":
         return Described(
             looked.layer,
@@ -210,6 +215,28 @@ def of_units(looked: CaptionedExamples, units: Sequence[int]) -> CaptionedExampl
         looked.layer,
         *({unit: each[unit] for unit in units} for each in (looked.examples, looked.captions, looked.E)),
     )
+
+
+def captioned(*looked: CaptionedExamples) -> list[int]:
+    """Units of which each look holds a caption; of the others, all were refused or cut off.
+
+    Errors: ValueError where there is none.
+    """
+    first = list(looked[0].captions)
+    units = [unit for unit in first if all(any(map(str.strip, look.captions[unit])) for look in looked)]
+    if len(units) < len(first):
+        lost = ", ".join(str(unit) for unit in first if unit not in units)
+        if not units:
+            raise ValueError(
+                f"captions of units must hold one that says something, got none of any unit of "
+                f"'{looked[0].layer}'; name another captioner, or raise max_tokens"
+            )
+        print(
+            f"{looked[0].layer}: units {lost} are left out, since no caption of theirs came",
+            file=sys.stderr,
+            flush=True,
+        )
+    return units
 
 
 def cropped(looked: CaptionedExamples) -> float:
@@ -287,22 +314,32 @@ def candidates_table(described: Iterable[Described]) -> pd.DataFrame:
 
 
 def _captions(captioner: Captioner, transcript: Transcript, shown: Sequence[Image]) -> list[str]:
-    paid = captioner.name.startswith("vlm:")
-    most = (
-        WORKERS if paid else BATCH
-    )  # what an error may lose: answers are kept when all that were asked together came
+    keys = [digest(captioner.key, picture_key(one)) for one in shown]
+    if captioner.answer is not None:
+        return _asked(captioner, transcript, dict(zip(keys, shown)), keys)
 
     def said(absent: list[int]) -> Iterator[str]:
-        for i in range(0, len(absent), most):
-            part = captioner.caption([shown[j] for j in absent[i : i + most]])
-            if len(part) != len(
-                absent[i : i + most]
-            ):  # one that is left out would give its place to the next
+        for i in range(0, len(absent), BATCH):
+            some = absent[i : i + BATCH]
+            part = captioner.caption([shown[j] for j in some])
+            if len(part) != len(some):  # one that is left out would give its place to the next
                 raise ValueError(
                     f"a captioner gives one caption for each picture, {captioner.name} gave {len(part)} for "
-                    f"{len(absent[i : i + most])}; look at what it returns"
+                    f"{len(some)}; look at what it returns"
                 )
             yield from part
 
-    keys = [digest(captioner.key, picture_key(one)) for one in shown]
-    return answers(transcript, "caption", keys, said, model=captioner.name, paid=paid)
+    return answers(transcript, "caption", keys, said, model=captioner.name)
+
+
+def _asked(
+    captioner: Captioner, transcript: Transcript, shown: Mapping[str, Image], keys: Sequence[str]
+) -> list[str]:
+    """Captions of a server: written when they come, as it said them, and read without thoughts and markup."""
+
+    def one(key: str, most: int, stop: threading.Event) -> Answer:
+        return captioner.answer(shown[key], most, stop)
+
+    request = {"model_key": captioner.key, "prompt": PROMPT, "settings": {"max_tokens": captioner.max_tokens}}
+    how = Asking("caption", captioner.name, one, WORKERS, captioner.more, any_fault=True)
+    return [caption_of(text) for text in ask_each(transcript, how, keys, dict.fromkeys(keys, request))]

@@ -7,7 +7,8 @@ on_retrieved          the probe's images nearest to the text: rows of Q, no gene
 score_shown           the scores of pictures already shown, by one or several functions of `describe.scoring`
 candidate_pictures    the pictures a generator gives for texts, also for figures
 
-A text in which the generator or the CLIP reads nothing has no pictures: its score is the lowest.
+A text in which the generator or the CLIP reads nothing has no pictures: its score is the lowest. One of whose
+pictures a safety checker blacked out some has fewer.
 """
 
 from __future__ import annotations
@@ -114,15 +115,18 @@ def on_generated(
     )
     texts = [text for text in places if source.reads(text)]
     for text in texts if progress is None else progress(texts, len(texts), "candidates drawn"):
-        probe = probe_from_images(candidate_pictures([text], source, n, seed, template, shrink)[text])
+        shown = candidate_pictures([text], source, n, seed, template, shrink)[text]
+        if not shown:
+            continue
+        probe = probe_from_images(shown)
         if E is None:
             found = unit_activations(target, probe, [layer], pool, batch_size, device)
         else:
             found, I = activations_and_embeddings(target, [layer], clip, probe, pool, batch_size, device)
         for unit, c in places[text]:
-            acts[unit][c] = found[layer.name][:, unit]
+            acts[unit][c, : len(shown)] = found[layer.name][:, unit].to(acts[unit])
             if E is not None:
-                cosines[unit][c] = I.to(means[unit]) @ means[unit]
+                cosines[unit][c, : len(shown)] = I.to(means[unit]) @ means[unit]
     return CandidateActivations(acts, None if E is None else cosines, None)
 
 

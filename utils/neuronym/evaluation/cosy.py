@@ -59,17 +59,21 @@ def drawn(
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """Activations of n pictures of each different label: {label: {layer name: [n, K]}}; a few labels pass
-    together.
+    together. A label has fewer rows, perhaps none, where its pictures are missing (`models.generators`).
     """
     different = list(dict.fromkeys(_texts(list(labels))))
     groups, found = [different[i : i + TOGETHER] for i in range(0, len(different), TOGETHER)], {}
     for group in groups if progress is None else progress(groups, len(groups), f"{TOGETHER} labels drawn"):
         made = pictures_of(group, source, n, seed, template)
-        acts = respond(
-            target, layers, [picture for label in group for picture in made[label]], pool, batch_size, device
-        )
-        for i, label in enumerate(group):
-            found[label] = {name: Q[i * n : (i + 1) * n] for name, Q in acts.items()}
+        shown = [picture for label in group for picture in made[label]]
+        if not shown:
+            found |= {label: {layer.name: torch.zeros(0, layer.units) for layer in layers} for label in group}
+            continue
+        acts, start = respond(target, layers, shown, pool, batch_size, device), 0
+        for label in group:
+            end = start + len(made[label])  # fewer than n where a safety checker blacked some out
+            found[label] = {name: Q[start:end] for name, Q in acts.items()}
+            start = end
     return found
 
 
@@ -137,7 +141,7 @@ def score_labels(
     left_out: Mapping[str, Tensor] | None = None,
 ) -> pd.DataFrame:
     """CoSy of every label: columns layer, unit, method, label, auc, mad, p; a row for each unit that has a
-    label.
+    label whose pictures were drawn.
 
     labels {method: {layer: K texts, None for a unit without}}; seen {label: {layer: [n, K]}} of `drawn`;
     control {layer: [N, K]}, pooled alike; `left_out` {label: rows of control that are its pictures}, for
@@ -166,6 +170,8 @@ def score_labels(
             for label, mine in users.items():
                 if label not in seen:
                     raise unknown("label with pictures", label, seen)
+                if not len(seen[label][layer]):
+                    continue
                 others = torch.ones(len(control[layer]), dtype=torch.bool, device=control[layer].device)
                 if left_out is not None:
                     others[left_out[label].to(others.device)] = False

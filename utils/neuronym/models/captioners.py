@@ -18,8 +18,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,9 @@ from torch import Tensor
 
 from neuronym.common.checks import unknown
 from neuronym.common.files import digest
+from neuronym.common.types import Answer
+from neuronym.models.answers import caption_of
+from neuronym.models.asking import each
 from neuronym.models.identity import identity
 from neuronym.models.llms import load_llm, TIMEOUT, TRIES
 from neuronym.models.preprocess import MICRO, preprocess_text
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
 BATCH = 16  # pictures that pass a network together
 BLOCK = 4096  # words that pictures are compared with at once
 WORKERS = 8  # pictures that a server is asked about at once
-MOST_TOKENS = 300  # of a server's answer
+MOST_TOKENS = 300  # of a server's answer, where no more are allowed
 LENGTHS = {"max_new_tokens": 32, "min_new_tokens": 4}  # minimum length 5 with the start token
 PROMPT = (
     "Say in one sentence what this picture shows: the main thing, its colours, patterns and materials, and "
@@ -55,12 +59,15 @@ class Captioner:
     """caption: n pictures -> n captions, each a line of text; the same picture always gets the same caption.
 
     How many are captioned together changes at most a network's rounding. A server may answer twice
-    differently.
+    differently, and "" stands for a caption that it cut off or refused.
     """
 
     name: str
     key: str  # stands for all that determines a caption besides the picture
     caption: Callable[[Sequence[Image.Image]], list[str]]
+    answer: Callable[..., Answer] | None = None  # of a server: picture, max_tokens, stop -> Answer
+    max_tokens: int = MOST_TOKENS  # of such an answer
+    more: int = 4  # times as many when one is asked for again
 
 
 def load_captioner(
@@ -71,14 +78,15 @@ def load_captioner(
     words: Sequence[str] = (),
     timeout: float = TIMEOUT,
     tries: int = TRIES,
+    max_tokens: int = MOST_TOKENS,
 ) -> Captioner:
     """Load a captioner by name (see the module's text).
 
     BLIPs write at most 32 tokens, at least five with the start, without sampling, with as many beams as their
-    folder says (one if it says nothing). `clip` and `words` are for clip_words, `timeout` and `tries` for a
-    server. Errors: KeyError for an unknown name, FileNotFoundError for absent weights, ValueError for weights
-    of another kind of network, or no words; `caption` raises for a server what
-    `neuronym.models.llms.load_llm` says.
+    folder says (one if it says nothing). `clip` and `words` are for clip_words; `timeout`, `tries` and
+    `max_tokens`, at least MOST_TOKENS, for a server. Errors: KeyError for an unknown name, FileNotFoundError
+    for absent weights, ValueError for weights of another kind of network, or no words; `caption` raises for a
+    server what `neuronym.models.llms.load_llm` says.
     """
     kind, _, rest = name.partition("@" if name.startswith("microworld@") else ":")
     if (
@@ -94,7 +102,7 @@ def load_captioner(
         )
     options = {
         "clip_words": {"clip": clip, "words": list(words)},
-        "vlm": {"timeout": timeout, "tries": tries},
+        "vlm": {"timeout": timeout, "tries": tries, "max_tokens": max(max_tokens, MOST_TOKENS)},
     }
     captioner = CAPTIONERS[kind](rest, torch.device(device), **options.get(kind, {}))
     return replace(captioner, name=name, caption=_checked(captioner.caption))
@@ -247,28 +255,35 @@ def nearest(I: Tensor, T: Tensor, block: int = BLOCK) -> Tensor:
     return index
 
 
-def _vlm(model: str, device: torch.device, timeout: float, tries: int) -> Captioner:
+def _vlm(model: str, device: torch.device, timeout: float, tries: int, max_tokens: int) -> Captioner:
     llm = load_llm(f"openai:{model}", timeout=timeout, tries=tries)
 
-    def one(picture: Image.Image) -> str:
+    def answer(picture: Image.Image, most: int = max_tokens, stop: threading.Event | None = None) -> Answer:
         file = io.BytesIO()
-        picture.save(file, "PNG")
+        picture.convert("RGB").save(file, "PNG")
         url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
         content = [{"type": "text", "text": PROMPT}, {"type": "image_url", "image_url": {"url": url}}]
-        return llm.ask(
-            [{"role": "user", "content": content}], temperature=0.0, max_tokens=MOST_TOKENS, seed=0
-        )
+        messages = [{"role": "user", "content": content}]
+        return llm.answer(messages, stop=stop, temperature=0.0, max_tokens=most, seed=0)
 
     def caption(pictures: Sequence[Image.Image]) -> list[str]:
-        with ThreadPoolExecutor(WORKERS) as pool:
-            asked = [pool.submit(one, picture) for picture in pictures]
-            try:
-                return [answer.result() for answer in asked]
-            finally:  # after an error nothing more is asked, and paid for
-                for answer in asked:
-                    answer.cancel()
+        found: dict[int, str] = {}
 
-    return Captioner("", digest(llm.key, PROMPT, str(MOST_TOKENS)), caption)
+        def one(key: str) -> bool:
+            for most in (max_tokens, max_tokens * llm.more):
+                given = answer(pictures[int(key)], most, stop)
+                if not given.fault or stop.is_set():
+                    break
+            found[int(key)] = "" if given.fault else caption_of(given.text)
+            return True
+
+        stop = threading.Event()
+        for _ in each(one, deque(map(str, range(len(pictures)))), WORKERS, str, lambda n: None, stop):
+            pass
+        return [found[i] for i in range(len(pictures))]
+
+    key = digest(llm.key, PROMPT, str(max_tokens))
+    return Captioner("", key, caption, answer, max_tokens, llm.more)
 
 
 CAPTIONERS: dict[str, Callable[..., Captioner]] = {

@@ -3,6 +3,7 @@
 Generator       what is loaded
 load_generator  name -> Generator
 pictures        prompts and seeds -> pictures; what was drawn before comes from the cache
+blacked         whether a picture is one that a safety checker blacked out
 GENERATORS      name up to the colon -> loader
 pictures_of     pictures of labels, the same seeds for each
 
@@ -17,8 +18,9 @@ pictures_of     pictures of labels, the same seeds for each
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -36,20 +38,23 @@ from neuronym.runs.folders import folder_or_id
 BATCH = 8  # pictures that pass a pipeline together, and that a kill can cost
 DTYPES = ("float32", "float16", "bfloat16")
 SCHEDULERS = {"dpm": "DPMSolverMultistepScheduler"}
-SCHEMA = 1  # raised whenever the same key, prompt and seed would give another cached picture
+REDRAWN = 3  # other seeds that a picture is drawn from when a safety checker blacks it out
+ELSEWHERE = 1_000_003  # seeds between them
+SCHEMA = 2  # raised whenever the same key, prompt and seed would give another cached picture
 
 
 @dataclass
 class Generator:
     """draw: m prompts, m seeds -> m RGB pictures; how many are drawn together changes at most their
-    rounding.
+    rounding. None stands for a picture that a safety checker blacked out, whatever seed it was drawn from.
     """
 
     name: str
     key: str  # stands for all that determines a picture besides prompt and seed
-    draw: Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
+    draw: Callable[[Sequence[str], Sequence[int]], list[Image.Image | None]]
     cached: bool  # whether `pictures` keeps what it draws
     reads: Callable[[str], str] = str  # a text -> what of it can be drawn, "" where it says nothing
+    missing: set[tuple[str, int]] = field(default_factory=set)  # prompts and seeds that gave no picture
     bare: bool = False  # a label is drawn as it stands; others are asked in a sentence for a photo of it
 
 
@@ -68,8 +73,11 @@ def load_generator(name: str, device: str | torch.device = "cpu") -> Generator:
     return replace(generator, name=name, draw=_checked(generator.draw))
 
 
-def pictures(generator: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-    """What `generator.draw` gives, each (prompt, seed) drawn once and ever after read from the cache."""
+def pictures(generator: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image | None]:
+    """What `generator.draw` gives, each (prompt, seed) drawn once and ever after read from the cache.
+
+    None, which is not cached, stands for a picture that a safety checker blacked out; a line says how many.
+    """
     _check(prompts, seeds)
     if not generator.cached:
         return generator.draw(prompts, seeds)
@@ -83,11 +91,27 @@ def pictures(generator: Generator, prompts: Sequence[str], seeds: Sequence[int])
     for start in range(0, len(absent), BATCH):
         some = absent[start : start + BATCH]
         for one, drawn in zip(some, generator.draw(*zip(*some)), strict=True):
+            if drawn is None:
+                continue
             info = {"generator": generator.name, "prompt": one[0], "seed": one[1]}
             arrays[one] = _copy(
                 cache.array("generated", spec(*one), lambda: np.asarray(drawn.convert("RGB")), info)
             )
-    return [Image.fromarray(arrays[one]) for one in wanted]
+    lost = [one for one, found in arrays.items() if found is None and one not in generator.missing]
+    if lost:
+        generator.missing.update(lost)
+        print(
+            f"{generator.name}: {len(lost)} of {len(arrays)} pictures are missing, such as '{lost[0][0]}': a "
+            f"safety checker blacked them out, also with {REDRAWN} other seeds; they are not scored",
+            file=sys.stderr,
+            flush=True,
+        )
+    return [None if arrays[one] is None else Image.fromarray(arrays[one]) for one in wanted]
+
+
+def blacked(picture: Image.Image) -> bool:
+    """Whether a picture is black all over: a checker's, or that of a decoder in too short numbers."""
+    return not picture.convert("RGB").getbbox()
 
 
 def _microworld(rest: str, device: torch.device) -> Generator:
@@ -140,25 +164,35 @@ def _diffusers(rest: str, device: torch.device) -> Generator:
     settings = {k: v for k, v in settings.items() if v is not None}
 
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        drawn: list[Image.Image] = []
+        drawn: list[Image.Image | None] = []
         for start in range(0, len(prompts), BATCH):
             some = [int(seed) for seed in seeds[start : start + BATCH]]
-            # noise of its own for each picture, from the CPU: the same in every batch and on every device
-            noise = [torch.Generator("cpu").manual_seed(seed) for seed in some]
-            with torch.no_grad():
-                images = pipeline(
-                    prompt=list(prompts[start : start + BATCH]),
-                    generator=noise,
-                    output_type="pil",
-                    **settings,
-                ).images
-            if len(images) != len(some):
-                raise ValueError(
-                    f"diffusers:{source} must give one picture per prompt, got {len(images)} for "
-                    f"{len(some)} prompts; name a text-to-image pipeline"
-                )
-            drawn += [image.convert("RGB") for image in images]
+            told = list(prompts[start : start + BATCH])
+            come = once(told, some)
+            for again in range(1, REDRAWN + 1):
+                lost = [i for i, image in enumerate(come) if image is None]
+                if not lost:
+                    break
+                others = [some[i] + again * ELSEWHERE for i in lost]
+                for i, image in zip(lost, once([told[i] for i in lost], others)):
+                    come[i] = image
+            drawn += come
         return drawn
+
+    def once(prompts: list[str], seeds: list[int]) -> list[Image.Image | None]:
+        # noise of its own for each picture, from the CPU: the same in every batch and on every device
+        noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        with torch.no_grad():
+            made = pipeline(prompt=prompts, generator=noise, output_type="pil", **settings)
+        if len(made.images) != len(seeds):
+            raise ValueError(
+                f"diffusers:{source} must give one picture per prompt, got {len(made.images)} for "
+                f"{len(seeds)} prompts; name a text-to-image pipeline"
+            )
+        flags = getattr(made, "nsfw_content_detected", None) or getattr(made, "nsfw_detected", None)
+        flags = list(flags) if isinstance(flags, (list, tuple)) else [False] * len(seeds)
+        pairs = zip(made.images, flags, strict=True)
+        return [None if flag or blacked(image) else image.convert("RGB") for image, flag in pairs]
 
     return Generator("", key, draw, cached=True)
 
@@ -261,8 +295,8 @@ def pictures_of(
     """n pictures of each different label, with the same n seeds for each; `template` holds {} for the label.
 
     Without one it is PROMPT, and for a generator of bare labels the label itself. The seeds are those from
-    `first` + `seed` PICTURE_STEP on. Errors: ValueError for a template without {}, empty labels, and what the
-    generator cannot draw.
+    `first` + `seed` PICTURE_STEP on. A picture that a safety checker blacked out is one less. Errors:
+    ValueError for a template without {}, empty labels, and what the generator cannot draw.
     """
     check_positive_int("n", n, PICTURE_STEP, "the pictures of a seed")
     template = template if template is not None else "{}" if source.bare else PROMPT
@@ -270,7 +304,8 @@ def pictures_of(
         raise ValueError(f"a template holds {{}} once, got '{template}'; write '{PROMPT}'")
     different = list(dict.fromkeys(_texts(labels)))
     seeds = [first + seed * PICTURE_STEP + i for i in range(n)]
-    return {label: pictures(source, [template.replace("{}", label)] * n, seeds) for label in different}
+    made = {label: pictures(source, [template.replace("{}", label)] * n, seeds) for label in different}
+    return {label: [one for one in some if one is not None] for label, some in made.items()}
 
 
 def _texts(labels: Sequence[str]) -> list[str]:

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import platform
 import secrets
 import threading
@@ -40,9 +41,11 @@ import torch
 
 from neuronym.common.checks import import_extra, unknown
 from neuronym.common.files import digest
-from neuronym.common.types import Ask
+from neuronym.common.types import Answer, Ask
+from neuronym.models.answers import fault_of, valid
 from neuronym.models.identity import identity
-from neuronym.models.server import openai_chat
+from neuronym.models.replies import answer_of, ROLES
+from neuronym.models.server import openai_chat, TOLD, without_system
 from neuronym.models.weights import quiet_transformers, random_start, tokenizer_key
 from neuronym.runs.folders import folder_or_id, from_root
 
@@ -52,17 +55,17 @@ SETTINGS = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 256, "seed": 0}
 TOGETHER = {
     "openai": 64
 }  # requests that gain from being sent at the same time; local models answer one by one
+AGAIN = {"openai": 16}
 
 
 @dataclass
 class Ledger:
-    """Answers of a language model since it was loaded; tokens as the server or the tokenizer counts them,
-    else 0.
-    """
+    """Answers of a language model since it was loaded; tokens as the server or the tokenizer counts them."""
 
     calls: int = 0
     prompt_tokens: int = 0
     answer_tokens: int = 0
+    uncounted: int = 0  # answers whose tokens nobody counted
     seconds: float = 0.0  # of all answers, also of those at the same time
 
 
@@ -72,7 +75,8 @@ class Llm:
     around it.
 
     Messages are dicts of role ("system", "user", "assistant") and content; temperature 0 takes the likeliest
-    token. `answer` gives the same as ask with the tokens of prompt and answer: (answer, int, int).
+    token. `answer` gives an Answer: the same text with its tokens, and why it is none where it is none; its
+    argument `stop`, a threading.Event, ends the tries once it is set.
     """
 
     name: str
@@ -81,6 +85,7 @@ class Llm:
     answer: Ask | None = None
     spent: Ledger = field(default_factory=Ledger)
     together: int = 1  # requests that gain from being asked at the same time; any number is safe
+    more: int = 4  # times as many tokens when a cut answer is asked for again: thoughts take hundreds
 
 
 def load_llm(
@@ -108,10 +113,11 @@ def load_llm(
     return Llm(
         name,
         key,
-        lambda messages, **settings: answer(messages, **settings)[0],
+        lambda messages, **settings: answer(messages, **settings).text,
         answer,
         spent,
         TOGETHER.get(kind, 1),
+        AGAIN.get(kind, 4),
     )
 
 
@@ -157,20 +163,28 @@ def _hf(source: str, device: torch.device, timeout: float, tries: int) -> tuple[
     model = model.eval().requires_grad_(False).to(device)
     longest = getattr(model.config, "max_position_embeddings", None)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    end = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(end if isinstance(end, list) else [end])}
     one_at_a_time = threading.Lock()  # sampling takes its seed from torch's own generator
 
     def ask(
-        messages: list[dict], temperature: float, top_p: float, max_tokens: int, seed: int
-    ) -> tuple[str, int, int]:
+        messages: list[dict],
+        temperature: float,
+        top_p: float,
+        max_tokens: int,
+        seed: int,
+        stop: threading.Event | None = None,
+    ) -> Answer:
         try:
-            tokens = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-            ).to(device)
+            shown = _shown(tokenizer, messages)
         except TemplateError as error:
             raise ValueError(
                 f"messages must suit the chat template of hf:{source}, which says: {error}; "
                 "try one user message"
             ) from error
+        tokens = tokenizer.apply_chat_template(
+            shown, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        ).to(device)
         length = tokens["input_ids"].shape[1]
         if longest is not None and length >= longest:
             raise ValueError(
@@ -192,9 +206,33 @@ def _hf(source: str, device: torch.device, timeout: float, tries: int) -> tuple[
             ids = model.generate(**tokens, max_new_tokens=room, num_beams=1, pad_token_id=pad, **how)[
                 0, length:
             ]
-        return tokenizer.decode(ids, skip_special_tokens=True).strip(), length, len(ids)
+        text = valid(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        cut = len(ids) == room and int(ids[-1]) not in ends
+        sent = None if shown == messages else {"system": TOLD["user"]}
+        return Answer(text, length, len(ids), "cut" if cut else fault_of(text), sent)
 
     return key, ask
+
+
+def _shown(tokenizer, messages: list[dict]) -> list[dict]:
+    """Messages as a chat template takes them: where it has no system role, which it refuses or passes over,
+    that message stands in the user's first one.
+    """
+    from jinja2 import TemplateError
+
+    told = [message["content"].strip() for message in messages if message["role"] == "system"]
+    if not told:
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return messages
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        if all(part in text for part in told):
+            return messages
+    except TemplateError:
+        pass
+    folded = without_system(messages)
+    tokenizer.apply_chat_template(folded, add_generation_prompt=True, tokenize=False)
+    return folded
 
 
 LLMS: dict[str, Callable[[str, torch.device, float, int], tuple[str, Ask]]] = {
@@ -214,7 +252,7 @@ def _checked(ask: Ask, pictures: bool) -> Ask:
             and all(isinstance(part, dict) and isinstance(part.get("type"), str) for part in content)
         )
 
-    def checked(messages: list[dict], **settings) -> tuple[str, int, int]:
+    def checked(messages: list[dict], stop: threading.Event | None = None, **settings) -> Answer:
         if (
             not isinstance(messages, (list, tuple))
             or not messages
@@ -239,7 +277,8 @@ def _checked(ask: Ask, pictures: bool) -> Ask:
                 f"temperature >= 0, 0 < top_p <= 1 and max_tokens >= 1, got {temperature}, {top_p} and "
                 f"{max_tokens}; leave them out for 0, 1 and 256"
             )
-        return ask(list(messages), temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+        given = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
+        return ask(list(messages), stop=stop, **given)
 
     return checked
 
@@ -247,15 +286,16 @@ def _checked(ask: Ask, pictures: bool) -> Ask:
 def _counted(ask: Ask, spent: Ledger) -> Ask:
     one_at_a_time = threading.Lock()
 
-    def counted(messages: list[dict], **settings) -> tuple[str, int, int]:
+    def counted(messages: list[dict], **settings) -> Answer:
         began = time.perf_counter()
-        text, prompt, answered = ask(messages, **settings)
+        answer = ask(messages, **settings)
         with one_at_a_time:
             spent.calls += 1
-            spent.prompt_tokens += prompt
-            spent.answer_tokens += answered
+            spent.prompt_tokens += answer.prompt_tokens or 0
+            spent.answer_tokens += answer.answer_tokens or 0
+            spent.uncounted += None in (answer.prompt_tokens, answer.answer_tokens)
             spent.seconds += time.perf_counter() - began
-        return text, prompt, answered
+        return answer
 
     return counted
 
@@ -266,7 +306,7 @@ ANY_SEED = 2**32 - 1  # llama.cpp takes this one for "a new seed each time"
 
 
 def gguf_chat(source: str, device: str | torch.device = "cpu", context: int = CONTEXT) -> tuple[str, Ask]:
-    """Key of the model's content, and ask(messages, **settings) -> (answer, prompt tokens, answer tokens).
+    """Key of the model's content, and ask(messages, **settings) -> Answer.
 
     Errors: ModuleNotFoundError for an absent package, FileNotFoundError for an absent file, ValueError for
     one that is no model; `ask` raises ValueError for messages that are too long or do not suit the model's
@@ -275,22 +315,27 @@ def gguf_chat(source: str, device: str | torch.device = "cpu", context: int = CO
     file = model_file(source)
     version, server = _server(file, source, torch.device(device), context, secrets.token_hex(16))
 
-    def ask(messages: list[dict], seed: int = 0, **settings) -> tuple[str, int, int]:
-        try:
-            reply = server.handle_chat_completions(
-                {"messages": messages, "seed": seed % ANY_SEED, **settings}
-            )
-            failure = str(reply["error"].get("message", reply["error"])) if "error" in reply else ""
-        except (RuntimeError, ValueError) as error:
-            failure = str(error)
+    def ask(messages: list[dict], seed: int = 0, stop: threading.Event | None = None, **settings) -> Answer:
+        def once(messages: list[dict]) -> tuple[dict, str]:
+            asked = {"messages": messages, "seed": seed % ANY_SEED, **settings}
+            try:
+                reply = server.handle_chat_completions(asked)
+            except (RuntimeError, ValueError) as error:
+                return {}, str(error)
+            return reply, str(reply["error"].get("message", reply["error"])) if "error" in reply else ""
+
+        (reply, failure), sent = once(messages), None
+        if failure and ROLES.search(failure) and any(one["role"] == "system" for one in messages):
+            (reply, failure), sent = once(without_system(messages)), {"system": TOLD["user"]}
         if failure:
             raise ValueError(
                 f"gguf:{source} reads messages of at most {context} tokens that suit its chat template, "
                 f"and says: {failure}; send other or shorter messages"
             )
-        usage = reply["usage"]
-        text = reply["choices"][0]["message"].get("content") or ""
-        return text.strip(), usage["prompt_tokens"], usage["completion_tokens"]
+        found = answer_of(json.dumps(reply))
+        if found is None:
+            raise ValueError(f"gguf:{source} gave no chat completion: {str(reply):.200}; update xllamacpp")
+        return found._replace(sent=sent)
 
     with open(file, "rb") as content:
         found = hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,69 +1,109 @@
 """Chat completions of any OpenAI-compatible HTTP server: tries, waits, tokens; the key is shown nowhere.
 
 openai_chat  model at OPENAI_BASE_URL -> key, ask
+without_system  messages whose system message stands in the user's first one
 secret_key   OPENAI_API_KEY
-hide         text without a key
-hide_long    the same, where a key that is too short to be a secret may be a word
+hide         text without a key; a key that is a word stays where it is one
 """
 
 from __future__ import annotations
 
-import email.utils
-import http.client
 import json
 import os
+import re
+import threading
 import time
-import urllib.request
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from neuronym.common.files import digest
-from neuronym.common.types import Ask
+from neuronym.common.types import Answer, Ask
+from neuronym.models.post import post, Reply
+from neuronym.models.replies import answer_of, error_in, filtered, not_accepted, PASS, said
 
 OPENAI = "https://api.openai.com/v1"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds between tries; doubled each time
 SHOWN = 300  # characters of what a server said that an error repeats
-SECRET = 16  # characters of the shortest key that is taken for a secret
+SECRET = 16  # characters of the shortest key that is taken for a secret wherever it stands
+SHORTEST = 4  # and of the shortest that is one as a word by itself, where it is none of letters alone
+CHANGES = 8  # of a request that a server refuses
+TOLD = {"": "left out", "max_completion_tokens": "as max_completion_tokens", "user": "in the user's message"}
 
 
 def openai_chat(model: str, timeout: float, tries: int) -> tuple[str, Ask]:
-    """Key of a model at its address, and ask(messages, **settings) -> (answer, prompt tokens, answer tokens).
+    """Key of a model at its address, and ask(messages, **settings) -> Answer.
 
-    The messages and settings go out as they are, pictures too; tokens that the server does not count are 0.
-    Errors: ValueError for an address that is none; those of `ask` are load_llm's.
+    The messages and settings go out as they are, pictures too. What the server refuses of them, a setting or
+    the system's role, it is sent without from then on; `Answer.sent` tells. A content filter's refusal is an
+    Answer with that fault. After `stop` is set nothing more is sent. Errors: ValueError for an address that
+    is none; those of `ask` are load_llm's.
     """
     base = (os.environ.get("OPENAI_BASE_URL") or OPENAI).strip().rstrip("/")
     address = _address(base)
+    who, learnt = f"openai:{model} at {address}", {}
 
-    def ask(messages: list[dict], **settings) -> tuple[str, int, int]:
+    def ask(messages: list[dict], stop: threading.Event | None = None, **settings) -> Answer:
         secret = secret_key()  # read when needed, so that nothing holds it
-        body = {"model": model, "messages": messages, **settings}
-        failure = ""
-        for i in range(tries):
-            status, reply, wait = _post(f"{base}/chat/completions", body, secret, timeout)
-            if status == 200:
-                return _answer(reply, f"openai:{model} at {address}", secret)
-            failure = _cut(f"HTTP {status} ({_said(reply)})" if status else reply, secret)
-            if status and status != 429 and status < 500:
+        reply, tried, refused = Reply(0, "stopped"), 0, 0
+        while tried < tries and not (stop is not None and stop.is_set()):
+            known = dict(learnt)
+            body = changed({"model": model, "messages": messages, **settings}, known)
+            reply = _judged(post(f"{base}/chat/completions", body, secret, timeout))
+            found = answer_of(reply.text) if reply.status == 200 else None
+            told = {name: TOLD[to] for name, to in known.items() if name in settings or name == "system"}
+            if found is not None:
+                return found._replace(text=hide(found.text, secret), sent=told or None)
+            if reply.status and filtered(reply.status, reply.text):
+                return Answer(_cut(said(reply.text), secret), None, None, "filtered", told or None)
+            change = not_accepted(reply.status, reply.text, body)
+            if refused < CHANGES and (known != learnt or change):
+                refused += 1
+                if known == learnt:  # else another request has learnt something meanwhile
+                    learnt.update(change)
+                continue
+            if not passes(reply.status):
                 break
-            if i + 1 < tries:
-                time.sleep(min(FIRST_WAIT * 2**i if wait is None else wait, LONGEST_WAIT))
+            tried += 1
+            if tried < tries:
+                wait = FIRST_WAIT * 2 ** (tried - 1) if reply.wait is None else reply.wait
+                _rest(min(wait, LONGEST_WAIT), stop)
         # no traceback leads to the request, which holds the key
-        if status in (401, 403):
-            raise PermissionError(
-                f"openai:{model} at {address} {'refused' if secret else 'wants'} a key: {failure}; "
-                f"set OPENAI_API_KEY to {'another one' if secret else 'one'}"
-            )
-        if status and status != 429 and status < 500:
-            raise ValueError(
-                f"openai:{model} at {address} refused the request: {failure}; look at the model's name, "
-                "the settings and OPENAI_BASE_URL"
-            )
-        raise ConnectionError(
-            f"openai:{model} at {address} gave no answer in {tries} tries: {failure}; "
-            "start the server, set OPENAI_BASE_URL, or wait and run again"
-        )
+        raise _failure(reply, who, tried, secret)
 
     return digest("openai", model, address), ask
+
+
+def passes(status: int) -> bool:
+    """Whether a failure of this status may pass; 200 is that of a reply that is no chat completion."""
+    return status in PASS or status == 200 or status >= 500
+
+
+def changed(body: dict, changes: dict[str, str]) -> dict:
+    """A request as a server accepts it: settings renamed or left out, the system's message in the user's."""
+    found = {}
+    for name, value in body.items():
+        name = changes.get(name, name)
+        name = changes.get(name, name)  # a new name may have been refused as well
+        if name:
+            found[name] = value
+    return found | {"messages": without_system(body["messages"])} if "system" in changes else found
+
+
+def without_system(messages: Sequence[dict]) -> list[dict]:
+    """Messages whose system message stands before the text of the user's first one."""
+    told = [message["content"] for message in messages if message["role"] in ("system", "developer")]
+    rest = [dict(message) for message in messages if message["role"] not in ("system", "developer")]
+    first = next((message for message in rest if message["role"] == "user"), None)
+    if not told:
+        return rest
+    text = "\n\n".join(part for part in told if isinstance(part, str))
+    if first is None:
+        return [{"role": "user", "content": text}, *rest]
+    content = first["content"]
+    first["content"] = (
+        f"{text}\n\n{content}" if isinstance(content, str) else [{"type": "text", "text": text}, *content]
+    )
+    return rest
 
 
 def secret_key() -> str:
@@ -79,94 +119,65 @@ def secret_key() -> str:
 
 
 def hide(text: str, secret: str) -> str:
-    """Text with a key taken out, plain or as JSON writes it."""
+    """Text with a key taken out, plain or as JSON writes it.
+
+    Local servers take any word for a key ("none", "ollama"). One that is shorter than SECRET goes only where
+    it stands by itself: behind a word such as "key", and anywhere if it is no word of letters alone.
+    """
     for spelling in {secret, json.dumps(secret)[1:-1], secret.replace("/", "\\/")} if secret else ():
-        text = text.replace(spelling, "***")
+        if len(secret) >= SECRET:
+            text = text.replace(spelling, "***")
+            continue
+        alone = rf"(?<![\w-]){re.escape(spelling)}(?![\w-])"
+        if len(secret) >= SHORTEST and not secret.isalpha():
+            text = re.sub(alone, "***", text)
+        behind = r"((?i:\b(?:api[ _-]?key|key|token|bearer|authorization|credentials?|password)s?\b)"
+        between = r"""(?:\s+(?i:is|was|provided|given|sent|of))?[\s:='"\\(\[`]{1,4})"""
+        text = re.sub(behind + between + alone, r"\1***", text)
     return text
 
 
-def hide_long(text: str, secret: str) -> str:
-    """What `hide` gives for a key that is a secret; the short words that a local server wants are ones of
-    answers.
-    """
-    return hide(text, secret) if len(secret) >= SECRET else text
+def _judged(reply: Reply) -> Reply:
+    """A reply with the status of the error that it holds; 200 is left to those that hold none."""
+    inner = error_in(reply.text) if reply.status == 200 and answer_of(reply.text) is None else 0
+    return reply._replace(status=inner) if inner else reply
 
 
-def _post(url: str, body: dict, secret: str, timeout: float) -> tuple[int, str, float | None]:
-    """Status, body and asked-for wait of one request; status 0 and a reason when the server could not be
-    talked to.
-    """
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    if secret:  # not sent on to where a server redirects
-        request.add_unredirected_header("Authorization", f"Bearer {secret}")
-    # a proxy does not reach this machine's own servers
-    proxy = (
-        [urllib.request.ProxyHandler({})]
-        if urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
-        else []
-    )
-    try:
-        try:
-            with urllib.request.build_opener(*proxy).open(request, timeout=timeout) as answer:
-                return answer.status, answer.read().decode("utf-8", "replace"), None
-        except urllib.error.HTTPError as error:
-            with error:
-                return (
-                    error.code,
-                    error.read().decode("utf-8", "replace"),
-                    _wait(error.headers.get("Retry-After")),
-                )
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, TimeoutError):
-            return 0, f"silent for {timeout:g} s", None
-        return 0, f"no connection ({str(reason) or type(reason).__name__})", None
+def _rest(seconds: float, stop: threading.Event | None) -> None:
+    if stop is None:
+        time.sleep(seconds)
+    else:
+        stop.wait(seconds)
 
 
-def _answer(reply: str, who: str, secret: str) -> tuple[str, int, int]:
-    """Text and tokens of a chat completion."""
-    try:
-        read = json.loads(reply)
-        choice = read["choices"][0]
-        content = choice["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        raise ValueError(
-            f"a chat completion is JSON with choices[0].message.content, got from {who}: "
-            f"'{_cut(reply, secret)}'; look at OPENAI_BASE_URL"
-        ) from None
-    if not isinstance(content, str):  # a refusal, or a call of a tool
-        raise ValueError(
-            f"an answer is text, got {_cut(json.dumps(choice), secret)} from {who}; ask otherwise"
+def _failure(reply: Reply, who: str, tried: int, secret: str) -> Exception:
+    """The error that a reply ends with."""
+    status = reply.status
+    if reply.to:
+        to = urlsplit(reply.to)
+        to = _cut(f"{to.scheme}://{to.netloc.rpartition('@')[2]}{to.path}", secret)
+        return ValueError(
+            f"{who} sends requests elsewhere (HTTP {status}), to {to}; name that server in "
+            "OPENAI_BASE_URL, up to /chat/completions"
         )
-    usage = read.get("usage")
-    tokens = [
-        usage.get(f"{part}_tokens") if isinstance(usage, dict) else None for part in ("prompt", "completion")
-    ]
-    prompt, answered = (n if isinstance(n, int) and n >= 0 else 0 for n in tokens)
-    return hide_long(content.strip(), secret), prompt, answered
-
-
-def _said(reply: str) -> str:
-    """What a server said of an error: its message where it sent one, else the beginning of its page."""
-    try:
-        said = json.loads(reply)
-        said = said.get("error", said) if isinstance(said, dict) else said
-        said = said.get("message", said) if isinstance(said, dict) else said
-    except ValueError:
-        said = reply
-    return " ".join(str(said).split()) or "no reason given"
-
-
-def _wait(header: str | None) -> float | None:
-    """Seconds in a Retry-After header, which are a number or a date; None for anything else."""
-    try:
-        seconds = float(header) if header else None
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
-        except ValueError:
-            return None
-    return None if seconds is None or seconds != seconds else max(seconds, 0.0)
+    if status == 200:
+        failure = f"HTTP 200 without a chat completion ('{_cut(reply.text, secret)}')"
+    else:
+        failure = _cut(f"HTTP {status} ({said(reply.text)})" if status else reply.text, secret)
+    if status in (401, 403):
+        return PermissionError(
+            f"{who} {'refused' if secret else 'wants'} a key: {failure}; "
+            f"set OPENAI_API_KEY to {'another one' if secret else 'one'}"
+        )
+    if not passes(status):
+        return ValueError(
+            f"{who} refused the request: {failure}; look at the model's name, the settings and "
+            "OPENAI_BASE_URL"
+        )
+    return ConnectionError(
+        f"{who} gave no answer in {tried} tries: {failure}; "
+        "start the server, set OPENAI_BASE_URL, or wait and run again"
+    )
 
 
 def _cut(text: str, secret: str) -> str:

@@ -1,129 +1,89 @@
 """Every answer of a model, kept in a file and found by what was asked: a run that is repeated costs nothing.
 
 BudgetReached    the error of a run that may not spend more
-Transcript       the answers of a file, and how much may be asked: a number of answers, or a cost at given
+DryRun           what ends a run that only tells what it would ask for
+open_transcript  file -> Transcript, with how much may be asked: a number of answers, or a cost at given
                  prices
-open_transcript  file -> Transcript
 ask_all          requests to a language model -> answers, each different request asked once
+ask_each         the same for requests of any kind to a model of a server
 answers          the same for anything that gives texts, as a captioner does for pictures
 summary          what was asked and replayed, tokens, cost
 copy_used        the lines that this run used, as a file of its own
 recorded_llm     a language model known from its answers only
-read_transcript  file -> its lines, and how many are damaged
-append_line      add a line
-to_line          dict -> bytes, without the key of an API
-from_line        bytes -> dict, None for what is no line
+load_recorded    a language model by name, in a replay known from its answers
+as_recorded      the same for a captioner that asks a server
 
-The file holds one JSON object a line: key, kind, model, request, answer and tokens; of equal keys the last
-line holds. Several processes may add to one file: none spoils another's line, and a kill loses none.
+Of equal keys of a file the last line holds (`models.transcript_files`). An answer that was cut off, is empty,
+was refused or filtered is kept as that, asked for again once with more tokens, and then left out: "" stands
+for it, and a line says so.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
+import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
-from neuronym.common.checks import unknown
-from neuronym.common.files import fcntl
-from neuronym.common.types import Progress
-from neuronym.models.llms import Llm, SETTINGS
-from neuronym.models.server import hide_long
-from neuronym.runs.folders import from_root
+import torch
+
+from neuronym.common.checks import read_prices, unknown
+from neuronym.common.types import Answer, Progress
+from neuronym.models.answers import fault_of
+from neuronym.models.asking import Asking, each, Plan
+from neuronym.models.captioners import Captioner
+from neuronym.models.llms import Llm, load_llm, SETTINGS
+from neuronym.models.transcript_files import came, claimed, claims, keep, read_transcript, to_line, Transcript
+from neuronym.runs.folders import check_transcript, from_root, results_dir
 
 MODES = ("record", "replay", "live")
-Answer = str | tuple[str, int, int]  # with the tokens of prompt and answer
+Given = str | tuple[str, int, int]  # with the tokens of prompt and answer
 
 
 class BudgetReached(RuntimeError):
     """A run may not spend more; what was answered is kept."""
 
 
-@dataclass
-class Transcript:
-    """The answers of a file, by kind and key, and what this opening of it has asked."""
-
-    path: Path
-    mode: str
-    budget: int | None
-    prices: tuple[float, float] | None
-    most_cost: float | None
-    found: dict[tuple[str, str], dict]
-    damaged: int  # lines of the file that are no answers
-    used: dict[tuple[str, str], dict] = field(default_factory=dict)  # in the order of their first use
-    asked: int = 0
-    replayed: int = 0
-    prompt_tokens: int = 0
-    answer_tokens: int = 0
-    paid: int = 0  # answers that count against the budget, also those under way
-    uncounted: int = 0  # paid answers that came without their tokens
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def cost(self) -> float:
-        """Cost of the answers asked for, at the prices of a million tokens read and written."""
-        prompt, answered = self.prices
-        return (self.prompt_tokens * prompt + self.answer_tokens * answered) / 1e6
-
-    def bound(self) -> str:
-        """Name of the bound that is reached; "" when there is none."""
-        if self.budget is not None and self.paid >= self.budget:
-            return "budget"
-        if self.most_cost is not None and (self.uncounted or self.cost() >= self.most_cost):
-            return "most_cost"
-        return ""
-
-    def reached(self, left: int) -> Exception:
-        """The error that a bound is reached while `left` answers are missing."""
-        kept = f"{left} answers are missing, the {self.asked} that came are kept"
-        if self.bound() == "most_cost" and self.uncounted:
-            return ValueError(
-                f"most_cost needs an answer's tokens, and {self.uncounted} came without; {kept}: bound "
-                "the calls by budget instead, and run again"
-            )
-        name = self.bound()
-        cost = "" if self.prices is None else f", which cost {self.cost():.4g}"
-        return BudgetReached(
-            f"{name}={getattr(self, name)} is reached by {self.paid} answers of "
-            f"{self.prompt_tokens} + {self.answer_tokens} tokens{cost}; {kept}: raise {name} "
-            "and run again"
-        )
+class DryRun(Exception):
+    """A run has told what it would ask for, and ends there."""
 
 
 def open_transcript(
-    path: str | Path,
+    path: str | Path | None = None,
     mode: str = "record",
     *,
     budget: int | None = None,
-    prices: tuple[float, float] | None = None,
+    prices: tuple[float, float] | str | None = None,
     most_cost: float | None = None,
+    dry_run: bool = False,
 ) -> Transcript:
-    """Open a transcript, whose file need not exist yet; a relative path starts at the repository root.
+    """Open a transcript, whose file need not exist yet; a relative path starts at the repository root, and
+    none is answers.jsonl among the results.
 
     record: answers come from the file, what is missing is asked and written. replay: from the file only.
     live: all is asked, and written. This opening asks for at most `budget` paid answers, and for none once
-    they have cost `most_cost` at `prices` (of a million tokens of prompt and of answer); what is under way by
-    then is finished. Errors: KeyError for an unknown mode, ValueError for bounds that are none and for a
-    folder.
+    they have cost `most_cost` at `prices` (of a million tokens of prompt and of answer, also as "2.5,10");
+    what is under way by then is finished. With `dry_run` nothing is asked: `Transcript.dry` counts what would
+    be. Errors: KeyError for an unknown mode, ValueError for bounds that are none and for a folder,
+    FileNotFoundError for a file in no folder or a replay of none, PermissionError for one that cannot be
+    written.
     """
-    path = from_root(path)
+    if not path:
+        results_dir().mkdir(parents=True, exist_ok=True)
+    path = from_root(path or results_dir() / "answers.jsonl")
     if mode not in MODES:
         raise unknown("mode of a transcript", mode, MODES)
     if budget is not None and not budget >= 0 or most_cost is not None and not most_cost >= 0:
         raise ValueError(
             f"budget and most_cost are at least 0, got {budget} and {most_cost}; leave them out for no bound"
         )
-    if prices is not None and (len(prices) != 2 or not all(price >= 0 for price in prices)):
-        raise ValueError(
-            f"prices are two numbers, of a million tokens of prompt and of answer, got {prices}; write "
-            "(0.15, 0.6)"
-        )
+    prices = None if prices is None else read_prices(prices)
     if most_cost is not None and prices is None:
         raise ValueError(
             f"most_cost needs prices, got {most_cost} without; add prices=(PROMPT, ANSWER) of a million "
@@ -131,9 +91,14 @@ def open_transcript(
         )
     if path.is_dir():
         raise ValueError(f"a transcript is a file, {path} is a folder; name a file in it, as answers.jsonl")
-    lines, damaged = read_transcript(path)
+    if mode != "replay":
+        check_transcript(path)
+    elif not path.exists():
+        raise FileNotFoundError(f"a replay needs the answers of a run, and there is no {path}; name its file")
+    lines, damaged, end = read_transcript(path)
     found = {(line["kind"], line["key"]): line for line in lines}
-    return Transcript(path, mode, budget, prices, most_cost, found, damaged)
+    plan = Plan() if dry_run else None
+    return Transcript(path, mode, budget, prices, most_cost, found, damaged, read=end, dry=plan)
 
 
 def ask_all(
@@ -146,9 +111,8 @@ def ask_all(
     """Answers to (messages, settings), in their order; up to `workers` are asked together, fewer if
     llm.together is.
 
-    The key is SHA-256 of the model's key, the messages and all settings. Each answer is written when it
-    comes; when a request fails, those under way are finished and kept, and then its error is raised. Errors:
-    those of llm.ask, LookupError for what a replay lacks, BudgetReached.
+    The key is SHA-256 of the model's key, the messages and all settings. "" stands for an answer that is none
+    (see the module's text). Errors: those of llm.ask, LookupError for what a replay lacks, BudgetReached.
     """
     asked = [
         {"model_key": llm.key, "messages": list(messages), "settings": _settings(settings)}
@@ -156,31 +120,71 @@ def ask_all(
     ]
     keys = [_key(request) for request in asked]
     request_of = dict(zip(keys, asked))
-    waiting = deque(_missing(transcript, "llm", keys))
 
-    def ask(key: str) -> None:
+    def one(key: str, most: int, stop: threading.Event) -> Answer:
         request = request_of[key]
-        try:
-            answer = (llm.answer or llm.ask)(request["messages"], **request["settings"])
-        except BaseException:
-            with transcript.lock:
-                transcript.paid -= 1
-            raise
-        _keep(transcript, "llm", key, llm.name, request, answer, paid=True)
+        settings = request["settings"] | {"max_tokens": most}
+        if llm.answer is None:
+            return _answer(llm.ask(request["messages"], **settings), "llm")
+        return _answer(llm.answer(request["messages"], stop=stop, **settings), "llm")
 
-    come = _each(transcript, ask, waiting, max(1, min(workers, llm.together)))
-    for _ in come if progress is None else progress(come, len(waiting), f"asking {llm.name}"):
-        pass
+    how = Asking("llm", llm.name, one, max(1, min(workers, llm.together)), llm.more, llm.together > 1)
+    return ask_each(transcript, how, keys, request_of, progress)
+
+
+def ask_each(
+    transcript: Transcript,
+    how: Asking,
+    keys: Sequence[str],
+    request_of: Mapping[str, dict],
+    progress: Progress | None = None,
+) -> list[str]:
+    """Texts of the answers to keys, in their order; those that the transcript lacks are asked for.
+
+    Each answer is written when it comes. When a request fails, those under way are finished and kept, and
+    then its error is raised; Ctrl-C waits for none, and nothing more is sent. Of several processes on one
+    transcript one asks, and the others take its answer. request_of[key] is written beside the answer; its
+    settings hold max_tokens.
+    """
+    waiting = deque(_missing(transcript, how.kind, keys))
+    if transcript.dry is not None:
+        for key in waiting:
+            transcript.found[how.kind, key] = transcript.dry.add(how, key, request_of[key])
+        return _given(transcript, how.kind, keys)
     if waiting:
-        raise transcript.reached(len(waiting))
-    return _given(transcript, "llm", keys)
+        check_transcript(transcript.path)
+    stop = threading.Event()
+
+    def ask(key: str) -> bool | None:
+        live = transcript.mode == "live"
+        with nullcontext(True) if live else claimed(transcript.path, how.kind, key) as mine:
+            if not mine:
+                return False
+            if not live and came(transcript, how.kind, key):
+                return None
+            _ask_one(transcript, how, key, request_of[key], stop)
+            return True
+
+    total = len(waiting)
+    come = each(ask, waiting, how.together, transcript.bound, transcript.count_paid, stop)
+    try:
+        for _ in come if progress is None else progress(come, total, f"asking {how.model}"):
+            pass
+    finally:
+        come.close()
+        with suppress(OSError):
+            claims(transcript.path).rmdir()
+    if waiting:
+        raise _reached(transcript, len(waiting))
+    _report(transcript, how, keys, request_of)
+    return _given(transcript, how.kind, keys)
 
 
 def answers(
     transcript: Transcript,
     kind: str,
     keys: Sequence[str],
-    make: Callable[[list[int]], Iterable[Answer]],
+    make: Callable[[list[int]], Iterable[Given]],
     *,
     model: str = "",
     paid: bool = False,
@@ -212,7 +216,7 @@ def answers(
                 "what makes them"
             ) from None
         transcript.paid += paid
-        _keep(transcript, kind, key, model, {}, answer, paid)
+        keep(transcript, kind, key, model, {}, _answer(answer, kind), paid)
         come += 1
         if paid and come < len(some) and transcript.bound():
             break
@@ -223,22 +227,24 @@ def answers(
                 "what makes them"
             )
     if come < len(missing):
-        raise transcript.reached(len(missing) - come)
+        raise _reached(transcript, len(missing) - come)
     return _given(transcript, kind, keys)
 
 
 def summary(transcript: Transcript) -> dict:
-    """What this opening did: answers asked for and replayed, tokens, cost (None without prices), damaged
-    lines.
+    """What this opening did: answers asked for, replayed and left out, tokens, cost (None without prices),
+    damaged lines; "unknown" where a server did not count tokens.
     """
+    unknown = "unknown" if transcript.uncounted else None
     cost = None if transcript.prices is None else transcript.cost()
     return {
         "mode": transcript.mode,
         "asked": transcript.asked,
         "replayed": transcript.replayed,
-        "prompt_tokens": transcript.prompt_tokens,
-        "answer_tokens": transcript.answer_tokens,
-        "cost": cost,
+        "left_out": sum(bool(line.get("fault")) for line in transcript.used.values()),
+        "prompt_tokens": unknown or transcript.prompt_tokens,
+        "answer_tokens": unknown or transcript.answer_tokens,
+        "cost": unknown or cost,
         "damaged": transcript.damaged,
     }
 
@@ -278,14 +284,33 @@ def recorded_llm(transcript: Transcript, name: str) -> Llm:
     return Llm(name, keys.pop(), ask)
 
 
+def load_recorded(transcript: Transcript, name: str, device: str | torch.device = "cpu") -> Llm:
+    """`load_llm`; a replay knows a model from its answers, wherever these are from, and loads nothing."""
+    if transcript.mode == "replay" and len(_recorded(transcript, "llm", name)) == 1:
+        return recorded_llm(transcript, name)
+    return load_llm(name, device)
+
+
+def as_recorded(transcript: Transcript, captioner: Captioner) -> Captioner:
+    """A captioner as it is; in a replay one that asks a server has the key that its captions were kept by."""
+    keys = _recorded(transcript, "caption", captioner.name)
+    if transcript.mode == "replay" and captioner.answer is not None and len(keys) == 1:
+        return replace(captioner, key=keys.pop())
+    return captioner
+
+
+def _recorded(transcript: Transcript, kind: str, name: str) -> set[str]:
+    """Keys of the models of that name which answered."""
+    lines = [line for (which, _), line in transcript.found.items() if which == kind and line["model"] == name]
+    return {line["request"]["model_key"] for line in lines if "model_key" in line["request"]}
+
+
 def _missing(transcript: Transcript, kind: str, keys: Sequence[str]) -> list[str]:
     """Keys to ask for, once each."""
     different = list(dict.fromkeys(keys))
-    missing = (
-        different
-        if transcript.mode == "live"
-        else [k for k in different if (kind, k) not in transcript.found]
-    )
+    known = transcript.found if transcript.mode != "live" else {}
+    again = transcript.mode == "record"
+    missing = [k for k in different if (kind, k) not in known or again and known[kind, k].get("again")]
     if missing and transcript.mode == "replay":
         damaged = f", where {transcript.damaged} lines are damaged" if transcript.damaged else ""
         raise LookupError(
@@ -297,34 +322,70 @@ def _missing(transcript: Transcript, kind: str, keys: Sequence[str]) -> list[str
     return missing
 
 
-def _each(
-    transcript: Transcript, ask: Callable[[str], None], waiting: deque[str], together: int
-) -> Iterator[None]:
-    """Take keys from `waiting` as far as the budget goes, pass them through `ask`, and yield for each that is
-    done.
-    """
-    running, failed = set(), []
-    with ThreadPoolExecutor(
-        together
-    ) as pool:  # leaving it waits for those under way, which write their answers
-        while True:
-            while waiting and len(running) < together and not failed and not transcript.bound():
-                with transcript.lock:
-                    transcript.paid += 1
-                running.add(pool.submit(ask, waiting.popleft()))
-            if not running:
-                break
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            failed += [each.exception() for each in done if each.exception()]
-            yield from (None for each in done if not each.exception())
-    if failed:
-        raise failed[0]
+def _ask_one(transcript: Transcript, how: Asking, key: str, request: dict, stop: threading.Event) -> None:
+    """Ask for one answer, and where it is none once more with more tokens; all that comes is written."""
+    most = request["settings"]["max_tokens"]
+    before = transcript.found.get((how.kind, key), {}) if transcript.mode == "record" else {}
+    if before.get("again"):  # a run that was stopped asked first
+        tokens = before["prompt_tokens"], before["answer_tokens"]
+        first = Answer(before["answer"], *tokens, before["fault"], before.get("sent"))
+    else:
+        first = how.one(key, most, stop)
+        again = first.fault == "cut" or bool(first.fault) and how.any_fault
+        keep(transcript, how.kind, key, how.model, request, first, paid=True, again=again)
+        if not again or stop.is_set() or transcript.bound():
+            return
+        transcript.count_paid(1)
+    try:
+        second = how.one(key, most * how.more, stop)
+    except ValueError:  # as many tokens are refused
+        transcript.count_paid(-1)
+        keep(transcript, how.kind, key, how.model, request, first, paid=False)
+        return
+    pairs = zip((first.prompt_tokens, first.answer_tokens), (second.prompt_tokens, second.answer_tokens))
+    sums = [None if None in pair else sum(pair) for pair in pairs]
+    sent = (second.sent or {}) | {"max_tokens": f"{most * how.more}, when asked again"}
+    both = Answer(second.text, *sums, second.fault, sent)
+    keep(transcript, how.kind, key, how.model, request, both, paid=True, spent=second)
+
+
+def _report(transcript: Transcript, how: Asking, keys: Sequence[str], request_of: Mapping[str, dict]) -> None:
+    """Say how many answers are none, and why; of each once."""
+    fault_of_key = {key: transcript.found[how.kind, key].get("fault") for key in dict.fromkeys(keys)}
+    new = {key: fault for key, fault in fault_of_key.items() if fault and key not in transcript.told}
+    transcript.told |= set(new)
+    if not new:
+        return
+    none, most = Counter(new.values()), max(request_of[key]["settings"]["max_tokens"] for key in new)
+    told = {"cut": f"cut off (finish_reason 'length') at max_tokens={most} and at {most * how.more}"}
+    why = ", ".join(f"{n} {told.get(fault, fault)}" for fault, n in none.items())
+    advice = "; raise max_tokens, which thinking models need" if none["cut"] or none["empty"] else ""
+    what = "captions" if how.kind == "caption" else "answers"
+    line = f"{how.model}: {len(new)} of {len(fault_of_key)} {what} are left out: {why}{advice}"
+    print(line, file=sys.stderr, flush=True)
+
+
+def _reached(transcript: Transcript, left: int) -> Exception:
+    """The error that a bound is reached while `left` answers are missing."""
+    kept = f"{left} answers are missing, the {transcript.asked} that came are kept"
+    if transcript.bound() == "most_cost" and transcript.uncounted:
+        return ValueError(
+            f"most_cost needs an answer's tokens, and {transcript.uncounted} came without; {kept}: bound "
+            "the calls by budget instead, and run again"
+        )
+    name = transcript.bound()
+    cost = "" if transcript.prices is None else f", which cost {transcript.cost():.4g}"
+    return BudgetReached(
+        f"{name}={getattr(transcript, name)} is reached by {transcript.paid} answers of "
+        f"{transcript.prompt_tokens} + {transcript.answer_tokens} tokens{cost}; {kept}: raise {name} "
+        "and run again"
+    )
 
 
 def _given(transcript: Transcript, kind: str, keys: Sequence[str]) -> list[str]:
-    for key in keys:
-        transcript.used[kind, key] = transcript.found[kind, key]
-    return [transcript.found[kind, key]["answer"] for key in keys]
+    lines = [transcript.found[kind, key] for key in keys]
+    transcript.used |= {(kind, key): line for key, line in zip(keys, lines)}
+    return ["" if line.get("fault") else line["answer"] for line in lines]
 
 
 def _settings(settings: dict) -> dict:
@@ -348,81 +409,14 @@ def _key(request: dict) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _keep(
-    transcript: Transcript, kind: str, key: str, model: str, request: dict, answer: Answer, paid: bool
-) -> None:
-    whole = (answer, 0, 0) if isinstance(answer, str) else answer
+def _answer(given: Answer | Given, kind: str) -> Answer:
+    """What a model gave as an Answer, whose fault is found out where nobody told it."""
+    if isinstance(given, Answer):
+        return given
+    whole = (given, 0, 0) if isinstance(given, str) else given
     if not isinstance(whole, tuple) or [type(part) for part in whole] != [str, int, int]:
         raise ValueError(
-            f"an answer is a text, or (text, prompt tokens, answer tokens), got {answer!r:.80} of kind "
+            f"an answer is a text, or (text, prompt tokens, answer tokens), got {given!r:.80} of kind "
             f"'{kind}'; look at what gives it"
         )
-    text, prompt, answered = whole
-    data = to_line(
-        {
-            "key": key,
-            "kind": kind,
-            "model": model,
-            "request": request,
-            "answer": text,
-            "prompt_tokens": prompt,
-            "answer_tokens": answered,
-        }
-    )
-    with transcript.lock:
-        append_line(transcript.path, data)
-        transcript.found[kind, key] = from_line(data)  # as a replay will find it
-        transcript.asked += 1
-        transcript.prompt_tokens += prompt
-        transcript.answer_tokens += answered
-        transcript.uncounted += paid and not prompt
-
-
-def read_transcript(path: Path) -> tuple[list[dict], int]:
-    """Lines of a file, none when it does not exist; a torn last line is left out and does not count as
-    damaged.
-    """
-    whole, _, torn = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
-    lines = [from_line(line) for line in whole.split(b"\n") if line.strip()]
-    return [line for line in [*lines, from_line(torn)] if line is not None], lines.count(None)
-
-
-def append_line(path: Path, data: bytes) -> None:
-    """Add a line in one write, behind whole lines: others add to the file too, and one of them may have been
-    killed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-    try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        end = os.lseek(file, 0, os.SEEK_END)
-        os.lseek(file, max(end - 1, 0), os.SEEK_SET)
-        if os.read(file, 1) not in (b"", b"\n"):
-            _, _, torn = path.read_bytes().rpartition(b"\n")
-            if from_line(torn) is not None:  # whole: an editor left out the end of the last line
-                data = b"\n" + data
-            else:
-                end -= len(torn)
-                os.ftruncate(file, end)
-        if os.write(file, data) < len(data):
-            os.ftruncate(file, end)
-            raise OSError(errno.ENOSPC, "no room for an answer; make some and run again", str(path))
-    finally:
-        os.close(file)  # gives the lock back
-
-
-def to_line(line: dict) -> bytes:
-    """A line as it is written; the value of OPENAI_API_KEY is taken out wherever it stands."""
-    text = hide_long(json.dumps(line, ensure_ascii=False), os.environ.get("OPENAI_API_KEY", "").strip())
-    return f"{text}\n".encode("utf-8", "surrogatepass")
-
-
-def from_line(data: bytes) -> dict | None:
-    """What `to_line` wrote; None for anything else."""
-    try:
-        line = json.loads(data)
-        texts = all(isinstance(line[name], str) for name in ("key", "kind", "model", "answer"))
-        return line if texts and isinstance(line["request"], dict) else None
-    except (ValueError, LookupError, TypeError):
-        return None
+    return Answer(*whole, fault_of(whole[0]) if kind == "llm" else "")

@@ -75,7 +75,8 @@ def execute(
         "status": 0,
         "stopped": False,
     }
-    if failure is None and (folder / "done").exists():
+    ended = failure is None or getattr(failure, "ename", "") == "DryRun"  # which ends after its plan
+    if ended and (folder / "done").exists():
         return row | {"peak_mb": _close(folder)["peak_mb"]}
     return row | _report(notebook, folder, failure, new)
 
@@ -209,11 +210,15 @@ def _kernel(notebook: str, params: dict[str, Any]) -> Iterator[tuple[Any, Callab
             if said := file.read_text(encoding="utf-8"):
                 raise Refused(said)
 
+        stopped = False
         try:
             run_sync(manager.start_kernel)(cwd=str(ROOT), env=os.environ | told)
             yield manager, verdict
+        except KeyboardInterrupt:  # asked to end, a kernel goes on for seconds, and asks servers meanwhile
+            stopped = True
+            raise
         finally:
-            run_sync(manager.shutdown_kernel)()
+            run_sync(manager.shutdown_kernel)(now=stopped)
 
 
 @contextmanager

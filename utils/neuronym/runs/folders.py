@@ -8,6 +8,7 @@ from_root, folder_or_id                            a path as parameters mean it
 shown                                              a path as it is printed
 make_folder, other_clone                           a run's folder; whether a folder is of another copy of all
                                                    this
+check_transcript                                   whether a file of answers can be written
 chosen_device                                      the device meant by auto, cpu, cuda, ...
 """
 
@@ -109,3 +110,17 @@ def chosen_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device '{name}' cannot be used here ({reason}); try auto or cpu") from None
+
+
+def check_transcript(path: Path) -> None:
+    """FileNotFoundError or PermissionError, in one sentence, for a transcript that cannot be written."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"a transcript stands in a folder that is there, {folder} is not; make it or name another"
+        )
+    if not os.access(path if path.exists() else folder, os.W_OK) or not os.access(folder, os.W_OK):
+        raise PermissionError(
+            f"answers are kept as they come, and {path} cannot be written; name a transcript elsewhere, or "
+            "replay it"
+        )

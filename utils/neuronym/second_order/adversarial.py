@@ -25,6 +25,7 @@ from neuronym.common.checks import check_positive_int, unknown
 from neuronym.common.text import name_pattern
 from neuronym.common.types import Clip
 from neuronym.microworld.world import ADVERSARIAL_SEED, ATOMS, CATEGORY, COUNTS, PLACES, PLURALS, read
+from neuronym.models.answers import without_thoughts
 from neuronym.models.generators import Generator, pictures
 from neuronym.models.llms import LLMS, load_llm
 from neuronym.passes import inference
@@ -113,6 +114,8 @@ def attack(
     texts = [text for text in captions(writer, words, drawn, wrong, n, generator=dice) for _ in range(each)]
     start = ADVERSARIAL_SEED + REPEAT_STEP * repeat
     made = pictures(generator, texts, range(start, start + len(texts)))
+    texts = [text for text, picture in zip(texts, made) if picture is not None]
+    made = [picture for picture in made if picture is not None]
     t = clip.encode_text([wrong, drawn])
     return texts, made, fooled(made, clip, t[0] - t[1]).tolist()
 
@@ -209,7 +212,9 @@ def _llm_writer(name: str, device: str | torch.device) -> CaptionWriter:
         answer = llm.ask(
             [{"role": "user", "content": told}], temperature=0.6, top_p=0.9, max_tokens=1024, seed=seed
         )
-        lines = [re.sub(r"^\s*(\d+[.):]|[-•])\s*", "", line).strip(' "*') for line in answer.splitlines()]
+        said, cut = without_thoughts(answer)
+        said = "" if cut else said
+        lines = [re.sub(r"^\s*(\d+[.):]|[-•])\s*", "", line).strip(' "*') for line in said.splitlines()]
         return [
             line for line in lines if line and not line.endswith(":")
         ]  # "Here are 50 descriptions of a dog:"
