@@ -15,6 +15,7 @@ import pytest
 
 from neuronym.runs.execute import phases
 from neuronym.runs.folders import ROOT
+from neuronym.runs.listing import find_runs
 from tests.helpers.notebooks import CELL, command, write_notebook
 
 
@@ -157,11 +158,11 @@ def test_a_failure_is_marked_and_said_last(folder, tmp_path):
     assert (kept / "done").exists() and not (kept / "failed").exists()
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_says_so_once_and_leaves_no_kernel(folder, tmp_path, number, status):
     write_notebook(folder, cells=["import os, time\nprint('pid', os.getpid())\ntime.sleep(60)"])
     process = subprocess.Popen(
-        [sys.executable, "-m", "neuronym", "toy"],
+        [sys.executable, "-m", "neuronym", "toy", "-p", "target", "a b", "-p", "limit", "~"],
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
@@ -172,11 +173,13 @@ def test_a_stopped_run_says_so_once_and_leaves_no_kernel(folder, tmp_path, numbe
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == status
-    assert said.splitlines()[-1] == "toy stopped; the same command goes on from the caches"
+    again = "neuronym toy -p target 'a b' -p limit null"
+    assert said.splitlines()[-1] == f"toy stopped; the same command goes on from the caches: {again}"
     assert "Traceback" not in said and len(said.splitlines()) == 2
     assert not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == psutil.STATUS_ZOMBIE
     (kept,) = (tmp_path / "results" / "toy").iterdir()
     assert not (kept / "failed").exists() and not (kept / "done").exists()
+    assert [run.state for run in find_runs()] == ["stopped"]
 
 
 def test_results_that_cannot_be_written_end_the_command(toy, tmp_path):

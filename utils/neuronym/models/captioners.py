@@ -33,7 +33,13 @@ from neuronym.common.files import digest
 from neuronym.models.identity import identity
 from neuronym.models.llms import load_llm, TIMEOUT, TRIES
 from neuronym.models.preprocess import MICRO, preprocess_text
-from neuronym.models.weights import microworld_weights, quiet_transformers, random_start, tokenizer_key
+from neuronym.models.weights import (
+    microworld_weights,
+    NO_CODE,
+    quiet_transformers,
+    random_start,
+    tokenizer_key,
+)
 from neuronym.runs.folders import folder_or_id
 
 if TYPE_CHECKING:
@@ -138,9 +144,9 @@ def _blip(source: str, device: torch.device, kind: str = "blip") -> Captioner:
     }[kind]
     try:
         with quiet_transformers(), random_start(0):
-            found = transformers.AutoConfig.from_pretrained(source).model_type
+            found = transformers.AutoConfig.from_pretrained(source, **NO_CODE).model_type
             if found == model_type:
-                processor = transformers.AutoProcessor.from_pretrained(source, **pil)
+                processor = transformers.AutoProcessor.from_pretrained(source, **pil, **NO_CODE)
                 model, info = getattr(transformers, network).from_pretrained(
                     source, output_loading_info=True, **own
                 )

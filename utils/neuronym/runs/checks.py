@@ -19,6 +19,7 @@ from neuronym.common.checks import import_extra, unknown
 from neuronym.runs.folders import chosen_device, from_root, results_dir, ROOT
 from neuronym.runs.parameters import differing, Parameter
 from neuronym.runs.spelling import from_command, names_in
+from neuronym.runs.values import check_values
 
 FEWEST = 20  # images that clusters of a unit take (trust.polysemy)
 WRONG = (KeyError, ValueError, OSError, ImportError)  # what a wrong name or path raises
@@ -29,6 +30,7 @@ def check_setup(known: Mapping[str, Parameter], params: Mapping[str, Any]) -> No
     for the first parameter that names nothing and for what cannot succeed together; PermissionError for
     results that cannot be written.
     """
+    check_values(params)
     for name, check in CHECKS.items():
         value = params.get(name)
         if not value or not known[name].kinds or value == known[name].default:
