@@ -66,7 +66,7 @@ def trial(request: pytest.FixtureRequest) -> Iterator[Callable[[str], AbstractCo
     def one(kind: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
+        except (Exception, pytest.fail.Exception) as error:
             failures.append(f"{kind}: {type(error).__name__}: {error}")
             _count(request.config, kind, False)
         else:

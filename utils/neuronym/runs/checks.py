@@ -120,7 +120,9 @@ def _probe(name: str) -> None:
 
 def _concepts(name: str) -> None:
     kind, _, rest = name.partition(":")
-    if not (kind == "english" and rest.isdigit() or name == "imagenet"):  # these take seconds, and are there
+    if not (
+        kind == "english" and rest.isdigit() and int(rest) or name == "imagenet"
+    ):  # these take seconds, and are there
         from neuronym.datasets.concepts import load_concepts
 
         load_concepts(name)

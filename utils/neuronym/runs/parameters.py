@@ -146,7 +146,7 @@ def check(parameter: Parameter, value: Any) -> Any:
             continue
     else:
         raise _ill_typed(parameter, value)
-    if value == "" and parameter.default != "" and "empty" not in parameter.help:
+    if value == "" and parameter.default not in ("", None) and "empty" not in parameter.help:
         raise ValueError(
             f"parameter '{parameter.name}' must not be empty (default {parameter.default!r}"
             f"{'; ' + parameter.help if parameter.help else ''})"

@@ -39,7 +39,7 @@ def check_values(params: Mapping[str, Any]) -> None:
     level = params.get("level")
     if isinstance(level, float) and not 0 < level < 1:
         raise ValueError(f"parameter 'level' must be a share above 0 and below 1, such as 0.05, got {level}")
-    for name, check in TEXTS.items():
+    for name, check in WRITTEN.items():
         if isinstance(params.get(name), str):
             check(name, params[name])
     if params.get("most_cost") and params.get("prices") == "":
@@ -129,7 +129,7 @@ def _transcript(name: str, text: str) -> None:
         raise ValueError(f"a transcript is a regular file, {path} is none; name another")
 
 
-TEXTS: dict[str, Callable[[str, str], None]] = {
+WRITTEN: dict[str, Callable[[str, str], None]] = {
     "prices": _prices,
     "sizes": _sizes,
     "readout_layers": _layer_numbers,
