@@ -9,7 +9,7 @@ In a page of docs/results, NOTEBOOK.md, stands between markers what a command pr
     <!-- = metrics.csv final_top1_soft_wpmi .3f -->1.000<!-- end -->
 
 Options of a table: where=COLUMN:VALUE (several), columns=A,B, pivot=ROWS|COLUMNS|VALUES, mean=A,B (means over
-all other rows), digits=3. Files lie in docs/results/data/NOTEBOOK/.
+all other rows), digits=3. Files lie in docs/results/data/NOTEBOOK/; `make faults` writes that of faults.md.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
     texts = {ROOT / "docs" / "names.md": names_page()}
     for path, files in wanted.items():
         folder = DATA / path.stem
-        if files and not check:
+        if files and not check and (notebooks_dir() / f"{path.stem}.ipynb").exists():
             _fetch(path.stem, files)
         lacking = [file for file in sorted(files) if not (folder / file).exists()]
         if lacking:

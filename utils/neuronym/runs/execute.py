@@ -145,9 +145,13 @@ def _report(
     if isinstance(failure, Refused):
         return _refuse(str(failure))
     status, stopped = 1, isinstance(failure, KeyboardInterrupt)
-    if not stopped and new and _before_work(failure):
-        _remove(folder)
-        return _refuse(COLOURS.sub("", failure.evalue))
+    if not stopped and _before_work(failure):
+        sentence = COLOURS.sub("", failure.evalue)
+        if new:
+            _remove(folder)
+        else:  # of a run that went further once
+            (folder / "failed").write_text(f"{sentence}\n", encoding="utf-8")
+        return _refuse(sentence)
     if stopped:
         silent = logging.CRITICAL + 1  # tasks whose kernel has gone would say so after the last line
         logging.getLogger("asyncio").setLevel(silent)
