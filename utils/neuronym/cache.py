@@ -53,10 +53,7 @@ from neuronym.runs.run import git_state, software
 
 
 def load(kind: str, spec: dict) -> np.ndarray | None:
-    """The array of a finished entry, memory-mapped and read-only; None when there is none or it is torn.
-
-    Raises ValueError when the entry under this key was made from another spec.
-    """
+    """The array of a finished entry, memory-mapped and read-only; None for none and for a damaged one."""
     folder = _found(kind, spec)
     return None if folder is None else np.load(folder / "data.npy", mmap_mode="r", allow_pickle=False)
 
@@ -373,16 +370,17 @@ def _say_once(sentence: str) -> None:
 
 
 def usable(folder: Path, spec: dict) -> bool:
-    """Whether the folder is a whole entry of this spec; ValueError when it is an entry of another."""
+    """Whether the folder is a whole entry of this spec; what says another is damaged, and said to be."""
     meta = read_meta(folder)
     if not whole(folder, meta) or not isinstance(meta["spec"], dict):
         return False
-    if canonical(meta["spec"]) != canonical(spec):
-        raise ValueError(
-            f"cache entry {folder.name} of kind '{folder.parent.name}' was made from another spec; "
-            f"remove {folder}"
-        )
-    return intact(folder, meta)
+    try:
+        same = canonical(meta["spec"]) == canonical(spec)
+    except ValueError:  # numbers that no spec has
+        same = False
+    if not same:
+        _say_once(f"cache entry {folder} is damaged: it says another spec than its key; it is computed anew")
+    return same and intact(folder, meta)
 
 
 def npy_fits(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
