@@ -1,6 +1,6 @@
 """Faults, counted: what was tried and what survived, by kind of fault, printed behind the tests.
 
-A test counts as one trial of its file's KIND, or counts its own with `trial`. `make faults` sets
+A test counts as one trial of what its file is of, or counts its own with `trial`. `make faults` sets
 NEURONYM_FAULTS to the CSV file that the table goes to as well; there are then more trials.
 """
 
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -31,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     report = yield
     if call.when == "call" and not report.skipped and "trial" not in item.fixturenames:
-        _count(item.config, getattr(item.module, "KIND", item.module.__name__), report.passed)
+        _count(item.config, _kind(item.module), report.passed)
     return report
 
 
@@ -83,6 +85,12 @@ def nursery() -> Iterator[Nursery]:
     made = Nursery()
     yield made
     made.close()
+
+
+def _kind(module: ModuleType) -> str:
+    """What a file's tests try: its KIND, or what its text begins with."""
+    told = re.split(r"[,.:;]", module.__doc__ or module.__name__)[0]
+    return getattr(module, "KIND", told[:1].lower() + told[1:])
 
 
 def _count(config: pytest.Config, kind: str, survived: bool) -> None:
