@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -52,8 +53,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture(scope="session")
-def trials() -> Callable[[int, int], int]:
-    """How many trials: the first number, or the second in the longer form."""
+def trials() -> Callable[[Any, Any], Any]:
+    """Which trials, or how many: what is given first, or second in the longer form."""
     return lambda few, many: many if os.environ.get("NEURONYM_FAULTS") else few
 
 

@@ -253,9 +253,9 @@ def test_what_the_command_refuses_at_once(files, tmp_path, trial):
             assert not (tmp_path / "results").exists() and not (tmp_path / "cache").exists()
 
 
-def test_what_is_refused_when_it_is_loaded(files, tmp_path, trial, nursery):
+def test_what_is_refused_when_it_is_loaded(files, tmp_path, trial, trials, nursery):
     """Errors of the cells that come before all work, of the kinds that the command prints as one sentence."""
-    for i, (notebook, values, words) in enumerate(rows(LOADED)):
+    for i, (notebook, values, words) in enumerate(trials(rows(LOADED)[::2], rows(LOADED))):
         with trial("bad parameters"):
             log = tmp_path / f"log {i}"
             _, params = resolve(notebook, given(values, files))
@@ -270,8 +270,8 @@ def test_what_is_refused_when_it_is_loaded(files, tmp_path, trial, nursery):
     assert BEFORE == ("Setup", "Load")
 
 
-def test_through_the_command(files, tmp_path, trial):
-    for notebook, values, words in rows(THROUGH_THE_COMMAND):
+def test_through_the_command(files, tmp_path, trial, trials):
+    for notebook, values, words in trials(rows(THROUGH_THE_COMMAND)[:2], rows(THROUGH_THE_COMMAND)):
         with trial("bad parameters"):
             call = [word for pair in given(values, files) for word in ("-p", *pair)]
             done = command(notebook, *call)

@@ -23,6 +23,8 @@ STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 @pytest.mark.parametrize("number", STATUS)
 def test_a_stopped_run_goes_on(number, nursery, tmp_path, trial, trials, monkeypatch):
+    if number not in trials([signal.SIGTERM], STATUS):
+        pytest.skip("in the longer form: make faults; tests/runs stops a shorter notebook by both")
     given = SMALL["labelling"]
     whole = tmp_path / "whole"
     whole.mkdir()

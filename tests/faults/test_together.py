@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,8 +18,10 @@ from tests.helpers.nursery import tables
 
 
 @pytest.mark.parametrize("notebook", SMALL)
-def test_three_runs_of_one_notebook_on_one_cache(notebook, nursery, tmp_path, trial, monkeypatch):
+def test_three_runs_of_one_notebook_on_one_cache(notebook, nursery, tmp_path, trial, trials, monkeypatch):
     """Each has its own results; the cache and the transcript's server are shared."""
+    if notebook not in trials(["labelling"], list(SMALL)):
+        pytest.skip("in the longer form: make faults")
     with trial("three runs side by side, cold cache"), counting(delay=0.02) as (server, key):
         shared = {"NEURONYM_CACHE": str(tmp_path / "cache")}
         pids = {}
@@ -54,13 +58,14 @@ def test_runs_with_other_parameters_share_what_is_equal(nursery, tmp_path, trial
         assert not cache.verify()
 
 
-def test_three_commands_with_the_same_parameters(tmp_path, trial):
+def test_commands_with_the_same_parameters(tmp_path, trial, trials):
     """One works in the run folder, the others wait for it, and all are done."""
     words = [word for name, value in SMALL["labelling"].items() for word in ("-p", name, value)]
-    with trial("three equal commands side by side, one run folder"), ThreadPoolExecutor(3) as pool:
-        done = list(pool.map(lambda _: command("labelling", *words, **places(tmp_path)), range(3)))
-        assert [one.returncode for one in done] == [0, 0, 0], [one.stderr[-500:] for one in done]
-        assert sum("this one waits for it" in one.stdout for one in done) == 2
+    many = trials(2, 3)
+    with trial("equal commands side by side, one run folder"), ThreadPoolExecutor(many) as pool:
+        done = list(pool.map(lambda _: command("labelling", *words, **places(tmp_path)), range(many)))
+        assert not any(one.returncode for one in done), [one.stderr[-500:] for one in done]
+        assert sum("this one waits for it" in one.stdout for one in done) == many - 1
         (folder,) = (path for path in (tmp_path / "results" / "labelling").iterdir() if path.is_dir())
         assert (folder / "done").exists() and json.loads((folder / "notebook.ipynb").read_text())
         assert not list(folder.parent.glob(".*.lock"))
@@ -80,17 +85,14 @@ print(float(np.abs(np.asarray(cache.load("test", {"of": "two"})) - rows).max()))
 
 
 def test_processes_on_one_entry(tmp_path, trial, trials):
-    import subprocess
-    import sys
-
     for i in range(trials(1, 5)):
         with trial("processes that write one cache entry"):
             env = {**places(tmp_path / str(i)), "PYTHONPATH": str(ROOT / "utils")}
             made = [
                 subprocess.Popen([sys.executable, "-c", ENTRY], env=env, stdout=subprocess.PIPE, text=True)
-                for _ in range(3)
+                for _ in range(2)
             ]
-            assert [float(one.communicate()[0]) for one in made] == [0.0] * 3
+            assert [float(one.communicate()[0]) for one in made] == [0.0] * 2
             (folder,) = (tmp_path / str(i) / "cache" / "test").iterdir()
             assert sorted(path.name for path in folder.iterdir()) == ["data.npy", "meta.json"]
             assert np.load(folder / "data.npy").shape == (40, 100)

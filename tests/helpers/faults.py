@@ -32,6 +32,9 @@ SMALL = {
         "pairs": "",
         "indirect_images": 4,
         "repeats": 1,
+        "readout_layers": "4",
+        "words": 4,
+        "pools": "microworld:atoms",
         "batch_size": 16,
     },
 }
