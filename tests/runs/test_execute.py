@@ -212,6 +212,16 @@ def test_a_stopped_run_says_so_once_and_leaves_no_kernel(folder, tmp_path, numbe
     assert [run.state for run in find_runs()] == ["stopped"]
 
 
+def test_nothing_is_said_after_a_stop():
+    """Calls to the kernel that nobody waits for any more would warn when they are thrown away."""
+    code = (
+        "from pathlib import Path\nfrom neuronym.runs.execute import _report\nasync def call(): pass\n"
+        "_report('toy', {}, Path('/none'), KeyboardInterrupt('SIGTERM'), False)\ncall()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "toy stopped; the same command goes on from the caches: neuronym toy\n"
+
+
 def test_results_that_cannot_be_written_end_the_command(toy, tmp_path):
     (tmp_path / "file").touch()
     done = command("toy", NEURONYM_RESULTS=str(tmp_path / "file"))

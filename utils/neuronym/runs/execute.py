@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, ExitStack, suppress
 from pathlib import Path
@@ -155,6 +156,7 @@ def _report(
     if stopped:
         silent = logging.CRITICAL + 1  # tasks whose kernel has gone would say so after the last line
         logging.getLogger("asyncio").setLevel(silent)
+        warnings.filterwarnings("ignore", message="coroutine ", category=RuntimeWarning)  # so would these
         status = 128 + (signal.SIGTERM if failure.args else signal.SIGINT)  # as shells say it
         error = "stopped"
         said = f"stopped; the same command goes on from the caches: {spelled_out(notebook, overrides)}"
