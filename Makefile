@@ -1,4 +1,4 @@
-# make demo | test | check | test-fast | lab | docs | bench | figures | clean-cache. Each target does its own set-up in .venv; a second run does nothing twice.
+# make demo | test | check | test-fast | faults | lab | docs | bench | figures | clean-cache. Each target does its own set-up in .venv; a second run does nothing twice.
 # PYTHON=python3.12 chooses the interpreter of a new .venv; PIP_ARGS and PYTEST_ARGS are passed on.
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help demo test check test-fast lab docs bench figures clean-cache
+.PHONY: help demo test check test-fast faults lab docs bench figures clean-cache
 .DELETE_ON_ERROR:
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make test         run all tests"
 	@echo "make check        look for mistakes and unformatted code, in seconds"
 	@echo "make test-fast    the tests that take no time, for work in between"
+	@echo "make faults       kill runs, damage files, set bad parameters: what was tried and what survived (half an hour)"
 	@echo "make lab          open JupyterLab on the repository"
 	@echo "make docs         write the numbers of README and docs from the newest default runs"
 	@echo "make bench        measure speed against literal implementations, into results/benchmarks"
@@ -33,6 +34,9 @@ check: .venv/set-up-test
 
 test-fast: .venv/set-up-test
 	$(PY) -m pytest -q -m "not slow" $(PYTEST_ARGS)
+
+faults: .venv/set-up-test
+	NEURONYM_FAULTS=docs/results/data/faults/faults.csv $(PY) -m pytest -q tests/faults $(PYTEST_ARGS)
 
 lab: .venv/set-up-lab
 	$(PY) -m jupyterlab --notebook-dir=.

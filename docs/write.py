@@ -15,8 +15,8 @@ Python (.3f, .1%), `minutes` for the sum of a column of seconds, or `written` fo
 which are those printed. Options of a table: where=COLUMN:VALUE (several), columns=A,B,
 pivot=ROWS|COLUMNS|VALUES, mean=A,B (means over all other rows), names=A:said,B:said, digits=3 or
 digits=written. Files lie in docs/results/data/PAGE/; one of another page is written PAGE/FILE. For a page
-that is no notebook they are taken from results/PAGE/, where `make bench` leaves its tables. What no run has
-stays as it is.
+that is no notebook they are taken from results/PAGE/, where `make bench` leaves its tables; `make faults`
+writes those of faults.md. What no run has stays as it is.
 """
 
 from __future__ import annotations

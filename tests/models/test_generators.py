@@ -62,8 +62,8 @@ def test_a_pipeline_gets_what_was_asked_for_and_no_more(diffusers):
     load_generator("diffusers:org/model").draw(["x", "yy"], [7, 8])
     load_generator("diffusers:a@b/model@steps=4,size=9,guidance=0,dtype=bfloat16", "meta").draw(["x"], [-2])
     assert diffusers.loads == [
-        ("org/model", {"torch_dtype": torch.float32}),
-        ("a@b/model", {"torch_dtype": torch.bfloat16}),
+        ("org/model", {"torch_dtype": torch.float32, "trust_remote_code": False}),
+        ("a@b/model", {"torch_dtype": torch.bfloat16, "trust_remote_code": False}),
     ]
     assert diffusers.calls == [
         {

@@ -5,6 +5,7 @@ cannot be loaded.
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 import types
@@ -248,6 +249,19 @@ def test_a_users_own(users):
     assert pair.preprocess_spec.startswith("crop ")
     assert load_target("users_networks:whole").classes == ["a"] * 1000
     assert sys.path[-1] == str(users)  # for what a forward pass imports
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("os:system", "got 'os:system' of Python's own library; name one of a file in"),
+        ("json:loads", "got 'json:loads' of Python's own library"),
+        ("torch.nn:Linear", "takes no arguments, 'torch.nn:Linear' needs in_features, out_features; write"),
+    ],
+)
+def test_functions_that_make_no_network_are_not_called(name, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        load_target(name)
 
 
 def test_a_users_own_package_may_be_called_utils(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ import pytest
 
 from neuronym.runs.execute import phases
 from neuronym.runs.folders import ROOT
+from neuronym.runs.listing import find_runs
 from tests.helpers.notebooks import CELL, command, write_notebook
 
 
@@ -146,6 +147,36 @@ def test_a_mistake_that_start_run_finds_leaves_no_folder(toy, folder, tmp_path):
     assert "ValueError: parameter 'top_k' must be int, got 'x'" in done.stderr.splitlines()[-1]
 
 
+def test_what_a_loading_cell_refuses_is_one_sentence_without_a_folder(folder, tmp_path):
+    ours = (
+        "# papermill_description=Load\nfrom neuronym.common.units import choose_units\nchoose_units('x', 3)"
+    )
+    write_notebook(folder, cells=[ours])
+    done = command("toy")
+    assert done.returncode == 2 and not list((tmp_path / "results" / "toy").iterdir())
+    assert done.stderr == "error: units are all, a count, ids:3,17,42, ids:0-9 or label:dog, got 'x'\n"
+    for cell in (ours.replace("Load", "Score"), "# papermill_description=Load\nraise ValueError('theirs')"):
+        write_notebook(folder, cells=[cell])
+        done = command("toy", "--force")
+        assert done.returncode == 1 and "toy failed in cell 3" in done.stderr.splitlines()[-1]
+    write_notebook(folder, cells=[ours])
+    assert command("toy").returncode == 2
+    (kept,) = (path for path in (tmp_path / "results" / "toy").iterdir() if path.is_dir())
+    assert (kept / "failed").read_text().startswith("units are all"), "a folder of an earlier run stays"
+
+
+def test_equal_commands_wait_for_one_another(folder, tmp_path):
+    count = "import os, time\nfrom pathlib import Path\nhere = Path(run.dir).parent / 'here'\n"
+    count += "here.mkdir()\ntime.sleep(1)\nhere.rmdir()\nfinish_run(run, {})"
+    write_notebook(folder, cells=[count])
+    call = [sys.executable, "-m", "neuronym", "toy"]
+    made = [subprocess.Popen(call, cwd=ROOT, text=True, stdout=subprocess.PIPE) for _ in range(2)]
+    said = [one.communicate(timeout=120)[0] for one in made]
+    assert [one.returncode for one in made] == [0, 0]
+    assert sum("another process runs the same into" in text for text in said) == 1
+    assert [path.name[:8] for path in (tmp_path / "results" / "toy").iterdir()] == ["defaults"]
+
+
 def test_a_failure_is_marked_and_said_last(folder, tmp_path):
     write_notebook(folder, cells=["raise RuntimeError('broken')"])
     done = command("toy")
@@ -157,11 +188,11 @@ def test_a_failure_is_marked_and_said_last(folder, tmp_path):
     assert (kept / "done").exists() and not (kept / "failed").exists()
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_says_so_once_and_leaves_no_kernel(folder, tmp_path, number, status):
     write_notebook(folder, cells=["import os, time\nprint('pid', os.getpid())\ntime.sleep(60)"])
     process = subprocess.Popen(
-        [sys.executable, "-m", "neuronym", "toy"],
+        [sys.executable, "-m", "neuronym", "toy", "-p", "target", "a b", "-p", "limit", "~"],
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
@@ -172,11 +203,23 @@ def test_a_stopped_run_says_so_once_and_leaves_no_kernel(folder, tmp_path, numbe
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == status
-    assert said.splitlines()[-1] == "toy stopped; the same command goes on from the caches"
+    again = "neuronym toy -p target 'a b' -p limit null"
+    assert said.splitlines()[-1] == f"toy stopped; the same command goes on from the caches: {again}"
     assert "Traceback" not in said and len(said.splitlines()) == 2
     assert not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == psutil.STATUS_ZOMBIE
     (kept,) = (tmp_path / "results" / "toy").iterdir()
     assert not (kept / "failed").exists() and not (kept / "done").exists()
+    assert [run.state for run in find_runs()] == ["stopped"]
+
+
+def test_nothing_is_said_after_a_stop():
+    """Calls to the kernel that nobody waits for any more would warn when they are thrown away."""
+    code = (
+        "from pathlib import Path\nfrom neuronym.runs.execute import _report\nasync def call(): pass\n"
+        "_report('toy', {}, Path('/none'), KeyboardInterrupt('SIGTERM'), False)\ncall()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "toy stopped; the same command goes on from the caches: neuronym toy\n"
 
 
 def test_results_that_cannot_be_written_end_the_command(toy, tmp_path):

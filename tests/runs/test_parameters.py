@@ -149,6 +149,18 @@ def test_lists_and_nulls_elsewhere():
     assert from_text(Parameter("x", "str", "a", "", kinds=("a",)), "null") == "a"
 
 
+def test_an_empty_text_is_a_value_where_the_help_says_so_or_it_is_the_default():
+    assert (
+        check(Parameter("x", "str", "a", "empty for none"), "") == "" == check(Parameter("x", "str", ""), "")
+    )
+    with pytest.raises(ValueError, match=r"'x' must not be empty \(default 'a'; of all\)"):
+        from_text(Parameter("x", "str", "a", "of all"), "")
+
+
+def test_a_kind_may_be_followed_by_a_folder():
+    assert from_text(Parameter("x", "str", "b", kinds=("a", "b")), "a@/photos") == "a@/photos"
+
+
 def test_kinds_hold_for_every_part_of_a_str_with_commas():
     several = Parameter("x", "str", "", "separated by commas", kinds=("a", "b"))
     assert from_text(several, "a:1,b") == "a:1,b" and from_text(several, "") == ""

@@ -43,10 +43,7 @@ from neuronym.stored import canonical, empty_npy, key_of, npy_fits, read_meta, s
 
 
 def load(kind: str, spec: dict) -> np.ndarray | None:
-    """The array of a finished entry, memory-mapped and read-only; None when there is none or it is torn.
-
-    Raises ValueError when the entry under this key was made from another spec.
-    """
+    """The array of a finished entry, memory-mapped and read-only; None for none and for a damaged one."""
     folder = _found(kind, spec)
     return None if folder is None else np.load(folder / "data.npy", mmap_mode="r", allow_pickle=False)
 

@@ -112,18 +112,19 @@ def say_once(sentence: str) -> None:
 
 
 def usable(folder: Path, spec: dict) -> bool:
-    """Whether the folder is a whole entry of this spec; ValueError when it is an entry of another."""
+    """Whether the folder is a whole entry of this spec; what says another is damaged, and said to be."""
     meta = read_meta(folder)
     if not whole(folder, meta) or not isinstance(meta["spec"], dict):
         if folder.is_dir():
             say_once(f"cache entry {folder} is torn: its files are not as they were; it is computed anew")
         return False
-    if canonical(meta["spec"]) != canonical(spec):
-        raise ValueError(
-            f"cache entry {folder.name} of kind '{folder.parent.name}' was made from another spec; "
-            f"remove {folder}"
-        )
-    return intact(folder, meta)
+    try:
+        same = canonical(meta["spec"]) == canonical(spec)
+    except ValueError:  # numbers that no spec has
+        same = False
+    if not same:
+        say_once(f"cache entry {folder} is damaged: it says another spec than its key; it is computed anew")
+    return same and intact(folder, meta)
 
 
 def npy_fits(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:

@@ -36,7 +36,13 @@ from neuronym.models.asking import each
 from neuronym.models.identity import identity
 from neuronym.models.llms import load_llm, TIMEOUT, TRIES
 from neuronym.models.preprocess import MICRO, preprocess_text
-from neuronym.models.weights import microworld_weights, quiet_transformers, random_start, tokenizer_key
+from neuronym.models.weights import (
+    microworld_weights,
+    NO_CODE,
+    quiet_transformers,
+    random_start,
+    tokenizer_key,
+)
 from neuronym.runs.folders import folder_or_id
 
 if TYPE_CHECKING:
@@ -145,9 +151,9 @@ def _blip(source: str, device: torch.device, kind: str = "blip") -> Captioner:
     }[kind]
     try:
         with quiet_transformers(), random_start(0):
-            found = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
+            found = transformers.AutoConfig.from_pretrained(source, **NO_CODE).model_type
             if found == model_type:
-                processor = transformers.AutoProcessor.from_pretrained(source, trust_remote_code=False, **pil)
+                processor = transformers.AutoProcessor.from_pretrained(source, **pil, **NO_CODE)
                 model, info = getattr(transformers, network).from_pretrained(
                     source, output_loading_info=True, **own
                 )

@@ -44,6 +44,7 @@ from neuronym.models.weights import (
     is_file_or_seed,
     is_torchscript,
     microworld_weights,
+    NO_CODE,
     quiet_transformers,
     random_seed,
     random_start,
@@ -206,11 +207,9 @@ def _hf(rest: str, device: torch.device) -> Clip:
     )  # as released
     try:
         with quiet_transformers(), random_start(0):
-            model = transformers.AutoModel.from_pretrained(source, trust_remote_code=False)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            processor = transformers.AutoImageProcessor.from_pretrained(
-                source, trust_remote_code=False, **pil
-            )
+            model = transformers.AutoModel.from_pretrained(source, **NO_CODE)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **NO_CODE)
+            processor = transformers.AutoImageProcessor.from_pretrained(source, **pil, **NO_CODE)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"hf:{rest} could not be loaded ({_first_line(error)}); download it where there is "

@@ -32,7 +32,7 @@ from neuronym.common.checks import check_positive_int, import_extra, unknown
 from neuronym.common.files import digest
 from neuronym.microworld.world import LABEL_SEED, PICTURE_STEP
 from neuronym.models.identity import identity
-from neuronym.models.weights import tokenizer_key
+from neuronym.models.weights import NO_CODE, tokenizer_key
 from neuronym.runs.folders import folder_or_id
 
 BATCH = 8  # pictures that pass a pipeline together, and that a kill can cost
@@ -140,7 +140,7 @@ def _diffusers(rest: str, device: torch.device) -> Generator:
     dtype = options.pop("dtype", "float32")
     try:
         pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
-            source, torch_dtype=getattr(torch, dtype)
+            source, torch_dtype=getattr(torch, dtype), **NO_CODE
         )
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -46,7 +46,7 @@ from neuronym.models.answers import fault_of, valid
 from neuronym.models.identity import identity
 from neuronym.models.replies import answer_of, ROLES
 from neuronym.models.server import openai_chat, TOLD, without_system
-from neuronym.models.weights import quiet_transformers, random_start, tokenizer_key
+from neuronym.models.weights import NO_CODE, quiet_transformers, random_start, tokenizer_key
 from neuronym.runs.folders import folder_or_id, from_root
 
 TIMEOUT = 120.0  # seconds of a server's silence
@@ -139,8 +139,8 @@ def _hf(source: str, device: torch.device, timeout: float, tries: int) -> tuple[
     )  # the checkpoint's type
     try:
         with quiet_transformers(), random_start(0):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            model = transformers.AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **own)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **NO_CODE)
+            model = transformers.AutoModelForCausalLM.from_pretrained(source, **own, **NO_CODE)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(

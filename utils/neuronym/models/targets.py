@@ -25,6 +25,7 @@ TARGETS        name up to the colon -> loader
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import sys
 import warnings
@@ -351,7 +352,9 @@ def _own(name: str) -> Target | tuple:
 
 
 def own_function(name: str) -> Callable:
-    """What a user's `package.module:function` names; KeyError when there is no such module or function."""
+    """What a user's `package.module:function` names; KeyError when there is no such module or function,
+    ValueError for one that takes arguments and for what is Python's own.
+    """
     module_name, _, function = name.partition(":")
     with _at_home() as here:
         try:
@@ -367,7 +370,30 @@ def own_function(name: str) -> Callable:
         raise unknown(
             f"function in {module_name}", function, [k for k, v in vars(module).items() if callable(v)]
         )
-    return getattr(module, function)
+    found, file = getattr(module, function), getattr(module, "__file__", None)
+    theirs = module_name.partition(".")[0] in sys.stdlib_module_names
+    if theirs and not (file and Path(file).is_relative_to(here)):
+        raise ValueError(
+            f"a target is made by a function of yours, got '{name}' of Python's own library; name one of a "
+            f"file in {here}, as my_networks:build"
+        )
+    needed = _needed(found)
+    if needed:
+        raise ValueError(
+            f"the function of a target takes no arguments, '{name}' needs {', '.join(needed)}; write a "
+            "function that calls it and returns the network"
+        )
+    return found
+
+
+def _needed(function: Callable) -> list[str]:
+    """Arguments that a function must be given; none where it does not tell."""
+    try:
+        given = inspect.signature(function).parameters.values()
+    except (ValueError, TypeError):
+        return []
+    named = [one for one in given if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    return [one.name for one in named if one.default is one.empty]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ read_weights        safetensors, state dict or TorchScript file -> {name: tensor
 is_torchscript      whether a file is a TorchScript archive
 is_file_or_seed     whether a name asks for a file or for random weights
 random_seed         the seed in "random:SEED"
+NO_CODE             option of transformers and diffusers: nothing that ships beside weights is run
 load_into           a network with weights from a file, or random ones
 random_start        seed the building of a network
 tokenizer_key       what stands for a Hugging Face tokenizer
@@ -63,6 +64,7 @@ STORAGES = {  # how archives name the types of their tensors
     "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128,
 }
+NO_CODE = {"trust_remote_code": False}  # of a folder or hub: what it ships beside weights is never run
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")  # of wrappers, on every name
 
 
@@ -81,7 +83,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"no weights file at {path}")
     try:
         weights = _read(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+    except Exception as error:  # what a reader raises over a file that is none of its kind may be anything
         raise ValueError(
             f"{path} is not a file of weights (.safetensors, or torch.save(model.state_dict(), path)): "
             f"{_reason(error)}"
@@ -111,7 +113,7 @@ def _reason(error: Exception) -> str:
     """What a reader of files says, in one line without colours; for objects beside tensors, which and
     what to do.
     """
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)) or type(error).__name__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
     found = re.search(r"(?:GLOBAL|Unsupported (?:class|global):?(?: GLOBAL)?) (\S+)", text)
     if found:
         return (
@@ -119,7 +121,10 @@ def _reason(error: Exception) -> str:
             "inside it "
             "alone, as torch.save(checkpoint['model'], path)"
         )
-    return text.splitlines()[0]
+    told = re.search(r"WeightsUnpickler error: (.*)", text)  # behind a page of advice
+    said = (told[1] if told else text).strip()
+    foreign = isinstance(error, (LookupError, TypeError, AttributeError)) and not isinstance(error, KeyError)
+    return "it is damaged, or of another kind" if foreign or not said else said.splitlines()[0]
 
 
 def is_torchscript(path: str | Path) -> bool:

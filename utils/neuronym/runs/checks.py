@@ -20,6 +20,7 @@ from neuronym.common.units import check_units, layers_named
 from neuronym.runs.folders import check_transcript, chosen_device, from_root, results_dir, ROOT
 from neuronym.runs.parameters import differing, Parameter
 from neuronym.runs.spelling import from_command, names_in
+from neuronym.runs.values import check_values
 
 FEWEST = 20  # images that clusters of a unit take (trust.polysemy)
 OWN = 10  # images of a unit that retrieved pictures leave out (describe.selection)
@@ -37,6 +38,7 @@ def check_setup(known: Mapping[str, Parameter], params: Mapping[str, Any]) -> No
     for the first parameter that names nothing and for what cannot succeed together; PermissionError for
     results that cannot be written.
     """
+    check_values(params)
     for name, check in CHECKS.items():
         value = params.get(name)
         if not value or not known[name].kinds or value == known[name].default:
@@ -129,7 +131,9 @@ def _probe(name: str) -> None:
 
 def _concepts(name: str) -> None:
     kind, _, rest = name.partition(":")
-    if not (kind == "english" and rest.isdigit() or name == "imagenet"):  # these take seconds, and are there
+    if not (
+        kind == "english" and rest.isdigit() and int(rest) or name == "imagenet"
+    ):  # these take seconds, and are there
         from neuronym.datasets.concepts import load_concepts
 
         load_concepts(name)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import signal
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -32,7 +33,9 @@ MORE = """other commands:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status: 0, 1 when a notebook failed, 2 when the command was wrong."""
+    """Command line; returns the exit status: 0, 1 when a notebook failed, 2 when the command was wrong, 130
+    or 143 when it was stopped by Ctrl-C or SIGTERM.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if arguments[:1] and arguments[0] in COMMANDS:
@@ -50,6 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     except WRONG as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped before any work", file=sys.stderr)
+        return 128 + signal.SIGINT
     return _run(planned, options.force, options.notebook == "all")
 
 

@@ -1,7 +1,8 @@
 """One notebook through papermill into its run folder.
 
-execute   start its kernel, which checks what is left to check; run it; keep what it printed and took
-phases    seconds of each cell of an executed notebook that has a name
+execute      start its kernel, which checks what is left to check; run it; keep what it printed and took
+phases       seconds of each cell of an executed notebook that has a name
+spelled_out  the command that runs a notebook with some values
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, ExitStack, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, IO
 
+from neuronym.common.files import fcntl
 from neuronym.runs.folders import make_folder, notebook_path, PACKAGE, results_dir, ROOT
-from neuronym.runs.run import run_folder
+from neuronym.runs.run import ENDS, run_folder
 
 NAMED = "# papermill_description="  # first line of a cell, before its name
 DRAWN = "<Figure size", "<IPython.core.display.Image"  # how a picture looks as plain text
@@ -33,6 +37,21 @@ START = (  # a Ctrl-C is the command's until the process is a kernel
     "from neuronym.runs.kernel import main; main(*sys.argv[1:])"
 )
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
+BEFORE = "Setup", "Load"  # how cells are named that only look at what is set
+FRAME = re.compile(r"^\s*File (\S.*?)(?::\d+|\((?:\d+)\)|, line \d+)", re.MULTILINE)  # of a traceback
+SENTENCES = (  # errors that say what is wrong with a parameter
+    "UnknownName",
+    "KeyError",
+    "LookupError",
+    "ValueError",
+    "OSError",
+    "FileNotFoundError",
+    "NotADirectoryError",
+    "IsADirectoryError",
+    "PermissionError",
+    "ImportError",
+    "ModuleNotFoundError",
+)
 
 
 class Refused(Exception):
@@ -45,40 +64,43 @@ def execute(
     """Run one notebook through papermill into its run folder.
 
     Returns seconds, peak_mb (None when unknown), error (None when it is done), status (that of the command)
-    and stopped (by Ctrl-C or SIGTERM).
+    and stopped (by Ctrl-C or SIGTERM). While another process runs the same, this one waits.
     """
     started, folder = time.perf_counter(), run_folder(notebook, params)
     new, failure = not folder.exists(), None
     print(f"== {notebook}", flush=True)
-    try:
-        with _interruptible(), _kernel(notebook, params) as (manager, verdict), _live_output():
-            papermill = _papermill()
-            verdict()
-            _make_ready(folder, force)
-            papermill.execute_notebook(
-                _literally(notebook_path(notebook)),
-                _literally(folder / "notebook.ipynb"),
-                overrides,
-                kernel_name="python3",
-                km=manager,
-                cwd=ROOT,
-                log_output=True,
-                progress_bar=False,
-                start_timeout=300,
-            )
-    except (Exception, KeyboardInterrupt) as raised:  # a kernel that died, or never started: any class
-        failure = raised
-    row = {
-        "seconds": time.perf_counter() - started,
-        "peak_mb": None,
-        "error": None,
-        "status": 0,
-        "stopped": False,
-    }
-    ended = failure is None or getattr(failure, "ename", "") == "DryRun"  # which ends after its plan
-    if ended and (folder / "done").exists():
-        return row | {"peak_mb": _close(folder)["peak_mb"]}
-    return row | _report(notebook, folder, failure, new)
+    with ExitStack() as held:
+        try:
+            with _interruptible(), _kernel(notebook, params) as (manager, verdict), _live_output():
+                papermill = _papermill()
+                verdict()
+                held.enter_context(_alone(folder))
+                new = not folder.exists()
+                _make_ready(folder, force)
+                papermill.execute_notebook(
+                    _literally(notebook_path(notebook)),
+                    _literally(folder / "notebook.ipynb"),
+                    overrides,
+                    kernel_name="python3",
+                    km=manager,
+                    cwd=ROOT,
+                    log_output=True,
+                    progress_bar=False,
+                    start_timeout=300,
+                )
+        except (Exception, KeyboardInterrupt) as raised:  # a kernel that died, or never started: any class
+            failure = raised
+        row = {
+            "seconds": time.perf_counter() - started,
+            "peak_mb": None,
+            "error": None,
+            "status": 0,
+            "stopped": False,
+        }
+        ended = failure is None or getattr(failure, "ename", "") == "DryRun"  # which ends after its plan
+        if ended and (folder / "done").exists():
+            return row | {"peak_mb": _close(folder)["peak_mb"]}
+        return row | _report(notebook, overrides, folder, failure, new)
 
 
 def phases(executed: Path) -> dict[str, float]:
@@ -102,7 +124,7 @@ def _make_ready(folder: Path, force: bool) -> None:
         make_folder(folder)
     except PermissionError as error:
         raise Refused(str(error)) from None
-    for marker in ("done", "failed"):
+    for marker in ENDS:
         (folder / marker).unlink(missing_ok=True)
 
 
@@ -118,17 +140,27 @@ def _close(folder: Path) -> dict[str, Any]:
     return measured
 
 
-def _report(notebook: str, folder: Path, failure: BaseException | None, new: bool) -> dict[str, Any]:
+def _report(
+    notebook: str, overrides: dict[str, Any], folder: Path, failure: BaseException | None, new: bool
+) -> dict[str, Any]:
     """Say why a run is not done, in the last line; mark its folder, or remove it where nothing was begun."""
     if isinstance(failure, Refused):
-        print(f"error: {failure}", file=sys.stderr, flush=True)
-        return {"error": str(failure), "status": 2}
+        return _refuse(str(failure))
     status, stopped = 1, isinstance(failure, KeyboardInterrupt)
+    if not stopped and _before_work(failure):
+        sentence = COLOURS.sub("", failure.evalue)
+        if new:
+            _remove(folder)
+        else:  # of a run that went further once
+            (folder / "failed").write_text(f"{sentence}\n", encoding="utf-8")
+        return _refuse(sentence)
     if stopped:
         silent = logging.CRITICAL + 1  # tasks whose kernel has gone would say so after the last line
         logging.getLogger("asyncio").setLevel(silent)
-        status = 128 + signal.SIGTERM if failure.args else 1
-        said = error = "stopped; the same command goes on from the caches"
+        warnings.filterwarnings("ignore", message="coroutine ", category=RuntimeWarning)  # so would these
+        status = 128 + (signal.SIGTERM if failure.args else signal.SIGINT)  # as shells say it
+        error = "stopped"
+        said = f"stopped; the same command goes on from the caches: {spelled_out(notebook, overrides)}"
     elif failure is None:
         said = error = "ended without finish_run"
     elif hasattr(failure, "ename"):  # papermill's PapermillExecutionError
@@ -136,16 +168,49 @@ def _report(notebook: str, folder: Path, failure: BaseException | None, new: boo
         error = whole.splitlines()[0]
         said = f"failed in cell {failure.cell_index} ({_title(failure.source)}): {whole}"
     else:
-        error = f"{type(failure).__name__}: {failure}".splitlines()[0]
+        error = (f"{type(failure).__name__}: {failure}".splitlines() or [""])[0]
         said = f"failed: {error}"
     if new and not (folder / "params.json").exists() and (stopped or _in_start_run(failure)):
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     if (folder / "notebook.ipynb").exists():
         print(f"executed notebook: {folder / 'notebook.ipynb'}", file=sys.stderr)
-    if folder.exists() and not stopped:
-        (folder / "failed").write_text(f"{error}\n", encoding="utf-8")
+    if folder.exists():
+        with suppress(OSError):  # a full disk: the reason is said, if not kept
+            (folder / ("stopped" if stopped else "failed")).write_text(f"{error}\n", encoding="utf-8")
     print(f"{notebook} {said}", file=sys.stderr, flush=True)
     return {"error": error, "status": status, "stopped": stopped}
+
+
+def spelled_out(notebook: str, overrides: dict[str, Any]) -> str:
+    """The command that runs a notebook with these values, as a shell takes it."""
+    words = [word for name, value in overrides.items() for word in ("-p", name, _text(value))]
+    return shlex.join(["neuronym", notebook, *words])
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _refuse(sentence: str) -> dict[str, Any]:
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    return {"error": sentence, "status": 2, "stopped": False}
+
+
+def _remove(folder: Path) -> None:
+    """Remove a run folder in which nothing was begun."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _before_work(failure: BaseException | None) -> bool:
+    """Whether a notebook failed over what is set, in a cell that comes before all work, and the sentence that
+    says so is this package's.
+    """
+    if getattr(failure, "ename", "") not in SENTENCES:
+        return False
+    lines = COLOURS.sub("", "\n".join(getattr(failure, "traceback", None) or []))
+    last = ([""] + FRAME.findall(lines))[-1]
+    ours = Path(last).expanduser().is_relative_to(PACKAGE)
+    return ours and _title(failure.source).startswith(BEFORE)
 
 
 def _in_start_run(failure: BaseException | None) -> bool:
@@ -219,6 +284,48 @@ def _kernel(notebook: str, params: dict[str, Any]) -> Iterator[tuple[Any, Callab
             raise
         finally:
             run_sync(manager.shutdown_kernel)(now=stopped)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a run folder for the block: of processes with the same parameters one works, the others wait.
+
+    Where a file system has no locks, nobody waits.
+    """
+    try:
+        make_folder(folder.parent)
+        file = _locked(folder.with_name(f".{folder.name}.lock"), folder)
+    except PermissionError as error:
+        raise Refused(str(error)) from None
+    try:
+        yield
+    finally:
+        if file is not None:
+            with file:
+                Path(file.name).unlink(missing_ok=True)
+
+
+def _locked(path: Path, folder: Path) -> IO[str] | None:
+    """The lock file once it is ours, None where there is no locking."""
+    said = False
+    while fcntl is not None:
+        file = open(path, "a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+            wait = 0.0  # its last holder removed it: another file is the lock now
+        except BlockingIOError:
+            wait = 0.2
+            if not said:
+                print(f"another process runs the same into {folder}; this one waits for it", flush=True)
+                said = True
+        except OSError:
+            file.close()
+            return None
+        file.close()
+        time.sleep(wait)
+    return None
 
 
 @contextmanager

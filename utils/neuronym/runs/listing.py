@@ -17,6 +17,7 @@ from typing import Any
 
 from neuronym.runs.folders import notebooks_dir, results_dir
 from neuronym.runs.parameters import differing, read_parameters
+from neuronym.runs.run import ENDS
 
 ORDER = (  # what a newcomer reads first; others come after these, by name
     "labelling",
@@ -36,7 +37,7 @@ class PastRun:
 
     notebook: str
     folder: Path
-    state: str  # done, failed, running or unfinished
+    state: str  # done, failed, stopped, running or unfinished
     set_to: dict[str, Any]
     began: datetime
 
@@ -88,7 +89,7 @@ def _read(folder: Path) -> PastRun:
         known = None
     written = datetime.fromtimestamp((folder / "params.json").stat().st_mtime).astimezone()
     began = datetime.fromisoformat(env["started"]) if "started" in env else written
-    state = next((name for name in ("done", "failed") if (folder / name).exists()), None)
+    state = next((name for name in ENDS if (folder / name).exists()), None)
     return PastRun(
         folder.parent.name,
         folder,

@@ -146,6 +146,11 @@ def check(parameter: Parameter, value: Any) -> Any:
             continue
     else:
         raise _ill_typed(parameter, value)
+    if value == "" and parameter.default not in ("", None) and "empty" not in parameter.help:
+        raise ValueError(
+            f"parameter '{parameter.name}' must not be empty (default {parameter.default!r}"
+            f"{'; ' + parameter.help if parameter.help else ''})"
+        )
     given = value if isinstance(value, list) else [value]
     if parameter.kinds and value != parameter.default and value is not None:
         for one in filter(None, value.split(",") if parameter.commas else [str(value)]):
@@ -189,7 +194,7 @@ def _kinds(names: str) -> tuple[str, ...]:
 
 def _of_kind(value: str, kinds: tuple[str, ...]) -> bool:
     first, colon, rest = re.match(
-        r"\s*([^:+\s]*)(:?)(.*)", value, re.DOTALL
+        r"\s*([^:+@\s]*)(:?)(.*)", value, re.DOTALL
     ).groups()  # "+" joins probing sets
     own = any(":" in kind for kind in kinds) and all(
         part.isidentifier() for part in [*first.split("."), rest]

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import torch
 
 NOT_HASHED = ("device", "batch_size", "run_name")  # they do not change what is computed
+ENDS = ("done", "failed", "stopped")  # empty files, or of one line, that say how a run ended
 PLAIN = ("target", "clip", "probe", "concepts")  # their values say by themselves what they are of
 LONGEST = 80  # characters of a folder's name, before the hash
 PACKAGES = ("torch", "torchvision", "numpy", "transformers", "openai-clip", "papermill")
@@ -92,7 +93,7 @@ def start_run(notebook: str, namespace: dict) -> Run:
     seed = params.get("seed", 0)
     folder = run_folder(notebook, params)
     make_folder(folder / "figures")
-    for marker in ("done", "failed"):
+    for marker in ENDS:
         (folder / marker).unlink(missing_ok=True)
     _write_json(folder / "params.json", params)
     _write_json(
