@@ -1,6 +1,6 @@
 """Which units are alike: in one layer, in other layers, in other networks, and on one map of them all.
 
-nearest    units whose activations go along most with each unit's
+closest    units whose activations go along most with each unit's
 matched    one-to-one assignment of the units of two layers, and how well it holds on images held out
 matches    of all pairs of layers of different networks
 unit_map   a place for every unit, alike ones close together
@@ -28,7 +28,7 @@ LARGEST_MATCH = 6000  # units of a layer: the assignment takes the cube of it
 LARGEST_TSNE = 20_000
 
 
-def nearest(
+def closest(
     Q: Mapping[str, Tensor], layer: str, k: int = 6, memory: int = MEMORY
 ) -> tuple[Tensor, Tensor, Tensor]:
     """For each unit of `layer` the k units of highest correlation over the images, in all layers of Q

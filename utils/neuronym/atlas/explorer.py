@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 from neuronym.atlas import facts
-from neuronym.atlas.alike import excited, nearest
+from neuronym.atlas.alike import closest, excited
 from neuronym.atlas.pictures import as_seen, QUALITY, where_firing
-from neuronym.atlas.site import FEW, index_content, layer_details, Network, packed, read_page, TOPS
+from neuronym.atlas.site import index_content, layer_details, Network, ON_CARD, packed, read_page, TOPS
 from neuronym.measurements import Measurements
 
 SIZE = 128  # pixels of a picture's side
 LISTED = 200  # units of the table that stands for the widget where nothing runs
-GLUE = """
+WIDGET = """
 export default { render({ model, el }) {
   const root = document.createElement("div"), asked = {}, kept = {};
   root.className = "atlas";
@@ -94,7 +94,7 @@ class Answers:
         """What is told of one unit, as a file of one."""
         data, layer = self.network.data, self.layers[number]
         if layer not in self._alike:
-            self._alike[layer] = nearest(data.Q, layer)
+            self._alike[layer] = closest(data.Q, layer)
         q = data.Q[layer]
         top = facts.parts_of_range(data.N).count("top")
         rows = facts.across_range(q[:, [unit]])[:top]
@@ -106,9 +106,9 @@ class Answers:
 
     def tops(self, n: int) -> str:
         """Places of the highest images of TOPS units."""
-        best = [facts.top_images(q, min(FEW, len(q))).T.cpu() for q in self.network.data.Q.values()]
+        best = [facts.top_images(q, min(ON_CARD, len(q))).T.cpu() for q in self.network.data.Q.values()]
         rows = torch.cat(best).int()[n * TOPS : (n + 1) * TOPS]
-        padded = torch.full((len(rows), FEW), -1, dtype=torch.int32)
+        padded = torch.full((len(rows), ON_CARD), -1, dtype=torch.int32)
         padded[:, : rows.shape[1]] = rows
         return packed(padded.numpy())
 
@@ -164,7 +164,7 @@ def explorer(
     class Explorer(anywidget.AnyWidget):
         """The atlas page of one network."""
 
-        _esm = read_page("atlas.js") + GLUE
+        _esm = read_page("atlas.js") + WIDGET
         _css = read_page("atlas.css")
         meta = traitlets.Dict().tag(sync=True)
         chosen = traitlets.List().tag(sync=True)

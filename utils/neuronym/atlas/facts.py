@@ -24,8 +24,8 @@ from neuronym.dissect import clip_dissect, functions_for
 from neuronym.measurements import Measurements
 from neuronym.trust.null import abstain, best_scores, null_best, p_values
 
-TOP, DECILES, BELOW = 8, 9, 3  # pictures of a unit: the highest, one of each decile, the lowest
-SHOWN = 0.05  # share of the images that count as showing a label: those most like it to the CLIP
+HIGHEST, DECILES, LOWEST = 8, 9, 3  # pictures of a unit: the highest, one of each decile, the lowest
+LIKE_LABEL = 0.05  # share of the images that count as showing a label: those most like it to the CLIP
 BINS = 32
 CONSTANT, DEAD, CHANCE = 1, 2, 4  # what is odd about a unit, as bits
 
@@ -56,10 +56,10 @@ def methods_table(
             tables.append(found[["layer", "unit", "method", "label", "score"]])
     table = pd.concat(tables, ignore_index=True)
     table = table[table["layer"].isin(list(data.Q))].reset_index(drop=True)
-    return table.assign(held=held_out(test, table))
+    return table.assign(held=held_correlation(test, table))
 
 
-def held_out(test: Measurements, table: pd.DataFrame) -> np.ndarray:
+def held_correlation(test: Measurements, table: pd.DataFrame) -> np.ndarray:
     """Correlation, over the images of `test`, of the CLIP's cosine with the label and the unit's
     activation: one value a row of `table` (layer, unit, label).
     """
@@ -129,26 +129,26 @@ def join_trust(units: pd.DataFrame, trust: pd.DataFrame) -> pd.DataFrame:
 
 def histogram(values: np.ndarray, likeness: np.ndarray | None) -> dict:
     """Counts of a unit's activations [N] in BINS bins from the lowest to the highest; with the label's
-    likeness [N] also how many of the SHOWN share of images most like it are in each.
+    likeness [N] also how many of the LIKE_LABEL share of images most like it are in each.
     """
     low, high = float(values.min()), float(values.max())
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
     found = {"low": low, "high": high, "all": np.histogram(values, edges)[0].tolist()}
     if likeness is not None:
-        most = np.argsort(-likeness, kind="stable")[: max(1, round(SHOWN * len(values)))]
+        most = np.argsort(-likeness, kind="stable")[: max(1, round(LIKE_LABEL * len(values)))]
         found["label"] = np.histogram(values[most], edges)[0].tolist()
     return found
 
 
 def across_range(q: Tensor) -> Tensor:
-    """Images of each unit from its highest activation to its lowest: q [N, K] -> rows [TOP + DECILES +
-    BELOW, K].
+    """Images of each unit from its highest activation to its lowest: q [N, K] -> rows [HIGHEST + DECILES +
+    LOWEST, K].
 
-    The TOP highest, then the image at each decile of the order (at 90 %, 80 %, ... 10 %), then the BELOW
+    The HIGHEST highest, then the image at each decile of the order (at 90 %, 80 %, ... 10 %), then the LOWEST
     lowest, the lowest last. Fewer of each where there are fewer than 40 images.
     """
     N = len(q)
-    top, below = min(TOP, N), min(BELOW, N)
+    top, below = min(HIGHEST, N), min(LOWEST, N)
     order = top_images(q, N) if N <= 40 else None
     if order is not None:
         return order[: min(N, top + below)]
@@ -160,9 +160,9 @@ def across_range(q: Tensor) -> Tensor:
 def parts_of_range(N: int) -> list[str]:
     """What each row of `across_range` is: "top", "90 %" ... "10 %" (share of images below it), "lowest"."""
     if N <= 40:
-        return ["top"] * min(N, TOP + BELOW)
+        return ["top"] * min(N, HIGHEST + LOWEST)
     deciles = [f"{100 - 10 * share} %" for share in range(1, DECILES + 1)]
-    return ["top"] * TOP + deciles + ["lowest"] * BELOW
+    return ["top"] * HIGHEST + deciles + ["lowest"] * LOWEST
 
 
 def by_method(methods: pd.DataFrame, K: Mapping[str, int], names: Sequence[str]) -> dict[str, dict]:

@@ -1,9 +1,10 @@
 """The pictures of an atlas: every image that a unit shows is stored once, on sheets of 64, and where in it
-a unit fires is a small grid of numbers beside it.
+a unit fires is a line beside it.
 
 Sheets         images on sheets, in the order in which units ask for them
 write_sheets   sheets as WebP files
 where_firing   for units and their top images, where in the image the unit fires
+outline        a line around where a map is at half of its highest value or more
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from neuronym.models.preprocess import seen
 
 ACROSS = 8  # pictures in a row of a sheet, and rows
 QUALITY = 86
-GRID = 8  # the most cells of a side of a firing grid
+CELLS = 16  # the most of a side of a map
 
 
 @dataclass
@@ -81,7 +82,7 @@ def where_firing(
     """Where each unit fires in some images: rows {layer: [n, K]} -> {layer: [K, n, h, w]} bytes, 255 for the
     unit's highest value in them and 0 for nothing or below; layers without positions are left out.
 
-    One forward pass over the different images serves all layers. A map larger than 8 cells a side is made
+    One forward pass over the different images serves all layers. A map larger than 16 cells a side is made
     smaller by the largest value in each cell.
     """
     layers = {name: info for name, info in data.layers.items() if name in rows and info.layout != "fc"}
@@ -107,13 +108,25 @@ def where_firing(
     return {name: _bytes(maps) for name, maps in found.items()}
 
 
+def outline(map: np.ndarray, level: float) -> str:
+    """A line around where a map [h, w] is at `level` or more, as an SVG path in a picture of 100 x 100; ""
+    where it nowhere is. Values are of the middles of cells, and between them linear.
+    """
+    from contourpy import contour_generator
+
+    edged = np.pad(np.pad(np.asarray(map, dtype=float), 1, mode="edge"), 1)  # it ends where the picture ends
+    y, x = (np.concatenate([[-1e-3, 0], (np.arange(n) + 0.5) / n, [1, 1 + 1e-3]]) * 100 for n in map.shape)
+    lines = contour_generator(x, y, edged).lines(level)
+    return "".join("M" + "L".join(f"{a:.0f} {b:.0f}" for a, b in line) for line in lines)
+
+
 def cells(output: Tensor, layer: LayerInfo) -> Tensor:
-    """Maps [B, K, h, w] of a layer's output, at most GRID a side, negative values 0."""
+    """Maps [B, K, h, w] of a layer's output, at most CELLS a side, negative values 0."""
     side = None
     if layer.layout.startswith("tokens"):
         side = (int(layer.shape[0] ** 0.5),) * 2  # the last square of tokens, beside class and registers
     maps = hooks.as_maps(output, layer.layout, side).float().clamp_min(0)
-    smaller = [min(GRID, n) for n in maps.shape[2:]]
+    smaller = [min(CELLS, n) for n in maps.shape[2:]]
     return (
         nn.functional.adaptive_max_pool2d(maps, smaller) if list(maps.shape[2:]) != smaller else maps.clone()
     )

@@ -118,12 +118,10 @@ def add_run(network: Network, folder: Path) -> Network:
     found = read_labels(folder / "labels.parquet")
     found = found[found["layer"].isin(known) & (found["rank"] == 1)]
     if not len(found):
-        raise ValueError(
-            f"{folder} names units of no layer of {network.name} ({', '.join(known)}); give runs of one network"
-        )
-    held_out = network.data.split(0.4)[1]
+        raise ValueError(f"{folder} names units of no layer of {network.name}; it has {', '.join(known)}")
+    held_correlation = network.data.split(0.4)[1]
     found = found[["layer", "unit", "method", "label", "score"]].reset_index(drop=True)
-    found = found.assign(held=facts.held_out(held_out, found))
+    found = found.assign(held=facts.held_correlation(held_correlation, found))
     return replace(network, methods=pd.concat([network.methods, found], ignore_index=True))
 
 

@@ -31,14 +31,20 @@ from torch import Tensor
 
 from neuronym.activations import embed_concepts
 from neuronym.atlas import facts
-from neuronym.atlas.alike import nearest
-from neuronym.atlas.pictures import ACROSS, as_seen, mean_bytes, Sheets, where_firing, write_sheets
+from neuronym.atlas.alike import closest
+from neuronym.atlas.pictures import ACROSS, as_seen, mean_bytes, outline, Sheets, where_firing, write_sheets
 from neuronym.common.types import Progress
 from neuronym.measurements import Measurements
 
 PAGE = ("index.html", "atlas.css", "atlas.js")
-SHARD, TOPS, FEW = 256, 4096, 3  # units in a file of details, in a file of top images; images there
+SHARD, TOPS, ON_CARD = 256, 4096, 3  # units in a file of details, in a file of top images; images there
 LARGEST = 10**9  # bytes of a site
+HELP = (
+    "Trust: how far a name can be trusted, by the notebook trust; 1 is best. Held out: correlation, on images kept "
+    "out of naming, of what the image-text model sees of the name with the unit's activation. p: chance that "
+    "shuffled activations score as high. Methods agree: share of the methods that give the same name. Above 0: "
+    "share of the images on which the unit is above 0."
+)
 UNIT_BYTES = 2600  # of a unit's details, about
 
 
@@ -117,7 +123,7 @@ def write_site(
     for name in PAGE:
         (folder / name).write_text(read_page(name), encoding="utf-8")
     sizes = {"page": sum(len(read_page(name).encode()) for name in PAGE)}
-    tops = np.full((sum(len(network.units) for network in networks), FEW), -1, dtype=np.int32)
+    tops = np.full((sum(len(network.units) for network in networks), ON_CARD), -1, dtype=np.int32)
     sizes["details"] = 0
     first = number = 0
     for network in networks:
@@ -181,7 +187,7 @@ def layer_details(
     wanted = list(range(K)) if units is None else list(units)
     shown = set(_shown(network, layer).tolist())
     rows = facts.across_range(q)
-    alike = nearest(data.Q, layer) if alike is None else alike
+    alike = closest(data.Q, layer) if alike is None else alike
     names = network.units[network.units["layer"] == layer]["label"].tolist()
     likeness = _likeness(data, names)
     best = {
@@ -197,9 +203,9 @@ def layer_details(
             told["p"] = network.sheets.place(rows[:, unit].tolist())
             told["v"] = [float(f"{value:.4g}") for value in values[:, unit]]
             if where is not None:
-                told["w"] = [*where.shape[2:], base64.b64encode(where[unit].tobytes()).decode()]
+                told["w"] = [outline(one, 127.5) for one in where[unit]]
             if tops is not None:
-                few = told["p"][:FEW]
+                few = told["p"][:ON_CARD]
                 tops[unit, : len(few)] = few
         told["n"] = [
             [first_layer + a, b, round(r, 3)]
@@ -240,17 +246,19 @@ def index_content(
     kind_of = np.array([number[known.get(word, "")] for word in words], dtype=np.uint8)
     places = np.zeros((len(units), 2)) if places is None else places
     floats = {name: units[name].to_numpy(np.float32) for name in ("score", "held", "p", "trust", "active")}
+    same = sum((codes[1 + i] == codes[0]).astype(np.float32) for i in range(len(names)))
+    floats |= {"agree": same / np.float32(max(1, len(names)))}
     floats |= {"x": places[:, 0].astype(np.float32), "y": places[:, 1].astype(np.float32)}
     return {
         "title": title,
+        "help": HELP,
         "networks": [
             {
                 "name": network.name,
                 "main": network.main,
                 "images": network.data.N,
-                "probe": network.data.probe.name,
-                "clip": network.data.clip.name,
-                "concepts": len(network.data.concepts),
+                "cite": f"{network.main}, {network.data.clip.name}, {len(network.data.concepts)} concepts, "
+                f"{network.data.N} images of {network.data.probe.name}.",
                 "command": network.command,
             }
             for network in networks
@@ -278,7 +286,7 @@ def index_content(
         "sheet": {"across": across},
         "shard": shard,
         "tops": TOPS,
-        "few": FEW,
+        "few": ON_CARD,
     }
 
 
