@@ -63,10 +63,14 @@ def held_correlation(test: Measurements, table: pd.DataFrame) -> np.ndarray:
     """Correlation, over the images of `test`, of the CLIP's cosine with the label and the unit's
     activation: one value a row of `table` (layer, unit, label).
     """
-    texts = list(dict.fromkeys(table["label"]))
-    number = {text: i for i, text in enumerate(texts)}
-    T = embed_concepts(test.clip, texts).to(test.I.device) if texts else test.T[:0]
     held = np.full(len(table), np.nan)
+    read = table["label"].map(test.clip.reads)
+    texts = [text for text in dict.fromkeys(read) if text]
+    if not texts:
+        return held
+    number = {text: i for i, text in enumerate(texts)}
+    T = embed_concepts(test.clip, texts).to(test.I.device)
+    table = table.assign(label=read)[(read != "").to_numpy()]
     for layer, rows in table.groupby("layer", sort=False):
         units = torch.tensor(rows["unit"].to_numpy())
         label = torch.tensor([number[text] for text in rows["label"]])
@@ -177,7 +181,7 @@ def by_method(methods: pd.DataFrame, K: Mapping[str, int], names: Sequence[str])
     for method in names:
         label, held = np.full(first, "", dtype=object), np.full(first, np.nan)
         rows = methods[methods["method"] == method]
-        at = rows["layer"].map(places).to_numpy() + rows["unit"].to_numpy()
+        at = rows["layer"].map(places).to_numpy(int) + rows["unit"].to_numpy(int)
         label[at], held[at] = rows["label"].to_numpy(), rows["held"].to_numpy()
         found[method] = {"label": label, "held": held}
     return found

@@ -131,6 +131,10 @@ def read_networks(folders: Sequence[Path], device: str | torch.device = "cpu", *
     """
     first = [folder for folder in folders if folder.parent.name == "labelling"] or [None]
     networks = [read_network(folder, device, **options) for folder in first]
+    seen = [(network.data.probe.fingerprint, network.data.target.preprocess_spec) for network in networks]
+    networks = [
+        replace(network, sheets=networks[seen.index(see)].sheets) for network, see in zip(networks, seen)
+    ]
     targets = [_params(folder).get("target") if folder else None for folder in first]
     for folder in folders:
         for i, target in enumerate(targets):

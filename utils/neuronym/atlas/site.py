@@ -40,10 +40,10 @@ PAGE = ("index.html", "atlas.css", "atlas.js")
 SHARD, TOPS, ON_CARD = 256, 4096, 3  # units in a file of details, in a file of top images; images there
 LARGEST = 10**9  # bytes of a site
 HELP = (
-    "Trust: how far a name can be trusted, by the notebook trust; 1 is best. Held out: correlation, on images kept "
-    "out of naming, of what the image-text model sees of the name with the unit's activation. p: chance that "
-    "shuffled activations score as high. Methods agree: share of the methods that give the same name. Above 0: "
-    "share of the images on which the unit is above 0."
+    "Trust: how far a name can be trusted, by the notebook trust; 1 is best. Held out: correlation, on "
+    "images kept out of naming, of what the image-text model sees of the name with the unit's "
+    "activation. p: chance that shuffled activations score as high. Methods agree: share of methods "
+    "that give the same name. Above 0: share of images on which the unit is."
 )
 UNIT_BYTES = 2600  # of a unit's details, about
 
@@ -74,15 +74,17 @@ def estimate(networks: Sequence[Network], size: int) -> dict[str, int]:
     show and the bytes of a sample of them.
     """
     total = {"pictures": 0, "details": 0, "index": 200_000}
+    shown_by = {id(network.sheets): set() for network in networks}
     for network in networks:
-        rows = set()
+        rows = shown_by[id(network.sheets)]
+        before = len(rows)
         for layer in network.data.Q:
             shown = _shown(network, layer)
             some = facts.across_range(network.data.Q[layer][:, shown]) if len(shown) else None
             rows.update([] if some is None else some.unique().tolist())
         one = mean_bytes(network.data.probe, as_seen(network.data), size) if rows else 0
         count = len(network.units)
-        total["pictures"] += round(len(rows) * one)
+        total["pictures"] += round((len(rows) - before) * one)
         total["details"] += count * UNIT_BYTES
         total["index"] += count * (30 + 8 * network.methods["method"].nunique())
     return total
@@ -147,13 +149,18 @@ def write_site(
         content = {name: packed(pairs[name].to_numpy(np.int32)) for name in ("a", "b")}
         content |= {name: packed(pairs[name].to_numpy(np.float32)) for name in ("r", "held")}
         sizes["matches"] += _script(folder / "matches" / f"{a}-{b}.js", f"ATLAS.matches({a},{b}", content)
-    sizes["pictures"] = sum(
-        write_sheets(network.sheets, as_seen(network.data), folder / "sheets" / str(which), size, progress)
-        for which, network in enumerate(networks)
-    )
+    sizes["pictures"] = 0
+    for which, sheets in enumerate(kinds_of_pictures(networks)):
+        picture = as_seen(next(network.data for network in networks if network.sheets is sheets))
+        sizes["pictures"] += write_sheets(sheets, picture, folder / "sheets" / str(which), size, progress)
     content = index_content(networks, title, places, list(matches or {}))
     sizes["index"] = _script(folder / "index.js", "ATLAS.index(", content)
     return sizes
+
+
+def kinds_of_pictures(networks: Sequence[Network]) -> list[Sheets]:
+    """The different sheets of the networks: those who see the same pictures share theirs."""
+    return list({id(network.sheets): network.sheets for network in networks}.values())
 
 
 def read_page(name: str) -> str:
@@ -257,6 +264,7 @@ def index_content(
                 "name": network.name,
                 "main": network.main,
                 "images": network.data.N,
+                "sheets": [id(sheets) for sheets in kinds_of_pictures(networks)].index(id(network.sheets)),
                 "cite": f"{network.main}, {network.data.clip.name}, {len(network.data.concepts)} concepts, "
                 f"{network.data.N} images of {network.data.probe.name}.",
                 "command": network.command,
@@ -291,7 +299,10 @@ def index_content(
 
 
 def _likeness(data: Measurements, labels: Sequence[str]):
-    """unit -> the CLIP's cosine of every image with the unit's label [N], None for a unit without one."""
+    """unit -> the CLIP's cosine of every image with the unit's label [N], None for a unit without one, or
+    with one that the CLIP understands nothing of.
+    """
+    labels = [data.clip.reads(label) if label else "" for label in labels]
     texts = sorted({label for label in labels if label})
     if not texts:
         return lambda unit: None

@@ -138,7 +138,7 @@ function mount(root, meta, source, options = {}) {
     const pics = h("span.pics"), z = only && only.get(i);
     source.get("tops/" + pad(Math.floor(i / meta.tops))).then(few => {
       const at = i % meta.tops * meta.few, some = [...few.subarray(at, at + meta.few)].filter(n => n >= 0);
-      pics.append(...some.map(n => pic(layer(i).network, n)));
+      pics.append(...some.map(n => pic(network(i).sheets, n)));
     }, () => 0);
     return h("a.card", { href: address(i), onclick: follow, "data-unit": i }, pics, h("b", nameOf(i), also(i)),
       h("small", place(i)), h("br"), bar(worth[i]), h("small", " ", text || (z ? number(z, 1) + " deviations" :
@@ -301,7 +301,7 @@ function mount(root, meta, source, options = {}) {
     const out = [], parts = meta.parts[l.network], name = nameOf(i, ""), partners = h("div.wide");
     const section = (title, ...inside) => out.push(h("h3", title), ...inside);
     const pictures = (title, test) => parts.some(test) && section(title, h("div.wide", d.p.map((n, k) => test(parts[k]) &&
-      h("figure", pic(l.network, n, `${parts[k]}, activation ${d.v[k]}`, d.w && d.w[k]),
+      h("figure", pic(net.sheets, n, `${parts[k]}, activation ${d.v[k]}`, d.w && d.w[k]),
         h("figcaption", parts[k].endsWith("%") ? parts[k] + ": " : "", d.v[k])))));
     if (d.p) {
       pictures("Highest activations" + (d.w ? "; the line surrounds half of the highest value or more" : ""), x => x === "top");
