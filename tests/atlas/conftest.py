@@ -1,0 +1,39 @@
+"""A small network of an atlas, measured once, with hostile texts among its labels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from neuronym import clip_dissect, measure
+from neuronym.atlas import facts
+from neuronym.atlas.site import Network
+
+HOSTILE = '</script><img src=x onerror="window.hacked=1">'
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory):
+    """Measurements of two layers of the microworld's network over 150 scenes."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("NEURONYM_CACHE", str(tmp_path_factory.mktemp("atlas")))
+    words = ["red", "blue", "circle", "star", "meadow", "night"]
+    yield measure("microworld:resnet", "conv1,fc", "microworld:150", "microworld", words)
+    patch.undo()
+
+
+@pytest.fixture
+def network(measured) -> Network:
+    """The network with labels, one of which is markup."""
+    labels = clip_dissect(measured, "cos_similarity_cubed", k=2)
+    first = (labels["layer"] == "fc") & (labels["unit"] == 3)
+    labels.loc[first & (labels["rank"] == 1), "label"] = HOSTILE
+    plain = labels.assign(label=labels["label"].where(~first, "red"))
+    methods = facts.methods_table(measured, plain, ["cos_similarity"])
+    units = facts.units_table(
+        measured, methods, "cos_similarity_cubed", draws=20, generator=torch.Generator().manual_seed(0)
+    )
+    units.loc[(units["layer"] == "fc") & (units["unit"] == 3), "label"] = HOSTILE
+    return Network(
+        measured, labels, units, methods, "cos_similarity_cubed", {"red": "colour"}, "neuronym labelling"
+    )

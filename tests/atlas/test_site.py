@@ -1,0 +1,104 @@
+"""The folder that a site is: what its files say, that texts are no markup, that its size is told before."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+
+import numpy as np
+import pytest
+
+from neuronym.atlas import alike, site
+from tests.atlas.conftest import HOSTILE
+
+
+def said(file, call: str):
+    """What a file hands to the page."""
+    text = file.read_text()
+    assert text.startswith(call) and text.endswith(");\n")
+    return json.loads(text[len(call) : -3])
+
+
+def unpacked(text: str, kind) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype=kind)
+
+
+@pytest.fixture
+def written(network, tmp_path):
+    places = alike.unit_map(network.data.Q)
+    sizes = site.write_site(tmp_path / "site", [network], "An atlas", size=32, places=places)
+    return tmp_path / "site", sizes
+
+
+def test_the_page_is_small_and_asks_nobody_else(written):
+    folder, sizes = written
+    assert sizes["page"] == sum((folder / name).stat().st_size for name in site.PAGE) < 30_720
+    page = "".join((folder / name).read_text() for name in site.PAGE)
+    assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", page) == []
+    assert "fetch(" not in page and "innerHTML" not in page and 'type="module"' not in page
+
+
+def test_columns_say_what_the_tables_say(written, network):
+    folder, sizes = written
+    index = said(folder / "index.js", "ATLAS.index(")
+    units = network.units
+    words = np.array(index["words"])
+    assert words[unpacked(index["label"], np.uint16)].tolist() == units["label"].tolist()
+    for name in ("score", "held", "p", "active"):
+        np.testing.assert_allclose(unpacked(index["columns"][name], np.float32), units[name], rtol=1e-6)
+    assert [(l["name"], l["units"]) for l in index["layers"]] == [("conv1", 24), ("fc", 52)]
+    own = network.methods[network.methods["method"] == "cos_similarity"]
+    assert (
+        words[unpacked(index["by"]["cos_similarity"]["label"], np.uint16)].tolist() == own["label"].tolist()
+    )
+    assert sum(sizes.values()) == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+
+
+def test_details_tell_a_units_pictures_and_neighbours(written, network):
+    folder, _ = written
+    some = said(folder / "units" / "1" / "0000.js", "ATLAS.units(1,0,")
+    assert len(some) == 52 and len(some[3]["p"]) == len(some[3]["v"]) == 20
+    q = network.data.Q["fc"]
+    assert some[3]["v"][0] == pytest.approx(float(q[:, 3].max()), rel=1e-3)
+    assert (
+        "w" not in some[3] and len(said(folder / "units" / "0" / "0000.js", "ATLAS.units(0,0,")[0]["w"]) == 8
+    )
+    assert len(some[3]["n"]) == 6 and sum(some[3]["h"]["all"]) == 150
+    tops = unpacked(said(folder / "tops" / "0000.js", "ATLAS.tops(0,"), np.int32).reshape(-1, 3)
+    assert tops[24 + 3].tolist() == some[3]["p"][:3]
+
+
+def test_markup_in_labels_is_text(written):
+    folder, _ = written
+    index = (folder / "index.js").read_text()
+    assert HOSTILE in json.loads(index[len("ATLAS.index(") : -3])["words"]
+    assert (folder / "index.html").read_text().count("<script") == 2
+
+
+def test_a_site_is_the_same_however_often_it_is_written(network, tmp_path):
+    for name in ("a", "b"):
+        network.sheets.places.clear()
+        site.write_site(tmp_path / name, [network], size=32)
+    files = {f.relative_to(tmp_path / "a") for f in (tmp_path / "a").rglob("*") if f.is_file()}
+    assert files == {f.relative_to(tmp_path / "b") for f in (tmp_path / "b").rglob("*") if f.is_file()}
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+
+
+def test_a_site_too_large_is_refused_with_a_way_out(network):
+    parts = site.estimate([network], 32)
+    assert parts["pictures"] > 0 and "MB" in site.check_size(parts)
+    with pytest.raises(ValueError, match="takes at most 0 MB, this one .* trusted units only"):
+        site.check_size(parts, 1000)
+
+
+def test_networks_over_the_same_images_share_pictures_and_are_matched(network, tmp_path):
+    from dataclasses import replace
+
+    other = replace(network, data=replace(network.data))
+    pairs = alike.matches([network.data, other.data])
+    assert set(pairs) == {(0, 2), (0, 3), (1, 2), (1, 3)} and pairs[1, 3]["held"].min() > 0.999
+    site.write_site(tmp_path / "site", [network, other], size=32, matches=pairs)
+    assert [folder.name for folder in (tmp_path / "site" / "sheets").iterdir()] == ["0"]
+    found = said(tmp_path / "site" / "matches" / "1-3.js", "ATLAS.matches(1,3,")
+    assert unpacked(found["a"], np.int32).tolist() == pairs[1, 3]["a"].tolist()

@@ -1,0 +1,152 @@
+"""Which units are alike: in one layer, in other layers, in other networks, and on one map of them all.
+
+closest    units whose activations go along most with each unit's
+matched    one-to-one assignment of the units of two layers, and how well it holds on images held out
+matches    of all pairs of layers of different networks
+unit_map   a place for every unit, alike ones close together
+excited    units that one picture excites most
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from neuronym import hooks
+from neuronym.common.memory import MEMORY, slices
+from neuronym.common.statistics import standard_columns
+from neuronym.common.subsets import split_evenly
+from neuronym.common.types import Progress
+from neuronym.measurements import Measurements
+
+LARGEST_MATCH = 6000  # units of a layer: the assignment takes the cube of it
+LARGEST_TSNE = 20_000
+
+
+def closest(
+    Q: Mapping[str, Tensor], layer: str, k: int = 6, memory: int = MEMORY
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each unit of `layer` the k units of highest correlation over the images, in all layers of Q
+    {layer: [N, K]}, itself left out: layer numbers, units and correlations, each [K, k].
+    """
+    own = standard_columns(Q[layer]).float()
+    K = own.shape[1]
+    best = None
+    for number, (name, q) in enumerate(Q.items()):
+        for part in slices(q.shape[1], max(1, memory // (8 * (len(q) + 2 * K)))):
+            r = own.T @ standard_columns(q[:, part]).float()  # [K, some]
+            if name == layer:
+                units = torch.arange(part.start, part.stop, device=r.device)
+                r[units, units - part.start] = -torch.inf
+            value, at = r.topk(min(k, r.shape[1]), dim=1)
+            found = (torch.full_like(at, number), at + part.start, value)
+            best = found if best is None else tuple(torch.cat(pair, 1) for pair in zip(best, found))
+            order = best[2].argsort(dim=1, descending=True, stable=True)[:, :k]
+            best = tuple(x.gather(1, order) for x in best)
+    return best
+
+
+def matched(Qa: Tensor, Qb: Tensor, share: float = 0.4) -> pd.DataFrame:
+    """The units of two layers paired one to one, so that the sum of their correlations is largest: Qa [N,
+    K], Qb [N, L] over the same images -> a row a pair: a, b, r, held.
+
+    Pairs are chosen on the 1 - `share` of the images that name (the Hungarian method; Li et al. 2016),
+    `held` is their correlation on the others. Errors: ValueError for other images or more than 6,000 units.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    if len(Qa) != len(Qb):
+        raise ValueError(f"units are matched over the same images, got {len(Qa)} and {len(Qb)}")
+    if max(Qa.shape[1], Qb.shape[1]) > LARGEST_MATCH:
+        raise ValueError(
+            f"layers of up to {LARGEST_MATCH} units are matched, got {Qa.shape[1]} and {Qb.shape[1]}"
+        )
+    chosen, test = split_evenly(len(Qa), share)
+    first = (standard_columns(Qa[chosen]).T @ standard_columns(Qb[chosen])).cpu()
+    a, b = linear_sum_assignment(first.numpy(), maximize=True)
+    a, b = torch.from_numpy(a), torch.from_numpy(b)
+    held = (standard_columns(Qa[test])[:, a] * standard_columns(Qb[test])[:, b]).sum(0)
+    table = {"a": a.numpy(), "b": b.numpy(), "r": first[a, b].numpy(), "held": held.cpu().numpy()}
+    return pd.DataFrame(table).sort_values("r", ascending=False, kind="stable", ignore_index=True)
+
+
+def matches(
+    networks: Sequence[Measurements], progress: Progress | None = None
+) -> dict[tuple[int, int], pd.DataFrame]:
+    """`matched` for every two layers of different networks measured over the same images: {(a, b): pairs},
+    with layers numbered over all networks in order. Layers too large to be matched are left out.
+    """
+    layers = [(data, q) for data in networks for q in data.Q.values()]
+    pairs = [
+        (a, b)
+        for b in range(len(layers))
+        for a in range(b)
+        if layers[a][0] is not layers[b][0]
+        and layers[a][0].probe.fingerprint == layers[b][0].probe.fingerprint
+        and max(layers[a][1].shape[1], layers[b][1].shape[1]) <= LARGEST_MATCH
+    ]
+    walked = pairs if progress is None else progress(pairs, len(pairs), "layers matched")
+    return {(a, b): matched(layers[a][1], layers[b][1]) for a, b in walked}
+
+
+def unit_map(Q: Mapping[str, Tensor], seed: int = 0, images: int = 2000) -> np.ndarray:
+    """A place [all units, 2] in [-1, 1] for every unit, those whose activations go along close together.
+
+    Activations over up to `images` images, each unit centred and of length 1, by 50 principal components and
+    t-SNE (van der Maaten & Hinton 2008); beyond 20,000 units the first two components.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    N = len(next(iter(Q.values())))
+    rows = torch.arange(0, N, max(1, -(-N // images)))
+    units = torch.cat([standard_columns(q[rows.to(q.device)]).T.float().cpu() for q in Q.values()]).numpy()
+    count = min(50, *units.shape)
+    if len(units) < 5 or count < 2:
+        places = np.zeros((len(units), 2))
+        places[:, 0] = np.linspace(-1, 1, len(units))
+        return places
+    few = PCA(count, random_state=seed).fit_transform(units)
+    if len(units) <= LARGEST_TSNE:
+        spread = min(30.0, (len(units) - 1) / 3)
+        few = TSNE(2, perplexity=spread, init="pca", random_state=seed).fit_transform(few)
+    few = few[:, :2] - few[:, :2].mean(0)
+    return few / max(np.abs(few).max(), 1e-9)
+
+
+def excited(data: Measurements, picture: Image.Image, labels: pd.DataFrame, k: int = 12) -> pd.DataFrame:
+    """The units that a picture excites most, in standard deviations over the probing images: layer, unit,
+    label, z, activation; the k most excited of every layer, highest first.
+
+    `labels` is a labels table, whose rank 1 is shown. What does the network see here?
+    """
+    pooled = {}
+
+    def keep(name: str, output: Tensor) -> Tensor:
+        return hooks.pool(output, data.layers[name].layout, data.pool, 1).float()
+
+    model = data.target.model
+    place = next(model.parameters()).device
+    x = data.target.preprocess(picture.convert("RGB"))[None].to(place)
+    with torch.inference_mode(), hooks.evaluating(model), hooks.record(model, list(data.Q), keep) as acts:
+        model(x)
+        pooled = {name: value[0] for name, value in acts.items()}
+    names = (
+        labels[labels["rank"] == 1].drop_duplicates(["layer", "unit"]).set_index(["layer", "unit"])["label"]
+    )
+    tables = []
+    for layer, q in data.Q.items():
+        value = pooled[layer].to(q.device)
+        spread = q.std(0, correction=0)
+        z = torch.where(spread > 0, (value - q.mean(0)) / spread.clamp_min(1e-12), 0)
+        best = z.topk(min(k, len(z))).indices.cpu()
+        rows = {"layer": layer, "unit": best, "z": z.cpu()[best], "activation": value.cpu()[best]}
+        tables.append(pd.DataFrame(rows))
+    table = pd.concat(tables, ignore_index=True).join(names, on=["layer", "unit"])
+    table = table.sort_values("z", ascending=False, kind="stable", ignore_index=True)
+    return table[["layer", "unit", "label", "z", "activation"]]

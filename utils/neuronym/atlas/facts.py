@@ -1,0 +1,187 @@
+"""What an atlas tells of each unit in numbers: its names by several methods, how well each predicts the
+unit on images held out, whether it is better than chance, and which units are alike.
+
+methods_table   labels of every method, and what each is worth on images held out
+units_table     one row a unit: its label, score, chance, trust, and what is odd about it
+join_trust      the trust that a run of `trust` found
+histogram       how a unit's activations are spread, and where those images lie that show its label
+across_range    images from the highest activation down to the lowest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from neuronym.activations import embed_concepts
+from neuronym.common.memory import MEMORY, top_images
+from neuronym.common.statistics import correlation
+from neuronym.dissect import clip_dissect, functions_for
+from neuronym.measurements import Measurements
+from neuronym.trust.null import abstain, best_scores, null_best, p_values
+
+HIGHEST, DECILES, LOWEST = 8, 9, 3  # pictures of a unit: the highest, one of each decile, the lowest
+LIKE_LABEL = 0.05  # share of the images that count as showing a label: those most like it to the CLIP
+BINS = 32
+CONSTANT, DEAD, CHANCE = 1, 2, 4  # what is odd about a unit, as bits
+
+
+def methods_table(
+    data: Measurements,
+    given: pd.DataFrame,
+    functions: Iterable[str] | None = None,
+    share: float = 0.4,
+    *,
+    memory: int = MEMORY,
+    generator: torch.Generator | None = None,
+) -> pd.DataFrame:
+    """A row for each unit and method: layer, unit, method, label, score, held.
+
+    `given` is a labels table of any methods (rank 1 is read), whose labels are kept as they are; of the
+    similarity functions that it lacks the labels are found on the 1 - `share` of the images that name.
+    `held` is the correlation of the CLIP's cosine with the label and of the unit's activation over the
+    images held out. A label that was found on all images has seen these too.
+    """
+    naming, test = data.split(share)
+    first = given[given["rank"] == 1]
+    tables = [first[["layer", "unit", "method", "label", "score"]]]
+    there = set(first["method"])
+    for function in functions_for(naming.N) if functions is None else functions:
+        if function not in there:
+            found = clip_dissect(naming, function, 1, memory=memory, generator=generator)
+            tables.append(found[["layer", "unit", "method", "label", "score"]])
+    table = pd.concat(tables, ignore_index=True)
+    table = table[table["layer"].isin(list(data.Q))].reset_index(drop=True)
+    return table.assign(held=held_correlation(test, table))
+
+
+def held_correlation(test: Measurements, table: pd.DataFrame) -> np.ndarray:
+    """Correlation, over the images of `test`, of the CLIP's cosine with the label and the unit's
+    activation: one value a row of `table` (layer, unit, label).
+    """
+    held = np.full(len(table), np.nan)
+    read = table["label"].map(test.clip.reads)
+    texts = [text for text in dict.fromkeys(read) if text]
+    if not texts:
+        return held
+    number = {text: i for i, text in enumerate(texts)}
+    T = embed_concepts(test.clip, texts).to(test.I.device)
+    table = table.assign(label=read)[(read != "").to_numpy()]
+    for layer, rows in table.groupby("layer", sort=False):
+        units = torch.tensor(rows["unit"].to_numpy())
+        label = torch.tensor([number[text] for text in rows["label"]])
+        for part in torch.arange(len(rows)).split(4096):
+            seen = test.I @ T[label[part]].T
+            held[rows.index[part.numpy()]] = correlation(seen, test.Q[layer][:, units[part]]).cpu().numpy()
+    return held
+
+
+def units_table(
+    data: Measurements,
+    methods: pd.DataFrame,
+    main: str,
+    draws: int = 200,
+    level: float = 0.05,
+    *,
+    memory: int = MEMORY,
+    generator: torch.Generator | None = None,
+) -> pd.DataFrame:
+    """A row for every unit of every layer: layer, unit, label, score, held, p, odd, active.
+
+    `main` is the method whose labels these are. `p` is the chance that activations dealt to random images
+    score as high (`neuronym.trust.null`), NaN where `main` is no similarity function or the layer has one
+    unit; `odd` has the bits CONSTANT (one value for all images), DEAD (never above 0 where a layer has no
+    negative values), CHANCE (no better than chance, by Benjamini and Hochberg at `level`). `active` is the
+    share of images above 0.
+    """
+    own = methods[methods["method"] == main].set_index(["layer", "unit"])
+    tables = []
+    for layer, q in data.Q.items():
+        K = q.shape[1]
+        constant, positive = (q.amax(0) == q.amin(0)).cpu(), (q > 0).float().mean(0).cpu()
+        dead = (positive == 0) & bool((q >= 0).all())
+        p = torch.full((K,), torch.nan, dtype=torch.float64)
+        chance = torch.zeros(K, dtype=torch.bool)
+        if main in functions_for(data.N) and K > 1 and draws:
+            best = best_scores(data.P, q, main, memory=memory)
+            null = null_best(data.P, q, main, draws=draws, generator=generator, memory=memory)
+            p = p_values(best, null).cpu().double()
+            chance = abstain(p, level)
+        odd = CONSTANT * constant.int() + DEAD * dead.int() + CHANCE * (chance | constant).int()
+        table = pd.DataFrame({"layer": layer, "unit": range(K), "p": p, "odd": odd, "active": positive})
+        tables.append(table.join(own[["label", "score", "held"]], on=["layer", "unit"]))
+    table = pd.concat(tables, ignore_index=True)
+    return table.assign(label=table["label"].fillna(""), trust=np.nan)
+
+
+def join_trust(units: pd.DataFrame, trust: pd.DataFrame) -> pd.DataFrame:
+    """`units` with the columns trust and odd as a run of `trust` (its trust.csv) found them for the same
+    units.
+    """
+    told = trust.drop_duplicates(["layer", "unit"]).set_index(["layer", "unit"])
+    joined = units.join(told[["trust", "abstain"]].rename(columns={"trust": "told"}), on=["layer", "unit"])
+    known = joined["abstain"].notna().to_numpy()
+    odd = units["odd"].to_numpy().copy()
+    says = joined["abstain"].fillna(False).astype(bool).to_numpy()
+    odd[known] = np.where(says[known], odd[known] | CHANCE, odd[known] & ~CHANCE)
+    return units.assign(trust=joined["told"].fillna(units["trust"]), odd=odd)
+
+
+def histogram(values: np.ndarray, likeness: np.ndarray | None) -> dict:
+    """Counts of a unit's activations [N] in BINS bins from the lowest to the highest; with the label's
+    likeness [N] also how many of the LIKE_LABEL share of images most like it are in each.
+    """
+    low, high = float(values.min()), float(values.max())
+    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+    found = {"low": low, "high": high, "all": np.histogram(values, edges)[0].tolist()}
+    if likeness is not None:
+        most = np.argsort(-likeness, kind="stable")[: max(1, round(LIKE_LABEL * len(values)))]
+        found["label"] = np.histogram(values[most], edges)[0].tolist()
+    return found
+
+
+def across_range(q: Tensor) -> Tensor:
+    """Images of each unit from its highest activation to its lowest: q [N, K] -> rows [HIGHEST + DECILES +
+    LOWEST, K].
+
+    The HIGHEST highest, then the image at each decile of the order (at 90 %, 80 %, ... 10 %), then the LOWEST
+    lowest, the lowest last. Fewer of each where there are fewer than 40 images.
+    """
+    N = len(q)
+    top, below = min(HIGHEST, N), min(LOWEST, N)
+    order = top_images(q, N) if N <= 40 else None
+    if order is not None:
+        return order[: min(N, top + below)]
+    ranks = [round(N * share / 10) for share in range(1, DECILES + 1)]
+    by_value = q.argsort(dim=0, descending=True, stable=True)
+    return torch.cat([top_images(q, top), by_value[ranks], by_value[N - below :]])
+
+
+def parts_of_range(N: int) -> list[str]:
+    """What each row of `across_range` is: "top", "90 %" ... "10 %" (share of images below it), "lowest"."""
+    if N <= 40:
+        return ["top"] * min(N, HIGHEST + LOWEST)
+    deciles = [f"{100 - 10 * share} %" for share in range(1, DECILES + 1)]
+    return ["top"] * HIGHEST + deciles + ["lowest"] * LOWEST
+
+
+def by_method(methods: pd.DataFrame, K: Mapping[str, int], names: Sequence[str]) -> dict[str, dict]:
+    """{method: {"label": [...], "held": [...]}} over all units of all layers in order, "" where there is
+    none.
+    """
+    places, first = {}, 0
+    for layer, count in K.items():
+        places[layer] = first
+        first += count
+    found = {}
+    for method in names:
+        label, held = np.full(first, "", dtype=object), np.full(first, np.nan)
+        rows = methods[methods["method"] == method]
+        at = rows["layer"].map(places).to_numpy(int) + rows["unit"].to_numpy(int)
+        label[at], held[at] = rows["label"].to_numpy(), rows["held"].to_numpy()
+        found[method] = {"label": label, "held": held}
+    return found

@@ -1,0 +1,155 @@
+"""The pictures of an atlas: every image that a unit shows is stored once, on sheets of 64, and where in it
+a unit fires is a line beside it.
+
+Sheets         images on sheets, in the order in which units ask for them
+write_sheets   sheets as WebP files
+where_firing   for units and their top images, where in the image the unit fires
+outline        a line around where a map is at half of its highest value or more
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn, Tensor
+
+from neuronym import hooks
+from neuronym.common.types import Progress
+from neuronym.datasets.probe import Probe
+from neuronym.hooks import LayerInfo
+from neuronym.measurements import Measurements
+from neuronym.models.preprocess import seen
+
+ACROSS = 8  # pictures in a row of a sheet, and rows
+QUALITY = 86
+CELLS = 16  # the most of a side of a map
+
+
+@dataclass
+class Sheets:
+    """Images of one probing set on sheets: row of the probe -> place, given in the order of asking."""
+
+    places: dict[int, int] = field(default_factory=dict)
+
+    def place(self, rows: Sequence[int]) -> list[int]:
+        """Places of images, new ones at the end."""
+        return [self.places.setdefault(int(row), len(self.places)) for row in rows]
+
+
+def write_sheets(
+    sheets: Sheets,
+    picture: Callable[[int], Image.Image],
+    folder: Path,
+    size: int,
+    progress: Progress | None = None,
+) -> int:
+    """Write NNNN.webp of 64 pictures each, `size` pixels a side; returns the bytes written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, each, written = list(sheets.places), ACROSS**2, 0
+    starts = range(0, len(rows), each)
+    for number, start in enumerate(starts if progress is None else progress(starts, len(starts), "sheets")):
+        some = rows[start : start + each]
+        file = folder / f"{number:04d}.webp"
+        sheet([picture(row) for row in some], size).save(file, quality=QUALITY, method=4)
+        written += file.stat().st_size
+    return written
+
+
+def sheet(pictures: Sequence[Image.Image], size: int) -> Image.Image:
+    """Pictures in rows of ACROSS, `size` pixels a side, or less where all of them are smaller."""
+    side = min(size, max(max(picture.size) for picture in pictures))
+    whole = Image.new("RGB", (ACROSS * side, -(-len(pictures) // ACROSS) * side))
+    for i, picture in enumerate(pictures):
+        if picture.size != (side, side):
+            picture = picture.resize((side, side), Image.Resampling.LANCZOS)
+        whole.paste(picture, (i % ACROSS * side, i // ACROSS * side))
+    return whole
+
+
+def as_seen(data: Measurements) -> Callable[[int], Image.Image]:
+    """row -> that image of the probing set as the network sees it."""
+    return lambda row: seen(data.target.preprocess, data.probe.image(row))
+
+
+def where_firing(
+    data: Measurements, rows: Mapping[str, Tensor], batch_size: int = 32, progress: Progress | None = None
+) -> dict[str, np.ndarray]:
+    """Where each unit fires in some images: rows {layer: [n, K]} -> {layer: [K, n, h, w]} bytes, 255 for the
+    unit's highest value in them and 0 for nothing or below; layers without positions are left out.
+
+    One forward pass over the different images serves all layers. A map larger than 16 cells a side is made
+    smaller by the largest value in each cell.
+    """
+    layers = {name: info for name, info in data.layers.items() if name in rows and info.layout != "fc"}
+    if not layers:
+        return {}
+    wanted = {name: rows[name].cpu() for name in layers}
+    distinct = torch.cat([some.flatten() for some in wanted.values()]).unique()
+    found: dict[str, Tensor] = {}
+    model = data.target.model
+    place = next(model.parameters()).device
+
+    def keep(name: str, output: Tensor) -> Tensor:
+        return cells(output, layers[name])
+
+    starts = range(0, len(distinct), batch_size)
+    with torch.inference_mode(), hooks.evaluating(model), hooks.record(model, list(layers), keep) as acts:
+        for start in starts if progress is None else progress(starts, len(starts), "where units fire"):
+            some = distinct[start : start + batch_size]
+            images = [data.target.preprocess(data.probe.image(int(row))) for row in some]
+            model(torch.stack(images).to(place))
+            for name, maps in acts.items():
+                _spread(found, name, maps.cpu(), some, wanted[name])
+    return {name: _bytes(maps) for name, maps in found.items()}
+
+
+def outline(map: np.ndarray, level: float) -> str:
+    """A line around where a map [h, w] is at `level` or more, as an SVG path in a picture of 100 x 100; ""
+    where it nowhere is. Values are of the middles of cells, and between them linear.
+    """
+    from contourpy import contour_generator
+
+    edged = np.pad(np.pad(np.asarray(map, dtype=float), 1, mode="edge"), 1)  # it ends where the picture ends
+    y, x = (np.concatenate([[-1e-3, 0], (np.arange(n) + 0.5) / n, [1, 1 + 1e-3]]) * 100 for n in map.shape)
+    lines = contour_generator(x, y, edged).lines(level)
+    return "".join("M" + "L".join(f"{a:.0f} {b:.0f}" for a, b in line) for line in lines)
+
+
+def cells(output: Tensor, layer: LayerInfo) -> Tensor:
+    """Maps [B, K, h, w] of a layer's output, at most CELLS a side, negative values 0."""
+    side = None
+    if layer.layout.startswith("tokens"):
+        side = (int(layer.shape[0] ** 0.5),) * 2  # the last square of tokens, beside class and registers
+    maps = hooks.as_maps(output, layer.layout, side).float().clamp_min(0)
+    smaller = [min(CELLS, n) for n in maps.shape[2:]]
+    return (
+        nn.functional.adaptive_max_pool2d(maps, smaller) if list(maps.shape[2:]) != smaller else maps.clone()
+    )
+
+
+def _spread(found: dict, name: str, maps: Tensor, some: Tensor, wanted: Tensor) -> None:
+    """Put the maps [b, K, h, w] of the images `some` where `wanted` [n, K] asks for them."""
+    if name not in found:
+        found[name] = torch.zeros(wanted.shape[1], wanted.shape[0], *maps.shape[2:])
+    which, unit = torch.isin(wanted, some).nonzero(as_tuple=True)
+    found[name][unit, which] = maps[torch.searchsorted(some, wanted[which, unit]), unit]
+
+
+def _bytes(maps: Tensor) -> np.ndarray:
+    highest = maps.amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
+    return (maps / highest * 255).round().byte().numpy()
+
+
+def mean_bytes(probe: Probe, picture: Callable[[int], Image.Image], size: int, samples: int = 64) -> float:
+    """Bytes that a picture takes on a sheet, from one sheet of pictures spread over the probing set."""
+    import io
+
+    rows = np.unique(np.linspace(0, probe.N - 1, min(samples, probe.N)).astype(int))
+    file = io.BytesIO()
+    sheet([picture(int(row)) for row in rows], size).save(file, "webp", quality=QUALITY, method=4)
+    return len(file.getvalue()) / len(rows)

@@ -1,0 +1,192 @@
+"""From finished runs to what an atlas shows: which runs are meant, what they measured, what they found.
+
+chosen_runs    run folders by name or path
+read_networks  runs as networks of an atlas
+read_network   one run of labelling
+add_run        what a run of another notebook says of the same network's units
+command        the command that makes a run again
+trusted_only   fewer pictures
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from neuronym.atlas import facts
+from neuronym.atlas.site import Network
+from neuronym.common.checks import unknown
+from neuronym.common.types import Progress
+from neuronym.datasets.concepts import concept_kinds
+from neuronym.datasets.probe import load_probe
+from neuronym.dissect import clip_dissect
+from neuronym.measurements import measure
+from neuronym.models.clips import load_clip
+from neuronym.models.targets import load_target
+from neuronym.runs.folders import from_root, notebook_path, results_dir
+from neuronym.runs.parameters import differing, read_parameters
+from neuronym.similarity.labels import read_labels
+
+SMOKE = 200  # images of a labelling run under smoke
+READ = ("labelling", "trust", "describe_and_dissect")
+
+
+def chosen_runs(runs: str) -> list[Path]:
+    """Folders of finished runs: "" for the newest one of labelling (none where there is none) and, of the
+    same target, of the other notebooks; else folders, or names such as labelling/defaults-1a2b3c4d or
+    labelling, separated by commas.
+
+    Errors: FileNotFoundError for what is no finished run, KeyError for a notebook that an atlas does not
+    read, ValueError where no run is of labelling.
+    """
+    if runs.strip():
+        found = [_folder(text.strip()) for text in runs.split(",") if text.strip()]
+        if not any(folder.parent.name == "labelling" for folder in found):
+            raise ValueError(
+                "an atlas needs a run of labelling for every network; name one beside the others"
+            )
+        return found
+    first = _newest("labelling")
+    if first is None:
+        return []
+    target = _params(first).get("target")
+    others = [_newest(name, target) for name in READ[1:]]
+    return [first, *filter(None, others)]
+
+
+def read_network(
+    folder: Path | None,
+    device: str | torch.device = "cpu",
+    *,
+    smoke: bool = False,
+    draws: int = 200,
+    seed: int = 0,
+    memory: int = facts.MEMORY,
+    progress: Progress | None = None,
+) -> Network:
+    """The network of a labelling run, measured from its parameters, which the cache holds; without a folder
+    that of labelling's defaults, named here.
+    """
+    known = read_parameters(notebook_path("labelling"))
+    params = {name: parameter.default for name, parameter in known.items()} | {"smoke": smoke}
+    params |= _params(folder) if folder else {}
+    limit = params["limit"] or None
+    probe = load_probe(
+        params["probe"],
+        limit=min(limit or SMOKE, SMOKE) if params["smoke"] else limit,
+        seed=params["seed"],
+        on_error=params["on_error"],
+        progress=progress,
+    )
+    data = measure(
+        load_target(params["target"], device),
+        params["layers"],
+        probe,
+        load_clip(params["clip"], device),
+        params["concepts"],
+        pool=params["pooling"],
+        template=params["template"],
+        batch_size=params["batch_size"],
+        device=device,
+        dtype=params["precision"],
+        progress=progress,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    labels = read_labels(folder / "labels.parquet") if folder else clip_dissect(data, params["similarity"])
+    main = str(labels["method"].iloc[0])
+    methods = facts.methods_table(data, labels, memory=memory, generator=generator)
+    units = facts.units_table(data, methods, main, draws, memory=memory, generator=generator)
+    kinds = concept_kinds(params["concepts"])
+    return Network(
+        data, labels, units, methods, main, kinds, command(folder) if folder else "neuronym labelling"
+    )
+
+
+def add_run(network: Network, folder: Path) -> Network:
+    """The network with what a run of trust or describe_and_dissect found for its units."""
+    kind, known = folder.parent.name, set(network.data.Q)
+    if kind == "trust":
+        trust = pd.read_csv(folder / "trust.csv")
+        return replace(network, units=facts.join_trust(network.units, trust[trust["layer"].isin(known)]))
+    found = read_labels(folder / "labels.parquet")
+    found = found[found["layer"].isin(known) & (found["rank"] == 1)]
+    if not len(found):
+        raise ValueError(f"{folder} names units of no layer of {network.name}; it has {', '.join(known)}")
+    held_correlation = network.data.split(0.4)[1]
+    found = found[["layer", "unit", "method", "label", "score"]].reset_index(drop=True)
+    found = found.assign(held=facts.held_correlation(held_correlation, found))
+    return replace(network, methods=pd.concat([network.methods, found], ignore_index=True))
+
+
+def read_networks(folders: Sequence[Path], device: str | torch.device = "cpu", **options) -> list[Network]:
+    """A Network for each run of labelling (for the defaults of labelling where there are no runs at all),
+    with what the runs of other notebooks say of it; options as for `read_network`.
+    """
+    first = [folder for folder in folders if folder.parent.name == "labelling"] or [None]
+    networks = [read_network(folder, device, **options) for folder in first]
+    seen = [(network.data.probe.fingerprint, network.data.target.preprocess_spec) for network in networks]
+    networks = [
+        replace(network, sheets=networks[seen.index(see)].sheets) for network, see in zip(networks, seen)
+    ]
+    targets = [_params(folder).get("target") if folder else None for folder in first]
+    for folder in folders:
+        for i, target in enumerate(targets):
+            if folder not in first and _params(folder).get("target") == target:
+                networks[i] = add_run(networks[i], folder)
+    return networks
+
+
+def command(folder: Path) -> str:
+    """The command that makes a run again: what differs from the defaults is written out."""
+    notebook = folder.parent.name
+    params = _params(folder)
+    known = read_parameters(notebook_path(notebook))
+    told = differing(known, {name: value for name, value in params.items() if name in known})
+    given = [f"-p {name} {shlex.quote(str(value))}" for name, value in told.items()]
+    return " ".join([f"neuronym {notebook}", *given])
+
+
+def trusted_only(network: Network, least: float) -> Network:
+    """The network with pictures of those units alone whose trust, or where it is not known held-out
+    correlation, is at least `least`.
+    """
+    if not least:
+        return network
+    worth = network.units["trust"].fillna(network.units["held"]).to_numpy()
+    return replace(network, shown=np.nan_to_num(worth, nan=-1) >= least)
+
+
+def _folder(text: str) -> Path:
+    for folder in (from_root(text), results_dir() / text):
+        if (folder / "params.json").is_file():
+            break
+    else:
+        newest = _newest(text) if text in READ else None
+        if newest is None:
+            raise FileNotFoundError(
+                f"'{text}' is no run: a folder with params.json, or NOTEBOOK/RUN below {results_dir()}; "
+                "neuronym runs lists them"
+            )
+        folder = newest
+    if folder.parent.name not in READ:
+        raise unknown("notebook whose runs an atlas reads", folder.parent.name, READ)
+    if not (folder / "done").exists():
+        raise FileNotFoundError(f"an atlas is made from finished runs, {folder} is not done; run it again")
+    return folder
+
+
+def _newest(notebook: str, target: str | None = None) -> Path | None:
+    runs = [file.parent for file in (results_dir() / notebook).glob("*/done")]
+    runs = [folder for folder in runs if target is None or _params(folder).get("target") == target]
+    return max(runs, key=lambda folder: (folder / "done").stat().st_mtime, default=None)
+
+
+def _params(folder: Path) -> dict:
+    return json.loads((folder / "params.json").read_text(encoding="utf-8"))

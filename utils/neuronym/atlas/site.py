@@ -1,0 +1,336 @@
+"""A folder that opens by a double click and from any web host: the atlas of one or several networks.
+
+Network     a network with all that the atlas tells of it
+estimate    bytes that a site will take, by part, before it is written
+write_site  the folder
+read_page   the page's own files: HTML, style and script
+
+    index.html atlas.css atlas.js    the page, the same for all sites
+    index.js                         columns of all units as base64 typed arrays, with a dictionary of words
+    tops/NNNN.js                     the three highest images of each of 4,096 units
+    units/LAYER/NNNN.js              all that is told of 256 units of a layer
+    matches/A-B.js                   units of two layers paired one to one
+    sheets/NETWORK/NNNN.webp         64 pictures each
+
+Only classic scripts are used, which load from file:// too; texts are JSON, never markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from neuronym.activations import embed_concepts
+from neuronym.atlas import facts
+from neuronym.atlas.alike import closest
+from neuronym.atlas.pictures import ACROSS, as_seen, mean_bytes, outline, Sheets, where_firing, write_sheets
+from neuronym.common.types import Progress
+from neuronym.measurements import Measurements
+
+PAGE = ("index.html", "atlas.css", "atlas.js")
+SHARD, TOPS, ON_CARD = 256, 4096, 3  # units in a file of details, in a file of top images; images there
+LARGEST = 10**9  # bytes of a site
+HELP = (
+    "Trust: how far a name can be trusted, by the notebook trust; 1 is best. Held out: correlation, on "
+    "images kept out of naming, of what the image-text model sees of the name with the unit's "
+    "activation. p: chance that shuffled activations score as high. Methods agree: share of methods "
+    "that give the same name. Above 0: share of images on which the unit is."
+)
+UNIT_BYTES = 2600  # of a unit's details, about
+
+
+@dataclass(eq=False)
+class Network:
+    """A network in an atlas: its measurements, the tables of `atlas.facts`, and what else is known."""
+
+    data: Measurements
+    labels: pd.DataFrame  # the labels table of the main method, several ranks
+    units: pd.DataFrame
+    methods: pd.DataFrame
+    main: str
+    kinds: Mapping[str, str] = field(default_factory=dict)  # concept -> kind
+    command: str = ""  # that reproduces it
+    notes: Mapping[tuple[str, int], Mapping[str, str]] = field(default_factory=dict)  # (layer, unit) -> more
+    sheets: Sheets = field(default_factory=Sheets)
+    shown: np.ndarray | None = None  # [all units]: those that have pictures; None for all
+
+    @property
+    def name(self) -> str:
+        """Name of the network."""
+        return self.data.target.name
+
+
+def estimate(networks: Sequence[Network], size: int) -> dict[str, int]:
+    """Bytes of a site by part: pictures, details, index. Made from the number of images that units will
+    show and the bytes of a sample of them.
+    """
+    total = {"pictures": 0, "details": 0, "index": 200_000}
+    shown_by = {id(network.sheets): set() for network in networks}
+    for network in networks:
+        rows = shown_by[id(network.sheets)]
+        before = len(rows)
+        for layer in network.data.Q:
+            shown = _shown(network, layer)
+            some = facts.across_range(network.data.Q[layer][:, shown]) if len(shown) else None
+            rows.update([] if some is None else some.unique().tolist())
+        one = mean_bytes(network.data.probe, as_seen(network.data), size) if rows else 0
+        count = len(network.units)
+        total["pictures"] += round((len(rows) - before) * one)
+        total["details"] += count * UNIT_BYTES
+        total["index"] += count * (30 + 8 * network.methods["method"].nunique())
+    return total
+
+
+def check_size(parts: Mapping[str, int], largest: int = LARGEST) -> str:
+    """The size of a site in words; ValueError where it is too large to be shared."""
+    total = sum(parts.values())
+    told = ", ".join(f"{name} {count / 1e6:.1f} MB" for name, count in parts.items())
+    if total > largest:
+        raise ValueError(
+            f"a site takes at most {largest / 1e6:.0f} MB, this one would take about {total / 1e6:.0f} MB "
+            f"({told}); take fewer images or layers, smaller pictures, or pictures of trusted units only"
+        )
+    return f"about {total / 1e6:.1f} MB: {told}"
+
+
+def write_site(
+    folder: Path,
+    networks: Sequence[Network],
+    title: str = "Neuronym atlas",
+    *,
+    size: int = 96,
+    places: np.ndarray | None = None,
+    matches: Mapping[tuple[int, int], pd.DataFrame] | None = None,
+    firing: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, int]:
+    """Write the site of `networks` into `folder`, emptied before; returns the bytes of each part.
+
+    `places` [all units, 2] is the map (`alike.unit_map`), `matches` {(layer, layer): pairs} of
+    `alike.matched` by numbers of layers over all networks in order; with `firing` a unit's top images tell
+    where in them it fires.
+    """
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    for name in PAGE:
+        (folder / name).write_text(read_page(name), encoding="utf-8")
+    sizes = {"page": sum(len(read_page(name).encode()) for name in PAGE)}
+    tops = np.full((sum(len(network.units) for network in networks), ON_CARD), -1, dtype=np.int32)
+    sizes["details"] = 0
+    first = number = 0
+    for network in networks:
+        first_layer = number
+        where = firing_of(network, progress) if firing else {}
+        for layer, q in network.data.Q.items():
+            detail = layer_details(network, layer, first_layer, where.get(layer), tops[first:])
+            for start in range(0, len(detail), SHARD):
+                part = detail[start : start + SHARD]
+                file = folder / "units" / str(number) / f"{start // SHARD:04d}.js"
+                sizes["details"] += _script(file, f"ATLAS.units({number},{start // SHARD}", part)
+            first, number = first + q.shape[1], number + 1
+    sizes["tops"] = sum(
+        _script(
+            folder / "tops" / f"{n // TOPS:04d}.js", f"ATLAS.tops({n // TOPS}", packed(tops[n : n + TOPS])
+        )
+        for n in range(0, len(tops), TOPS)
+    )
+    sizes["matches"] = 0
+    for (a, b), pairs in (matches or {}).items():
+        content = {name: packed(pairs[name].to_numpy(np.int32)) for name in ("a", "b")}
+        content |= {name: packed(pairs[name].to_numpy(np.float32)) for name in ("r", "held")}
+        sizes["matches"] += _script(folder / "matches" / f"{a}-{b}.js", f"ATLAS.matches({a},{b}", content)
+    sizes["pictures"] = 0
+    for which, sheets in enumerate(kinds_of_pictures(networks)):
+        picture = as_seen(next(network.data for network in networks if network.sheets is sheets))
+        sizes["pictures"] += write_sheets(sheets, picture, folder / "sheets" / str(which), size, progress)
+    content = index_content(networks, title, places, list(matches or {}))
+    sizes["index"] = _script(folder / "index.js", "ATLAS.index(", content)
+    return sizes
+
+
+def kinds_of_pictures(networks: Sequence[Network]) -> list[Sheets]:
+    """The different sheets of the networks: those who see the same pictures share theirs."""
+    return list({id(network.sheets): network.sheets for network in networks}.values())
+
+
+def read_page(name: str) -> str:
+    """One of the page's own files."""
+    return (files("neuronym.atlas") / "page" / name).read_text(encoding="utf-8")
+
+
+def firing_of(network: Network, progress: Progress | None = None) -> dict[str, np.ndarray]:
+    """Where in their top images the units of every layer fire, see `pictures.where_firing`."""
+    data = network.data
+    top = facts.parts_of_range(data.N).count("top")
+    rows = {layer: facts.across_range(q)[:top] for layer, q in data.Q.items()}
+    return where_firing(data, rows, progress=progress)
+
+
+def layer_details(
+    network: Network,
+    layer: str,
+    first_layer: int,
+    where: np.ndarray | None = None,
+    tops: np.ndarray | None = None,
+    units: Sequence[int] | None = None,
+    alike: Sequence | None = None,
+) -> list[dict]:
+    """All that is told of each unit of a layer beside the columns: pictures with values, where it fires,
+    histogram, units that are alike, labels with scores, notes. `where` is the layer's part of `firing_of`;
+    `tops` is filled with the places of the highest images.
+    """
+    data, q = network.data, network.data.Q[layer]
+    K = q.shape[1]
+    wanted = list(range(K)) if units is None else list(units)
+    shown = set(_shown(network, layer).tolist())
+    rows = facts.across_range(q)
+    alike = closest(data.Q, layer) if alike is None else alike
+    names = network.units[network.units["layer"] == layer]["label"].tolist()
+    likeness = _likeness(data, names)
+    best = {
+        unit: list(zip(some["label"], some["score"].astype(float)))
+        for unit, some in network.labels[network.labels["layer"] == layer].groupby("unit")
+    }
+    values = q.gather(0, rows).cpu().numpy()
+    rows, q = rows.cpu(), q.float().cpu().numpy()
+    found = []
+    for unit in wanted:
+        told = {"h": facts.histogram(q[:, unit], likeness(unit)), "k": _short(best.get(unit, []))}
+        if unit in shown:
+            told["p"] = network.sheets.place(rows[:, unit].tolist())
+            told["v"] = [float(f"{value:.4g}") for value in values[:, unit]]
+            if where is not None:
+                told["w"] = [outline(one, 127.5) for one in where[unit]]
+            if tops is not None:
+                few = told["p"][:ON_CARD]
+                tops[unit, : len(few)] = few
+        told["n"] = [
+            [first_layer + a, b, round(r, 3)]
+            for a, b, r in zip(*(x[unit].tolist() for x in alike))
+            if np.isfinite(r)
+        ]
+        if more := network.notes.get((layer, unit)):
+            told["x"] = dict(more)
+        found.append(told)
+    return found
+
+
+def index_content(
+    networks: Sequence[Network],
+    title: str,
+    places: np.ndarray | None = None,
+    pairs: Sequence[tuple[int, int]] = (),
+    shard: int = SHARD,
+    across: int = ACROSS,
+) -> dict:
+    """What the page knows from the start: networks, layers, the dictionary of words, and a column of each
+    number over all units. `pairs` are the layers that are matched, `shard` units in a file of details,
+    `across` pictures in a row of a sheet.
+    """
+    units = pd.concat([network.units for network in networks], ignore_index=True)
+    names = list(dict.fromkeys(name for n in networks for name in n.methods["method"].unique()))
+    told = [facts.by_method(n.methods, n.data.sizes, names) for n in networks]
+    columns = {
+        name: {key: np.concatenate([one[name][key] for one in told]) for key in ("label", "held")}
+        for name in names
+    }
+    everything = [units["label"].to_numpy(), *(column["label"] for column in columns.values())]
+    words, codes = np.unique(np.concatenate(everything).astype(str), return_inverse=True)
+    codes = codes.reshape(len(everything), -1).astype(np.uint16 if len(words) < 2**16 else np.uint32)
+    known = {key: value for network in networks for key, value in network.kinds.items()}
+    kinds = sorted({known.get(word, "") for word in words})
+    number = {kind: i for i, kind in enumerate(kinds)}
+    kind_of = np.array([number[known.get(word, "")] for word in words], dtype=np.uint8)
+    places = np.zeros((len(units), 2)) if places is None else places
+    floats = {name: units[name].to_numpy(np.float32) for name in ("score", "held", "p", "trust", "active")}
+    same = sum((codes[1 + i] == codes[0]).astype(np.float32) for i in range(len(names)))
+    floats |= {"agree": same / np.float32(max(1, len(names)))}
+    floats |= {"x": places[:, 0].astype(np.float32), "y": places[:, 1].astype(np.float32)}
+    return {
+        "title": title,
+        "help": HELP,
+        "networks": [
+            {
+                "name": network.name,
+                "main": network.main,
+                "images": network.data.N,
+                "sheets": [id(sheets) for sheets in kinds_of_pictures(networks)].index(id(network.sheets)),
+                "cite": f"{network.main}, {network.data.clip.name}, {len(network.data.concepts)} concepts, "
+                f"{network.data.N} images of {network.data.probe.name}.",
+                "command": network.command,
+            }
+            for network in networks
+        ],
+        "layers": [
+            {"network": which, "name": layer, "units": count}
+            for which, network in enumerate(networks)
+            for layer, count in network.data.sizes.items()
+        ],
+        "methods": names,
+        "words": words.tolist(),
+        "kinds": kinds,
+        "kindOf": packed(kind_of),
+        "wide": len(words) >= 2**16,
+        "label": packed(codes[0]),
+        "by": {
+            name: {"label": packed(codes[1 + i]), "held": packed(columns[name]["held"].astype(np.float32))}
+            for i, name in enumerate(names)
+        },
+        "columns": {name: packed(values) for name, values in floats.items()},
+        "odd": packed(units["odd"].to_numpy(np.uint8)),
+        "mapped": places is not None,
+        "matches": list(pairs),
+        "parts": [facts.parts_of_range(network.data.N) for network in networks],
+        "sheet": {"across": across},
+        "shard": shard,
+        "tops": TOPS,
+        "few": ON_CARD,
+    }
+
+
+def _likeness(data: Measurements, labels: Sequence[str]):
+    """unit -> the CLIP's cosine of every image with the unit's label [N], None for a unit without one, or
+    with one that the CLIP understands nothing of.
+    """
+    labels = [data.clip.reads(label) if label else "" for label in labels]
+    texts = sorted({label for label in labels if label})
+    if not texts:
+        return lambda unit: None
+    seen: Tensor = data.I @ embed_concepts(data.clip, texts).to(data.I.device).T
+    likeness = dict(zip(texts, seen.T.cpu().numpy()))
+    return lambda unit: likeness.get(labels[unit])
+
+
+def _shown(network: Network, layer: str) -> np.ndarray:
+    """Units of a layer that have pictures."""
+    K = network.data.Q[layer].shape[1]
+    if network.shown is None:
+        return np.arange(K)
+    return np.flatnonzero(network.shown[(network.units["layer"] == layer).to_numpy()])
+
+
+def _short(pairs: Sequence[tuple[str, float]]) -> list:
+    return [[label, float(f"{score:.4g}")] for label, score in pairs[:5]]
+
+
+def packed(values: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
+
+
+def _script(file: Path, call: str, content: object) -> int:
+    """A file that hands its content to the page: CALL(content) or CALL,content)."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    written = call + ("" if call.endswith("(") else ",") + text + ");\n"
+    file.write_text(written, encoding="utf-8")
+    return len(written.encode())
