@@ -23,6 +23,7 @@ from neuronym.common.statistics import standard_columns
 from neuronym.common.subsets import split_evenly
 from neuronym.common.types import Progress
 from neuronym.measurements import Measurements
+from neuronym.trials import evaluating
 
 LARGEST_MATCH = 6000  # units of a layer: the assignment takes the cube of it
 LARGEST_TSNE = 20_000
@@ -133,7 +134,7 @@ def excited(data: Measurements, picture: Image.Image, labels: pd.DataFrame, k: i
     model = data.target.model
     place = next(model.parameters()).device
     x = data.target.preprocess(picture.convert("RGB"))[None].to(place)
-    with torch.inference_mode(), hooks.evaluating(model), hooks.record(model, list(data.Q), keep) as acts:
+    with torch.inference_mode(), evaluating(model), hooks.record(model, list(data.Q), keep) as acts:
         model(x)
         pooled = {name: value[0] for name, value in acts.items()}
     names = (

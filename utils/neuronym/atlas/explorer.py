@@ -101,7 +101,7 @@ class Answers:
         where = None
         if data.layers[layer].layout != "fc":
             filled = rows.expand(-1, q.shape[1])
-            where = where_firing(data, {layer: filled})[layer]
+            where = where_firing(data, {layer: filled}).get(layer)
         return layer_details(self.network, layer, 0, where, units=[unit], alike=self._alike[layer])
 
     def tops(self, n: int) -> str:

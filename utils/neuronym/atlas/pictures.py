@@ -24,6 +24,7 @@ from neuronym.datasets.probe import Probe
 from neuronym.hooks import LayerInfo
 from neuronym.measurements import Measurements
 from neuronym.models.preprocess import seen
+from neuronym.trials import evaluating
 
 ACROSS = 8  # pictures in a row of a sheet, and rows
 QUALITY = 86
@@ -85,7 +86,10 @@ def where_firing(
     One forward pass over the different images serves all layers. A map larger than 16 cells a side is made
     smaller by the largest value in each cell.
     """
-    layers = {name: info for name, info in data.layers.items() if name in rows and info.layout != "fc"}
+    placed = {
+        name: info for name, info in data.layers.items() if info.grid or info.layout in ("conv", "nhwc")
+    }
+    layers = {name: info for name, info in placed.items() if name in rows}
     if not layers:
         return {}
     wanted = {name: rows[name].cpu() for name in layers}
@@ -98,7 +102,7 @@ def where_firing(
         return cells(output, layers[name])
 
     starts = range(0, len(distinct), batch_size)
-    with torch.inference_mode(), hooks.evaluating(model), hooks.record(model, list(layers), keep) as acts:
+    with torch.inference_mode(), evaluating(model), hooks.record(model, list(layers), keep) as acts:
         for start in starts if progress is None else progress(starts, len(starts), "where units fire"):
             some = distinct[start : start + batch_size]
             images = [data.target.preprocess(data.probe.image(int(row))) for row in some]
@@ -122,10 +126,7 @@ def outline(map: np.ndarray, level: float) -> str:
 
 def cells(output: Tensor, layer: LayerInfo) -> Tensor:
     """Maps [B, K, h, w] of a layer's output, at most CELLS a side, negative values 0."""
-    side = None
-    if layer.layout.startswith("tokens"):
-        side = (int(layer.shape[0] ** 0.5),) * 2  # the last square of tokens, beside class and registers
-    maps = hooks.as_maps(output, layer.layout, side).float().clamp_min(0)
+    maps = hooks.maps_of(output, layer).float().clamp_min(0)
     smaller = [min(CELLS, n) for n in maps.shape[2:]]
     return (
         nn.functional.adaptive_max_pool2d(maps, smaller) if list(maps.shape[2:]) != smaller else maps.clone()
