@@ -2,7 +2,7 @@
 
     python benchmarks/default_name.py resnet                       # and vit: minutes, no photos
     python benchmarks/default_name.py photos --photos IMAGENET CALTECH101 DTD FLICKR8K
-    python benchmarks/default_name.py sheet --photos ...           # pictures without names of methods, and their key
+    python benchmarks/default_name.py sheet --photos ...           # pictures without methods, and a key
     python benchmarks/default_name.py decide                       # tables from what the others wrote
 
 Each writes one row for each method, unit and measure to docs/results/data/default_name/, where `decide` reads
@@ -90,7 +90,7 @@ def candidates(P: Tensor, Q: Tensor, whole: bool = True) -> dict[str, Tensor]:
 
 def ranks(S: Tensor) -> Tensor:
     """Rank of every concept for each unit, from 0, highest first: [K, M]."""
-    return S.argsort(1, descending=True, stable=True).argsort(1).float()
+    return S.argsort(dim=1, descending=True, stable=True).argsort(dim=1).float()
 
 
 def standardised(S: Tensor) -> Tensor:
@@ -299,7 +299,7 @@ def bootstrapped(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def sheet(folders: Sequence[str], out: Path) -> None:
-    """Sheets of ten units with their pictures and numbered labels; labels.csv to score, key.csv to open later."""
+    """Sheets of ten units with pictures and numbered labels; labels.csv to score, key.csv to open later."""
     out.mkdir(parents=True, exist_ok=True)
     cases: list[tuple[str, list[Image.Image], dict[str, str]]] = []
     generator = torch.Generator().manual_seed(SEED)
