@@ -39,7 +39,7 @@ TARGET, NAMER, JUDGE = "efficientnet_lite0", "conse:efficientnet_lite2", "conse:
 INNER = "_blocks.4,_blocks.10,_blocks.15"
 OTHERS = 1688  # photos besides ImageNet's
 ON_SHEET = ("soft_wpmi", "cos_similarity_cubed", "correlation", "soft 2", "soft 2, bent", "sum")
-ABSTRACT = re.compile(r"(tion|sion|ity|ness|ism|ment|ance|ence|ship)$")
+ABSTRACT = re.compile(r"(?:tion|sion|ity|ness|ism|ment|ance|ence|ship)$")
 DEALS, DRAWS, SEED, SHOWN = 100, 10_000, 16, 12
 
 
