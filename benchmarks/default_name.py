@@ -60,6 +60,7 @@ def main() -> None:
     elif arguments.what == "sheet":
         sheet(arguments.photos, arguments.out)
     else:
+        sheet_scores()
         decide()
 
 
@@ -71,7 +72,10 @@ def candidates(P: Tensor, Q: Tensor, whole: bool = True) -> dict[str, Tensor]:
     plain, cubed = score(P, Q, "correlation"), score(P, Q, "cos_similarity_cubed")
     soft, paper = score(P, Q, "soft_correlation"), score(P, Q, "soft_wpmi")
     found = {"soft_wpmi": paper, "cos_similarity_cubed": cubed, "correlation": plain, "soft 2": soft}
-    found |= {"soft 2, bent": score(X, z + above / 2, "correlation"), "sum": plain + cubed + soft}
+    found |= {
+        "soft 2, bent": score(X, z + above / 2, "correlation"),
+        "sum": score(P, Q, "combined_correlation"),
+    }
     if not whole:
         return found
     squared = score(X, above, "correlation")
@@ -286,6 +290,23 @@ def decide() -> None:
     print(
         ", ".join(left.index[left["least_share_to_decide"] >= SHARE]) or "none", f"; winner {left.index[0]}"
     )
+
+
+def sheet_scores() -> None:
+    """Mean score of every method on the contact sheet, and its distance from soft_wpmi on the same units."""
+    scores, key = (pd.read_csv(DATA / f"sheet_{name}.csv") for name in ("scores", "key"))
+    found = key.merge(scores, on=["case", "label"])
+    wide, tables = found.pivot(index="case", columns="method", values="score"), []
+    kind = np.where(found.groupby("case")["data"].first() == "photos", "photos", "microworld")
+    for name, part in [("all", wide), *wide.groupby(kind)]:
+        part = part[list(ON_SHEET)]
+        table = bootstrapped(part)
+        against = bootstrapped(part.sub(part["soft_wpmi"], axis=0)).add_prefix("against_soft_wpmi_")
+        fits = {"fits_most": (part == 2).mean(), "fits_some": (part >= 1).mean(), "units": len(part)}
+        tables.append(table.join(against).assign(data=name, **fits))
+    table = pd.concat(tables).rename_axis("method").reset_index()
+    table.to_csv(DATA / "sheet.csv", index=False, float_format="%.4g")
+    print(table.round(3).to_string())
 
 
 def bootstrapped(values: pd.DataFrame) -> pd.DataFrame:

@@ -94,6 +94,17 @@ def test_values_are_those_of_a_plain_forward(target, probe, how):
         close(Q[name], expected)
 
 
+def test_cls_goes_with_layers_without_tokens_beside_it(target, probe):
+    """`layers=all` of a ViT: its first convolution has no class token and is averaged, as if asked for."""
+    together = unit_activations(target, probe, layers_of(target), "cls")
+    tokens = {"tokens", "first"}
+    alone = unit_activations(target, probe, layers_of(target, [*tokens]), "cls")
+    averaged = unit_activations(target, probe, layers_of(target), "avg")
+    assert set(together) == set(averaged) and tokens < set(together)
+    for name, Q in together.items():
+        assert torch.equal(Q, alone[name] if name in tokens else averaged[name])
+
+
 def test_embeddings_are_those_of_a_plain_forward(clip, probe):
     I = image_embeddings(clip, probe, batch_size=5)
     with torch.no_grad():

@@ -1,8 +1,8 @@
 """Slow, literal references in float64, written from the formulas with loops; nothing here imports from the
 package.
 
-cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi, correlation, soft_correlation
-               P [N, M], A [N, K] -> scores [K, M], as lists
+cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi, correlation, soft_correlation,
+combined_correlation    P [N, M], A [N, K] -> scores [K, M], as lists
 best_images    images by activation, ties by lower index
 """
 
@@ -72,6 +72,12 @@ def soft_correlation(P, A, sharpness=2, slope=None) -> list[list[float]]:
         spread = math.fsum(spreads) / len(spreads)
         slope = sharpness / spread if spread else 0
     return correlation(torch.tensor(softmax_rows(P, slope), dtype=torch.float64), A)
+
+
+def combined_correlation(P, A, sharpness=2) -> list[list[float]]:
+    """Correlation, cubed cosine without eps and soft correlation, added."""
+    parts = (correlation(P, A), cos_similarity_cubed(P, A, eps=1e-300), soft_correlation(P, A, sharpness))
+    return [[sum(values) for values in zip(*rows)] for rows in zip(*parts)]
 
 
 def rank_reorder(P, A, permutations, p=3, top_fraction=0.05, scale_p=0.5, floor=None) -> list[list[float]]:

@@ -96,6 +96,7 @@ def disagreements(scores, exact_scores, tolerance):
         ("soft_correlation", {"sharpness": -1}),
         ("soft_correlation", {"slope": 20}),
         ("soft_correlation", {"slope": 0}),
+        ("combined_correlation", {"sharpness": 3}),
         ("wpmi", {"top_k": 6, "a": 3.5, "lam": 0.25, "eps": 1e-3}),
         ("wpmi", {"eps": 0}),
         ("wpmi", {"top_k": N, "lam": 0}),
@@ -442,10 +443,11 @@ def test_dead_units_and_constant_concepts_give_numbers(method, value, dtype):
     tolerance = {torch.float32: 1e-3, torch.float64: 1e-8}[
         dtype
     ]  # the literal loop centres .1 to a rounding error
-    if (method, value, dtype) == ("soft_correlation", 1e6, torch.float32):
-        assert not scores.any()  # one cosine of 1e6 leaves the others' shares constant but for rounding
-        return
-    assert_close(scores.double(), literal(method, P, Q), rtol=tolerance, atol=tolerance)
+    expected = literal(method, P, Q)
+    if method in ("soft_correlation", "combined_correlation") and (value, dtype) == (1e6, torch.float32):
+        # one cosine of 1e6 leaves the others' shares constant but for rounding
+        expected = expected - literal("soft_correlation", P, Q)
+    assert_close(scores.double(), expected, rtol=tolerance, atol=tolerance)
     alive = [k for k in range(K) if k != 2]
     if method == "cos_similarity_cubed":
         assert not scores[2].any() and not scores[:, 5].any()

@@ -30,7 +30,7 @@ from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.pmi import TOP_IMAGES
 from neuronym.similarity.scores import score_layers, SIMILARITIES
 
-DEFAULT = "soft_correlation"  # the winner of docs/protocols/default_name.md
+DEFAULT = "combined_correlation"  # the winner of docs/protocols/default_name.md
 PAPER = {"inner": {"a": 10, "lam": 1, "top_k": 100}, "final": {"a": 2, "lam": 0.6, "top_k": 28}}
 PRESETS = ("", "paper")
 

@@ -4,6 +4,7 @@ block.
 record             read outputs by layer name
 edit               replace outputs by layer name
 pool               one value an image and unit
+poolings           how each of several layers is pooled
 as_maps            one map an image and unit
 LAYOUTS            where a layout has its batch and its units
 LayerInfo          what is known of one layer: name, kind, units and layout, observed by running the network
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, ExitStack
 from dataclasses import dataclass
 
@@ -104,6 +105,18 @@ def pool(output: Tensor, layout: str, how: str, batch: int) -> Tensor:
         return output.select(1 - batch_axis, 0)
     positions = {"conv": (2, 3), "nhwc": (1, 2), "tokens": (1,), "tokens_first": (0,)}[layout]
     return output.mean(positions) if how == "avg" else output.amax(positions)
+
+
+def poolings(layers: Sequence[LayerInfo], how: str) -> dict[str, str]:
+    """How each of several layers is pooled: {name: how}; "cls" only where there are tokens, "avg" beside
+    them.
+
+    So `layers=all` of a ViT goes with "cls", although its first convolution has no class token. Where no
+    layer has tokens "cls" stays, and `pool` refuses it.
+    """
+    tokens = {layer.name: layer.layout.startswith("tokens") for layer in layers}
+    mixed = how == "cls" and any(tokens.values())
+    return {name: "avg" if mixed and not has else how for name, has in tokens.items()}
 
 
 def as_maps(output: Tensor, layout: str, grid: tuple[int, int] | None = None) -> Tensor:

@@ -5,6 +5,7 @@ cos_similarity        cosine of columns, not centred
 cos_similarity_cubed  of columns centred and cubed
 correlation           Pearson's, of columns
 soft_correlation      Pearson's, of activations and the softmax over concepts
+combined_correlation  the sum of the last three
 mean_spread           how far apart an image's cosines are: what finds the softmax's slope
 """
 
@@ -138,6 +139,33 @@ def soft_correlation(
                     q = _centred_columns(_take(layers, units, part).to(dtype))
                 torch.matmul(q.T, x, out=scores[part, cols])
     return scores if isinstance(Q, Tensor) else list(scores.split([len(chosen) for chosen in units]))
+
+
+def combined_correlation(
+    P: Tensor | FactoredMatrix,
+    Q: Tensor | Sequence[Tensor],
+    *,
+    sharpness: float = SHARPNESS,
+    units: Sequence[int] | None = None,
+    memory: int = MEMORY,
+) -> Tensor | list[Tensor]:
+    """Sum of correlation, cubed cosine and soft correlation, without weights. P [N, M], Q [N, K] -> scores
+    [K, M]
+
+    S = r(Q, P) + c(Q)' c(P) + r(Q, X): `correlation`, `cos_similarity_cubed` with eps 0 (so that the scale of
+    a unit changes nothing) and `soft_correlation`, each from -1 to 1 and added as they are.
+
+    The three see other things: all images alike, the strongest ones, and what stands out in each image. Each
+    is best somewhere and far behind elsewhere; docs/results/default_name.md has the comparison.
+    """
+    given = {"units": units, "memory": memory}
+    total = soft_correlation(P, Q, sharpness=sharpness, **given)  # first, as it needs most memory
+    for function, options in ((correlation, {}), (cos_similarity_cubed, {"eps": 0})):
+        part = function(P, Q, **options, **given)
+        for mine, its in [(total, part)] if isinstance(total, Tensor) else zip(total, part):
+            mine += its
+        del part
+    return total
 
 
 @torch.no_grad()

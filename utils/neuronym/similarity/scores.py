@@ -1,4 +1,4 @@
-"""How alike are units and concepts? The five similarity functions of CLIP-Dissect and two correlations, in
+"""How alike are units and concepts? The five similarity functions of CLIP-Dissect and three correlations, in
 bounded memory.
 
 score                 scores [K, M] of a matrix P [N, M] against activations Q [N, K], by the name of a
@@ -6,7 +6,7 @@ score                 scores [K, M] of a matrix P [N, M] against activations Q [
 score_embeddings      the same from image and text embeddings, without ever holding P
 score_layers          layer after layer, with P made once for several
 top_labels            the best concepts of every unit
-SIMILARITIES          the functions by name: CLIP-Dissect's five, correlation and soft_correlation
+SIMILARITIES          the functions by name: CLIP-Dissect's five, and three correlations
 retrieved             the images nearest to texts
 
 N images, K units, M concepts, d embedding width. Higher is better, and comparable only within one function
@@ -26,7 +26,13 @@ from torch import Tensor
 
 from neuronym.common.checks import check_positive_int, unknown
 from neuronym.common.memory import first_largest, items_within, MEMORY, slices, SORTING_BYTES_PER_VALUE
-from neuronym.similarity.columns import correlation, cos_similarity, cos_similarity_cubed, soft_correlation
+from neuronym.similarity.columns import (
+    combined_correlation,
+    correlation,
+    cos_similarity,
+    cos_similarity_cubed,
+    soft_correlation,
+)
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.pmi import soft_wpmi, wpmi
 from neuronym.similarity.rank_reorder import rank_reorder
@@ -132,6 +138,7 @@ SIMILARITIES = {
         soft_wpmi,
         correlation,
         soft_correlation,
+        combined_correlation,
     )
 }
 
