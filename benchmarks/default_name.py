@@ -284,6 +284,20 @@ def decide() -> None:
         ["short_list", "least_share_to_decide"], ascending=False
     )
     table.rename_axis("method").reset_index().to_csv(DATA / "shares.csv", index=False, float_format="%.4g")
+    numbers = {}
+    for i, (setup, name, _) in enumerate(SETUPS):
+        for row in pd.concat(means[3 * i : 3 * i + 1]).itertuples():
+            numbers |= {
+                f"{setup} {name} {row.Index} {key}": getattr(row, key) for key in ("mean", "low", "high")
+            }
+    for network in ("resnet", "vit"):
+        for method in (*shares.index, "truth-fitted"):
+            of = {m: numbers[f"{network} inner correlation {m} mean"] for m in (method, "oracle")}
+            numbers[f"{network} inner share of the oracle {method}"] = of[method] / of["oracle"]
+    for method in shares.index:
+        numbers[f"least share {method}"] = shares.loc[method].xs("all", level=1).min()
+        numbers |= {f"{name} {method}": table.loc[method, name] for name in least}
+    pd.Series(numbers, name="value").rename_axis("metric").to_csv(DATA / "metrics.csv", float_format="%.4g")
     print(table.round(3).to_string())
     left = table[table["short_list"]]
     print(f"short list: {', '.join(listed)}; at least {SHARE} everywhere: ", end="")

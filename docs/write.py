@@ -8,8 +8,8 @@ In a page of docs/results, NOTEBOOK.md, stands between markers what a command pr
     <!-- table final_layer_by_similarity.csv; columns=top1,top5 -->   ... <!-- end -->
     <!-- = metrics.csv final_top1_soft_wpmi .3f -->1.000<!-- end -->
 
-Options of a table: where=COLUMN:VALUE (several), columns=A,B, pivot=ROWS|COLUMNS|VALUES, mean=A,B (means over
-all other rows), digits=3. Files lie in docs/results/data/NOTEBOOK/.
+Options of a table: where=COLUMN:VALUE (several), among=COLUMN:A|B, columns=A,B, pivot=ROWS|COLUMNS|VALUES,
+mean=A,B (means over all other rows), digits=3. Files lie in docs/results/data/NOTEBOOK/.
 """
 
 from __future__ import annotations
@@ -101,17 +101,24 @@ def markdown(table: pd.DataFrame, options: list[str]) -> str:
         if key == "where":
             column, _, wanted = value.partition(":")
             table = table[table[column].astype(str) == wanted]
+        elif key == "among":
+            column, _, several = value.partition(":")
+            table = table[table[column].astype(str).isin(several.split("|"))]
         elif key == "columns":
             table = table[value.split(",")]
         elif key == "mean":
             table = table.groupby(value.split(","), sort=False).mean(numeric_only=True).reset_index()
         elif key == "pivot":
             rows, columns, values = value.split("|")
+            joined = table[columns.split(",")].agg(" ".join, axis=1)
+            table = table.assign(**{columns: joined} if "," in columns else {})
             table = table.pivot_table(index=rows, columns=columns, values=values, sort=False).reset_index()
         elif key == "digits":
             digits = int(value)
         else:
-            raise ValueError(f"options of a table are where, columns, mean, pivot and digits, got '{option}'")
+            raise ValueError(
+                f"options of a table are where, among, columns, mean, pivot and digits, got '{option}'"
+            )
     lines = [list(map(str, table.columns)), ["---"] * table.shape[1]]
     lines += [[_cell(value, digits) for value in row] for row in table.itertuples(index=False)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -138,6 +145,10 @@ def names_page() -> str:
 
 def _fetch(notebook: str, files: set[str]) -> None:
     """Copy files from the newest done run with default parameters; what no run has stays as it is."""
+    if not (
+        notebooks_dir() / f"{notebook}.ipynb"
+    ).exists():  # a script of benchmarks/ writes its files itself
+        return
     known = read_parameters(notebooks_dir() / f"{notebook}.ipynb")
     usual = {name: p.default for name, p in known.items() if name not in NOT_HASHED}
     runs = []
