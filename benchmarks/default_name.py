@@ -4,6 +4,7 @@
     python benchmarks/default_name.py photos --photos IMAGENET CALTECH101 DTD FLICKR8K
     python benchmarks/default_name.py sheet --photos ...           # pictures without methods, and a key
     python benchmarks/default_name.py decide                       # tables from what the others wrote
+    python benchmarks/default_name.py pooling                      # of the two microworld networks
 
 Each writes one row for each method, unit and measure to docs/results/data/default_name/, where `decide` reads
 them.
@@ -45,7 +46,7 @@ DEALS, DRAWS, SEED, SHOWN = 100, 10_000, 16, 12
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("resnet", "vit", "photos", "sheet", "decide"))
+    parser.add_argument("what", choices=("resnet", "vit", "photos", "sheet", "decide", "pooling"))
     parser.add_argument("--photos", nargs=4, metavar="FOLDER", help="ImageNet, Caltech-101, DTD, Flickr8k")
     parser.add_argument("--out", type=Path, default=Path("sheets"), help="folder of the sheets")
     arguments = parser.parse_args()
@@ -59,6 +60,8 @@ def main() -> None:
         written(photos_inner(*photos(arguments.photos)), "photos_inner")
     elif arguments.what == "sheet":
         sheet(arguments.photos, arguments.out)
+    elif arguments.what == "pooling":
+        pooling()
     else:
         sheet_scores()
         decide()
@@ -331,6 +334,46 @@ def bootstrapped(values: pd.DataFrame) -> pd.DataFrame:
         draws[i] = x[generator.integers(len(x), size=len(x))].mean(0)
     low, high = np.quantile(draws, (0.025, 0.975), axis=0)
     return pd.DataFrame({"mean": x.mean(0), "low": low, "high": high}, index=values.columns)
+
+
+def pooling() -> None:
+    """Held-out correlation of the default's labels and of the oracle, by network, kind of layer and pooling."""
+    tables = []
+    for network, poolings in (("resnet", ("avg", "max")), ("vit", ("avg", "max", "cls"))):
+        for how in poolings:
+            data = measure(
+                f"microworld:{network}", "all", "microworld:5000", "microworld", "microworld", pool=how
+            )
+            naming, test = data.split(0.4)
+            P, known, shown = naming.P, true(naming), true(test)
+            for layer, q in naming.Q.items():
+                kind = data.layers[layer].layout.partition("_")[0]
+                if kind == "fc" or (how == "cls" and kind != "tokens"):
+                    continue
+                held = cross_correlation(test.Q[layer], shown)
+                scores = {"label": score(P, q, "combined_correlation"), "oracle": cross_correlation(q, known)}
+                values = {name: held.gather(1, S.argmax(1)[:, None])[:, 0] for name, S in scores.items()}
+                units = {"unit": range(len(held)), "network": network, "kind": kind, "layer": layer}
+                tables.append(pd.DataFrame(units | {"pooling": how, **values}))
+    table = pd.concat(tables)
+    key = ["network", "kind", "layer", "unit"]
+    wide = table.pivot(index=key, columns="pooling", values=["label", "oracle"]).reset_index()
+    rows = []
+    for (network, kind), part in wide.groupby(["network", "kind"], sort=False):
+        halves = {"all": part, "even": part[part["unit"] % 2 == 0], "odd": part[part["unit"] % 2 == 1]}
+        for half, some in halves.items():
+            means = some[["label", "oracle"]].dropna(axis=1)
+            against = bootstrapped(means["label"].sub(means["label"]["avg"], axis=0))
+            found = pd.DataFrame({"label": means["label"].mean(), "oracle": means["oracle"].mean()})
+            found = found.join(against.rename(columns={"mean": "label_against_avg"}))
+            better = (means["label"].sub(means["label"]["avg"], axis=0) > 0.1).mean()
+            found = found.assign(much_better=better, network=network, kind=kind, half=half, units=len(some))
+            rows.append(found.rename_axis("pooling").reset_index())
+    table = pd.concat(rows)[
+        "network kind half units pooling label oracle label_against_avg low high much_better".split()
+    ]
+    table.to_csv(DATA / "pooling.csv", index=False, float_format="%.4g")
+    print(table.round(3).to_string(index=False))
 
 
 def sheet(folders: Sequence[str], out: Path) -> None:
