@@ -337,7 +337,7 @@ def bootstrapped(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def pooling() -> None:
-    """Held-out correlation of the default's labels and of the oracle, by network, kind of layer and pooling."""
+    """Held-out correlation of the default's labels and the oracle's by network, kind of layer and pooling."""
     tables = []
     for network, poolings in (("resnet", ("avg", "max")), ("vit", ("avg", "max", "cls"))):
         for how in poolings:
