@@ -53,10 +53,10 @@ def unit_activations(
 ) -> dict[str, Tensor]:
     """Activations of every unit for every image, pooled over positions: {layer name: Q [N, K]}.
 
-    pool "avg", "max" or "cls" (see `hooks.pool`, and `hooks.poolings` for layers without tokens); device None
-    is where the model is, and it returns there afterwards; `workers` threads decode ahead (by default one per
-    core, at most 8); progress(batches, total, text) wraps the loop. Errors: ValueError for a pooling that a
-    layer's layout does not have, and for an activation that is not finite.
+    pool "avg", "max", "cls" or "auto" (see `hooks.pool` and `hooks.poolings`); device None is where the model
+    is, and it returns there afterwards; `workers` threads decode ahead (by default one per core, at most 8);
+    progress(batches, total, text) wraps the loop. Errors: ValueError for a pooling that a layer's layout does
+    not have, and for an activation that is not finite.
     """
     job = _unit_job(target, probe, layers, pool, dtype)
     compute(probe, [job], batch_size, device, progress, workers)

@@ -108,15 +108,26 @@ def pool(output: Tensor, layout: str, how: str, batch: int) -> Tensor:
 
 
 def poolings(layers: Sequence[LayerInfo], how: str) -> dict[str, str]:
-    """How each of several layers is pooled: {name: how}; "cls" only where there are tokens, "avg" beside
-    them.
+    """How each of several layers is pooled: {name: how}.
 
-    So `layers=all` of a ViT goes with "cls", although its first convolution has no class token. Where no
-    layer has tokens "cls" stays, and `pool` refuses it.
+    "auto" is "cls" where a layer has a class token and "avg" elsewhere, the winners of
+    docs/protocols/default_name.md; a class token is there when one token more than a square grid is (with
+    registers beside it there are more, and tokens are averaged). "cls" is taken where there are tokens, and
+    "avg" beside them, so that it goes with `layers=all` of a ViT, whose first convolution has none; where no
+    layer has tokens it stays, and `pool` refuses it.
     """
     tokens = {layer.name: layer.layout.startswith("tokens") for layer in layers}
+    if how == "auto":
+        return {
+            layer.name: "cls" if tokens[layer.name] and _class_token(layer) else "avg" for layer in layers
+        }
     mixed = how == "cls" and any(tokens.values())
     return {name: "avg" if mixed and not has else how for name, has in tokens.items()}
+
+
+def _class_token(layer: LayerInfo) -> bool:
+    count = layer.shape[0]
+    return count > 1 and math.isqrt(count - 1) ** 2 == count - 1
 
 
 def as_maps(output: Tensor, layout: str, grid: tuple[int, int] | None = None) -> Tensor:
