@@ -94,7 +94,7 @@ def test_plain_papermill_and_the_same_numbers_from_the_cache(tmp_path):
     assert metrics["final_top1_soft_wpmi"] >= 0.95
     quality = pd.read_csv(folder / "precision_diversity.csv")
     assert quality["method"].tolist() == [DEFAULT, "soft_wpmi", "cos_similarity_cubed", "oracle"]
-    assert (quality["layer"] == "fc").all() and quality["precision"].gt(0.9).all()
+    assert (quality["layer"] == "fc").all() and quality["precision"].gt(0.7).all()
     seconds = pd.read_csv(folder / "seconds_by_layer.csv")
     assert seconds["layer"].tolist() == ["fc"] and seconds["seconds"].gt(0).all()
     in_words = pd.read_csv(folder / "several_words.csv")
