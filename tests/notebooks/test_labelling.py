@@ -109,7 +109,7 @@ def test_plain_papermill_and_the_same_numbers_from_the_cache(tmp_path):
 
 
 def test_the_papers_settings_are_one_word_away():
-    """One unit of a layer, the paper's function by layer, and options that other functions have not."""
+    """The paper's function by layer, and options that other functions have not."""
     given = [
         "-p",
         "smoke",
@@ -128,10 +128,6 @@ def test_the_papers_settings_are_one_word_away():
     assert set(table["method"]) == {"soft_wpmi"} and not (folder / "several_words.csv").exists()
     refused = run("labelling", *given, "-p", "a", "3.0")
     assert refused.returncode == 1 and "a are of wpmi and soft_wpmi, got" in refused.stdout + refused.stderr
-    refused = run(
-        "labelling", *given, "-p", "preset", "paper", "-p", "similarity", "wpmi", "-p", "lam", "1.0"
-    )
-    assert refused.returncode == 1 and "sets a, lam and top_k" in refused.stdout + refused.stderr
 
 
 @pytest.mark.parametrize(
