@@ -5,6 +5,7 @@
     python benchmarks/default_name.py sheet --photos ...           # pictures without methods, and a key
     python benchmarks/default_name.py decide                       # tables from what the others wrote
     python benchmarks/default_name.py pooling                      # of the two microworld networks
+    python benchmarks/default_name.py noise                        # scores of shuffled activations
 
 Each writes one row for each method, unit and measure to docs/results/data/default_name/, where `decide` reads
 them.
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from neuronym.activations import embed_concepts, image_embeddings
 from neuronym.common.memory import top_images
-from neuronym.common.statistics import correlation, cross_correlation
+from neuronym.common.statistics import auroc, correlation, cross_correlation
 from neuronym.datasets.probe import load_probe
 from neuronym.evaluation.presence import fit_judge, judged_presence, true_presence
 from neuronym.measurements import measure, Measurements
@@ -46,7 +47,7 @@ DEALS, DRAWS, SEED, SHOWN = 100, 10_000, 16, 12
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("resnet", "vit", "photos", "sheet", "decide", "pooling"))
+    parser.add_argument("what", choices=("resnet", "vit", "photos", "sheet", "decide", "pooling", "noise"))
     parser.add_argument("--photos", nargs=4, metavar="FOLDER", help="ImageNet, Caltech-101, DTD, Flickr8k")
     parser.add_argument("--out", type=Path, default=Path("sheets"), help="folder of the sheets")
     arguments = parser.parse_args()
@@ -62,6 +63,8 @@ def main() -> None:
         sheet(arguments.photos, arguments.out)
     elif arguments.what == "pooling":
         pooling()
+    elif arguments.what == "noise":
+        noise()
     else:
         sheet_scores()
         decide()
@@ -334,6 +337,29 @@ def bootstrapped(values: pd.DataFrame) -> pd.DataFrame:
         draws[i] = x[generator.integers(len(x), size=len(x))].mean(0)
     low, high = np.quantile(draws, (0.025, 0.975), axis=0)
     return pd.DataFrame({"mean": x.mean(0), "low": low, "high": high}, index=values.columns)
+
+
+def noise() -> None:
+    """Best scores of the inner units of resnet and of the same units with shuffled activations."""
+    data = measure("microworld:resnet", "all", "microworld:5000", "microworld", "microworld")
+    naming, generator, found = data.split(0.4)[0], torch.Generator().manual_seed(SEED), {}
+    P, inner = naming.I @ naming.T.T, [layer for layer in naming.Q if layer != data.target.layers[-1]]
+    for layer in inner:
+        q = naming.Q[layer]
+        dealt = torch.rand(q.shape, generator=generator).argsort(0)
+        for kind, activations in (("real", q), ("shuffled", q.gather(0, dealt))):
+            for method, S in candidates(P, activations).items():
+                found.setdefault(method, {}).setdefault(kind, []).append(S.amax(1))
+    rows = []
+    for method in ("soft 2", "sum", "sum, standardised"):
+        real, shuffled = (torch.cat(found[method][kind]) for kind in ("real", "shuffled"))
+        right = torch.cat([torch.ones(len(real)), torch.zeros(len(shuffled))]).bool()
+        apart = auroc(torch.cat([real, shuffled]), right)
+        rows.append((method, len(real), float(real.median()), float(shuffled.median()), apart))
+    columns = ["method", "units", "median_best_score", "median_shuffled", "auroc"]
+    table = pd.DataFrame(rows, columns=columns)
+    table.to_csv(DATA / "noise.csv", index=False, float_format="%.4g")
+    print(table.to_string(index=False))
 
 
 def pooling() -> None:
