@@ -72,6 +72,10 @@ def less_prior(rows, lam):
     return rows - lam * (rows.logsumexp(0) - math.log(len(rows)))
 
 
+def softened(P):
+    return (P * 2 / P.std(1, correction=0).mean()).softmax(1)
+
+
 LOOPS = {
     "cos_similarity": (unit_columns, lambda P, q, g: unit_columns(q[:, None])[:, 0] @ P, lambda rows: rows),
     "cos_similarity_cubed": (
@@ -82,6 +86,16 @@ LOOPS = {
     "correlation": (
         centred_columns,
         lambda P, q, g: centred_columns(q[:, None])[:, 0] @ P,
+        lambda rows: rows,
+    ),
+    "soft_correlation": (
+        lambda P: centred_columns(softened(P)),
+        lambda P, q, g: centred_columns(q[:, None])[:, 0] @ P,
+        lambda rows: rows,
+    ),
+    "combined_correlation": (
+        lambda P: (centred_columns(P) + centred_columns(softened(P)), cubed_columns(P)),
+        lambda P, q, g: centred_columns(q[:, None])[:, 0] @ P[0] + cubed_columns(q[:, None])[:, 0] @ P[1],
         lambda rows: rows,
     ),
     "rank_reorder": (lambda P: P, reordered, lambda rows: rows),

@@ -12,7 +12,7 @@ In a page stands between markers what a command printed:
 
 A number is a metric of metrics.csv, or the column of the one row with these values. Its form is that of
 Python (.3f, .1%), `minutes` for the sum of a column of seconds, or `written` for the digits of the file,
-which are those printed. Options of a table: where=COLUMN:VALUE (several), columns=A,B,
+which are those printed. Options of a table: where=COLUMN:VALUE (several), among=COLUMN:A|B, columns=A,B,
 pivot=ROWS|COLUMNS|VALUES, mean=A,B (means over all other rows), names=A:said,B:said, digits=3 or
 digits=written. Files lie in docs/results/data/PAGE/; one of another page is written PAGE/FILE. For a page
 that is no notebook they are taken from results/PAGE/, where `make bench` leaves its tables; `make faults`
@@ -114,19 +114,24 @@ def markdown(table: pd.DataFrame, options: list[str]) -> str:
         key, _, value = option.partition("=")
         if key == "where":
             table = _chosen(table, value)
+        elif key == "among":
+            column, _, several = value.partition(":")
+            table = table[table[column].astype(str).isin(several.split("|"))]
         elif key == "columns":
             table = table[value.split(",")]
         elif key == "mean":
             table = table.groupby(value.split(","), sort=False).mean(numeric_only=True).reset_index()
         elif key == "pivot":
             rows, columns, values = value.split("|")
+            joined = table[columns.split(",")].agg(" ".join, axis=1)
+            table = table.assign(**{columns: joined} if "," in columns else {})
             table = table.pivot_table(index=rows, columns=columns, values=values, sort=False).reset_index()
         elif key == "names":
             table = table.rename(columns=dict(name.split(":") for name in value.split(",")))
         elif key == "digits":
             digits = 0 if value == WRITTEN else int(value)
         else:
-            known = "where, columns, mean, pivot, names and digits"
+            known = "where, among, columns, mean, pivot, names and digits"
             raise ValueError(f"options of a table are {known}, got '{option}'")
     lines = [list(map(str, table.columns)), ["---"] * table.shape[1]]
     lines += [[_cell(value, digits) for value in row] for row in table.itertuples(index=False)]

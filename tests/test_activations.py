@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn, Tensor
 
-from neuronym import cache
+from neuronym import cache, hooks
 from neuronym.activations import (
     activation_maps,
     activation_spec,
@@ -105,6 +105,27 @@ def test_values_are_those_of_a_plain_forward(target, probe, how):
         ]
         assert Q[name].dtype == torch.float32
         close(Q[name], expected)
+
+
+def test_cls_goes_with_layers_without_tokens_beside_it(target, probe):
+    """`layers=all` of a ViT: its first convolution has no class token and is averaged, as if asked for."""
+    together = unit_activations(target, probe, layers_of(target), "cls")
+    tokens = {"tokens", "first"}
+    alone = unit_activations(target, probe, layers_of(target, [*tokens]), "cls")
+    averaged = unit_activations(target, probe, layers_of(target), "avg")
+    assert set(together) == set(averaged) and tokens < set(together)
+    for name, Q in together.items():
+        assert torch.equal(Q, alone[name] if name in tokens else averaged[name])
+
+
+def test_auto_takes_the_class_token_where_there_is_one(target):
+    layers = layers_of(target)
+    with_token = [replace(layer, shape=(17, layer.units)) for layer in layers if "tokens" in layer.layout]
+    without = [replace(layer, shape=(16, layer.units)) for layer in with_token]
+    convolutions = [layer for layer in layers if "tokens" not in layer.layout]
+    assert set(hooks.poolings(with_token, "auto").values()) == {"cls"} and len(with_token) == 2
+    assert set(hooks.poolings([*without, *convolutions], "auto").values()) == {"avg"}
+    assert set(hooks.poolings(convolutions, "cls").values()) == {"cls"}  # which `pool` refuses
 
 
 def test_embeddings_are_those_of_a_plain_forward(clip, probe):

@@ -61,6 +61,16 @@ def docs(monkeypatch):
 def test_numbers_and_tables_are_written_from_files(docs, tmp_path):
     write = docs["write"]
     (tmp_path / "metrics.csv").write_text("metric,value\nshare,0.98077\n")
+    (tmp_path / "more.csv").write_text("kind,half,method,mean\na,x,p,1.5\na,y,p,2.5\na,x,q,3.5\nb,x,r,4.5\n")
+    several = (
+        "<!-- table more.csv; among=method:p|q; pivot=method|kind,half|mean; digits=1 -->\n<!-- end -->\n"
+    )
+    assert write.rendered(several, tmp_path).splitlines()[1:-1] == [
+        "| method | a x | a y |",
+        "| --- | --- | --- |",
+        "| p | 1.5 | 2.5 |",
+        "| q | 3.5 |  |",
+    ]
     (tmp_path / "some.csv").write_text("layer,name,top1\na,x,0.25\na,y,0.75\nb,x,1\n")
     text = (
         "<!--=metrics.csv;share;.3f-->.5<!--end--> or <!--=metrics.csv;share;.1%-->?<!--end-->\n"

@@ -12,6 +12,7 @@ from neuronym.common import subsets
 from neuronym.datasets.concepts import load_concepts
 from neuronym.datasets.probe import load_probe
 from neuronym.evaluation import presence
+from neuronym.measurements import measure
 from neuronym.microworld.render import render
 from neuronym.microworld.world import scene
 from neuronym.models.clips import load_clip
@@ -101,8 +102,50 @@ def test_calibrated_uses_what_is_known(folders):
     assert (a, b) == presence.fit_judge(I @ embed_concepts(clip, words).T, truth)
     seen = presence.judged_presence(I, embed_concepts(clip, words), (a, b))
     assert float(seen[truth].mean()) > 0.5 > 0.1 > float(seen[~truth].mean())
-    nameless = load_probe(f"folder:{folders.items[0].parent}")
-    assert presence.calibrated(clip, torch.rand(len(nameless), clip.d), nameless, words) == presence.JUDGE
+    assert presence.calibrated_from(probe) == "fitted to the truth about the scenes"
+
+
+def test_without_truth_the_probability_follows_from_the_embeddings(folders):
+    """Photos in one folder: neither another model's constants nor a scale of the cosines' own."""
+    clip, probe = load_clip("microworld"), load_probe(f"folder:{folders.items[0].parent}")
+    words = load_concepts("microworld:atoms")
+    I, T = image_embeddings(clip, probe), embed_concepts(clip, words)
+    a, b = presence.calibrated(clip, I, probe, words)
+    assert (a, b) == presence.unfitted(I, T)
+    assert a == pytest.approx(2 / float((I @ T.T).std(1, correction=0).mean()), rel=1e-5)
+    assert float(presence.judged_presence(I, T, (a, b)).sum(1).mean()) == pytest.approx(1, rel=1e-5)
+    few = presence.judged_presence(I, T, presence.unfitted(I, T, 0.5))
+    assert float(few.sum(1).mean()) == pytest.approx(0.5, rel=1e-5)
+    assert presence.calibrated_from(probe).startswith("not fitted, as nothing is known of the images")
+
+
+def test_the_unfitted_probability_names_nearly_as_well_as_the_fitted():
+    data = measure("microworld:resnet", "layer4", "microworld:1000", "microworld", "microworld:atoms")
+    truth, found = presence.true_presence(data.probe, data.concepts), {}
+    for name, fit in (
+        ("fitted", presence.calibrated(data.clip, data.I, data.probe, data.concepts)),
+        ("unfitted", presence.unfitted(data.I, data.T)),
+    ):
+        seen = presence.judged_presence(data.I, data.T, fit)
+        labels = presence.presence_oracle(data.Q["layer4"], seen).argmax(1)
+        oracle = presence.presence_oracle(data.Q["layer4"], truth)
+        found[name] = float(oracle.gather(1, labels[:, None]).mean())
+    assert found["unfitted"] > 0.95 * found["fitted"]
+
+
+@pytest.mark.parametrize(
+    "T, shown, message",
+    [
+        (torch.ones(1, 4) / 2, 1, "cosines that are all alike, got 1 concepts"),
+        (torch.ones(3, 4) / 2, 1, "give two different concepts or more"),
+        (torch.eye(4), 0, "more than none and fewer than all of 4 concepts, got 0"),
+        (torch.eye(4), 4, "fewer than all of 4 concepts, got 4"),
+    ],
+)
+def test_what_no_probability_follows_from(T, shown, message):
+    I = torch.nn.functional.normalize(torch.rand(5, 4), dim=1)
+    with pytest.raises(ValueError, match=message):
+        presence.unfitted(I, T, shown)
 
 
 def test_photos_need_a_judge_and_scenes_do_not(folders):

@@ -1,14 +1,16 @@
 """Slow, literal references in float64, written from the formulas with loops; nothing here imports from the
 package.
 
-cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi, correlation    P [N, M], A [N, K] ->
-                                                                                    scores [K, M], as lists
+cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi, correlation, soft_correlation,
+combined_correlation    P [N, M], A [N, K] -> scores [K, M], as lists
 best_images    images by activation, ties by lower index
 """
 
 from __future__ import annotations
 
 import math
+
+import torch
 
 
 def columns(X) -> list[list[float]]:
@@ -56,6 +58,26 @@ def correlation(P, A, slope=0, offset=0) -> list[list[float]]:
 
     seen = [[1 / (1 + math.exp(-slope * x - offset)) for x in c] if slope else c for c in columns(P)]
     return products([standard(c) for c in columns(A)], [standard(c) for c in seen])
+
+
+def soft_correlation(P, A, sharpness=2, slope=None) -> list[list[float]]:
+    """Pearson's, of A and the softmax of a P over concepts: a = sharpness / mean standard deviation of a
+    row.
+    """
+    if slope is None:
+        spreads = []
+        for row in P.double().tolist():
+            mean = math.fsum(row) / len(row)
+            spreads.append(math.sqrt(math.fsum((x - mean) ** 2 for x in row) / len(row)))
+        spread = math.fsum(spreads) / len(spreads)
+        slope = sharpness / spread if spread else 0
+    return correlation(torch.tensor(softmax_rows(P, slope), dtype=torch.float64), A)
+
+
+def combined_correlation(P, A, sharpness=2) -> list[list[float]]:
+    """Correlation, cubed cosine without eps and soft correlation, added."""
+    parts = (correlation(P, A), cos_similarity_cubed(P, A, eps=1e-300), soft_correlation(P, A, sharpness))
+    return [[sum(values) for values in zip(*rows)] for rows in zip(*parts)]
 
 
 def rank_reorder(P, A, permutations, p=3, top_fraction=0.05, scale_p=0.5, floor=None) -> list[list[float]]:

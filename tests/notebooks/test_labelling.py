@@ -7,10 +7,12 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
+from neuronym.dissect import DEFAULT
 from neuronym.microworld.render import render
 from neuronym.microworld.world import CLASSES, scene
 from neuronym.runs.folders import results_dir, ROOT
@@ -90,12 +92,42 @@ def test_plain_papermill_and_the_same_numbers_from_the_cache(tmp_path):
     )
     folder, metrics, table = parts(done)
     assert metrics["final_top1_soft_wpmi"] >= 0.95
+    quality = pd.read_csv(folder / "precision_diversity.csv")
+    assert quality["method"].tolist() == [DEFAULT, "soft_wpmi", "cos_similarity_cubed", "oracle"]
+    assert (quality["layer"] == "fc").all() and quality["precision"].gt(0.7).all()
+    seconds = pd.read_csv(folder / "seconds_by_layer.csv")
+    assert seconds["layer"].tolist() == ["fc"] and seconds["seconds"].gt(0).all()
+    in_words = pd.read_csv(folder / "several_words.csv")
+    assert len(in_words) == len(CLASSES) and in_words["correlation_several"].between(-1, 1).all()
+    assert set(table["method"]) == {DEFAULT}
     again, metrics_again, table_again = parts(run("labelling", *given))
     assert again == folder and table_again.equals(table)
     changing = {"seconds", "peak_mb"}
     assert {k: v for k, v in metrics_again.items() if k not in changing} == {
         k: v for k, v in metrics.items() if k not in changing
     }
+
+
+def test_the_papers_settings_are_one_word_away():
+    """The paper's function by layer, and options that other functions have not."""
+    given = [
+        "-p",
+        "smoke",
+        "True",
+        "-p",
+        "layers",
+        "fc",
+        "-p",
+        "words_each",
+        "1",
+        "-p",
+        "cards_per_layer",
+        "0",
+    ]
+    folder, metrics, table = parts(run("labelling", *given, "-p", "preset", "paper"))
+    assert set(table["method"]) == {"soft_wpmi"} and not (folder / "several_words.csv").exists()
+    refused = run("labelling", *given, "-p", "a", "3.0")
+    assert refused.returncode == 1 and "a are of wpmi and soft_wpmi, got" in refused.stdout + refused.stderr
 
 
 @pytest.mark.parametrize(

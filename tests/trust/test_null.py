@@ -25,6 +25,8 @@ OPTIONS = {
     "wpmi": {"top_k": 11},
     "soft_wpmi": {"top_k": 13, "lam": 0.8},
     "correlation": {"slope": 5.0, "offset": -1.0},
+    "soft_correlation": {"sharpness": 1.5},
+    "combined_correlation": {},
 }
 METHODS = list(OPTIONS)
 

@@ -53,10 +53,10 @@ def unit_activations(
 ) -> dict[str, Tensor]:
     """Activations of every unit for every image, pooled over positions: {layer name: Q [N, K]}.
 
-    pool "avg", "max" or "cls" (see `hooks.pool`); device None is where the model is, and it returns there
-    afterwards; `workers` threads decode ahead (by default one per core, at most 8); progress(batches, total,
-    text) wraps the loop. Errors: ValueError for a pooling that a layer's layout does not have, and for an
-    activation that is not finite.
+    pool "avg", "max", "cls" or "auto" (see `hooks.pool` and `hooks.poolings`); device None is where the model
+    is, and it returns there afterwards; `workers` threads decode ahead (by default one per core, at most 8);
+    progress(batches, total, text) wraps the loop. Errors: ValueError for a pooling that a layer's layout does
+    not have, and for an activation that is not finite.
     """
     job = _unit_job(target, probe, layers, pool, dtype)
     compute(probe, [job], batch_size, device, progress, workers)
@@ -169,17 +169,18 @@ def _unit_job(target: Target, probe: Probe, layers: list[LayerInfo], how: str, d
         raise ValueError(
             f"layers is a list of LayerInfo, at least one, got {layers!r}; make it with resolve_layers"
         )
-    for layer in layers:
-        hooks.pool(torch.zeros([1] * LAYOUTS[layer.layout][0]), layer.layout, how, 1)  # refuses early
+    how_of = hooks.poolings(layers, how)
+    for layer in layers:  # refuses early
+        hooks.pool(torch.zeros([1] * LAYOUTS[layer.layout][0]), layer.layout, how_of[layer.name], 1)
     by_name = {layer.name: layer for layer in layers}
     return Job(
         "activations",
         target.name,
         target.preprocess,
         target.preprocess_spec,
-        {name: activation_spec(target, probe, layer, how, dtype) for name, layer in by_name.items()},
+        {name: activation_spec(target, probe, layer, how_of[name], dtype) for name, layer in by_name.items()},
         {name: layer.units for name, layer in by_name.items()},
-        lambda names, device: _unit_reader(target, [by_name[name] for name in names], how, device, dtype),
+        lambda names, device: _unit_reader(target, [by_name[name] for name in names], how_of, device, dtype),
         {"target": target.name, "probe": probe.name},
     )
 
@@ -205,13 +206,13 @@ def _image_job(clip: Clip, probe: Probe, dtype: str) -> Job:
 
 @contextmanager
 def _unit_reader(
-    target: Target, layers: list[LayerInfo], how: str, device: Device, dtype: str
+    target: Target, layers: list[LayerInfo], how_of: dict[str, str], device: Device, dtype: str
 ) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
     layouts = {layer.name: layer.layout for layer in layers}
     count = 0
 
     def pooled(name: str, output: Tensor) -> Tensor:
-        return hooks.pool(output, layouts[name], how, count).float()  # [b, K]
+        return hooks.pool(output, layouts[name], how_of[name], count).float()  # [b, K]
 
     with (
         inference_of(target, device, dtype) as place,

@@ -1,9 +1,15 @@
 """CLIP-Dissect (Oikarinen & Weng, ICLR 2023): a unit's label is the concept whose CLIP scores over the images
 look most like its activations.
 
-clip_dissect     Measurements -> the labels table
-labels_of_units  the best concept of every unit, layer by layer
-functions_for    similarity functions that so many images are enough for
+DEFAULT           the similarity function that names units unless told otherwise
+PAPER             CLIP-Dissect's settings of soft_wpmi, of inner layers and of the final one
+clip_dissect      Measurements -> the labels table
+options_by_layer  the options of a similarity function for every layer: given, or the paper's
+chosen_options    options of (soft-)WPMI as the parameters of a notebook
+scored_layers     scores of every layer with its options
+cautions          what a similarity function cannot say of these layers and concepts, in words
+labels_of_units   the best concept of every unit, layer by layer
+functions_for     similarity functions that so many images are enough for
 """
 
 from __future__ import annotations
@@ -21,15 +27,21 @@ from neuronym.common.units import Units
 from neuronym.measurements import Measurements
 from neuronym.similarity.labels import labels_table
 from neuronym.similarity.matrix import FactoredMatrix
+from neuronym.similarity.pmi import TOP_IMAGES
 from neuronym.similarity.scores import score_layers, SIMILARITIES
+
+DEFAULT = "combined_correlation"  # the winner of docs/protocols/default_name.md
+PAPER = {"inner": {"a": 10, "lam": 1, "top_k": 100}, "final": {"a": 2, "lam": 0.6, "top_k": 28}}
+PRESETS = ("", "paper")
 
 
 def clip_dissect(
     data: Measurements,
-    similarity: str = "soft_wpmi",
+    similarity: str = DEFAULT,
     k: int = 5,
     units: Units = "all",
     *,
+    preset: str = "",
     memory: int = MEMORY,
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
@@ -37,20 +49,25 @@ def clip_dissect(
 ) -> pd.DataFrame:
     """The k best concepts of every unit by a similarity function, as the labels table: rank 1 is the label.
 
-    Layers share the blocks of P [N, M]; what a function normalises over units is normalised over all units of
-    a layer, also where `units` names some. Units that are dead, constant or saturated have a note and no name
-    (`neuronym.similarity.labels.unit_notes`). `options` go to the function. Errors: KeyError for an unknown
-    function, ValueError for units that are not there.
+    Layers share the blocks of P [N, M]; what a function normalises over units is normalised over all units
+    of a layer, also where `units` names some. Units that are dead, constant or saturated have a note and no
+    name (`neuronym.similarity.labels.unit_notes`). `options` go to the function; `preset` "paper" is
+    CLIP-Dissect as published, soft_wpmi with a 10, lam 1, top_k 100 for inner layers and a 2, lam .6, top_k
+    28 for the final one. Errors: KeyError for an unknown function, ValueError for units that are not there,
+    and for a preset with options of one's own.
 
     >>> from neuronym import measure
     >>> data = measure("microworld:resnet", "fc", "microworld:200", "microworld", "microworld:atoms")
     >>> clip_dissect(data, "cos_similarity_cubed", k=1, units="ids:0-2")["label"].tolist()
     ['circle', 'square', 'triangle']
     """
-    if similarity not in SIMILARITIES:
-        raise unknown("similarity function", similarity, SIMILARITIES)
     wanted = data.units(units)
-    given = {"memory": memory, "generator": generator, **options}
+    final = data.target.layers[-1] if data.target.layers else None
+    by_layer = options_by_layer(list(wanted), similarity, final, data.N, preset, **options)
+    if preset:
+        similarity = "soft_wpmi"
+    given = {"memory": memory, "generator": generator}
+    pairs = scored_layers(data.P, {name: data.Q[name] for name in wanted}, similarity, by_layer, **given)
     tables = [
         labels_table(
             scores[wanted[layer]],
@@ -62,16 +79,104 @@ def clip_dissect(
             units=wanted[layer],
             activations=data.Q[layer],
         )
-        for layer, scores in _scored(data, list(wanted), similarity, given, progress)
+        for layer, scores in (pairs if progress is None else progress(pairs, len(wanted), "layers scored"))
     ]
     return pd.concat(tables, ignore_index=True)
+
+
+def options_by_layer(
+    layers: Sequence[str], similarity: str, final: str | None, N: int, preset: str = "", **options
+) -> dict[str, dict]:
+    """Options of a similarity function for each layer: those given, or PAPER's (with N images at the most).
+
+    Errors: KeyError for an unknown function or preset; ValueError for a preset with options beside it.
+    """
+    if similarity not in SIMILARITIES:
+        raise unknown("similarity function", similarity, SIMILARITIES)
+    if preset not in PRESETS:
+        raise unknown("preset", preset, [name for name in PRESETS if name])
+    if not preset:
+        return dict.fromkeys(layers, options)
+    if options:
+        raise ValueError(
+            f"preset '{preset}' sets a, lam and top_k, and {', '.join(options)} came beside it; pass one or "
+            "the other"
+        )
+    found = {layer: PAPER["final" if layer == final else "inner"] for layer in layers}
+    return {layer: some | {"top_k": min(N, some["top_k"])} for layer, some in found.items()}
+
+
+def chosen_options(similarity: str, a: float = 0, lam: float = -1, top_k: int = 0) -> dict[str, float]:
+    """Options of (soft-)WPMI as the notebooks' parameters give them, 0 and -1 for the function's own.
+
+    Errors: ValueError for a function that has none of them.
+    """
+    options = {
+        name: value
+        for name, value, own in (("a", a, 0), ("lam", lam, -1), ("top_k", top_k, 0))
+        if value != own
+    }
+    if options and similarity not in TOP_IMAGES:
+        raise ValueError(
+            f"{', '.join(options)} are of {' and '.join(TOP_IMAGES)}, got similarity {similarity}; leave "
+            "them out, or choose one of these"
+        )
+    return options
+
+
+def scored_layers(
+    P: Tensor | FactoredMatrix,
+    Q: Mapping[str, Tensor],
+    similarity: str,
+    options: Mapping[str, dict],
+    *,
+    memory: int = MEMORY,
+    generator: torch.Generator | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """(layer, scores [K, M]) of each layer of Q {layer: [N, K]} with its options; those of equal options
+    together.
+    """
+    left = list(Q)
+    while left:
+        same = [layer for layer in left if options[layer] == options[left[0]]]
+        some = {layer: Q[layer] for layer in same}
+        yield from score_layers(P, some, similarity, memory=memory, generator=generator, **options[left[0]])
+        left = [layer for layer in left if layer not in same]
+
+
+def cautions(
+    similarity: str, sizes: Mapping[str, int], P: Tensor | FactoredMatrix, lam: float | None = None
+) -> list[str]:
+    """What a function cannot say of layers of these sizes and of P's concepts: a sentence each, none as a
+    rule.
+
+    soft_wpmi (and wpmi with lam 1) takes from a score what all units of the layer have: of one unit, all.
+    rank_reorder divides by a root of the mean cosine, so that concepts of negative mean are hardly ever
+    chosen (the released code gives nan).
+    """
+    found = []
+    alone = [layer for layer, units in sizes.items() if units == 1]
+    if alone and (lam == 1 or (lam is None and similarity == "soft_wpmi")):
+        found.append(
+            f"{similarity} scores 0 for every concept in {', '.join(alone)}, whose one unit is all that its "
+            "prior is made of: the label is the first concept; choose another function or a lam below 1"
+        )
+    if similarity == "rank_reorder":
+        mean = P.T @ P.I.mean(0) if isinstance(P, FactoredMatrix) else P.mean(0)
+        dropped = int((mean <= 0).sum())
+        if dropped:
+            found.append(
+                f"rank_reorder hardly ever chooses {dropped} of {len(mean)} concepts, whose cosines are "
+                "negative on average: it divides by a root of their mean"
+            )
+    return found
 
 
 def labels_of_units(
     P: Tensor | FactoredMatrix,
     Q: Mapping[str, Tensor],
     concepts: Sequence[str],
-    similarity: str = "soft_wpmi",
+    similarity: str = DEFAULT,
     *,
     memory: int = MEMORY,
     generator: torch.Generator | None = None,
@@ -86,11 +191,3 @@ def labels_of_units(
 def functions_for(N: int) -> list[str]:
     """Similarity functions for N images: rank_reorder orders the top 5 %, which have to be two at least."""
     return [name for name in SIMILARITIES if name != "rank_reorder" or N >= RANKED]
-
-
-def _scored(
-    data: Measurements, layers: list[str], similarity: str, given: dict, progress: Progress | None
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """(layer, scores [K, M]) of each layer."""
-    pairs = score_layers(data.P, {name: data.Q[name] for name in layers}, similarity, **given)
-    return pairs if progress is None else progress(pairs, len(layers), "layers scored")

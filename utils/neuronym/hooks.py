@@ -4,6 +4,7 @@ block.
 record             read outputs by layer name
 edit               replace outputs by layer name
 pool               one value an image and unit
+poolings           how each of several layers is pooled
 as_maps            one map an image and unit
 maps_of            the same by the grid that was found for a layer
 get_layer          the module of a dotted name
@@ -26,7 +27,7 @@ A layer is a dotted string of `named_modules()`; no hook outlives its block. Lay
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, ExitStack
 from dataclasses import replace
 
@@ -110,6 +111,22 @@ def pool(output: Tensor, layout: str, how: str, batch: int) -> Tensor:
         return output.select(1 - batch_axis, 0)
     positions = POSITION_AXES[layout]
     return output.mean(positions) if how == "avg" else output.amax(positions)
+
+
+def poolings(layers: Sequence[LayerInfo], how: str) -> dict[str, str]:
+    """How each of several layers is pooled: {name: how}.
+
+    "auto" is "cls" where a layer has a class token and "avg" elsewhere, the winners of
+    docs/protocols/default_name.md; a class token is there where tokens stand before the patches. "cls" is
+    taken where there are tokens, and "avg" beside them, so that it goes with `layers=all` of a ViT, whose
+    first convolution has none; where no layer has tokens it stays, and `pool` refuses it.
+    """
+    tokens = {layer.name: layer.layout.startswith("tokens") for layer in layers}
+    if how == "auto":
+        led = {layer.name: tokens[layer.name] and layer.grid and layer.start for layer in layers}
+        return {name: "cls" if first else "avg" for name, first in led.items()}
+    mixed = how == "cls" and any(tokens.values())
+    return {name: "avg" if mixed and not has else how for name, has in tokens.items()}
 
 
 def as_maps(

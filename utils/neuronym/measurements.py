@@ -116,7 +116,8 @@ def measure(
     cached.
 
     Everything may be an object or the name of one (`load_target`, `load_probe`, `load_clip`,
-    `load_concepts`). `layers` are names, globs or "all"; `pool` makes a map one value ("avg", "max", "cls");
+    `load_concepts`). `layers` are names, globs or "all"; `pool` makes a map one value ("avg", "max", "cls",
+    or "auto", the class token where there is one);
     `template` stands around every concept; `layout` and `allow_random` are as in `load_target`; results are
     on `device` (where the target is, by default). Errors: those of the loaders; ValueError for an activation
     that is not finite.

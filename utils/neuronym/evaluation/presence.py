@@ -4,7 +4,9 @@ true_presence    presence [N, M] of the concepts in microworld scenes
 require_judge    refuse photos without a judge
 class_truth      presence of the classes that an image's folder is named after
 fit_judge        slope and offset that turn cosines into probabilities
+unfitted         both where nothing is known of the images: from the embeddings alone
 calibrated       both for a CLIP, from whatever is known of the images
+calibrated_from  what that is, in words
 judged_presence  probabilities [N, M] from embeddings
 presence_oracle  correlation of every unit with the presence of every concept: the best name there is
 against_oracle   how much of that a method's labels reach
@@ -19,12 +21,17 @@ import torch
 from torch import Tensor
 
 from neuronym.activations import embed_concepts
+from neuronym.common.checks import check_number
 from neuronym.common.memory import MEMORY, slices
 from neuronym.common.statistics import cross_correlation
+from neuronym.common.subsets import evenly_spaced
 from neuronym.common.types import Clip
 from neuronym.datasets.probe import Probe
+from neuronym.similarity.columns import mean_spread, SHARPNESS
+from neuronym.similarity.matrix import FactoredMatrix
 
-JUDGE = (58.0, -7.54)  # slope and offset of Oikarinen & Weng 2024 for their SigLIP: 58 (cosine - .13)
+LOOKED_AT = 1_000  # images that an offset is found from
+STEPS = 60  # of bisection: to the last digit of a float64
 
 
 def true_presence(probe: Probe, concepts: Sequence[str]) -> Tensor:
@@ -84,19 +91,65 @@ def fit_judge(cosines: Tensor, truth: Tensor) -> tuple[float, float]:
     return a, b
 
 
+def unfitted(I: Tensor, T: Tensor, shown: float = 1) -> tuple[float, float]:
+    """Slope and offset from the embeddings alone: I [N, d], T [M, d] unit rows -> (a, b).
+
+    a = 2 / (mean over images of the standard deviation over concepts of the cosines), the slope of
+    `soft_correlation`; b is such that an image shows `shown` concepts on average, sum over c of
+    sigmoid(a I T' + b) (over at most 1,000 images, spread evenly). How many an image really shows is not in
+    the embeddings: `shown` is an assumption, which moves all probabilities up or down and hardly changes
+    which images come first. Errors: ValueError where concepts cannot be told apart, and for `shown` outside
+    0..M.
+    """
+    check_number("shown", shown)
+    apart = mean_spread(FactoredMatrix(I, T))
+    if apart <= 1e-6:
+        raise ValueError(
+            f"no probability follows from cosines that are all alike, got {len(T)} concepts whose cosines in "
+            f"an image are {apart:.2g} apart; give two different concepts or more"
+        )
+    if not 0 < shown < len(T):
+        raise ValueError(
+            f"an image shows more than none and fewer than all of {len(T)} concepts, got {shown}"
+        )
+    a = SHARPNESS / apart
+    some = I[evenly_spaced(min(LOOKED_AT, len(I)), len(I))]
+    logits = torch.matmul(some, T.to(some.dtype).T).mul_(a)
+    low, high = -float(logits.max()) - 40, -float(logits.min()) + 40
+    for _ in range(STEPS):
+        b = (low + high) / 2
+        if float((logits + b).sigmoid_().sum(1, dtype=torch.float64).mean()) > shown:
+            high = b
+        else:
+            low = b
+    return a, b
+
+
 def calibrated(clip: Clip, I: Tensor, probe: Probe, concepts: Sequence[str]) -> tuple[float, float]:
     """Slope and offset of the CLIP's cosines: fitted to the truth about microworld scenes, or to the classes
-    of folders (all others count as absent), else those of JUDGE. I [N, d] are the probe's embeddings.
+    of folders (all others count as absent), else `unfitted`. I [N, d] are the probe's embeddings.
+
+    What was fitted for another CLIP or other images is never used: cosines have another scale there.
     """
     if probe.scenes is not None:
         return fit_judge(I @ embed_concepts(clip, concepts).to(I.device).T, true_presence(probe, concepts))
     names, truth, rows = class_truth(probe)
     if len(names) < 2:
-        return JUDGE
+        return unfitted(I, embed_concepts(clip, concepts).to(I.device))
     return fit_judge(I[rows.to(I.device)] @ embed_concepts(clip, names).to(I.device).T, truth)
 
 
-def judged_presence(I: Tensor, T: Tensor, judge: tuple[float, float] = JUDGE, memory: int = MEMORY) -> Tensor:
+def calibrated_from(probe: Probe) -> str:
+    """What `calibrated` goes by, in words."""
+    if probe.scenes is not None:
+        return "fitted to the truth about the scenes"
+    names, _, rows = class_truth(probe)
+    if len(names) < 2:
+        return "not fitted, as nothing is known of the images: as if each showed one concept on average"
+    return f"fitted to the {len(names)} classes that folders name, of {len(rows)} images"
+
+
+def judged_presence(I: Tensor, T: Tensor, judge: tuple[float, float], memory: int = MEMORY) -> Tensor:
     """Probability that concept m is in image n, sigmoid(a I T' + b): I [N, d], T [M, d] unit rows -> [N,
     M].
     """

@@ -1,4 +1,4 @@
-"""How alike are units and concepts? The five similarity functions of CLIP-Dissect and plain correlation, in
+"""How alike are units and concepts? The five similarity functions of CLIP-Dissect and three correlations, in
 bounded memory.
 
 score                 scores [K, M] of a matrix P [N, M] against activations Q [N, K], by the name of a
@@ -6,10 +6,7 @@ score                 scores [K, M] of a matrix P [N, M] against activations Q [
 score_embeddings      the same from image and text embeddings, without ever holding P
 score_layers          layer after layer, with P made once for several
 top_labels            the best concepts of every unit
-cos_similarity        cosine of columns, not centred
-cos_similarity_cubed  of columns centred and cubed
-correlation           Pearson's, of columns
-SIMILARITIES          the functions by name: these three, rank_reorder, wpmi and soft_wpmi
+SIMILARITIES          the functions by name: CLIP-Dissect's five, and three correlations
 retrieved             the images nearest to texts
 
 N images, K units, M concepts, d embedding width. Higher is better, and comparable only within one function
@@ -30,22 +27,21 @@ Among equal activations the image of lower index comes first. Half precision is 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import check_number, check_positive_int, unknown
-from neuronym.common.memory import (
-    first_largest,
-    items_within,
-    MEMORY,
-    nonzero,
-    slices,
-    SORTING_BYTES_PER_VALUE,
-    working_bytes,
+from neuronym.common.checks import check_positive_int, unknown
+from neuronym.common.memory import first_largest, items_within, MEMORY, slices, SORTING_BYTES_PER_VALUE
+from neuronym.similarity.columns import (
+    combined_correlation,
+    correlation,
+    cos_similarity,
+    cos_similarity_cubed,
+    soft_correlation,
 )
-from neuronym.similarity.matrix import block, checked, FactoredMatrix
+from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.pmi import soft_wpmi, wpmi
 from neuronym.similarity.rank_reorder import rank_reorder
 
@@ -140,138 +136,19 @@ def top_labels(scores: Tensor, concepts: Sequence[str], k: int = 5) -> tuple[Ten
     return scores.gather(1, indices), indices
 
 
-@torch.no_grad()
-def cos_similarity(
-    P: Tensor | FactoredMatrix, Q: Tensor, *, units: Sequence[int] | None = None, memory: int = MEMORY
-) -> Tensor:
-    """Cosine of columns, not centred; 0 for a column of zeros. P [N, M], Q [N, K] -> scores [K, M]
-
-    S = (Q / |Q|)' (P / |P|), by columns.
-    """
-    return _column_products(P, Q, units, memory, _unit_columns)
-
-
-@torch.no_grad()
-def cos_similarity_cubed(
-    P: Tensor | FactoredMatrix,
-    Q: Tensor,
-    *,
-    eps: float = 1e-3,
-    units: Sequence[int] | None = None,
-    memory: int = MEMORY,
-) -> Tensor:
-    """Cosine of columns centred and cubed; 0 for a constant column. P [N, M], Q [N, K] -> scores [K, M]
-
-    S = c(Q)' c(P), c(x) = y / max(|y|, eps), y = (x - mean x)^3, by columns.
-    """
-    check_number("eps", eps, 0)
-    return _column_products(P, Q, units, memory, lambda X: _cubed_columns(X, eps))
-
-
-@torch.no_grad()
-def correlation(
-    P: Tensor | FactoredMatrix,
-    Q: Tensor,
-    *,
-    slope: float = 0,
-    offset: float = 0,
-    units: Sequence[int] | None = None,
-    memory: int = MEMORY,
-) -> Tensor:
-    """Pearson correlation of columns; 0 for a constant column. P [N, M], Q [N, K] -> scores [K, M]
-
-    Not in CLIP-Dissect: the first of the metrics that pass NeuronEval's sanity tests, used to find labels.
-    With a slope, of sigmoid(slope P + offset), the probability that the concept is there
-    (`presence.calibrated`), instead of P.
-    """
-    check_number("slope", slope)
-    check_number("offset", offset)
-
-    def seen(X: Tensor) -> Tensor:
-        return _centred_columns(X.mul_(slope).add_(offset).sigmoid_() if slope else X)
-
-    return _column_products(P, Q, units, memory, _centred_columns, seen)
-
-
 SIMILARITIES = {
-    f.__name__: f for f in (cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi, correlation)
+    f.__name__: f
+    for f in (
+        cos_similarity,
+        cos_similarity_cubed,
+        rank_reorder,
+        wpmi,
+        soft_wpmi,
+        correlation,
+        soft_correlation,
+        combined_correlation,
+    )
 }
-
-
-def _column_products(
-    P: Tensor | FactoredMatrix,
-    Q: Tensor | Sequence[Tensor],
-    units: Sequence[int] | None,
-    memory: int,
-    normalise: Callable[[Tensor], Tensor],
-    concept: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor | list[Tensor]:
-    """normalise(Q)' concept(P), a block of units against a block of concepts at a time; concept is normalise
-    by default.
-    """
-    concept = concept or normalise
-    layers, units, dtype, d = checked(P, Q, units, memory)
-    (N, M), size, counts = P.shape, dtype.itemsize, [len(chosen) for chosen in units]
-    [m] = items_within(memory, (0, (6 * N + 3 * d) * size, max(M, sum(counts))))
-    step = min(m, max(64, working_bytes(memory, layers[0].device) // (N * size)))
-    scores = layers[0].new_empty(sum(counts), M, dtype=dtype)
-    for part in slices(sum(counts), m):
-        columns = normalise(_take(layers, units, part).to(dtype))  # [N, k]
-        for cols in slices(M, step):
-            concepts = block(P, None, cols, columns.new_empty(N, cols.stop - cols.start))
-            torch.matmul(columns.T, concept(concepts), out=scores[part, cols])
-    return scores if isinstance(Q, Tensor) else list(scores.split(counts))
-
-
-def _take(layers: list[Tensor], units: list[Tensor], part: slice) -> Tensor:
-    """Columns of the units, numbered through all layers, as a new tensor: [N, k]."""
-    found, start = [], 0
-    for layer, chosen in zip(layers, units):
-        some = chosen[max(part.start - start, 0) : max(part.stop - start, 0)]
-        found += [layer[:, some]] if len(some) else []
-        start += len(chosen)
-    return torch.cat(found, 1) if len(found) > 1 else found[0]
-
-
-def _unit_columns(X: Tensor) -> Tensor:
-    """Divide columns by their norms, in place: by their largest values first, since squares overflow and
-    vanish.
-    """
-    X /= nonzero(_largest(X))
-    X /= nonzero(X.norm(dim=0))
-    return X
-
-
-def _centred_columns(X: Tensor) -> Tensor:
-    """Centre columns and divide them by their norms, in place; 0 for a constant one.
-
-    `statistics.standard_columns` makes float64 copies; scoring stays in its dtype and its memory.
-    """
-    low, high = X.aminmax(dim=0)
-    X /= nonzero(_largest(X))
-    X -= X.mean(0)
-    return _unit_columns(X).masked_fill_(
-        low == high, 0
-    )  # the mean of equal values may differ from them by a rounding error
-
-
-def _cubed_columns(X: Tensor, eps: float) -> Tensor:
-    """Centre, cube and divide by max(norm, eps), in place: scaled to 1 before each power, and eps alike."""
-    low, high = X.aminmax(dim=0)
-    first = nonzero(_largest(X))
-    X /= first
-    X -= X.mean(0)
-    second = nonzero(_largest(X))
-    X /= second
-    X.pow_(3)
-    floor = eps / first / first / first / second / second / second
-    X /= torch.maximum(nonzero(X.norm(dim=0)), floor)
-    return X.masked_fill_(low == high, 0)  # the mean of equal values may differ from them by a rounding error
-
-
-def _largest(X: Tensor) -> Tensor:
-    low, high = X.aminmax(dim=0)
-    return torch.maximum(high, -low)
 
 
 @torch.no_grad()
