@@ -22,6 +22,8 @@ Among equal activations the image of lower index comes first. Half precision is 
     cos_similarity       | cosine of activations and concept values over all images, not centred
     cos_similarity_cubed | the same of centred and cubed values, which weigh the extremes
     correlation          | Pearson's correlation over all images
+    soft_correlation     | the same with the softmax over concepts of each image's values
+    combined_correlation | the default: the sum of correlation, cubed cosine and soft_correlation
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Which similarity function should name units by default? The study of docs/protocols/default_name.md.
 
-    python benchmarks/default_name.py resnet                       # and vit: minutes, no photos
-    python benchmarks/default_name.py photos --photos IMAGENET CALTECH101 DTD FLICKR8K
-    python benchmarks/default_name.py sheet --photos ...           # pictures without methods, and a key
-    python benchmarks/default_name.py decide                       # tables from what the others wrote
-    python benchmarks/default_name.py pooling                      # of the two microworld networks
-    python benchmarks/default_name.py noise                        # scores of shuffled activations
+    python docs/protocols/default_name.py resnet                       # and vit: minutes, no photos
+    python docs/protocols/default_name.py photos --photos IMAGENET CALTECH101 DTD FLICKR8K
+    python docs/protocols/default_name.py sheet --photos ...           # pictures without methods, and a key
+    python docs/protocols/default_name.py decide                       # tables from what the others wrote
+    python docs/protocols/default_name.py pooling                      # of the two microworld networks
+    python docs/protocols/default_name.py noise                        # scores of shuffled activations
 
 Each writes one row for each method, unit and measure to docs/results/data/default_name/, where `decide` reads
 them.
