@@ -96,7 +96,7 @@ def test_networks_over_the_same_images_share_pictures_and_are_matched(network, t
     from dataclasses import replace
 
     other = replace(network, data=replace(network.data))
-    pairs = alike.matches([network.data, other.data])
+    pairs = alike.matched_layers([network.data, other.data])
     assert set(pairs) == {(0, 2), (0, 3), (1, 2), (1, 3)} and pairs[1, 3]["held"].min() > 0.999
     site.write_site(tmp_path / "site", [network, other], size=32, matches=pairs)
     assert [folder.name for folder in (tmp_path / "site" / "sheets").iterdir()] == ["0"]

@@ -2,7 +2,7 @@
 
 closest    units whose activations go along most with each unit's
 matched    one-to-one assignment of the units of two layers, and how well it holds on images held out
-matches    of all pairs of layers of different networks
+matched_layers  the same for all pairs of layers of different networks
 unit_map   a place for every unit, alike ones close together
 excited    units that one picture excites most
 """
@@ -76,7 +76,7 @@ def matched(Qa: Tensor, Qb: Tensor, share: float = 0.4) -> pd.DataFrame:
     return pd.DataFrame(table).sort_values("r", ascending=False, kind="stable", ignore_index=True)
 
 
-def matches(
+def matched_layers(
     networks: Sequence[Measurements], progress: Progress | None = None
 ) -> dict[tuple[int, int], pd.DataFrame]:
     """`matched` for every two layers of different networks measured over the same images: {(a, b): pairs},
