@@ -120,8 +120,9 @@ def test_cls_goes_with_layers_without_tokens_beside_it(target, probe):
 
 def test_auto_takes_the_class_token_where_there_is_one(target):
     layers = layers_of(target)
-    with_token = [replace(layer, shape=(17, layer.units)) for layer in layers if "tokens" in layer.layout]
-    without = [replace(layer, shape=(16, layer.units)) for layer in with_token]
+    tokens = [layer for layer in layers if "tokens" in layer.layout]
+    with_token = [replace(layer, grid=(4, 4), start=1) for layer in tokens]
+    without = [replace(layer, start=0) for layer in with_token] + [replace(tokens[0], grid=None)]
     convolutions = [layer for layer in layers if "tokens" not in layer.layout]
     assert set(hooks.poolings(with_token, "auto").values()) == {"cls"} and len(with_token) == 2
     assert set(hooks.poolings([*without, *convolutions], "auto").values()) == {"avg"}

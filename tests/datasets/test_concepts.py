@@ -267,7 +267,8 @@ def test_embeddings_are_cached_by_what_matters():
     assert torch.equal(T, clip.encode_text(NAMES))
     calls.clear()
     assert torch.equal(embed_concepts(clip, NAMES, batch_size=3), T)
-    assert torch.equal(embed_concepts(clip, tuple(NAMES), device="cpu"), T) and not calls
+    assert torch.equal(embed_concepts(clip, tuple(NAMES), device="cpu"), T)
+    assert calls and max(map(len, calls)) < len(NAMES)  # a few are looked at again
     T[0] = 0  # the caller's copy: the cache stays as it is
     assert embed_concepts(clip, NAMES)[0].norm() > 0.9
     for change in [

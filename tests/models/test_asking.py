@@ -313,7 +313,7 @@ def test_an_interrupt_ends_at_once_and_sends_nothing_more(server, tmp_path):
     time.sleep(0.1)
     asked = len(server.asked)
     child.send_signal(signal.SIGINT)
-    assert "ended" in child.communicate(timeout=10)[0], "long before the 30 seconds of a silence"
+    assert "ended" in child.communicate(timeout=25)[0], "long before the 30 seconds of a silence"
     assert len(server.asked) == asked and len(lines(tmp_path / "a")) == 3
 
 

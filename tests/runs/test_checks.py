@@ -51,10 +51,10 @@ def test_names_and_paths_are_checked_by_the_command(capsys, tmp_path, key, value
 @pytest.mark.parametrize(
     "given, said",
     [
-        ({"prices": "a,b"}, "prices are two numbers, of a million tokens of prompt and of answer, got a,b"),
+        ({"prices": "a,b"}, "separated by commas, got 'a,b'"),
         ({"prices": "1"}, "prices are two numbers"),
         ({"most_cost": "1"}, "most_cost needs prices"),
-        ({"transcript": "/no/answers.jsonl"}, "a transcript stands in a folder that is there, /no is not"),
+        ({"transcript": "/no/answers.jsonl"}, "no folder at /no for the transcript answers.jsonl"),
         ({"transcript": "/no.jsonl", "answers": "replay"}, "a replay needs the answers of a run"),
         ({"prompts": "file:/no/prompts"}, "no file of prompts at /no/prompts"),
     ],
@@ -110,7 +110,11 @@ def test_set_ups_that_cannot_succeed(photos):
         ("labelling", "units -1", "units are all, a count"),
         ("labelling", "units ids:5-2 smoke True", "numbers and ranges between commas"),
         ("second_order", "units label:", "label: needs a word"),
-        ("labelling", "probe microworld:1", "names take at least 2 images, got 1 to name from"),
+        (
+            "labelling",
+            "probe microworld:1",
+            "leaves images to name from and to test with, got 0.4 of 1 images",
+        ),
         (
             "trust",
             "probe microworld:5 clusters 1",
@@ -121,7 +125,7 @@ def test_set_ups_that_cannot_succeed(photos):
             "probe microworld:8",
             "at least 10 images, and 4 held out, got 5 to name from and 3 held",
         ),
-        ("labelling", "probe PHOTOS similarity rank_reorder", "rank_reorder orders .* 40, got 12 images"),
+        ("labelling", "probe PHOTOS similarity rank_reorder", "rank_reorder orders .* 40, got 7 images"),
         ("second_order", "probe microworld:39 similarity rank_reorder", "takes 40, got 39"),
         ("evaluation", "probe microworld:60 similarity rank_reorder", "got 36 images to name from"),
         ("trust", "probe microworld:100 similarity rank_reorder", "got 30 images in each half"),
@@ -152,7 +156,7 @@ def test_what_so_many_images_are_too_few_for(photos, tmp_path, notebook, values,
 
 def test_as_many_images_as_are_needed_will_do():
     for notebook, values in [
-        ("labelling", "probe microworld:40 similarity rank_reorder"),
+        ("labelling", "probe microworld:67 similarity rank_reorder"),
         ("trust", "probe microworld:133 similarity rank_reorder"),
         ("evaluation", "probe microworld:80 generator retrieval pictures 30"),
         ("describe_and_dissect", "probe microworld:34"),

@@ -163,6 +163,7 @@ def neuron_cards(
     return figures
 
 
+@as_written
 def words_read(
     probe: Probe, reading: Tensor, words: Sequence[str], truth: Tensor | None = None, images: int = 6
 ) -> Figure:
@@ -199,7 +200,7 @@ def mask_strip(
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
         axes[0, i].set_title(titles[i], fontsize=7, parse_math=False)
-        iou = (mask & true).sum() / max(1, (mask | true).sum())
+        iou = np.logical_and(mask, true).sum() / max(1, np.logical_or(mask, true).sum())
         axes[2, i].set_xlabel(f"IoU {iou:.2f}", fontsize=7, labelpad=2)
     for ax, row in zip(axes[:, 0], rows):
         ax.set_ylabel(row, fontsize=7)

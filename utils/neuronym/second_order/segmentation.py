@@ -16,6 +16,7 @@ BASELINES            name -> scores and masks that know nothing of the picture
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -28,9 +29,9 @@ from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.statistics import column_precision, sort_columns
 from neuronym.common.types import Clip, Progress, Target
 from neuronym.datasets.probe import Probe
-from neuronym.hooks import LayerInfo, record
+from neuronym.hooks import resolve_layers
+from neuronym.layouts import LayerInfo
 from neuronym.models.preprocess import fit_mask, sides_of
-from neuronym.passes import inference
 from neuronym.second_order.effects import checked_layers
 from neuronym.second_order.text_code import speaking_neurons
 from neuronym.second_order.tower import class_attention, read_tower, recorded, Tower
@@ -46,25 +47,9 @@ def clip_target(clip: Clip) -> tuple[Target, list[LayerInfo]]:
         .float()[None]
         .to(tower.projection.device)
     )
-    with (
-        inference(tower.module),
-        record(
-            tower.module,
-            [block.activation for block in tower.blocks],
-            lambda name, output: tuple(output.shape),
-        ) as shapes,
-    ):
-        tower.module(example)
-        found = dict(shapes)
-    layout = "tokens_first" if tower.tokens_first else "tokens"
-    layers = []
-    for block in tower.blocks:
-        shape = found[block.activation]
-        layers.append(
-            LayerInfo(
-                block.activation, "MLP", shape[-1], (shape[0 if tower.tokens_first else 1], shape[-1]), layout
-            )
-        )
+    names = [block.activation for block in tower.blocks]
+    found = resolve_layers(tower.module, names, example)
+    layers = [replace(layer, kind="MLP") for layer in found]
     return Target(
         clip.name,
         tower.module,
@@ -72,7 +57,7 @@ def clip_target(clip: Clip) -> tuple[Target, list[LayerInfo]]:
         clip.preprocess_spec,
         None,
         clip.weights_key,
-        tuple(block.activation for block in tower.blocks),
+        tuple(names),
         example,
     ), layers
 
