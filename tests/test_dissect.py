@@ -60,9 +60,9 @@ def test_options_of_wpmi_as_parameters():
     assert chosen_options(DEFAULT) == chosen_options("soft_wpmi") == {}
     assert chosen_options("wpmi", 3.0, 0.0, 7) == {"a": 3.0, "lam": 0.0, "top_k": 7}
     with pytest.raises(
-        ValueError, match="a, top_k are of wpmi and soft_wpmi, got similarity correlation; le"
+        ValueError, match="a, pmi_images are of wpmi and soft_wpmi, got similarity correlation; le"
     ):
-        chosen_options("correlation", 3.0, top_k=7)
+        chosen_options("correlation", 3.0, pmi_images=7)
 
 
 def test_one_unit_has_no_prior_and_that_is_said():

@@ -36,6 +36,7 @@ def test_parameters_are_read_with_types_defaults_and_help(toy):
         ("x = 1\ny = x + 1", "line 2.*got 'y = x \\+ 1'"),
         ("x = 1  # type: tensor  # help", "unknown type 'tensor'"),
         ("x = 1  # type: list[tensor]  # help", "unknown type"),
+        ("x = 0\ny = 1\nx = 2", "line 3: x is there twice"),
     ],
 )
 def test_cells_that_hold_anything_but_literals_are_refused(folder, cell, message):

@@ -106,22 +106,24 @@ def options_by_layer(
     return {layer: some | {"top_k": min(N, some["top_k"])} for layer, some in found.items()}
 
 
-def chosen_options(similarity: str, a: float = 0, lam: float = -1, top_k: int = 0) -> dict[str, float]:
-    """Options of (soft-)WPMI as the notebooks' parameters give them, 0 and -1 for the function's own.
+def chosen_options(similarity: str, a: float = 0, lam: float = -1, pmi_images: int = 0) -> dict[str, float]:
+    """Options of (soft-)WPMI as the notebooks' parameters give them, 0 and -1 for the function's own;
+    pmi_images is its top_k.
 
     Errors: ValueError for a function that has none of them.
     """
-    options = {
+    given = {
         name: value
-        for name, value, own in (("a", a, 0), ("lam", lam, -1), ("top_k", top_k, 0))
+        for name, value, own in (("a", a, 0), ("lam", lam, -1), ("pmi_images", pmi_images, 0))
         if value != own
     }
-    if options and similarity not in TOP_IMAGES:
+    if given and similarity not in TOP_IMAGES:
+        be, them = ("is", "it") if len(given) == 1 else ("are", "them")
         raise ValueError(
-            f"{', '.join(options)} are of {' and '.join(TOP_IMAGES)}, got similarity {similarity}; leave "
-            "them out, or choose one of these"
+            f"{', '.join(given)} {be} of {' and '.join(TOP_IMAGES)}, got similarity {similarity}; leave "
+            f"{them} out, or choose one of these"
         )
-    return options
+    return {"top_k" if name == "pmi_images" else name: value for name, value in given.items()}
 
 
 def scored_layers(

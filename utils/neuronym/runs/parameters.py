@@ -94,6 +94,8 @@ def read_parameters(path: Path) -> dict[str, Parameter]:
                 raise ValueError(
                     f"{where}: unknown type '{one}'; known: {', '.join(SCALARS)}, list[...], joined by |"
                 )
+        if name in found:
+            raise ValueError(f"{where}: {name} is there twice; each parameter has a name of its own")
         text = (written["help"] or "").strip() if written else ""
         choices, least, kinds = CHOICES.search(text), LEAST.search(text), NAMED_KINDS.search(text)
         found[name] = Parameter(
