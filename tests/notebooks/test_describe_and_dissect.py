@@ -216,7 +216,7 @@ def test_a_replay_that_lacks_answers_says_so(tmp_path):
         ({"most_cost": 1.0}, ValueError, "most_cost needs prices"),
         ({"prices": "2"}, ValueError, "prices are two numbers"),
         ({"prices": "a,b"}, ValueError, "separated by commas, got 'a,b'"),
-        ({"transcript": "/no/answers.jsonl"}, FileNotFoundError, "stands in a folder that is there, /no is"),
+        ({"transcript": "/no/answers.jsonl"}, FileNotFoundError, "no folder at /no for the transcript"),
         ({"max_tokens": 0}, ValueError, "'max_tokens' must be at least 1"),
         ({"budget": -1}, ValueError, "'budget' must be at least 0"),
         ({"answers": "again"}, ValueError, "'answers' must be one of record"),
