@@ -68,7 +68,7 @@ def test_a_folder_of_photos_and_an_openai_checkpoint(tmp_path, openai_checkpoint
         "True",
     ]
     refused = run("labelling", *given)
-    assert refused.returncode == 1 and "torn.png" in refused.stdout + refused.stderr
+    assert refused.returncode == 2 and "torn.png" in refused.stdout + refused.stderr
     folder, metrics, table = parts(
         run("labelling", *given, "-p", "on_error", "skip", "-p", "run_name", "photos")
     )
