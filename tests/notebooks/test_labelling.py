@@ -127,7 +127,7 @@ def test_the_papers_settings_are_one_word_away():
     folder, metrics, table = parts(run("labelling", *given, "-p", "preset", "paper"))
     assert set(table["method"]) == {"soft_wpmi"} and not (folder / "several_words.csv").exists()
     refused = run("labelling", *given, "-p", "a", "3.0")
-    assert refused.returncode == 1 and "a is of wpmi and soft_wpmi, got" in refused.stdout + refused.stderr
+    assert refused.returncode == 2 and "a is of wpmi and soft_wpmi, got" in refused.stdout + refused.stderr
 
 
 @pytest.mark.parametrize(

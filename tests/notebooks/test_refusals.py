@@ -55,9 +55,10 @@ def test_rank_reorder_is_refused_for_the_images_that_can_be_read(tmp_path):
     from neuronym.microworld.world import scene
 
     (tmp_path / "photos").mkdir()
-    for i in range(39):
+    for i in range(65):
         render(scene(i)).save(tmp_path / "photos" / f"{i:02}.png")
-    (tmp_path / "photos" / "torn.png").write_bytes(b"\x89PNG broken")
+    for name in ("torn", "cut"):
+        (tmp_path / "photos" / f"{name}.png").write_bytes(b"\x89PNG broken")
     given = {"probe": f"folder:{tmp_path / 'photos'}", "on_error": "skip", "similarity": "rank_reorder"}
     cell, told = stopped("labelling", device="cpu", **given)
     assert cell == "Load" and "which takes 40, got 39 images that can be read" in told
