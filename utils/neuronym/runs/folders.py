@@ -113,8 +113,8 @@ def chosen_device(name: str) -> torch.device:
 
 
 def check_transcript(path: Path, replay: bool = False) -> None:
-    """ValueError, FileNotFoundError or PermissionError, in one sentence, for a transcript that is no file, that
-    cannot be written, or that a replay needs and is not there.
+    """ValueError, FileNotFoundError or PermissionError, in one sentence, for a transcript that is no file,
+    that cannot be written, or that a replay needs and is not there.
     """
     if path.is_dir():
         raise ValueError(
