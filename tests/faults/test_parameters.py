@@ -122,14 +122,14 @@ AT_ONCE = f"""
 {EVAL}      | judge torchvision:resnet18             | no kind 'torchvision'
 {EVAL}      | sentences word2vec                     | no kind 'word2vec'
 {EVAL}      | terms 0                                | must be at least 1
-{DESCRIBE}  | prices a,b                             | 'prices' must be numbers from 0
+{DESCRIBE}  | prices a,b                             | prices are two numbers
 {DESCRIBE}  | prices 1                               | prices are two numbers
-{DESCRIBE}  | prices -1,2                            | numbers from 0
-{DESCRIBE}  | prices nan,1                           | numbers from 0
+{DESCRIBE}  | prices -1,2                            | prices are two numbers
+{DESCRIBE}  | prices nan,1                           | prices are two numbers
 {DESCRIBE}  | most_cost -1                           | of at least 0
 {DESCRIBE}  | most_cost nan                          | 'most_cost' must be float
 {DESCRIBE}  | most_cost 1                            | most_cost needs prices
-{DESCRIBE}  | transcript /nowhere/answers.jsonl      | no folder at /nowhere for the transcript
+{DESCRIBE}  | transcript /nowhere/answers.jsonl      | a transcript stands in a folder that is there
 {DESCRIBE}  | transcript TMP/none                    | a transcript is a file, TMP/none is a folder
 {DESCRIBE}  | captioner bogus                        | no kind 'bogus'
 {DESCRIBE}  | captioner blip:/nowhere                | no folder at /nowhere

@@ -100,7 +100,6 @@ def test_processes_on_one_entry(tmp_path, trial, trials):
 
 def test_two_processes_on_one_transcript_ask_nothing_twice(nursery, tmp_path, trial):
     """The same run twice, at once, over one file of answers."""
-    pytest.importorskip("neuronym.models.asking", reason="answers are not claimed before they are asked for")
     with trial("two runs at once on one transcript"), counting(delay=0.05) as (server, key):
         pids = []
         for name in ("one", "two"):

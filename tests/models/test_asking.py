@@ -279,10 +279,12 @@ def test_prices_as_text():
 # Ctrl-C
 
 INTERRUPTED = """
+import signal
 import sys
 from neuronym.models.llms import load_llm
 from neuronym.models.transcripts import ask_all, open_transcript
 book, llm = open_transcript(sys.argv[1]), load_llm("openai:m", timeout=30, tries=3)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs of scripts
 print("asking", flush=True)
 try:
     ask_all(book, llm, [([{"role": "user", "content": f"word{i}"}], {}) for i in range(9)], workers=3)

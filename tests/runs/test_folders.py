@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from neuronym.models.transcripts import open_transcript
 from neuronym.models.weights import is_file_or_seed, read_weights
-from neuronym.runs.folders import cache_dir, data_dir, results_dir, ROOT
+from neuronym.runs.folders import cache_dir, check_transcript, data_dir, results_dir, ROOT
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,18 @@ def test_files_of_parameters(monkeypatch):
     assert open_transcript("answers.jsonl").path.resolve() == ROOT / "answers.jsonl"
     assert is_file_or_seed("pyproject.toml")
     assert read_weights("data/microworld/clip_rn.safetensors")
+
+
+def test_a_transcript_is_a_file_in_a_folder_that_is_there(tmp_path):
+    file = tmp_path / "folder" / "new.jsonl"
+    file.parent.mkdir()
+    check_transcript(file)
+    with pytest.raises(ValueError, match="a transcript is a file, .*folder is a folder; name a file in it"):
+        check_transcript(file.parent, replay=True)
+    with pytest.raises(FileNotFoundError, match="in a folder that is there, .*nowhere is not; make it"):
+        check_transcript(tmp_path / "nowhere" / "a.jsonl")
+    with pytest.raises(FileNotFoundError, match="a replay needs the answers of a run, and there is no .*new"):
+        check_transcript(file, replay=True)
+    os.mkfifo(file)
+    with pytest.raises(ValueError, match="a transcript is a regular file, .*new.jsonl is none; name another"):
+        check_transcript(file)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from neuronym.similarity.labels import COLUMNS, labels_table, MARKS, read_labels, unit_notes, write_labels
+from neuronym.similarity.scores import score
 
 CONCEPTS = [f"concept {i}" for i in range(11)]
 
@@ -143,6 +144,19 @@ def test_units_with_a_note_have_no_name(tmp_path, suffix):
         activations=activations(),
     )
     assert some["note"].tolist()[0].startswith("constant") and some["label"][1] != ""
+
+
+def test_equal_scores_name_nothing():
+    """A dead unit by its cosines, of which no activations are told; of one concept all are equal."""
+    Q = activations()
+    scores = score(torch.rand(len(Q), 11, generator=torch.Generator().manual_seed(0)), Q, "cos_similarity")
+    dead = int((Q == 0).all(0).nonzero()[0])
+    rows = labels_table(scores, CONCEPTS, model="n", layer="l", method="cos_similarity", k=2)
+    nameless = rows["unit"] == dead
+    assert (rows["note"] != "").tolist() == nameless.tolist() == (rows["label"] == "").tolist()
+    assert rows.loc[nameless, "note"].unique() == ["even: the same score for every concept"]
+    alone = labels_table(scores[:, :1], CONCEPTS[:1], model="n", layer="l", method="m", k=1)
+    assert "note" not in alone and set(alone["label"]) == set(CONCEPTS[:1])
 
 
 WORDS = [

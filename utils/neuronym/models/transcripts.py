@@ -89,12 +89,7 @@ def open_transcript(
             f"most_cost needs prices, got {most_cost} without; add prices=(PROMPT, ANSWER) of a million "
             "tokens, or bound the calls by budget"
         )
-    if path.is_dir():
-        raise ValueError(f"a transcript is a file, {path} is a folder; name a file in it, as answers.jsonl")
-    if mode != "replay":
-        check_transcript(path)
-    elif not path.exists():
-        raise FileNotFoundError(f"a replay needs the answers of a run, and there is no {path}; name its file")
+    check_transcript(path, replay=mode == "replay")
     lines, damaged, end = read_transcript(path)
     found = {(line["kind"], line["key"]): line for line in lines}
     plan = Plan() if dry_run else None

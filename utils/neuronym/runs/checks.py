@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from neuronym.common.checks import check_ranked, import_extra, read_prices, unknown
+from neuronym.common.checks import check_ranked, import_extra, unknown
 from neuronym.common.units import check_units, layers_named
 from neuronym.runs.folders import check_transcript, chosen_device, from_root, results_dir, ROOT
 from neuronym.runs.parameters import differing, Parameter
@@ -247,23 +247,10 @@ def _check_numbers(params: Mapping[str, Any], naming: int, held: int) -> None:
 
 
 def _check_answers(known: Mapping[str, Parameter], params: Mapping[str, Any]) -> None:
-    """What answers of models are kept in, paid by and asked with."""
-    set_here = differing(known, params)
-    if "prices" in set_here and set_here["prices"]:
-        read_prices(set_here["prices"])
-    if "most_cost" in set_here and set_here["most_cost"] and not params.get("prices"):
-        raise ValueError(f"most_cost needs prices, got {set_here['most_cost']} without; set prices=2.5,10")
-    if "transcript" in set_here and set_here["transcript"]:
-        file = from_root(set_here["transcript"])
-        if params.get("answers") == "replay" and not file.exists():
-            raise FileNotFoundError(
-                f"a replay needs the answers of a run, and there is no {file}; name its file"
-            )
-        if params.get("answers") != "replay":
-            check_transcript(file)
-    kind, _, path = str(set_here.get("prompts", "")).partition(":")
-    if kind == "file" and not from_root(path).is_file():
-        raise FileNotFoundError(f"no file of prompts at {from_root(path)}; name one with a prompt a line")
+    """The file that answers of models are kept in."""
+    transcript = differing(known, params).get("transcript")
+    if transcript:
+        check_transcript(from_root(transcript), replay=params.get("answers") == "replay")
 
 
 def _check_results() -> None:

@@ -112,8 +112,22 @@ def chosen_device(name: str) -> torch.device:
         raise ValueError(f"device '{name}' cannot be used here ({reason}); try auto or cpu") from None
 
 
-def check_transcript(path: Path) -> None:
-    """FileNotFoundError or PermissionError, in one sentence, for a transcript that cannot be written."""
+def check_transcript(path: Path, replay: bool = False) -> None:
+    """ValueError, FileNotFoundError or PermissionError, in one sentence, for a transcript that is no file,
+    that cannot be written, or that a replay needs and is not there.
+    """
+    if path.is_dir():
+        raise ValueError(
+            f"a transcript is a file, {path} is a folder; name a file in it, as {path}/answers.jsonl"
+        )
+    if path.exists() and not path.is_file():
+        raise ValueError(f"a transcript is a regular file, {path} is none; name another")
+    if replay:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"a replay needs the answers of a run, and there is no {path}; name its file"
+            )
+        return
     folder = path.parent
     if not folder.is_dir():
         raise FileNotFoundError(

@@ -2,7 +2,6 @@
 
 check_values   ValueError or FileNotFoundError for the first that is not
 RANGES         numbers between limits
-numbers        "10,20" -> [10.0, 20.0]
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from neuronym.common.checks import read_prices
 from neuronym.runs.folders import from_root
 
 LARGEST_SEED = 2**32 - 1  # what every generator of random numbers takes
@@ -49,23 +49,9 @@ def check_values(params: Mapping[str, Any]) -> None:
         )
 
 
-def numbers(name: str, text: str) -> list[float]:
-    """The numbers of a text with commas; ValueError when a part is none, or is negative or infinite."""
-    try:
-        found = [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        found = [-1.0]
-    if not all(0 <= number < math.inf for number in found):
-        raise ValueError(f"parameter '{name}' must be numbers from 0, separated by commas, got '{text}'")
-    return found
-
-
 def _prices(name: str, text: str) -> None:
-    if text and len(numbers(name, text)) != 2:
-        raise ValueError(
-            f"prices are two numbers, dollars of a million tokens read and written, got '{text}'; write "
-            "2.5,10"
-        )
+    if text:
+        read_prices(text)
 
 
 def _sizes(name: str, text: str) -> None:
@@ -115,20 +101,6 @@ def _prompts(name: str, text: str) -> None:
             _templates(name, part)
 
 
-def _transcript(name: str, text: str) -> None:
-    if not text:
-        return
-    path = from_root(text)
-    if path.is_dir():
-        raise ValueError(
-            f"a transcript is a file, {path} is a folder; name a file in it, as {path}/answers.jsonl"
-        )
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder at {path.parent} for the transcript {path.name}; make it first")
-    if path.exists() and not path.is_file():
-        raise ValueError(f"a transcript is a regular file, {path} is none; name another")
-
-
 WRITTEN: dict[str, Callable[[str, str], None]] = {
     "prices": _prices,
     "sizes": _sizes,
@@ -137,5 +109,4 @@ WRITTEN: dict[str, Callable[[str, str], None]] = {
     "templates": _templates,
     "units": _units,
     "prompts": _prompts,
-    "transcript": _transcript,
 }

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -23,6 +24,7 @@ from neuronym.similarity.scores import top_labels
 COLUMNS = ["model", "layer", "unit", "method", "rank", "label", "score"]
 MARKS = ["active_share", "note"]
 SAME = 1e-5  # values that differ by less, of the largest, are one value
+EVEN = "even: the same score for every concept"
 HIGHEST, MOSTLY = 0.01, 0.9  # of the range of values; share of images within that of the largest
 RENAMED = {
     "description": "label",
@@ -49,7 +51,9 @@ def labels_table(
     from 0.
 
     `units` names the rows of `scores` when they are not 0..K-1; with the layer's `activations` [N, K'] of all
-    units the table is `marked`; `more` adds columns, one value each for all rows.
+    units the table is `marked`; `more` adds columns, one value each for all rows. A row of equal scores names
+    nothing, and gets a `note` in place of a label (dead units by cosines and correlations); that a unit is
+    dead is in no score of (soft-)WPMI and rank_reorder, so that only its activations tell.
     """
     if scores.shape[1] != len(concepts):
         raise ValueError(
@@ -75,7 +79,9 @@ def labels_table(
         columns=COLUMNS,
     )
     table = table if activations is None else marked(table, {layer: activations})
-    return table.assign(**more)
+    low, high = scores.aminmax(dim=1)
+    even = (low == high) & (len(concepts) > 1)
+    return _without_names(table, even.repeat_interleave(k).cpu().numpy(), EVEN).assign(**more)
 
 
 def marked(table: pd.DataFrame, Q: Mapping[str, torch.Tensor]) -> pd.DataFrame:
@@ -88,10 +94,16 @@ def marked(table: pd.DataFrame, Q: Mapping[str, torch.Tensor]) -> pd.DataFrame:
         active_share=[of["active_share"].iat[unit] for of, unit in keys],
         note=[of["note"].iat[unit] for of, unit in keys],
     )
-    nameless = table["note"] != ""
-    if nameless.any():
-        table.loc[nameless, "label"] = ""
-        table.loc[nameless, "score"] = float("nan")
+    return _without_names(table, (table["note"] != "").to_numpy())
+
+
+def _without_names(table: pd.DataFrame, rows: np.ndarray, note: str = "") -> pd.DataFrame:
+    """The table without labels and scores in these rows, and with the note in those that have none."""
+    if rows.any():
+        table = table if "note" in table else table.assign(note="")
+        table.loc[rows & (table["note"] == "").to_numpy(), "note"] = note
+        table.loc[rows, "label"] = ""
+        table.loc[rows, "score"] = float("nan")
     return table
 
 
