@@ -195,7 +195,7 @@ def test_a_units_page_tells_what_is_known(visit, index, network):
 
 def test_methods_and_networks_are_compared(visit, network, tmp_path):
     other = replace(network, data=replace(network.data))
-    pairs = alike.matches([network.data, other.data])
+    pairs = alike.matched_layers([network.data, other.data])
     site.write_site(tmp_path / "two", [network, other], size=32, matches=pairs)
     address = (tmp_path / "two" / "index.html").as_uri()
     page = visit(address + "#/compare?a=1")

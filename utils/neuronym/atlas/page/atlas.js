@@ -304,8 +304,9 @@ function mount(root, meta, source, options = {}) {
     h("h2", nameOf(i, "")), h("p", "trust ", barred(col.trust[i]), " · held out ", barred(col.held[i]),
       ` · p ${number(col.p[i], 3)} · above 0 on ${Math.round(col.active[i] * 100)} % of ` +
       `${many(net.images)} images`, badge(i)),
-    h("h3", "What each method calls it"), tableOf([], h("tbody", all.map(m => h("tr", h("td", m),
-      h("td", h("b", nameOf(i, m))), h("td.n", "held out ", barred(held(m))))))), slot);
+    h("h3", "Names by each method, with held-out correlation"),
+    tableOf([], h("tbody", all.map(m => h("tr", h("td", m),
+      h("td", h("b", nameOf(i, m))), h("td.n", barred(held(m))))))), slot);
     source.get(`units/${layerOf[i]}/${pad(Math.floor(u / meta.shard))}`).then(
       some => slot.replaceChildren(...details(i, some[u % meta.shard], net, l)),
       e => { slot.textContent = e.message; });
