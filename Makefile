@@ -24,6 +24,7 @@ help:
 
 demo: .venv/set-up-base
 	$(PY) -m neuronym labelling
+	$(PY) -m neuronym atlas
 
 test: .venv/set-up-test
 	$(PY) -m pytest -q $(PYTEST_ARGS)
@@ -71,6 +72,9 @@ figures: .venv/set-up-base
 	for name in strips_layer4 ablation_correlation ablation_named pruning; do \
 	  cp results/describe_and_dissect/figures-*/figures/$$name.png figures/describe_$$name.png || exit 1; \
 	done
+	$(PY) -m neuronym atlas -p run_name figures
+	chromium --headless --no-sandbox --hide-scrollbars --window-size=1400,900 --virtual-time-budget=5000 \
+	  --screenshot=figures/atlas.png "file://$$PWD/$$(ls -d results/atlas/figures-*/site)/index.html#/grid"
 	$(PY) benchmarks/scale.py --figure figures/scoring_cost && rm figures/scoring_cost.pdf
 
 clean-cache: .venv/set-up-base

@@ -183,7 +183,7 @@ def test_make_does_not_set_up_twice(tmp_path):
         return [line for line in (tmp_path / "calls").read_text().splitlines() if "pip --version" not in line]
 
     first = make("demo")
-    assert len(first) == 2 and first[0].startswith("-m pip install") and first[0].endswith("-e .")
-    assert make("demo") == ["-m neuronym labelling"]
+    assert len(first) == 3 and first[0].startswith("-m pip install") and first[0].endswith("-e .")
+    assert make("demo") == ["-m neuronym labelling", "-m neuronym atlas"]
     assert [line.split()[-1] for line in make("test")] == [".[test,real]", "-q"]
     assert make("test") == ["-m pytest -q"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from neuronym import clip_dissect, measure
 from neuronym.atlas import facts
+from neuronym.atlas.pictures import Sheets
 from neuronym.atlas.site import Network
 
 HOSTILE = '</script><img src=x onerror="window.hacked=1">'
@@ -22,9 +25,9 @@ def measured(tmp_path_factory):
     patch.undo()
 
 
-@pytest.fixture
-def network(measured) -> Network:
-    """The network with labels, one of which is markup."""
+@pytest.fixture(scope="session")
+def labelled(measured) -> Network:
+    """The network with labels, one of which is markup; not to be changed."""
     labels = clip_dissect(measured, "cos_similarity_cubed", k=2)
     first = (labels["layer"] == "fc") & (labels["unit"] == 3)
     labels.loc[first & (labels["rank"] == 1), "label"] = HOSTILE
@@ -37,3 +40,9 @@ def network(measured) -> Network:
     return Network(
         measured, labels, units, methods, "cos_similarity_cubed", {"red": "colour"}, "neuronym labelling"
     )
+
+
+@pytest.fixture
+def network(labelled) -> Network:
+    """A copy, without pictures on sheets."""
+    return replace(labelled, units=labelled.units.copy(), methods=labelled.methods.copy(), sheets=Sheets())

@@ -33,7 +33,7 @@ def written(network, tmp_path):
 
 def test_the_page_is_small_and_asks_nobody_else(written):
     folder, sizes = written
-    assert sizes["page"] == sum((folder / name).stat().st_size for name in site.PAGE) < 30_720
+    assert sizes["page"] == sum((folder / name).stat().st_size for name in site.PAGE) < 30_000
     page = "".join((folder / name).read_text() for name in site.PAGE)
     assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", page) == []
     assert "fetch(" not in page and "innerHTML" not in page and 'type="module"' not in page

@@ -1,5 +1,5 @@
-"""Figures are files that say what they should; progress is plain text when headless; the explorer draws what
-is chosen.
+"""Figures are files that say what they should; progress is plain text when headless; the plain explorer draws
+what is chosen.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ def test_training_curves_read_both_layouts(tmp_path):
         training.read_curves(tmp_path / "one" / "none")
 
 
-def test_explorer_redraws_what_is_chosen(table):
+def test_the_plain_explorer_redraws_what_is_chosen(table):
     asked = []
-    box = style.explorer(table, lambda layer, unit: asked.append((layer, unit)) or plt.figure())
+    box = style.plain_explorer(table, lambda layer, unit: asked.append((layer, unit)) or plt.figure())
     layer, search, unit = box.children[0].children
     layer.value = "fc"
     search.value = "red"

@@ -157,7 +157,9 @@ def explorer(
     except ImportError:
         from neuronym.figures import cards, style
 
-        return style.explorer(labels, lambda layer, unit: cards.unit_cards(labels, data, {layer: [unit]}, 8))
+        return style.plain_explorer(
+            labels, lambda layer, unit: cards.unit_cards(labels, data, {layer: [unit]}, 8)
+        )
 
     answers = Answers(as_network(data, labels, kinds, trust))
 

@@ -13,7 +13,7 @@ training_curves     loss against step, a panel per stage
 save_figure         png and pdf, without dates
 save_figures        several
 present             save figures, show what was saved
-explorer            browse units with ipywidgets
+plain_explorer      browse units with ipywidgets
 legible             names for legends
 """
 
@@ -350,7 +350,7 @@ def present(figures: Mapping[str, Figure], folder: Path, pixels: bool = False) -
             display(Shown(str(file), width=round(image.width * fig.dpi / DPI)))
 
 
-def explorer(table: pd.DataFrame, draw: Callable[[str, int], Figure]):
+def plain_explorer(table: pd.DataFrame, draw: Callable[[str, int], Figure]):
     """A widget that shows any unit: choose layer and unit, or search labels; `draw(layer, unit)` gives its
     figure.
     """

@@ -1,10 +1,12 @@
-// One renderer for the site and for the explorer in JupyterLab. Nothing here is markup: texts are set as text.
+// One renderer for the site and the explorer in JupyterLab. Texts are set as text, never as markup.
 "use strict";
 var ATLAS = (() => {
 const CONSTANT = 1, DEAD = 2, CHANCE = 4;
 const COLOURS = "#0173b2 #de8f05 #029e73 #d55e00 #cc78bc #ca9161 #8a8a8a #b8a100 #56b4e9".split(" ");
+const SVG = "http://www.w3.org/2000/svg";
 const pad = n => String(n).padStart(4, "0");
-const number = (x, digits = 2) => x === x && x !== null ? x.toFixed(digits).replace(/^(-?)0\./, "$1.") : "–";
+const number = (x, digits = 2) => Number.isFinite(x) ? x.toFixed(digits).replace(/^(-?)0\./, "$1.") : "–";
+const many = n => n.toLocaleString("en");
 
 function unpack(text, kind) {
   const raw = atob(text), bytes = new Uint8Array(raw.length);
@@ -13,10 +15,10 @@ function unpack(text, kind) {
 }
 
 function h(tag, ...inside) {  // h("p.dim", {title: "..."}, "text", element, [more])
-  const [name, style] = tag.split("."), svg = /^(svg|path|rect|text)$/.test(name);
-  const el = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
+  const [name, style] = tag.split("."), drawn = /^(svg|path|rect|text)$/.test(name);
+  const el = drawn ? document.createElementNS(SVG, name) : document.createElement(name);
   if (style) el.className = style;
-  if (inside[0] && Object.getPrototypeOf(inside[0]) === Object.prototype)
+  if (inside[0]?.constructor === Object)
     for (const [key, value] of Object.entries(inside.shift()))
       key.startsWith("on") ? el.addEventListener(key.slice(2), value) : el.setAttribute(key, value);
   el.append(...inside.flat().filter(x => x || x === 0));
@@ -39,13 +41,14 @@ const files = {
 };
 
 function mount(root, meta, source, options = {}) {
-  const began = performance.now(), inPage = options.hash !== false, main = h("main");
+  const inPage = options.hash !== false, main = h("main");
   const { layers, networks, methods, words, matches } = meta, first = [], col = {}, by = {}, orders = {};
   const U = layers.reduce((n, l) => (first.push(n), n + l.units), 0), layerOf = new Uint16Array(U);
   layers.forEach((l, k) => layerOf.fill(k, first[k], first[k] + l.units));
   const labels = text => unpack(text, meta.wide ? Uint32Array : Uint16Array);
-  for (const name in meta.columns) col[name] = unpack(meta.columns[name], Float32Array);
-  for (const m of methods) by[m] = { label: labels(meta.by[m].label), held: unpack(meta.by[m].held, Float32Array) };
+  const floats = text => unpack(text, Float32Array);
+  for (const name in meta.columns) col[name] = floats(meta.columns[name]);
+  for (const m of methods) by[m] = { label: labels(meta.by[m].label), held: floats(meta.by[m].held) };
   by[""] = { label: labels(meta.label), held: col.held };
   const odd = unpack(meta.odd, Uint8Array), kindOf = unpack(meta.kindOf, Uint8Array);
   const lower = words.map(word => " " + word.toLowerCase().replace(/[-_,]/g, " "));
@@ -58,11 +61,12 @@ function mount(root, meta, source, options = {}) {
   let state = { ...usual }, hits = [], picked = -1, shown = 0, only = null, calls;
 
   const layer = i => layers[layerOf[i]], network = i => networks[layer(i).network];
+  const span = (a, b = a) => `${first[a]}-${first[b] + layers[b].units}`;
   const unitOf = i => i - first[layerOf[i]];
   const nameOf = (i, method = state.method) => words[by[method].label[i]] || "(no name)";
   const place = i => (networks[1] ? network(i).name + " · " : "") + `${layer(i).name} · unit ${unitOf(i)}`;
 
-  // ---- choosing
+  // choosing
   function order(name, up) {  // made once for each column, so that a search is one walk through it
     return orders[name + up] ||= (() => {
       const value = name === "label" ? by[""].label : col[name], sign = up ? 1 : -1;
@@ -82,11 +86,13 @@ function mount(root, meta, source, options = {}) {
     hits = [];
     for (const i of only ? only.keys() : order(state.sort, up))
       if (i >= from && i < to && !(odd[i] & hidden) && (!(state.least > 0) || worth[i] >= state.least)
-        && (!state.kind || kindOf[lists[0][i]] === kind) && (!q || lists.some(codes => has[codes[i]]))) hits.push(i);
+        && (!state.kind || kindOf[lists[0][i]] === kind) && (!q || lists.some(codes => has[codes[i]])))
+        hits.push(i);
   }
 
-  // ---- addresses: every view and unit has one
-  const address = i => "#/unit/" + [network(i).name, layer(i).name, unitOf(i)].map(encodeURIComponent).join("/");
+  // addresses: every view and unit has one
+  const names = i => [network(i).name, layer(i).name, unitOf(i)];
+  const address = i => "#/unit/" + names(i).map(encodeURIComponent).join("/");
   function hash(some) {
     const set = Object.keys(usual).filter(key => key !== "view" && String(some[key]) !== String(usual[key]));
     return `#/${some.view}?` + new URLSearchParams(set.map(key => [key, some[key]]));
@@ -96,9 +102,12 @@ function mount(root, meta, source, options = {}) {
     if (view === "unit") {
       const [net, name, unit] = parts.map(decodeURIComponent);
       const k = layers.findIndex(l => l.name === name && networks[l.network].name === net);
-      return { ...state, view, asked: parts.join("/"), unit: k >= 0 && unit < layers[k].units ? first[k] + +unit : -1 };
+      const there = k >= 0 && unit < layers[k].units;
+      return { ...state, view, asked: parts.join("/"), unit: there ? first[k] + +unit : -1 };
     }
-    return { ...usual, ...Object.fromEntries(new URLSearchParams(query)), view: VIEWS[view] ? view : "grid" };
+    const asked = { ...usual, ...Object.fromEntries(new URLSearchParams(query)) };
+    if (!by[asked.method]) asked.method = "";
+    return { ...asked, view: VIEWS[view] ? view : "grid" };
   }
   function go(change, quietly) {
     const view = change.view || (state.view === "unit" ? "grid" : state.view);
@@ -112,23 +121,24 @@ function mount(root, meta, source, options = {}) {
   const follow = e => { if (!inPage) { e.preventDefault(); go(e.currentTarget.getAttribute("href")); } };
   const link = (href, text) => h("a", { href: href >= 0 ? address(href) : href, onclick: follow }, text);
 
-  // ---- pieces
+  // pieces
+  const matched = pair => source.get("matches/" + pair.join("-"));
   function pic(which, n, text = "image", line = "") {  // line: around where the unit fires
     const { across } = meta.sheet, at = n % across ** 2;
-    const el = h("span.pic", { role: "img", "aria-label": text, title: text }, line && h("svg", { viewBox: "0 0 100 100" },
-      h("path", { d: line, stroke: "#000", "stroke-width": 4 }), h("path", { d: line, stroke: "#fff", "stroke-width": 2 })));
-    el.style.cssText = `--across:${across};--c:${at % across};--r:${Math.floor(at / across)}`;
-    source.sheet(which, Math.floor(n / across ** 2)).then(url => { el.style.backgroundImage = `url("${url}")`; });
+    const style = `--across:${across};--c:${at % across};--r:${Math.floor(at / across)}`;
+    const drawn = (stroke, width) => h("path", { d: line, stroke, "stroke-width": width });
+    const el = h("span.pic", { role: "img", "aria-label": text, title: text, style },
+      line && h("svg", { viewBox: "0 0 100 100" }, drawn("#000", 4), drawn("#fff", 2)));
+    source.sheet(which, Math.floor(n / across ** 2)).then(url => {
+      el.style.backgroundImage = `url("${url}")`;
+    });
     return el;
   }
-  function bar(x) {
-    const inner = h("i");
-    inner.style.width = Math.max(0, Math.min(1, x || 0)) * 100 + "%";
-    return h("span.bar", inner);
-  }
+  const bar = x => h("span.bar", h("i", { style: `width:${Math.max(0, Math.min(1, x || 0)) * 100}%` }));
+  const barred = x => [bar(x), " " + number(x)];
   function badge(i) {
-    const o = odd[i], text = o & CONSTANT ? "constant" : o & DEAD ? "dead" : o & CHANCE ? "no better than chance" : "";
-    return text && h("span.badge", text);
+    const o = odd[i];
+    return o > 0 && h("span.badge", o & CONSTANT ? "constant" : o & DEAD ? "dead" : "no better than chance");
   }
   function also(i) {  // which other method gives the name that was searched
     const m = calls && calls(i);
@@ -140,9 +150,9 @@ function mount(root, meta, source, options = {}) {
       const at = i % meta.tops * meta.few, some = [...few.subarray(at, at + meta.few)].filter(n => n >= 0);
       pics.append(...some.map(n => pic(network(i).sheets, n)));
     }, () => 0);
-    return h("a.card", { href: address(i), onclick: follow, "data-unit": i }, pics, h("b", nameOf(i), also(i)),
-      h("small", place(i)), h("br"), bar(worth[i]), h("small", " ", text || (z ? number(z, 1) + " deviations" :
-        `${worthName} ${number(worth[i])}`)), badge(i));
+    const told = text || (z ? number(z, 1) + " deviations" : `${worthName} ${number(worth[i])}`);
+    return h("a.card", { href: address(i), onclick: follow, "data-unit": i }, pics, h("b", nameOf(i)),
+      h("div.dim", place(i), also(i)), bar(worth[i]), h("small", " ", told), badge(i));
   }
   function list(into, make, step) {
     const more = () => {
@@ -159,72 +169,70 @@ function mount(root, meta, source, options = {}) {
   }
   function counted() {
     const few = hits.length ? "" : ": nothing fits; loosen what is chosen above";
-    return h("p.dim", { role: "status" }, `${hits.length.toLocaleString("en")} of ${U.toLocaleString("en")} units${few}`);
+    return h("p.dim", { role: "status" }, `${many(hits.length)} of ${many(U)} units${few}`);
   }
 
-  // ---- views
+  // views
   function grid() {
     const box = h("div.grid");
     main.append(counted(), box);
     list(box, i => card(i), 60);
   }
   function table() {
-    const body = h("tbody"), barred = x => h("td.n", bar(x), " ", number(x)), td = (...x) => h("td.n", number(...x));
+    const body = h("tbody"), td = (...x) => h("td.n", ...x);
     const heads = Object.keys(COLUMNS).map(sort => {
       const own = sort === state.sort, onclick = () => go({ sort, up: own && !state.up ? 1 : "" });
       return h("button", { onclick }, COLUMNS[sort], own && (state.up ? " ▴" : " ▾"));
     });
     main.append(counted(), tableOf(heads, body));
-    list(body, i => h("tr", { "data-unit": i }, h("td", link(i, place(i))), h("td", nameOf(i), also(i), badge(i)),
-      barred(col.trust[i]), barred(by[state.method].held[i]), td(col.score[i]), td(col.agree[i]), td(col.p[i], 3),
-      td(col.active[i])), 100);
+    list(body, i => h("tr", { "data-unit": i }, h("td", link(i, place(i))),
+      h("td", nameOf(i), also(i), badge(i)), td(barred(col.trust[i])), td(barred(by[state.method].held[i])),
+      ...[col.score, col.agree, col.p, col.active].map(x => td(number(x[i], x === col.p ? 3 : 2)))), 100);
   }
   function map() {
     const canvas = h("canvas", { role: "img", "aria-label": "map of all units; the table has them as text" });
     const tip = h("p.dim", { role: "status" }, " "), kinds = meta.kinds[1], dpr = devicePixelRatio || 1;
-    const colour = k => COLOURS[k % COLOURS.length], on = new Uint8Array(U);
+    const colour = k => COLOURS[k % COLOURS.length];
     const group = i => kinds ? kindOf[by[state.method].label[i]] : layerOf[i];
-    const keys = (kinds ? meta.kinds : layers.map(l => l.name)).flatMap((name, k) => {
-      const key = h("span.key");
-      key.style.background = colour(k);
-      return [key, name || "other"];
-    });
+    const keys = (kinds ? meta.kinds : layers.map(l => l.name)).flatMap((name, k) =>
+      [h("span.key", { style: "background:" + colour(k) }), name || "other"]);
     main.append(counted(), h("p.dim", `Units that fire together lie together; size: ${worthName}, colour: ` +
       `${kinds ? "kind of name" : "layer"}. Drag, wheel, click.`), canvas, tip, h("p", keys));
     let zoom = .94, ox = 0, oy = 0, near = -1, from = null, moved = 0;
-    hits.forEach(i => { on[i] = 1; });
-    const where = i => [[col.x[i] + ox, canvas.width], [col.y[i] + oy, canvas.height]].map(([x, w]) => (1 + x * zoom) * w / 2);
+    const middle = (x, size) => (1 + x * zoom) * canvas["client" + size] / 2;
+    const where = i => [middle(col.x[i] + ox, "Width"), middle(col.y[i] + oy, "Height")];
     function paint() {
       const ctx = canvas.getContext("2d"), style = getComputedStyle(root), taken = new Set();
       canvas.width = canvas.clientWidth * dpr;
       canvas.height = canvas.clientHeight * dpr;
-      const base = Math.max(1, Math.min(11, 90 / Math.sqrt(U) * Math.sqrt(zoom))) * dpr;
-      for (const pass of [0, 1])
-        for (let i = 0; i < U; i++) if (on[i] === pass) {
-          const [x, y] = where(i), r = base * (.4 + .8 * Math.max(0, worth[i] || 0));
-          ctx.globalAlpha = pass ? .85 : .1;
-          ctx.fillStyle = colour(group(i));
-          ctx.beginPath();
-          ctx.arc(x, y, r, 0, 7);
-          ctx.fill();
-        }
-      Object.assign(ctx, { globalAlpha: 1, font: `${12 * dpr}px system-ui, sans-serif`, fillStyle: style.color,
-        strokeStyle: style.backgroundColor, lineWidth: 3 * dpr });
+      ctx.scale(dpr, dpr);
+      const base = Math.max(1, Math.min(11, 90 * Math.sqrt(zoom / U)));
+      const dot = (i, alpha) => {
+        ctx.globalAlpha = alpha;
+        ctx.fillStyle = colour(group(i));
+        ctx.beginPath();
+        ctx.arc(...where(i), base * (.4 + .8 * Math.max(0, worth[i] || 0)), 0, 7);
+        ctx.fill();
+      };
+      if (hits.length < U) layerOf.forEach((_, i) => dot(i, .1));
+      hits.forEach(i => dot(i, .85));
+      Object.assign(ctx, { globalAlpha: 1, font: "12px system-ui, sans-serif", fillStyle: style.color,
+        strokeStyle: style.backgroundColor, lineWidth: 3 });
       const best = hits.slice(0, 3000).sort((a, b) => (worth[b] || 0) - (worth[a] || 0));
-      for (const i of near >= 0 ? [near, ...best] : best) {  // names where there is room, the most trusted first
-        const [x, y] = where(i), text = nameOf(i), wide = Math.ceil(ctx.measureText(text).width / 12 / dpr) + 2;
-        const cells = Array.from({ length: wide }, (_, k) => [Math.floor(x / 12 / dpr) + k - 1, Math.round(y / 15 / dpr)].join());
+      if (near >= 0) best.unshift(near);
+      for (const i of best) {  // names where there is room, the most trusted first
+        const [x, y] = where(i), text = nameOf(i), length = Math.ceil(ctx.measureText(text).width / 12) + 2;
+        const cells = Array.from({ length }, (_, k) => `${Math.floor(x / 12) + k},${Math.round(y / 15)}`);
         if (cells.some(cell => taken.has(cell))) continue;
         cells.forEach(cell => taken.add(cell));
-        ctx.strokeText(text, x + base, y + 4 * dpr);
-        ctx.fillText(text, x + base, y + 4 * dpr);
+        ctx.strokeText(text, x + base, y + 4);
+        ctx.fillText(text, x + base, y + 4);
       }
     }
     function under(e) {
-      const box = canvas.getBoundingClientRect(), mx = (e.clientX - box.left) * dpr, my = (e.clientY - box.top) * dpr;
-      let best = -1, least = (18 * dpr) ** 2;
+      let best = -1, least = 18 ** 2;
       for (const i of hits) {
-        const [x, y] = where(i), d = (x - mx) ** 2 + (y - my) ** 2;
+        const [x, y] = where(i), d = (x - e.offsetX) ** 2 + (y - e.offsetY) ** 2;
         if (d < least) [best, least] = [i, d];
       }
       return best;
@@ -242,118 +250,135 @@ function mount(root, meta, source, options = {}) {
       else { near = under(e); tip.textContent = near < 0 ? " " : `${nameOf(near)}: ${place(near)}`; }
       paint();
     };
-    canvas.onwheel = e => { e.preventDefault(); zoom = Math.max(.5, Math.min(60, zoom * Math.exp(-e.deltaY / 400))); paint(); };
+    canvas.onwheel = e => {
+      e.preventDefault();
+      zoom = Math.max(.5, Math.min(60, zoom * Math.exp(-e.deltaY / 400)));
+      paint();
+    };
     requestAnimationFrame(paint);
   }
   function compare() {
     const a = +state.a, b = +(state.b || a), ma = state.ma || networks[layers[a].network].main;
     const mb = state.mb || methods.find(m => m !== ma) || ma, rows = h("tbody");
-    const every = layers.map((l, k) => [k, `${networks[l.network].name} · ${l.name}`]), named = methods.map(m => [m, m]);
-    const pick = (text, key, some, value) => {
-      const el = choice(key, some);
-      el.value = value;
-      return h("label.dim", text, " ", el);
-    };
+    const every = layers.map((l, k) => [k, `${networks[l.network].name} · ${l.name}`]);
+    const pick = (text, ...what) => h("label.dim", text, " ", choice(...what)), box = h("div");
     const fill = (pairs, text) => {
-      const mean = (m, k) => number(pairs.reduce((x, pair) => x + (by[m].held[pair[k]] || 0), 0) / pairs.length);
-      main.append(h("p", `${pairs.length} ${text} Mean held-out correlation of these: ${mean(ma, 0)}, ${mean(mb, 1)}.`),
+      const sum = (m, k) => pairs.reduce((x, pair) => x + (by[m].held[pair[k]] || 0), 0);
+      const means = [sum(ma, 0), sum(mb, 1)].map(x => number(x / pairs.length)).join(", ");
+      box.append(h("p", `${pairs.length} ${text} Mean held-out correlation of these: ${means}.`),
         tableOf(["left", "right", ma, mb, "match", "held out"], rows));
       rows.append(...pairs.slice(0, 300).map(([i, j, ...numbers]) => {
         const x = by[ma].held[i], y = by[mb].held[j], cell = (k, m, mine, better) =>
           h(better ? "td.better" : "td", nameOf(k, m), " ", h("small", number(mine)));
-        return h("tr", h("td", link(i, place(i))), h("td", link(j, place(j))), cell(i, ma, x, x > y), cell(j, mb, y, y > x),
-          numbers.map(n => h("td.n", number(n))));
+        return h("tr", [i, j].map(k => h("td", link(k, place(k)))), cell(i, ma, x, x > y),
+          cell(j, mb, y, y > x), numbers.map(n => h("td.n", number(n))));
       }));
     };
-    main.append(h("p.wide", pick("left", "a", every, a), pick("by", "ma", named, ma), pick("right", "b", every, b),
-      pick("by", "mb", named, mb)));
+    main.append(h("p.wide", pick("left", "a", every, a), pick("by", "ma", named, ma),
+      pick("right", "b", every, b), pick("by", "mb", named, mb)), box);
     const pair = matches.find(two => two.includes(a) && two.includes(b));
     if (a === b) {
       const gap = ([i]) => Math.abs(by[ma].held[i] - by[mb].held[i]) || 0;
       const all = Array.from({ length: layers[a].units }, (_, u) => [first[a] + u, first[a] + u]);
       fill(all.filter(([i]) => by[ma].label[i] !== by[mb].label[i]).sort((p, q) => gap(q) - gap(p)),
         `of ${all.length} units have another name, the largest difference first.`);
-    } else if (!pair) main.append(h("p", "Only layers of two networks over the same images are matched."));
-    else source.get("matches/" + pair.join("-")).then(m => {
+    } else if (!pair) box.append(h("p", "Only layers of two networks over the same images are matched."));
+    else matched(pair).then(m => {
       const [left, right] = pair[0] === a ? [m.a, m.b] : [m.b, m.a];
       fill(Array.from(left, (u, k) => [first[a] + u, first[b] + right[k], m.r[k], m.held[k]]),
-        "pairs of units, one to one, by correlation over the images for naming; beside it that over those held out.");
+        "pairs, one to one, by correlation over the images for naming; beside it that over those held out.");
     });
   }
   function unit() {
     const i = state.unit;
-    if (!(i >= 0)) return main.append(h("p", `There is no unit ${state.asked} here. `, link("#/grid", "All units")));
-    const l = layer(i), net = network(i), u = unitOf(i), slot = h("div", "loading …"), held = m => by[m].held[i];
+    if (!(i >= 0))
+      return main.append(h("p", `There is no unit ${state.asked} here. `, link("#/grid", "All units")));
+    const l = layer(i), net = network(i), u = unitOf(i), held = m => by[m].held[i];
+    const slot = h("div", "loading …");
     const step = (d, text) => layerOf[i + d] === layerOf[i] && link(i + d, text);
-    const named = methods.filter(m => words[by[m].label[i]]).sort((m, n) => (held(n) || -2) - (held(m) || -2));
-    main.append(h("p.wide", link(hash({ ...usual, layer: `${i - u}-${i - u + l.units}` }), `${net.name} / ${l.name}`),
+    const all = methods.filter(m => words[by[m].label[i]]);
+    all.sort((m, n) => (held(n) || -2) - (held(m) || -2));
+    main.append(h("p.wide", link(hash({ ...usual, layer: span(layerOf[i]) }), `${net.name} / ${l.name}`),
       `unit ${u} of ${l.units}, counted from 0`, step(-1, "‹ previous"), step(1, "next ›"),
       options.choose && h("button", { onclick: () => options.choose(i) }, "choose this unit")),
-    h("h2", nameOf(i, "")), h("p", "trust ", bar(col.trust[i]), ` ${number(col.trust[i])} · held out `, bar(col.held[i]),
-      ` ${number(col.held[i])} · p ${number(col.p[i], 3)} · above 0 on ${Math.round(col.active[i] * 100)} % of ` +
-      `${net.images.toLocaleString("en")} images`, badge(i)),
-    h("h3", "What each method calls it"), h("table", h("tbody", named.map(m => h("tr", h("td", m),
-      h("td", h("b", nameOf(i, m))), h("td.n", bar(held(m)), " held out ", number(held(m))))))), slot);
-    source.get(`units/${layerOf[i]}/${pad(Math.floor(u / meta.shard))}`).then(some =>
-      slot.replaceChildren(...details(i, some[u % meta.shard], net, l)), e => { slot.textContent = e.message; });
+    h("h2", nameOf(i, "")), h("p", "trust ", barred(col.trust[i]), " · held out ", barred(col.held[i]),
+      ` · p ${number(col.p[i], 3)} · above 0 on ${Math.round(col.active[i] * 100)} % of ` +
+      `${many(net.images)} images`, badge(i)),
+    h("h3", "Names by each method, with held-out correlation"),
+    tableOf([], h("tbody", all.map(m => h("tr", h("td", m),
+      h("td", h("b", nameOf(i, m))), h("td.n", barred(held(m))))))), slot);
+    source.get(`units/${layerOf[i]}/${pad(Math.floor(u / meta.shard))}`).then(
+      some => slot.replaceChildren(...details(i, some[u % meta.shard], net, l)),
+      e => { slot.textContent = e.message; });
   }
   function details(i, d, net, l) {
-    const out = [], parts = meta.parts[l.network], name = nameOf(i, ""), partners = h("div.wide");
+    const out = [], parts = meta.parts[l.network], name = nameOf(i, "");
     const section = (title, ...inside) => out.push(h("h3", title), ...inside);
-    const pictures = (title, test) => parts.some(test) && section(title, h("div.wide", d.p.map((n, k) => test(parts[k]) &&
-      h("figure", pic(net.sheets, n, `${parts[k]}, activation ${d.v[k]}`, d.w && d.w[k]),
-        h("figcaption", parts[k].endsWith("%") ? parts[k] + ": " : "", d.v[k])))));
+    const figure = (part, k) => h("figure",
+      pic(net.sheets, d.p[k], `${part}, activation ${d.v[k]}`, d.w?.[k]),
+      h("figcaption", part.endsWith("%") && part + ": ", d.v[k]));
+    const pictures = (title, test) => parts.some(test) &&
+      section(title, h("div.wide", parts.map((part, k) => test(part) && figure(part, k))));
     if (d.p) {
-      pictures("Highest activations" + (d.w ? "; the line surrounds half of the highest value or more" : ""), x => x === "top");
+      const line = d.w ? "; the line surrounds half of the highest value or more" : "";
+      pictures("Highest activations" + line, part => part === "top");
       pictures("Across the range: images above that share of all", part => part.endsWith("%"));
       pictures("Lowest activations", part => part === "lowest");
     }
     section("How its activations are spread", histogram(d.h, name));
-    if (d.k.length) out.push(h("p.dim", `${net.main}, best first: ` + d.k.map(([text, x]) => `${text} (${x})`).join(", ")));
+    const best = d.k.map(([text, x]) => `${text} (${x})`).join(", ");
+    if (best) out.push(h("p.dim", `${net.main}, best first: ${best}`));
     for (const key in d.x) section(key, h("p", d.x[key]));
     section("Units that fire on the same images",
       h("div.wide", d.n.map(([k, u, r]) => card(first[k] + u, "correlation " + number(r)))));
-    const mine = matches.filter(pair => pair.includes(layerOf[i]));
-    if (mine.length) section("Its partners in other networks", partners);
-    for (const pair of mine) source.get("matches/" + pair.join("-")).then(m => {
+    const partners = h("section", { hidden: "" }, h("h3", "Its partners in other networks"), h("div.wide"));
+    out.push(partners);
+    for (const pair of matches) if (pair.includes(layerOf[i])) matched(pair).then(m => {
       const [own, other, k] = pair[0] === layerOf[i] ? [m.a, m.b, pair[1]] : [m.b, m.a, pair[0]];
       const at = own.indexOf(unitOf(i));
-      if (at >= 0) partners.append(card(first[k] + other[at], "held out " + number(m.held[at])));
+      if (at < 0) return;
+      partners.hidden = false;
+      partners.lastChild.append(card(first[k] + other[at], "held out " + number(m.held[at])));
     });
     section("The command that reproduces it", h("pre", net.command));
-    section("To cite it", h("pre", `${net.name}, ${l.name}, unit ${unitOf(i)} (counted from 0): “${name}” by ` +
-      `${net.cite} ${inPage ? location.href : ""}`));
+    section("To cite it", h("pre", `${net.name}, ${l.name}, unit ${unitOf(i)} (counted from 0): ` +
+      `“${name}” by ${net.cite} ${inPage ? location.href : ""}`));
     return out;
   }
   function histogram(d, name) {
-    const n = d.all.length, most = Math.max(...d.all), box = h("svg", { viewBox: "0 0 480 126", style: "max-width:560px" });
+    const n = d.all.length, most = Math.max(...d.all), box = h("svg", { viewBox: "0 0 480 126" });
+    const text = (x, value, anchor) => h("text", { x, y: 121, "text-anchor": anchor }, number(value));
     const bars = (counts, fill) => counts.forEach((x, k) => {
       const height = x && 8 + 92 * Math.sqrt(x / most);
       box.append(h("rect", { x: k * 480 / n, width: 480 / n - 1, y: 104 - height, height, fill }));
     });
     bars(d.all, "color-mix(in srgb, var(--fill) 55%, var(--bg))");
     bars(d.label || [], "var(--fill2)");
-    box.append(h("text", { x: 0, y: 121 }, number(d.low)), h("text", { x: 480, y: 121, "text-anchor": "end" }, number(d.high)));
+    box.append(text(0, d.low, "start"), text(480, d.high, "end"));
     return h("div", box, h("p.dim", "Images by activation, heights by square root" + (d.label ?
       `; orange: the 5 % of images that the image-text model finds most like “${name}”.` : ".")));
   }
 
-  // ---- frame
+  // frame
   const VIEWS = { grid, table, map, compare, unit }, least = h("span");
-  function choice(key, some) {
+  const named = methods.map(m => [m, m]);
+  function choice(key, some, chosen = "") {
     const onchange = e => go({ [key]: e.target.value });
-    return h("select", { onchange }, some.map(([value, text]) => h("option", { value }, text)));
+    const el = h("select", { onchange }, some.map(([value, text]) => h("option", { value }, text)));
+    el.value = chosen;
+    return el;
   }
-  const tick = key => h("input", { type: "checkbox", onchange: e => go({ [key]: e.target.checked ? 1 : "" }) });
+  const tick = key => h("input", { type: "checkbox",
+    onchange: e => go({ [key]: e.target.checked ? 1 : "" }) });
   const typed = (key, more) => h("input", { ...more, oninput: e => go({ [key]: e.target.value }, true) });
   const input = {
     q: typed("q", { type: "search", placeholder: "names, by any method" }),
     layer: choice("layer", [["", "all"], ...networks.flatMap((net, k) => {
-      const some = layers.map((l, n) => [l, first[n], first[n] + l.units]).filter(([l]) => l.network === k);
-      const whole = [`${some[0][1]}-${some[some.length - 1][2]}`, net.name];
-      return [whole, ...some.map(([l, from, to]) => [`${from}-${to}`, `${l.name} (${l.units})`])];
+      const some = [...layers.keys()].filter(n => layers[n].network === k);
+      const each = some.map(n => [span(n), `${layers[n].name} (${layers[n].units})`]);
+      return [[span(some[0], some.at(-1)), net.name], ...each];
     })]),
-    method: choice("method", [["", "the main one"], ...methods.map(m => [m, m])]),
+    method: choice("method", [["", "the main one"], ...named]),
     kind: choice("kind", [["", "all"], ...meta.kinds.filter(k => k).map(k => [k, k])]),
     least: typed("least", { type: "range", min: 0, max: 1, step: .05 }),
     sort: choice("sort", Object.entries(COLUMNS)),
@@ -362,7 +387,8 @@ function mount(root, meta, source, options = {}) {
   const titles = { q: "search ( / )", layer: "layer", method: "method", kind: "kind of name",
     least: [worthName + " at least ", least], sort: "sort by" };
   const filters = h("div.filters", Object.keys(titles).map(key => h("label", titles[key], input[key])),
-    h("label", input.chance, " names no better than chance"), h("label", input.dead, " dead and constant units"));
+    h("label", input.chance, " names no better than chance"),
+    h("label", input.dead, " dead and constant units"));
   const tabs = Object.keys(VIEWS).filter(v => v !== "unit" && (v !== "map" || meta.mapped)).map(view =>
     h("button", { "data-view": view, onclick: () => go({ view }) }, view === "grid" ? "pictures" : view));
   root.replaceChildren(h("header", h("h1", meta.title), h("nav", tabs), filters,
@@ -375,14 +401,13 @@ function mount(root, meta, source, options = {}) {
     least.textContent = number(+state.least);
     tabs.forEach(el => el.setAttribute("aria-current", el.dataset.view === state.view));
     filters.hidden = state.view === "unit" || state.view === "compare";
-    const before = performance.now();
     main.replaceChildren();
     if (!filters.hidden) search();
     VIEWS[state.view]();
-    root.dataset.took = (performance.now() - before).toFixed(1);
   }
   function keys(e) {
-    const typing = /INPUT|SELECT/.test(e.target.tagName), box = main.querySelector(".grid"), on = state.view === "unit";
+    const typing = /INPUT|SELECT/.test(e.target.tagName), on = state.view === "unit";
+    const box = main.querySelector(".grid");
     if (e.altKey || e.ctrlKey || e.metaKey) return;
     if (e.key === "/" && !typing) {
       e.preventDefault();
@@ -394,12 +419,14 @@ function mount(root, meta, source, options = {}) {
       const i = state.unit + { ArrowLeft: -1, ArrowRight: 1 }[e.key];
       if (layerOf[i] === layerOf[state.unit]) open(i);
     } else if (hits.length && (!typing || e.target === input.q) && (box || state.view === "table")) {
-      const across = box ? getComputedStyle(box).gridTemplateColumns.split(" ").length : 1, at = hits.indexOf(picked);
-      const d = { ArrowDown: across, ArrowUp: -across, ArrowRight: !typing && 1, ArrowLeft: !typing && -1 }[e.key];
+      const across = box ? getComputedStyle(box).gridTemplateColumns.split(" ").length : 1;
+      const at = hits.indexOf(picked), aside = typing ? 0 : 1;
+      const d = { ArrowDown: across, ArrowUp: -across, ArrowRight: aside, ArrowLeft: -aside }[e.key];
       if (d) {
         e.preventDefault();
         picked = hits[at < 0 ? 0 : Math.max(0, Math.min(Math.min(shown, hits.length) - 1, at + d))];
-        main.querySelectorAll("[data-unit]").forEach(el => el.setAttribute("aria-current", +el.dataset.unit === picked));
+        for (const el of main.querySelectorAll("[data-unit]"))
+          el.setAttribute("aria-current", +el.dataset.unit === picked);
         main.querySelector("[aria-current=true]").scrollIntoView({ block: "nearest" });
       } else if (e.key === "Enter" && at >= 0 && (typing || e.target === document.body)) open(picked);
     }
@@ -411,13 +438,13 @@ function mount(root, meta, source, options = {}) {
     state = read(location.hash);
   }
   show();
-  root.dataset.loaded = (performance.now() - began).toFixed(1);
   return { only: some => { only = some && new Map(some); go({ ...usual }); } };
 }
 
 const opened = {  // what a file says, by its folder
   tops: text => unpack(text, Int32Array), units: some => some,
-  matches: m => Object.fromEntries(Object.keys(m).map(k => [k, unpack(m[k], "ab".includes(k) ? Int32Array : Float32Array)])),
+  matches: m => Object.fromEntries(Object.entries(m).map(([key, text]) =>
+    [key, unpack(text, "ab".includes(key) ? Int32Array : Float32Array)])),
 };
 return {
   mount, opened,

@@ -1,0 +1,130 @@
+"""How large is the page of an atlas, and how fast does it load and answer in a real browser?
+
+    python benchmarks/atlas.py [--units 10000 100000 1000000] [--repeat 3] [--csv FILE]
+
+Units, names and numbers are made up: layers of 2,048 units, a fifth as many names as units and at most
+20,000, two methods; no pictures and no details of units, which are loaded one file at a time when they are
+looked at. For each number of units: MB of all files that are loaded at the start, milliseconds from opening
+the page, from a folder, to its first cards, and those of the queries "a" (many names), "no such name", a
+filter by trust, and the table sorted by name (the first time, when the order is made, and again). A query's
+time is that of the page's own work until all is in place, without the browser's painting. Medians. Needs
+playwright and Debian's chromium; without them nothing is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+from similarity import write_table
+
+from neuronym.atlas import site
+
+LAYER = 2048
+TYPED = """([name, value]) => {
+  const field = document.querySelector(name), before = performance.now();
+  field.value = value;
+  field.dispatchEvent(new Event("input"));
+  return performance.now() - before;
+}"""
+GONE = """address => new Promise(done => {
+  const before = performance.now();
+  addEventListener("hashchange", () => setTimeout(() => done(performance.now() - before)), { once: true });
+  location.hash = address;
+})"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--units", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--csv", type=Path, help="file for the table")
+    args = parser.parse_args()
+    chromium = shutil.which("chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        chromium = None
+    if chromium is None:
+        print("nothing measured: pip install 'neuronym[browser]' and apt-get install chromium")
+        return
+    rows = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for units in args.units:
+            with tempfile.TemporaryDirectory() as folder:
+                size = write_made_up(Path(folder), units)
+                runs = [measured(browser, Path(folder)) for _ in range(args.repeat)]
+            middle = {name: f"{statistics.median(run[name] for run in runs):.0f}" for name in runs[0]}
+            rows.append({"units": units, "MB": f"{size / 1e6:.2f}", **middle})
+            print(rows[-1], flush=True)
+        browser.close()
+    print(pd.DataFrame(rows).to_string(index=False))
+    write_table(rows, args.csv)
+
+
+def write_made_up(folder: Path, count: int) -> int:
+    """The page's files for made-up units; returns the bytes that are loaded to show the first cards."""
+    rng = np.random.default_rng(0)
+    letters = np.array(list("abcdefghijklmnoprstuvw"))
+    names = np.array(["".join(rng.choice(letters, 7)) for _ in range(min(20_000, count // 5))])
+    sizes = {f"layer{k}": min(LAYER, count - k * LAYER) for k in range(-(-count // LAYER))}
+    where = {
+        "layer": np.repeat(list(sizes), list(sizes.values())),
+        "unit": np.concatenate([np.arange(size) for size in sizes.values()]),
+    }
+    methods = pd.concat(
+        pd.DataFrame(where).assign(
+            method=method, label=rng.choice(names, count), score=rng.random(count), held=rng.random(count)
+        )
+        for method in ("one", "two")
+    )
+    own = methods[methods["method"] == "one"]
+    units = own.assign(p=rng.random(count), odd=0, active=rng.random(count), trust=rng.random(count))
+    data = SimpleNamespace(
+        sizes=sizes,
+        N=1000,
+        target=SimpleNamespace(name="made up"),
+        clip=SimpleNamespace(name="none"),
+        probe=SimpleNamespace(name="none"),
+        concepts=list(names),
+    )
+    network = site.Network(data, own, units, methods, "one")
+    for name in site.PAGE:
+        (folder / name).write_text(site.read_page(name), encoding="utf-8")
+    content = site.index_content([network], "Made up", rng.random((count, 2)) * 2 - 1)
+    site._script(folder / "index.js", "ATLAS.index(", content)
+    for n in range(-(-count // site.TOPS)):
+        none = np.full(site.TOPS * site.ON_CARD, -1, dtype=np.int32)
+        site._script(folder / "tops" / f"{n:04d}.js", f"ATLAS.tops({n}", site.packed(none))
+    return sum(file.stat().st_size for file in folder.glob("*.*"))
+
+
+def measured(browser, folder: Path) -> dict[str, float]:
+    """Milliseconds of one visit."""
+    page = browser.new_page()
+    page.set_default_timeout(120_000)
+    page.goto((folder / "index.html").as_uri())
+    page.wait_for_selector(".card")
+    took = {"load": page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")}
+    search, least = "[type=search]", "[type=range]"
+    took["many names"] = page.evaluate(TYPED, [search, "a"])
+    took["no name"] = page.evaluate(TYPED, [search, "no such name"])
+    page.evaluate(TYPED, [search, ""])
+    took["trust"] = page.evaluate(TYPED, [least, ".5"])
+    page.evaluate(TYPED, [least, "0"])
+    took["sort, first"] = page.evaluate(GONE, "#/table?sort=label")
+    page.evaluate(GONE, "#/table?sort=layer")
+    took["sort, again"] = page.evaluate(GONE, "#/table?sort=label")
+    page.close()
+    return took
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""The atlas in a real browser: from a folder and from a web host, by mouse, keyboard and link."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from neuronym.atlas import alike, site
+from neuronym.atlas.pictures import Sheets
+from tests.atlas.conftest import HOSTILE
+
+CHROMIUM = shutil.which("chromium")
+CONTRAST = """() => {
+  const light = colour => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(x => x / 255)
+      .map(x => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const behind = el => {
+    const colour = getComputedStyle(el).backgroundColor;
+    return /, 0\\)$/.test(colour) ? behind(el.parentElement) : colour;
+  };
+  const found = [];
+  for (const el of document.querySelectorAll("#atlas *")) {
+    if (![...el.childNodes].some(n => n.nodeType === 3 && n.data.trim()) || !el.checkVisibility()) continue;
+    const [a, b] = [getComputedStyle(el).color, behind(el)].map(light).sort((x, y) => y - x);
+    found.push([el.tagName + "." + el.className, (a + .05) / (b + .05)]);
+  }
+  return found;
+}"""
+UNLABELLED = """() => [...document.querySelectorAll("input, select, [role=img]")]
+  .filter(el => !(el.labels && el.labels[0]?.textContent.trim()) && !el.ariaLabel).map(el => el.outerHTML)"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="pip install playwright, or neuronym[browser]")
+    if not CHROMIUM:
+        pytest.skip("no chromium here: apt-get install chromium")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens an address in a page of its own; afterwards no error was told and nobody else was asked."""
+    contexts, wrong = [], []
+
+    def opened(address: str, width: int = 1200, scheme: str = "light"):
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(8000)
+        page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        inside = ("file:", "http://127.0.0.1:", "data:")
+        page.on("request", lambda r: None if r.url.startswith(inside) else wrong.append(r.url))
+        page.goto(address)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+@pytest.fixture(scope="module")
+def folder(labelled, tmp_path_factory):
+    written = tmp_path_factory.mktemp("atlas") / "site"
+    network = replace(labelled, sheets=Sheets())
+    site.write_site(written, [network], "An atlas", size=32, places=alike.unit_map(network.data.Q))
+    return written
+
+
+@pytest.fixture(scope="module")
+def index(folder) -> str:
+    return (folder / "index.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def host(folder):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+def count(page) -> int:
+    """Units that fit what is chosen, as the page tells."""
+    return int(page.locator("main [role=status]").first.inner_text().split(" of ")[0].replace(",", ""))
+
+
+def choose(page, field: str, **what) -> None:
+    page.get_by_role("combobox", name=field).select_option(**what)
+
+
+@pytest.mark.parametrize("kind", ["index", "host"])
+def test_a_search_has_a_link_that_opens_the_same_view(kind, visit, network, request):
+    address = request.getfixturevalue(kind)
+    page = visit(address)
+    page.wait_for_selector(".card .pic")
+    assert count(page) == 76 and page.title() == "An atlas"
+    page.get_by_label("search ( / )").fill("RED")
+    names = network.methods[network.methods["label"] == "red"][["layer", "unit"]]
+    units = network.units[network.units["label"] == "red"][["layer", "unit"]]
+    expected = set(map(tuple, names.to_numpy())) | set(map(tuple, units.to_numpy()))
+    assert count(page) == len(expected) < 76
+    again = visit(page.url)
+    assert count(again) == len(expected) and again.get_by_label("search ( / )").input_value() == "RED"
+    page.get_by_label("search ( / )").fill("no such name")
+    assert count(page) == 0 and "loosen" in page.locator("main").inner_text()
+    assert page.locator(".card").count() == 0
+
+
+def test_layers_kinds_and_columns(visit, index, network):
+    page = visit(index)
+    choose(page, "layer", label="fc (52)")
+    page.wait_for_function("document.querySelector('[role=status]').textContent.startsWith('52 of')")
+    choose(page, "kind of name", value="colour")
+    page.wait_for_function("!document.querySelector('[role=status]').textContent.startsWith('52 of')")
+    red = network.units[(network.units["layer"] == "fc") & (network.units["label"] == "red")]
+    assert count(page) == len(red)
+    page.goto(index + "#/table?sort=score")
+    shown = page.locator("tbody tr").first.get_attribute("data-unit")
+    assert int(shown) == int(network.units["score"].to_numpy(np.float32).argmax())
+    page.get_by_role("button", name="score").click()
+    page.wait_for_selector("text=▴")
+    shown = page.locator("tbody tr").first.get_attribute("data-unit")
+    assert int(shown) == int(network.units["score"].to_numpy(np.float32).argmin())
+
+
+def test_the_back_button_returns(visit, index):
+    page = visit(index)
+    page.get_by_role("button", name="table", exact=True).click()
+    page.locator("tbody a").first.click()
+    page.wait_for_selector("h2")
+    page.go_back()
+    page.wait_for_selector("tbody tr[data-unit]")
+    page.go_back()
+    page.wait_for_selector(".grid .card")
+
+
+def test_keys_search_choose_open_and_leave(visit, index):
+    page = visit(index)
+    page.keyboard.press("/")
+    page.wait_for_function("document.activeElement.type === 'search'")
+    page.keyboard.type("s")
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement === document.body")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    chosen = page.locator(".card[aria-current=true]")
+    assert chosen.get_attribute("data-unit") == page.locator(".card").nth(1).get_attribute("data-unit")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("h2")
+    before = page.url
+    page.keyboard.press("ArrowRight" if not before.endswith("/51") else "ArrowLeft")
+    page.wait_for_function("address => location.href !== address", arg=before)
+    page.go_back()
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".grid")
+    assert "q=s" in page.url
+
+
+def test_a_units_page_tells_what_is_known(visit, index, network):
+    page = visit(index + "#/unit/microworld%3Aresnet/conv1/5")
+    page.wait_for_selector("pre")
+    text = page.locator("main").inner_text()
+    row = network.units[(network.units["layer"] == "conv1") & (network.units["unit"] == 5)].iloc[0]
+    assert page.locator("h2").inner_text() == row["label"]
+    for told in ("unit 5 of 24", "cos_similarity_cubed", "Highest activations", "Lowest activations"):
+        assert told in text
+    assert "neuronym labelling" in text and page.url in text
+    for told in ("null", "undefined", "NaN", "Its partners"):
+        assert told not in text
+    assert page.locator("figure .pic").count() == 20 and page.locator(".pic path").count() > 0
+    assert page.locator(".wide .card").count() == 6
+    other = visit(index + "#/unit/microworld%3Aresnet/conv1/99")
+    assert "no unit" in other.locator("main").inner_text()
+
+
+def test_methods_and_networks_are_compared(visit, network, tmp_path):
+    other = replace(network, data=replace(network.data))
+    pairs = alike.matched_layers([network.data, other.data])
+    site.write_site(tmp_path / "two", [network, other], size=32, matches=pairs)
+    address = (tmp_path / "two" / "index.html").as_uri()
+    page = visit(address + "#/compare?a=1")
+    own, also = network.methods["method"].unique()[:2]
+    two = [network.methods[network.methods["method"] == m].set_index(["layer", "unit"]) for m in (own, also)]
+    differ = (two[0].loc["fc"]["label"] != two[1].loc["fc"]["label"]).sum()
+    assert page.locator("main").inner_text().find(f"{differ} of 52 units") >= 0
+    page.goto(address + "#/compare?a=1&b=3")
+    page.wait_for_selector("text=52 pairs")
+    assert page.locator("tbody tr").count() == 52
+    page.goto(address + "#/unit/microworld%3Aresnet/fc/3")
+    page.wait_for_selector("text=Its partners in other networks")
+
+
+def test_the_map_draws_and_opens_what_is_clicked(visit, index, network):
+    page = visit(index + "#/map")
+    drawn = """() => { const c = document.querySelector("canvas");
+      return c.getContext("2d").getImageData(0, 0, c.width, c.height).data.some(x => x > 0) }"""
+    page.wait_for_function(drawn)
+    x, y = alike.unit_map(network.data.Q)[30]
+    box = page.locator("canvas").bounding_box()
+    width, height = box["width"] - 2, box["height"] - 2
+    page.locator("canvas").scroll_into_view_if_needed()
+    box = page.locator("canvas").bounding_box()
+    page.mouse.click(
+        box["x"] + 1 + (1 + float(x) * 0.94) * width / 2, box["y"] + 1 + (1 + float(y) * 0.94) * height / 2
+    )
+    page.wait_for_selector("h2")
+    assert page.url.endswith("/fc/6")
+
+
+@pytest.mark.parametrize("view", ["grid", "table", "map", "unit/microworld%3Aresnet/fc/3"])
+def test_hostile_labels_are_text(view, visit, index):
+    page = visit(f"{index}#/{view}")
+    page.wait_for_selector("canvas" if view == "map" else f"text={HOSTILE[:9]}")
+    page.wait_for_timeout(100)
+    assert page.evaluate("window.hacked") is None and page.locator("main img").count() == 0
+
+
+@pytest.mark.parametrize("view", ["grid", "table", "map", "compare", "unit/microworld%3Aresnet/fc/3"])
+def test_nothing_is_wider_than_a_telephone(view, visit, index):
+    page = visit(f"{index}#/{view}", width=400)
+    page.wait_for_selector({"grid": ".pic", "map": "canvas", "table": "td", "compare": "td"}.get(view, "pre"))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_can_be_read_and_inputs_have_labels(scheme, visit, index):
+    page = visit(index, scheme=scheme)
+    ground = page.evaluate("getComputedStyle(document.getElementById('atlas')).backgroundColor")
+    assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 27)"}[scheme]
+    views = {"grid": ".card", "table": "td", "compare": "td", "map": "canvas"}
+    for view, there in {**views, "unit/microworld%3Aresnet/fc/3": "pre"}.items():
+        page.goto(f"{index}#/{view}")
+        page.wait_for_selector(there)
+        found = page.evaluate(CONTRAST)
+        assert len(found) > 5 and [(what, ratio) for what, ratio in found if ratio < 4.5] == []
+        assert page.evaluate(UNLABELLED) == []
+
+
+def test_a_hundred_thousand_units_answer(visit, folder, network, tmp_path):
+    many = 100_000
+    folder = shutil.copytree(folder, tmp_path / "many")
+    units = network.units.iloc[np.arange(many) % 76].assign(layer="wide", unit=range(many), trust=np.nan)
+    methods = units[["layer", "unit", "label", "score", "held"]].assign(method=network.main)
+    data = SimpleNamespace(
+        **{name: getattr(network.data, name) for name in ("N", "target", "clip", "probe", "concepts")},
+        sizes={"wide": many},
+    )
+    wide = site.Network(data, network.labels, units, methods, network.main, network.kinds)
+    site._script(folder / "index.js", "ATLAS.index(", site.index_content([wide], "Many"))
+    shutil.rmtree(folder / "tops")  # of the small one; whoever has no pictures still has cards
+    (folder / "tops").mkdir()
+    for n in range(-(-many // site.TOPS)):
+        none = site.packed(np.full(site.TOPS * site.ON_CARD, -1, dtype=np.int32))
+        site._script(folder / "tops" / f"{n:04d}.js", f"ATLAS.tops({n}", none)
+    page = visit((folder / "index.html").as_uri())
+    assert count(page) == many
+    page.get_by_label("search ( / )").fill("red")
+    assert count(page) == (units["label"] == "red").sum() > 0
