@@ -60,7 +60,8 @@ def tables(results: Path, notebook: str) -> dict[str, bytes]:
     (folder,) = (results / notebook).iterdir()
     assert (folder / "done").exists()
     found = {file.name: file.read_bytes() for kind in ("csv", "parquet") for file in folder.glob(f"*.{kind}")}
-    found.pop("phases.csv", None)
+    for timed in ("phases.csv", "seconds_by_layer.csv"):
+        found.pop(timed, None)
     metrics = json.loads((folder / "metrics.json").read_text())
     kept = {name: value for name, value in metrics.items() if not name.startswith(COSTS)}
     return found | {"metrics": json.dumps(kept).encode()}
