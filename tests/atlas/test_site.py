@@ -69,6 +69,11 @@ def test_details_tell_a_units_pictures_and_neighbours(written, network):
     assert tops[24 + 3].tolist() == some[3]["p"][:3]
 
 
+def test_without_places_there_is_no_map(network):
+    assert not site.index_content([network], "An atlas")["mapped"]
+    assert site.index_content([network], "An atlas", alike.unit_map(network.data.Q))["mapped"]
+
+
 def test_markup_in_labels_is_text(written):
     folder, _ = written
     index = (folder / "index.js").read_text()

@@ -251,7 +251,8 @@ def index_content(
     kinds = sorted({known.get(word, "") for word in words})
     number = {kind: i for i, kind in enumerate(kinds)}
     kind_of = np.array([number[known.get(word, "")] for word in words], dtype=np.uint8)
-    places = np.zeros((len(units), 2)) if places is None else places
+    mapped = places is not None
+    places = places if mapped else np.zeros((len(units), 2))
     floats = {name: units[name].to_numpy(np.float32) for name in ("score", "held", "p", "trust", "active")}
     same = sum((codes[1 + i] == codes[0]).astype(np.float32) for i in range(len(names)))
     floats |= {"agree": same / np.float32(max(1, len(names)))}
@@ -288,7 +289,7 @@ def index_content(
         },
         "columns": {name: packed(values) for name, values in floats.items()},
         "odd": packed(units["odd"].to_numpy(np.uint8)),
-        "mapped": places is not None,
+        "mapped": mapped,
         "matches": list(pairs),
         "parts": [facts.parts_of_range(network.data.N) for network in networks],
         "sheet": {"across": across},
