@@ -74,7 +74,8 @@ def sheet(pictures: Sequence[Image.Image], size: int) -> Image.Image:
 
 def as_seen(data: Measurements) -> Callable[[int], Image.Image]:
     """row -> that image of the probing set as the network sees it."""
-    return lambda row: seen(data.target.preprocess, data.probe.image(row))
+    ends: dict = {}
+    return lambda row: seen(data.target.preprocess, data.probe.image(row), ends)
 
 
 def where_firing(

@@ -145,17 +145,23 @@ def preprocess_text(preprocess: Callable) -> str:
     return f"{name.replace('<', '').replace('>', '')} {identity_of(preprocess, f'the preprocessing {name}')}"
 
 
-def seen(preprocess: Callable[[Image.Image], Tensor], image: Image.Image) -> Image.Image:
+def seen(
+    preprocess: Callable[[Image.Image], Tensor],
+    image: Image.Image,
+    ends: dict[tuple[int, int], tuple[Tensor, Tensor]] | None = None,
+) -> Image.Image:
     """The image as the network gets it, in RGB, for any preprocessing that ends in a scale and a shift per
     channel: of more than three channels the first three, of fewer the first in grey.
 
     What it makes of black and of white pictures of the same size tells scale and shift, so they can be
     undone. Where it makes the same of both (a depth, edges), the values go from their least to their largest.
+    `ends` keeps what becomes of black and white for each size, where many pictures are looked at.
     """
-    x, black, white = (
-        preprocess(Image.new("RGB", image.size, c) if c else image).float()
-        for c in (None, "#000000", "#ffffff")
-    )
+    kept = {} if ends is None else ends
+    if image.size not in kept:
+        plain = (Image.new("RGB", image.size, colour) for colour in ("#000000", "#ffffff"))
+        kept[image.size] = tuple(preprocess(one).float() for one in plain)
+    x, (black, white) = preprocess(image).float(), kept[image.size]
     count = 3 if len(x) > 2 else 1
     x, span, black = x[:count], (white - black)[:count], black[:count]
     if bool((span.abs() > 1e-6).any()):
