@@ -51,10 +51,10 @@ def test_names_and_paths_are_checked_by_the_command(capsys, tmp_path, key, value
 @pytest.mark.parametrize(
     "given, said",
     [
-        ({"prices": "a,b"}, "separated by commas, got 'a,b'"),
+        ({"prices": "a,b"}, "prices are two numbers, of a million tokens of prompt and of answer, got a,b"),
         ({"prices": "1"}, "prices are two numbers"),
         ({"most_cost": "1"}, "most_cost needs prices"),
-        ({"transcript": "/no/answers.jsonl"}, "no folder at /no for the transcript answers.jsonl"),
+        ({"transcript": "/no/answers.jsonl"}, "a transcript stands in a folder that is there, /no is not"),
         ({"transcript": "/no.jsonl", "answers": "replay"}, "a replay needs the answers of a run"),
         ({"prompts": "file:/no/prompts"}, "no file of prompts at /no/prompts"),
     ],
