@@ -61,11 +61,11 @@ AT_ONCE = f"""
 {LABEL}     | clip torchvision:resnet50              | no kind 'torchvision'
 {LABEL}     | clip openai:ViT-Z                      | no openai-clip model 'ViT-Z'; nearest: ViT-L/14
 {LABEL}     | clip hf:/nowhere                       | no folder at /nowhere
-{LABEL}     | clip open_clip:nope                    | no open_clip architecture 'nope'
+{LABEL}     | clip open_clip:nope                    | open_clip
 {LABEL}     | clip microworld:x                      | no microworld clip 'x'
 {LABEL}     | similarity cosine                      | must be one of cos_similarity
 {LABEL}     | units label:                           | label: needs a word
-{LABEL}     | pooling median                         | 'pooling' must be one of avg, max, cls
+{LABEL}     | pooling median                         | 'pooling' must be one of auto, avg, max, cls
 {LABEL}     | template 'a photo'                     | a template holds {{}} once
 {LABEL}     | template ''                            | 'template' must not be empty
 {LABEL}     | template '{{}} {{}}'                   | a template holds {{}} once
@@ -95,7 +95,7 @@ AT_ONCE = f"""
 {DATA}      | sentences bogus                        | no kind 'bogus'
 {DATA}      | shifts 0                               | must be at least 1
 {TRUST}     | seed 99999999999999999999              | {SEED}
-{TRUST}     | probe microworld:5                     | take at least 20 images to name from, got 3 of 5
+{TRUST}     | probe microworld:5                     | names take at least 4 images, and 4 held out, got 3
 {TRUST}     | probe microworld:1                     | leaves images to name from and to test with
 {TRUST}     | held_out 0                             | share above 0 and below 1
 {TRUST}     | held_out nan                           | 'held_out' must be float, got 'nan'
@@ -161,6 +161,12 @@ AT_ONCE = f"""
 {SECOND}    | text_norm l2                           | must be one of unit
 {SECOND}    | top 1                                  | must be at least 2
 {SECOND}    | memory 1                               | must be at least 16
+{LABEL}     | units -1                               | units are all, a count, ids:3,17,42
+{LABEL}     | units bogus smoke true                 | got 'bogus'
+{TRUST}     | units -1 smoke true                    | got '-1'
+{EVAL}      | units bogus smoke true                 | got 'bogus'
+{DESCRIBE}  | units bogus smoke true                 | got 'bogus'
+{SECOND}    | units -1 smoke true                    | got '-1'
 """
 LOADED = f"""
 {LABEL}     | target os:system                       | got 'os:system' of Python's own library
@@ -181,21 +187,14 @@ LOADED = f"""
 {LABEL}     | clip openai:ViT-B/32@/etc/passwd       | /etc/passwd is not a file of weights
 {SECOND}    | clip openai:ViT-B/32@/etc/passwd       | /etc/passwd is not a file of weights
 {LABEL}     | clip conse:openai:RN50                 | no target 'openai:RN50'
-{LABEL}     | units -1                               | units are all, a count, ids:3,17,42
-{LABEL}     | units bogus smoke true                 | got 'bogus'
 {LABEL}     | units ids:9999                         | has units 0 to 23, got 9999
 {LABEL}     | units layer9=3                         | no layer 'layer9'
-{LABEL}     | top_k 100000                           | top_k 100000 exceeds the
 {LABEL}     | device tpu                             | device is auto, cpu, cuda, cuda:N or mps, got 'tpu'
 {LABEL}     | device cuda:77                         | device 'cuda:77' cannot be used here
-{TRUST}     | units -1 smoke true                    | got '-1'
-{EVAL}      | units bogus smoke true                 | got 'bogus'
 {EVAL}      | units label:dog                        | label:dog needs labels to look in
-{DESCRIBE}  | units bogus smoke true                 | got 'bogus'
 {DESCRIBE}  | captioner vlm:                         | no captioner 'vlm:'
 {DESCRIBE}  | prune ;*                               | has no word in it
 {SECOND}    | clip microworld:rn                     | exist in ViT image towers
-{SECOND}    | units -1 smoke true                    | got '-1'
 {SECOND}    | layer 99 smoke true                    | there is no layer 99
 {SECOND}    | layers 99 smoke true                   | there is no layer 99
 {SECOND}    | readout_layers 99                      | there is no layer 99
@@ -205,7 +204,6 @@ LOADED = f"""
 """
 THROUGH_THE_COMMAND = f"""
 {LABEL}     | target os:system                       | Python's own library
-{LABEL}     | top_k 100000 smoke true                | top_k 100000 exceeds the
 {SECOND}    | layer 99 smoke true                    | there is no layer 99
 """
 
