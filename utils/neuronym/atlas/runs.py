@@ -30,11 +30,11 @@ from neuronym.dissect import clip_dissect
 from neuronym.measurements import measure
 from neuronym.models.clips import load_clip
 from neuronym.models.targets import load_target
+from neuronym.runs.checks import SMOKE
 from neuronym.runs.folders import from_root, notebook_path, results_dir
 from neuronym.runs.parameters import differing, read_parameters
 from neuronym.similarity.labels import read_labels
 
-SMOKE = 200  # images of a labelling run under smoke
 READ = ("labelling", "trust", "describe_and_dissect")
 
 
