@@ -138,4 +138,6 @@ def test_published_values_stand_beside_where_there_are_some():
     assert math.isnan(found["published_top1"][2])
     assert with_published(table, "microworld:resnet").equals(table)
     assert with_published(table[:2], "places365:resnet18").columns.tolist() == table.columns.tolist()
+    places = with_published(table.assign(similarity="soft_wpmi"), "places365:resnet18")
+    assert places["published_top1"].tolist()[1] == 0.5805 and places["published_top5"][1] == 0.8614
     assert len(printed_accuracy()) == 17 and all(0 < row["top1"] < 1 for row in printed_accuracy().values())

@@ -1,11 +1,12 @@
 """The concept set S: lists of words by name.
 
-load_concepts  concept set by name: one of CONCEPTS, or a list of strings -> a list of strings
-concept_kinds  concept -> kind ("colour", "object"), for the sets that tell it
-plain_name     a name of Broden's without its suffix
-CONCEPTS       first word of a name -> function of the rest
-english_words  the most common English words that can name something
-read_lists     the lists that they are taken from
+load_concepts    concept set by name: one of CONCEPTS, or a list of strings -> a list of strings
+concept_kinds    concept -> kind ("colour", "object"), for the sets that tell it
+concepts_folder  where lists that the user brings are looked for
+plain_name       a name of Broden's without its suffix
+CONCEPTS         first word of a name -> function of the rest
+english_words    the most common English words that can name something
+read_lists       the lists that they are taken from
 
     microworld          | the microworld's 392 concepts: 52 words and pairs of them
     microworld:atoms    | its 52 words
@@ -127,7 +128,7 @@ def _broden(rest: str) -> list[str]:
     alike.
     """
     broden = _home("NEURONYM_BRODEN", "broden") / "label.csv"
-    listed = _home("NEURONYM_CONCEPTS", "concepts") / "broden_labels_clean.txt"
+    listed = concepts_folder() / "broden_labels_clean.txt"
     if listed.is_file():
         return read_lines(listed)
     if broden.is_file():
@@ -143,12 +144,12 @@ def _places365(rest: str) -> list[str]:
     """Lines such as "/a/apartment_building/outdoor 8" -> "apartment building, outdoor", in the order of the
     classes.
     """
-    path = _home("NEURONYM_CONCEPTS", "concepts") / "categories_places365.txt"
+    path = concepts_folder() / "categories_places365.txt"
     if not path.is_file():
         raise FileNotFoundError(
             f"the Places365 categories are not at {path}; get categories_places365.txt from "
-            "github.com/CSAILVision/places365 and put it there, or set NEURONYM_CONCEPTS to its "
-            "folder"
+            "github.com/CSAILVision/places365 (`neuronym download places365`) and put it there, or set "
+            "NEURONYM_CONCEPTS to its folder"
         )
     names = [re.sub(r"\s+\d+$", "", line.strip()) for line in read_lines(path)]
     return [re.sub("^/[a-z]/", "", name).replace("_", " ").replace("/", ", ") for name in names]
@@ -185,6 +186,11 @@ CONCEPTS: dict[str, Callable[[str], list[str]]] = {
     "places365": _places365,
     "file": _file,
 }
+
+
+def concepts_folder() -> Path:
+    """Where lists that the user brings are looked for."""
+    return _home("NEURONYM_CONCEPTS", "concepts")
 
 
 def _home(variable: str, folder: str) -> Path:

@@ -18,6 +18,7 @@ TARGETS        name up to the colon -> loader
     timm:NAME[@WEIGHTS]        | a model of timm; without WEIGHTS its pretrained ones (`pip install -e
                                  '.[timm]'`) | timm:vit_small_patch16_224
     places365:resnet18         | from resnet18_places365.pth.tar, at NEURONYM_PLACES365 or in data/downloads
+                                 (`neuronym download places365` brings it, and the names of its classes)
     package.module:function    | your own, found from the folder you run in; it returns a Module, (Module,
                                  preprocess) or Target | mynets.models:build
 """
@@ -43,6 +44,7 @@ from torch.nn.parameter import is_lazy
 
 from neuronym.common.checks import import_extra, missing, unknown
 from neuronym.common.types import Target
+from neuronym.datasets.concepts import load_concepts
 from neuronym.hooks import suggest_layers
 from neuronym.layouts import layouts_from
 from neuronym.models.identity import identity
@@ -320,16 +322,40 @@ def _places365(rest: str) -> tuple:
         raise unknown("places365 target", rest, ["resnet18"])
     import torchvision.models
 
-    place = data_dir() / "downloads" / PLACES_FILE
-    file = from_root(os.environ.get("NEURONYM_PLACES365") or place)
+    file = places365_file()
     if not file.is_file():
         raise missing(
             f"weights of places365:resnet18 ({file})",
-            PLACES_URL,
-            str(place),
+            f"{PLACES_URL} (`neuronym download places365`)",
+            str(data_dir() / "downloads" / PLACES_FILE),
             "NEURONYM_PLACES365 to the file",
         )
-    return (load_into(partial(torchvision.models.resnet18, weights=None), str(file)),)
+    model = load_into(partial(torchvision.models.resnet18, weights=None), str(file))
+    return model, Preprocess(256, 224), _places365_classes(model.fc.out_features)
+
+
+def places365_file() -> Path:
+    """Where the weights of places365:resnet18 are looked for."""
+    return from_root(os.environ.get("NEURONYM_PLACES365") or data_dir() / "downloads" / PLACES_FILE)
+
+
+def _places365_classes(units: int) -> list[str] | None:
+    """The categories in the order of the classes, as the concept set "places365" has them; None, with a
+    warning, where the file is not there or is of another number of classes.
+    """
+    try:
+        names = load_concepts("places365")
+    except FileNotFoundError as error:
+        warnings.warn(f"final units of places365:resnet18 have no true names: {error}", stacklevel=2)
+        return None
+    if len(names) == units:
+        return names
+    warnings.warn(
+        f"final units of places365:resnet18 have no true names: the network has {units} classes, and "
+        f"categories_places365.txt {len(names)}",
+        stacklevel=2,
+    )
+    return None
 
 
 def _own(name: str) -> Target | tuple:

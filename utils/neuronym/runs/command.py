@@ -29,6 +29,7 @@ MORE = """other commands:
   neuronym runs [NOTEBOOK]    the runs so far: when, state, what was set, folder
   neuronym layers TARGET      the layers of a network
   neuronym cache              what is stored, and what is wrong with it
+  neuronym download [NAME]    weights and lists that others offer, such as places365
 """
 
 
@@ -145,8 +146,16 @@ def _cache() -> None:
     print("\n".join(verify()) or "every entry is as it was written")
 
 
+def _download(name: str = "", sha256: str = "") -> None:
+    """Weights and lists that others offer: what there is, or those of a name."""
+    from neuronym.models.downloads import download
+
+    download(name, sha256)
+
+
 COMMANDS = {
     "runs": (print_runs, "neuronym runs [NOTEBOOK]", 1),
     "layers": (_layers, "neuronym layers TARGET", 1),
     "cache": (_cache, "neuronym cache", 0),
+    "download": (_download, "neuronym download [NAME [SHA256]]", 2),
 }
