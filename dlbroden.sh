@@ -2,6 +2,8 @@
 # Download Broden, the probing set of Network Dissection (about 63,000 images at 224 pixels, labelled), to data/broden.
 #
 #   ./dlbroden.sh          continues an interrupted download; does nothing when Broden is there
+#   ./dlbroden.sh --without-masks   also removes the masks (images/*/*.png), which CLIP-Dissect's release does; NetDissect
+#                                   needs them. Also of a Broden that is there already.
 #   ./dlbroden.sh --help   shows this text
 #
 # NEURONYM_BRODEN          where Broden goes                  (default: data/broden beside this script)
@@ -143,13 +145,25 @@ unpack() {
     reject "the zip from $url has no images/ folder and is not Broden"
 }
 
+# Remove the pictures of masks, of names like ade20k/ADE_train_00000001_color.png: all .png files, images being .jpg.
+remove_masks() {
+    [ -n "$bare" ] || return 0
+    find "$broden/images" -type f -name '*.jpg' | grep -q . || fail "$broden/images holds no .jpg; nothing is removed"
+    count=$(find "$broden/images" -type f -name '*.png' | wc -l | tr -d ' ')
+    find "$broden/images" -type f -name '*.png' -exec rm -f -- {} +
+    say "removed $count masks; NetDissect needs them, download Broden again for it"
+}
+
+bare=
+[ $# -le 1 ] || fail "takes one option, got '$*'; see ./dlbroden.sh --help"
 case ${1:-} in
 '') ;;
+--without-masks) bare=yes ;;
 -h | --help) sed -n '2,/^set -eu/{/^set/d;s/^# \{0,1\}//;p;}' "$0"; exit 0 ;;
-*) fail "takes no arguments, got '$1'; see ./dlbroden.sh --help" ;;
+*) fail "takes --without-masks or nothing, got '$1'; see ./dlbroden.sh --help" ;;
 esac
 if [ -d "$broden/images" ]; then
-    say "Broden is at $broden already; nothing to do"
+    if [ -n "$bare" ]; then remove_masks; else say "Broden is at $broden already; nothing to do"; fi
     exit 0
 fi
 [ ! -e "$broden" ] || fail "$broden exists but has no images/ in it; move it away and run ./dlbroden.sh again"
@@ -187,5 +201,6 @@ verify
 say "unzipping"
 unpack
 rm -f -- "$zip"
+remove_masks
 [ -z "$got" ] || say "the zip's SHA-256 was $got"
 say "done: Broden is at $broden"

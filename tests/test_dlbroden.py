@@ -461,7 +461,39 @@ def test_help_and_unknown_arguments(run, server):
     status, output = run("--help")
     assert status == 0 and "NEURONYM_BRODEN_SHA256" in output and "set -eu" not in output
     status, output = run("now")
-    assert status == 1 and "takes no arguments, got 'now'" in output and server.requests == []
+    assert status == 1 and "takes --without-masks or nothing, got 'now'" in output and server.requests == []
+    status, output = run("--without-masks", "now")
+    assert status == 1 and "takes one option, got '--without-masks now'" in output and server.requests == []
+
+
+@pytest.mark.parametrize("sh", ["sh", "dash", "bash"])
+def test_masks_are_removed_on_request_only(run, server, tmp_path, sh):
+    if sh not in HAVE:
+        pytest.skip(f"{sh} is not installed")
+    file = io.BytesIO(make_zip())
+    with zipfile.ZipFile(file, "a") as z:
+        for i in range(7):
+            z.writestr(f"broden1_224/images/ade20k/{i}_color.png", b"mask")
+        z.writestr("broden1_224/legend.png", b"stays")
+    server.data = file.getvalue()
+    status, output = run(sh=sh)
+    assert status == 0 and complete(tmp_path, server.data), output
+    status, output = run("--without-masks", sh=sh)
+    assert status == 0 and "removed 7 masks; NetDissect needs them" in output and len(server.requests) == 1
+    images = tmp_path / "data/broden/images"
+    assert not list(images.rglob("*.png")) and len(list(images.rglob("*.jpg"))) == 7
+    assert (tmp_path / "data/broden/legend.png").exists()
+    shutil.rmtree(tmp_path / "data/broden")
+    status, output = run("--without-masks", sh=sh)
+    assert status == 0 and "removed 7 masks" in output and not list(images.rglob("*.png"))
+
+
+def test_nothing_is_removed_from_what_is_not_broden(run, server, tmp_path):
+    (tmp_path / "data/broden/images").mkdir(parents=True)
+    (tmp_path / "data/broden/images/mine.png").write_bytes(b"keep me")
+    status, output = run("--without-masks")
+    assert status == 1 and "holds no .jpg; nothing is removed" in output
+    assert (tmp_path / "data/broden/images/mine.png").read_bytes() == b"keep me"
 
 
 def test_script_deletes_nothing_by_pattern():

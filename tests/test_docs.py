@@ -25,7 +25,7 @@ from neuronym.runs.parameters import from_text, read_parameters
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 ALL = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "data" / "README.md", *PAGES]
 NOTEBOOKS = {path.stem: read_parameters(path) for path in sorted(notebooks_dir().glob("*.ipynb"))}
-OTHER_COMMANDS = {"NOTEBOOK", "all", "runs", "layers", "cache", "--list"}
+OTHER_COMMANDS = {"NOTEBOOK", "all", "runs", "layers", "cache", "download", "--list"}
 CODE = re.compile(r"```sh\n(.*?)```|(?<!`)`([^`\n]+)`", re.DOTALL)
 MARKED = re.compile(r"<!--=[^>]*-->[^<]*<!--end-->")
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[\w-]+)?\)")
