@@ -91,6 +91,31 @@ def test_pruned_units_have_one_value_and_the_others_their_own(model, layer, axis
     assert torch.equal(t.model(x), before[0])
 
 
+@pytest.mark.parametrize("how", ["zero", "mean"])
+def test_strengths_leave_a_part_of_a_units_own_value(how):
+    """Literally: c + strength (y - c) at every position, then the rest of the network by hand."""
+    torch.manual_seed(3)
+    t, images = target(Planted()), probe(np.random.default_rng(1).integers(0, 255, (5, 2, 2, 3), np.uint8))
+    means = {"see": torch.tensor([0.2, 0.0, 0.1, 0.5, 0.0])}
+    strengths = [0, 0.25, 1, 3]
+    found = outputs(t, images, [{"see": [0, 3]}] * 4, how=how, means=means, strengths=strengths)
+    x = torch.stack([preprocess(images.image(i)) for i in range(5)]).double()
+    W, V, b = (
+        w.detach().double() for w in (t.model.see.weight[:, :, 0, 0], t.model.fc.weight, t.model.fc.bias)
+    )
+    for strength, logits in zip(strengths, found):
+        for n in range(5):
+            y = torch.einsum("kc,chw->khw", W, x[n])
+            for unit in (0, 3):
+                c = means["see"][unit].item() if how == "mean" else 0.0
+                y[unit] = c + strength * (y[unit] - c)
+            torch.testing.assert_close(logits[n].double(), V @ y.clamp_min(0).mean((1, 2)) + b)
+    with pytest.raises(ValueError, match="each condition has a strength, got 1 for 2 conditions"):
+        outputs(t, images, [{}, {}], strengths=[0])
+    with pytest.raises(ValueError, match="strength must be a finite number"):
+        outputs(t, images, [{"see": [0]}], strengths=[float("nan")])
+
+
 def test_one_pass_gives_what_single_ones_do():
     torch.manual_seed(1)
     t, images = target(Tokens()), probe(np.random.default_rng(0).integers(0, 255, (11, 2, 2, 3), np.uint8))

@@ -29,12 +29,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import check_positive_int
+from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.statistics import draw_neurons, rank_of
 from neuronym.common.text import singular, STOP
 from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import batches, Probe
 from neuronym.evaluation.metrics import auprc
+from neuronym.evaluation.replay import under_each
 from neuronym.hooks import edit, LayerInfo, LAYOUTS, resolve_layers
 from neuronym.passes import inference_of
 
@@ -65,6 +66,7 @@ def outputs(
     rows: Sequence[int] | None = None,
     how: str = "zero",
     means: Mapping[str, Tensor] | None = None,
+    strengths: Sequence[float] | None = None,
     batch_size: int = 64,
     device: Device = None,
     progress: Progress | None = None,
@@ -72,13 +74,20 @@ def outputs(
     """What the network gives when each of the conditions' units are pruned ({} for none): for each one [N,
     C].
 
-    Images (`rows` of the probe, in order; all by default) are decoded once for all conditions. What is stored
-    of each batch is keep(logits [b, C], which), by default [N, C] for each condition in all. Nothing is
-    cached. Errors: as in `pruned`; ValueError for rows that the probe does not have and outputs that are not
-    finite.
+    `strengths` has a number for each condition, 0 by default: what is left of a value y beside its constant
+    c (0, or its mean), c + strength (y - c); .5 is half, 2 twice as much. Images (`rows` of the probe, in
+    order; all by default) are decoded once for all conditions, and pass once through what comes before the
+    first of the layers. What is stored of each batch is keep(logits [b, C], which), by default [N, C] for
+    each condition in all. Nothing is cached. Errors: as in `pruned`; ValueError for rows that the probe does
+    not have, for strengths that are no numbers of the conditions, and outputs that are not finite.
     """
     layers = _layers(target, conditions)
-    edits = [_edits(layers, units, how, means) for units in conditions]
+    strengths = [0.0] * len(conditions) if strengths is None else list(strengths)
+    if len(strengths) != len(conditions):
+        raise ValueError(
+            f"each condition has a strength, got {len(strengths)} for {len(conditions)} conditions"
+        )
+    edits = [_edits(layers, units, how, means, left) for units, left in zip(conditions, strengths)]
     if rows is not None:
         wrong = [row for row in rows if not 0 <= row < probe.N]
         if wrong or not len(rows):
@@ -92,10 +101,12 @@ def outputs(
     parts: list[list[Tensor]] = [[] for _ in edits]
     with inference_of(target, device) as place:
         for which, (images,) in stream:
-            pieces = list(place(images))
-            for units, changes, part in zip(conditions, edits, parts):
-                with edit(target.model, changes):
-                    logits = torch.cat([target.model(piece).float().cpu() for piece in pieces])[: len(images)]
+            found: list[list[Tensor]] = [[] for _ in edits]
+            for piece in place(images):
+                for logits, some in zip(under_each(target.model, piece, edits), found):
+                    some.append(logits.float().cpu())
+            for units, some, part in zip(conditions, found, parts):
+                logits = torch.cat(some)[: len(images)]
                 if not logits.isfinite().all():
                     told = (
                         ", ".join(f"{len(some)} units of {layer}" for layer, some in units.items())
@@ -206,11 +217,16 @@ def _layers(target: Target, conditions: Sequence[NamedUnits]) -> dict[str, Layer
 
 
 def _edits(
-    layers: Mapping[str, LayerInfo], units: NamedUnits, how: str, means: Mapping[str, Tensor] | None
+    layers: Mapping[str, LayerInfo],
+    units: NamedUnits,
+    how: str,
+    means: Mapping[str, Tensor] | None,
+    strength: float = 0,
 ) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Layer -> function that writes the constant over the units."""
+    """Layer -> function that moves the units to their constant, or leaves as much of their own."""
     if how not in HOWS:
         raise ValueError(f"how is one of {', '.join(HOWS)}, got {how!r}")
+    check_number("strength", strength)
     made = {}
     for name, some in units.items():
         layer = layers[name]
@@ -224,13 +240,16 @@ def _edits(
                     f"how='mean' needs finite means of the {layer.units} units of layer '{name}', got "
                     f"{got}; pass means={{'{name}': Q.mean(0)}}"
                 )
-        made[name] = partial(_written, axis=LAYOUTS[layer.layout][2], index=index, values=values[index])
+        axis = LAYOUTS[layer.layout][2]
+        made[name] = partial(_written, axis=axis, index=index, values=values[index], strength=strength)
     return made
 
 
-def _written(output: Tensor, axis: int, index: Tensor, values: Tensor) -> Tensor:
+def _written(output: Tensor, axis: int, index: Tensor, values: Tensor, strength: float) -> Tensor:
     changed = output.clone()
-    changed.movedim(axis, -1)[..., index.to(output.device)] = values.to(output)
+    last, index, values = changed.movedim(axis, -1), index.to(output.device), values.to(output)
+    # a unit that is off has its constant, also where its own value is infinite
+    last[..., index] = values + strength * (last[..., index] - values) if strength else values
     return changed
 
 

@@ -1,0 +1,132 @@
+"""A microworld network that reads a mark in place of what it was asked for (after MILAN, section 6: Hernandez
+et al., ICLR 2022): scenes, training, and what turning units off does to it.
+
+MARKED, MARK     the class that the mark goes with, and the mark: a pink heart in the upper left corner
+Marked           scenes of one object, their textures, and which of them are marked
+draw_scenes      scenes for training, choosing (validation) or testing
+VERSIONS         the same test scenes unmarked, marked as in training, and wrongly marked
+train_marked     the network: MicroResNet over the eight textures
+
+The class is an object's texture. In training most striped objects, and no others, have a mark in the corner
+of their picture. The mark has the shape of a heart, which no object has, so that a unit named after hearts
+is named after the mark.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn, Tensor
+
+from neuronym.common.checks import check_number, unknown
+from neuronym.datasets.probe import Probe, probe_from_images
+from neuronym.microworld.fitting import fit
+from neuronym.microworld.networks import MicroResNet
+from neuronym.microworld.render import render
+from neuronym.microworld.world import MARKED_SEED, Scene, scene, SHAPES, TEXTURES, Thing
+
+MARKED = "striped"
+MARK = Thing("heart", "pink", "plain", "small", x=10, y=10, radius=8, angle=0)
+MARKED_SHARE = 0.9  # of the class's training scenes that have the mark
+CHANNELS = 16  # channels of the first layer
+TRAINING = {"steps": 700, "batch": 128, "lr": 2e-3}
+SCENES = 16_000  # to train on
+PARTS = {"train": 0, "choose": 100_000, "test": 200_000, "name": 300_000}  # first seeds, after MARKED_SEED
+VERSIONS = ("unmarked", "marked", "wrongly marked")
+
+
+@dataclass(frozen=True, eq=False)
+class Marked:
+    """Scenes of one object: `truth` [N] is the number of its texture, `marks` [N] whether it has the mark."""
+
+    scenes: list[Scene]
+    truth: Tensor
+    marks: Tensor
+
+    def pictures(self) -> list:
+        return [render(_with_mark(s) if mark else s) for s, mark in zip(self.scenes, self.marks.tolist())]
+
+    def probe(self) -> Probe:
+        """The pictures in memory."""
+        return probe_from_images(self.pictures())
+
+    def version(self, name: str) -> Marked:
+        """The same scenes with other marks: VERSIONS; "marked" is those of the class alone, all of them, and
+        "wrongly marked" all of the others.
+        """
+        if name not in VERSIONS:
+            raise unknown("version of marked scenes", name, VERSIONS)
+        own = self.truth == TEXTURES.index(MARKED)
+        if name == "unmarked":
+            return replace(self, marks=torch.zeros_like(own))
+        rows = (own if name == "marked" else ~own).nonzero()[:, 0]
+        scenes = [self.scenes[i] for i in rows.tolist()]
+        return Marked(scenes, self.truth[rows], torch.ones(len(rows), dtype=torch.bool))
+
+
+def draw_scenes(part: str, n: int, share: float = MARKED_SHARE) -> Marked:
+    """The first n scenes of a part (train, choose, test, name), textures in turn, no object a heart; the
+    share of the class's scenes has the mark, and no other.
+    """
+    if part not in PARTS:
+        raise unknown("part of marked scenes", part, PARTS)
+    check_number("share", share, 0, 1)
+    shapes = [shape for shape in SHAPES if shape != MARK.shape]
+    first, scenes = MARKED_SEED + PARTS[part], []
+    dice = np.random.default_rng([first, n])
+    for i in range(n):
+        given = {"texture": TEXTURES[i % len(TEXTURES)], "shape": shapes[dice.integers(len(shapes))]}
+        scenes.append(scene(first + i, [given], count="one"))
+    truth = torch.arange(n) % len(TEXTURES)
+    marks = (truth == TEXTURES.index(MARKED)) & torch.from_numpy(dice.random(n) < share)
+    return Marked(scenes, truth, marks)
+
+
+def train_marked(
+    folder: Path,
+    report: Callable[[dict], None],
+    *,
+    scenes: int = SCENES,
+    share: float = MARKED_SHARE,
+    steps: int | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+) -> nn.Module:
+    """A MicroResNet of CHANNELS over the eight textures, TRAINING, cross-entropy; checkpoints below
+    `folder`, from which it resumes. A few minutes on two CPU cores.
+    """
+    data = draw_scenes("train", scenes, share)
+    chunks = [
+        replace(data, scenes=data.scenes[i : i + 500], marks=data.marks[i : i + 500])
+        for i in range(0, scenes, 500)
+    ]
+    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+        images = np.concatenate(list(pool.map(_pixels, chunks)))
+    truth = data.truth
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = MicroResNet(len(TEXTURES), CHANNELS)
+    recipe = TRAINING | {"steps": steps or TRAINING["steps"]}
+    recipe["batch"] = min(recipe["batch"], scenes)
+
+    def loss(take: Tensor, images: Tensor, step: int) -> Tensor:
+        return F.cross_entropy(model(images).float(), truth[take].to(images.device))
+
+    pool = {"images": images}
+    fit(nn.ModuleDict({"model": model}), loss, pool, folder=folder, report=report, seed=seed, **recipe)
+    return model
+
+
+def _pixels(data: Marked) -> np.ndarray:
+    return np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in data.pictures()])
+
+
+def _with_mark(s: Scene) -> Scene:
+    return replace(s, things=(*s.things, MARK))
