@@ -1,5 +1,6 @@
 """What cannot succeed, said before any work.
 
+resolve          key and value texts -> what is set, and all parameters
 check_setup      names, paths and set-ups, without importing torch: what the command and start_run ask first
 check_networks   what only the networks tell: layers, functions of the user's own, the device; in the kernel's
                  process, before it is a kernel, where the notebook then needs the same imports
@@ -9,16 +10,17 @@ Parameters are known by their names, and as names of something only where the no
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from neuronym.common.checks import check_ranked, import_extra, unknown
+from neuronym.common.checks import check_ranked, import_extra, unknown, UnknownName
 from neuronym.common.units import check_units, layers_named
-from neuronym.runs.folders import check_transcript, chosen_device, from_root, results_dir, ROOT
-from neuronym.runs.parameters import differing, Parameter
+from neuronym.runs.folders import check_transcript, chosen_device, from_root, notebook_path, results_dir, ROOT
+from neuronym.runs.parameters import differing, from_text, Parameter, read_parameters
 from neuronym.runs.spelling import from_command, names_in
 from neuronym.runs.values import check_values
 
@@ -31,6 +33,25 @@ COUNTED = set(
     smoke""".split()
 )  # parameters that a number of images can be too small for
 WRONG = (KeyError, ValueError, OSError, ImportError)  # what a wrong name or path raises
+
+
+def resolve(notebook: str, values: Iterable[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is set and the full parameters, from key and value texts; KeyError, ValueError or
+    FileNotFoundError for what is wrong with them.
+    """
+    known = read_parameters(notebook_path(notebook))
+    for key, _ in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+            raise UnknownName(
+                f"no parameter of {notebook} '{key}'; "
+                + (f"nearest: {', '.join(near)}; " if near else "")
+                + f"neuronym {notebook} --list shows all"
+            )
+    overrides = {key: from_text(known[key], text) for key, text in values}
+    params = {name: parameter.default for name, parameter in known.items()} | overrides
+    check_setup(known, params)
+    return overrides, params
 
 
 def check_setup(known: Mapping[str, Parameter], params: Mapping[str, Any]) -> None:

@@ -5,23 +5,18 @@ any work. The executed notebook, its parameters, metrics, tables, figures and se
 folder named by the parameters; what was computed before comes from the cache.
 
 main      the command line
-resolve   key and value texts -> what is set, and all parameters
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import signal
 import sys
-from collections.abc import Iterable
-from typing import Any
 
-from neuronym.common.checks import UnknownName
-from neuronym.runs.checks import check_setup, WRONG
+from neuronym.runs.checks import resolve, WRONG
 from neuronym.runs.folders import notebook_path
 from neuronym.runs.listing import notebooks, print_notebooks, print_runs
-from neuronym.runs.parameters import from_text, read_parameters
+from neuronym.runs.parameters import read_parameters
 
 MORE = """other commands:
   neuronym --list             the notebooks in the order to read them, with the question each asks
@@ -58,25 +53,6 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped before any work", file=sys.stderr)
         return 128 + signal.SIGINT
     return _run(planned, options.force, options.notebook == "all")
-
-
-def resolve(notebook: str, values: Iterable[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is set and the full parameters, from key and value texts; KeyError, ValueError or
-    FileNotFoundError for what is wrong with them.
-    """
-    known = read_parameters(notebook_path(notebook))
-    for key, _ in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-            raise UnknownName(
-                f"no parameter of {notebook} '{key}'; "
-                + (f"nearest: {', '.join(near)}; " if near else "")
-                + f"neuronym {notebook} --list shows all"
-            )
-    overrides = {key: from_text(known[key], text) for key, text in values}
-    params = {name: parameter.default for name, parameter in known.items()} | overrides
-    check_setup(known, params)
-    return overrides, params
 
 
 def _parser() -> argparse.ArgumentParser:
