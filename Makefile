@@ -92,7 +92,7 @@ clean-cache: .venv/set-up-base
 	@touch $@
 
 .venv/set-up-test: .venv/set-up-base
-	$(PIP) -e '.[test,real]'
+	$(PIP) -e '.[test,real,workflow]'
 	@touch $@
 
 .venv/set-up-lab: .venv/set-up-base

@@ -37,6 +37,7 @@ SLOW = set(
     runs/test_checks runs/test_execute second_order/test_ablation second_order/test_adversarial
     second_order/test_effects second_order/test_heat second_order/test_pursuit
     second_order/test_segmentation similarity/test_kernels test_activations test_cache test_dlbroden
+    test_shards runs/test_sweep
     test_docs test_passes test_repository test_script trust/test_calibration trust/test_null
     trust/test_polysemy""".split()
 )

@@ -23,7 +23,7 @@ ORDER = (
     "passes",
     "activations",
     "models",
-    "measurements published",
+    "measurements published shards",
     "dissect evaluation second_order",
     "describe trust",
     "figures",

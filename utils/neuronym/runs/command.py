@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from neuronym.runs.checks import resolve, WRONG
 from neuronym.runs.folders import notebook_path
@@ -25,6 +27,10 @@ MORE = """other commands:
   neuronym layers TARGET      the layers of a network
   neuronym cache              what is stored, and what is wrong with it
   neuronym download [NAME]    weights and lists that others offer, such as places365
+  neuronym sweep FILE         the runs of a YAML file, some at once; -n lists them
+  neuronym collect PATTERN    parameters and metrics of many runs as one table
+  neuronym shard 1-of-8 NOTEBOOK -p ...   one part of a run's passes over the images
+  neuronym join 8 NOTEBOOK -p ...         the parts, made one
 """
 
 
@@ -36,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if arguments[:1] and arguments[0] in COMMANDS:
             return _other(*arguments)
+        if arguments[:1] and arguments[0] in SCALED:
+            return SCALED[arguments[0]](*arguments[1:])
         options = _parser().parse_args(arguments)
         if options.list or not options.notebook:
             if options.notebook and options.notebook != "all":
@@ -129,6 +137,44 @@ def _download(name: str = "", sha256: str = "") -> None:
     download(name, sha256)
 
 
+def _sweep(*words: str) -> int:
+    """The rows of a sweep file."""
+    from neuronym.runs.scheduler import sweep
+
+    return sweep(*words)
+
+
+def _collect(*words: str) -> int:
+    """Many runs as one table."""
+    from neuronym.runs.collect import collect_command
+
+    return collect_command(*words)
+
+
+def _shard(part: str = "", *words: str) -> int:
+    """One part of a run's passes."""
+    from neuronym.shards import check_part, compute_shard
+
+    return _of_a_run(words, lambda notebook, params: compute_shard(notebook, params, *check_part(part)))
+
+
+def _join(count: str = "", *words: str) -> int:
+    """The parts of a run's passes, made one."""
+    from neuronym.shards import check_count, join_shards
+
+    return _of_a_run(words, lambda notebook, params: join_shards(notebook, params, check_count(count)))
+
+
+def _of_a_run(words: tuple[str, ...], work: Callable[[str, dict[str, Any]], None]) -> int:
+    """What is done for the run that `NOTEBOOK -p key value ...` describes."""
+    options = _parser().parse_args(list(words))
+    if not options.notebook:
+        raise ValueError("which run? neuronym shard 1-of-8 labelling -p key value ...")
+    work(options.notebook, resolve(options.notebook, options.values)[1])
+    return 0
+
+
+SCALED = {"sweep": _sweep, "collect": _collect, "shard": _shard, "join": _join}
 COMMANDS = {
     "runs": (print_runs, "neuronym runs [NOTEBOOK]", 1),
     "layers": (_layers, "neuronym layers TARGET", 1),
