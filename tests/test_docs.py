@@ -18,6 +18,7 @@ import pytest
 from neuronym.common.tables import write_table
 from neuronym.microworld.render import render
 from neuronym.microworld.world import scene
+from neuronym.runs.command import COMMANDS, SCALED
 from neuronym.runs.folders import notebooks_dir, ROOT
 from neuronym.runs.kinds import KINDS
 from neuronym.runs.parameters import from_text, read_parameters
@@ -25,7 +26,7 @@ from neuronym.runs.parameters import from_text, read_parameters
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 ALL = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "data" / "README.md", *PAGES]
 NOTEBOOKS = {path.stem: read_parameters(path) for path in sorted(notebooks_dir().glob("*.ipynb"))}
-OTHER_COMMANDS = {"NOTEBOOK", "all", "runs", "layers", "cache", "download", "--list"}
+OTHER_COMMANDS = {"NOTEBOOK", "all", "--list", *COMMANDS, *SCALED}
 CODE = re.compile(r"```sh\n(.*?)```|(?<!`)`([^`\n]+)`", re.DOTALL)
 MARKED = re.compile(r"<!--=[^>]*-->[^<]*<!--end-->")
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[\w-]+)?\)")
