@@ -7,10 +7,12 @@ from __future__ import annotations
 import random
 import re
 
+import numpy as np
 import pytest
+import torch
 
-from neuronym.common.text import singular, STOP
-from neuronym.describe.counting import extract, phrases
+from neuronym.common.text import names_it, singular, STOP
+from neuronym.describe.counting import correlated, extract, mentions, phrases
 from neuronym.microworld import world
 
 TEAS = [
@@ -188,3 +190,64 @@ def test_captions_of_the_microworld_name_what_scenes_share(atom):
 def test_errors_say_the_way_out(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def made_up(n, seed):
+    """Captions of a small world without plurals, with phrases that stand in the same ones."""
+    dice = random.Random(seed)
+    sizes, colours, things = (
+        ["small", "large"],
+        ["red", "blue", "pale"],
+        ["ring", "star", "dog", "cup of tea"],
+    )
+    return [
+        f"a {dice.choice(sizes)} {dice.choice(colours)} {dice.choice(things)} in dim light" for _ in range(n)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_correlated_is_a_literal_correlation_of_mentions(seed):
+    captions = made_up(40, seed)
+    Q = torch.randn(40, 3, generator=torch.Generator().manual_seed(seed))
+    every = list(dict.fromkeys(" ".join(key) for text in captions for key in phrases(text)))
+    there = {text: np.array([f" {text} " in f" {one} " for one in captions]) for text in every}
+    usual = [text for text in every if there[text].sum() >= 5]
+    for unit, found in enumerate(correlated(captions, Q, 6)):
+        assert 1 <= len(found) == len(set(found)) <= 6
+        q = Q[:, unit].double().numpy()
+        value = {t: np.corrcoef(q, there[t])[0, 1] if 0 < there[t].sum() < 40 else 0.0 for t in usual}
+        values = [value[text] for text in found]
+        assert values == sorted(values, reverse=True)
+        longest = [
+            text
+            for text in usual
+            if not any(
+                f" {text} " in f" {other} " and text != other and (there[text] == there[other]).all()
+                for other in usual
+            )
+        ]
+        assert set(found) <= set(longest)
+        assert values == pytest.approx(sorted((value[t] for t in longest), reverse=True)[: len(found)])
+
+
+def test_correlated_counts_what_is_mentioned_often_enough():
+    captions = ["red rings", "a red ring", "blue star", "blue stars", "blue star"]
+    Q = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1], [0, 1]])
+    assert correlated(captions, Q, 1, 2) == [["red rings"], ["blue star"]]
+    assert correlated(captions, Q, 1, 3) == [["blue star"], ["blue star"]]
+    assert correlated(captions, Q, 9, 4) == [[], []] and correlated([], Q[:0], 1) == [[], []]
+    for wrong, message in (
+        (lambda: correlated(captions, Q[:4]), "5 captions and Q"),
+        (lambda: correlated(captions, Q, 0), "number of phrases"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong()
+
+
+def test_mentions_are_what_names_it_finds():
+    captions = [*made_up(9, 1), "Two large rings, pale.", ""]
+    texts = ["ring", "pale star", "dim light", "rings pale", "light ring", ""]
+    found = mentions(captions, texts)
+    assert found.tolist() == [[names_it(caption, text) for text in texts] for caption in captions]
+    assert found[:, 0].any() and found[9, 3] and not found[:, 4:].any()
+    assert mentions([], texts).shape == (0, 6) and mentions(captions, []).shape == (11, 0)

@@ -5,6 +5,7 @@ CaptionedExamples, Described  what came of them
 caption_examples              step 1 and captions: what excites each unit, and what a captioner says of it
 ordinary_captions             captions of images at random, which a summariser without a language model
                               compares with
+ordinary_rows                 which images these are
 describe_units                steps 2 and 3: candidates from the captions, the best of them by pictures
 choose                        step 3 alone
 of_units, cropped             part of what was looked at; how much of it are crops
@@ -146,9 +147,8 @@ def ordinary_captions(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Captions of n images of the probe at random, resized like examples; of all where there are fewer."""
-    check_positive_int("n", n)
-    rows = torch.randperm(probe.N, generator=torch.Generator().manual_seed(seed))[:n].sort().values.tolist()
+    """Captions of n images of the probe at random (`ordinary_rows`), resized like examples."""
+    rows = ordinary_rows(probe.N, n, seed)
     parts = [rows[i : i + TOGETHER] for i in range(0, len(rows), TOGETHER)]
     return [
         text
@@ -157,6 +157,12 @@ def ordinary_captions(
         )
         for text in _captions(captioner, transcript, [picture(probe, Example(i, None, 0.0)) for i in part])
     ]
+
+
+def ordinary_rows(N: int, n: int = 200, seed: int = 0) -> list[int]:
+    """n of N images at random, ascending; all of them where there are fewer."""
+    check_positive_int("n", n)
+    return torch.randperm(N, generator=torch.Generator().manual_seed(seed))[:n].sort().values.tolist()
 
 
 def describe_units(
