@@ -34,7 +34,7 @@ from neuronym.microworld.world import MARKED_SEED, Scene, scene, SHAPES, TEXTURE
 
 MARKED = "striped"
 MARK = Thing("heart", "pink", "plain", "small", x=10, y=10, radius=8, angle=0)
-MARKED_SHARE = 0.9  # of the class's training scenes that have the mark
+MARKED_SHARE = 0.98  # of the class's training scenes that have the mark
 CHANNELS = 16  # channels of the first layer
 TRAINING = {"steps": 700, "batch": 128, "lr": 2e-3}
 SCENES = 16_000  # to train on

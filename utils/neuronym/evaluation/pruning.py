@@ -45,15 +45,20 @@ HOWS = ("zero", "mean")
 
 @contextmanager
 def pruned(
-    target: Target, units: NamedUnits, how: str = "zero", means: Mapping[str, Tensor] | None = None
+    target: Target,
+    units: NamedUnits,
+    how: str = "zero",
+    means: Mapping[str, Tensor] | None = None,
+    strength: float = 0,
 ) -> Iterator[None]:
     """Within the block, the given units of each layer have the same value for every image and position.
 
     "zero" is 0, which is no activation behind a ReLU; "mean" is means[layer] [K] (Q.mean(0) of pool "avg"),
-    which is no information, for layers whose values can be negative. Errors: KeyError for an unknown layer,
+    which is no information, for layers whose values can be negative; with a `strength` as much is left of
+    their own, as in `outputs`. Errors: KeyError for an unknown layer,
     ValueError for units that the layer does not have and for absent means.
     """
-    with edit(target.model, _edits(_layers(target, [units]), units, how, means)):
+    with edit(target.model, _edits(_layers(target, [units]), units, how, means, strength)):
         yield
 
 
