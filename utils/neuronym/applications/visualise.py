@@ -41,7 +41,8 @@ WHERE = ("pooled", "centre")
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are made; weights are in standard deviations of the unit over real pictures.
+    """How pictures are made; weights are in standard deviations of the unit over real pictures. The defaults are
+    the winners of docs/protocols/visualisation.md.
 
     `image` is a name of PARAMETRISATIONS; `steps` of Adam at `rate` times the parametrisation's own, falling
     to 0 as a half cosine; `views` of a picture each step; `where` is the value that is raised, as pooled over
@@ -49,14 +50,14 @@ class Settings:
     against it, `natural` what units of earlier layers are beyond USUAL, `smooth` the total variation.
     """
 
-    image: str = "maco"
+    image: str = "fourier"
     steps: int = 128
     views: int = 2
     rate: float = 1.0
     where: str = "pooled"
-    contrast: float = 0.0
+    contrast: float = 0.5
     natural: float = 0.0
-    smooth: float = 0.0
+    smooth: float = 30.0
     transforms: Transforms = field(default_factory=Transforms)
 
     def __post_init__(self):
