@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # files whose tests take seconds: `make test-fast` leaves them out
 SLOW = set(
-    """atlas/test_browser
+    """applications/test_visualise atlas/test_browser
     datasets/test_concepts datasets/test_probe datasets/test_tasks describe/test_examples
     describe/test_naming describe/test_pipeline
     describe/test_selection describe/test_variants evaluation/test_cosy evaluation/test_formulas

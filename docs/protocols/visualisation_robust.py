@@ -49,7 +49,7 @@ def trained_on(model: nn.Module, pool: dict, far: float) -> nn.Module:
 
 
 def held_out(model: nn.Module, pool: dict, far: float) -> dict[str, float]:
-    """Share found of the classes that are there, on scenes it was not trained on, as they are and moved once."""
+    """Share found of the classes that are there, on new scenes, as they are and moved once."""
     truth = torch.from_numpy(pool["truth"][:, [CONCEPTS.index(name) for name in CLASSES]])
     x = torch.from_numpy(pool["images"]).float().div(127.5).sub(1).requires_grad_()
     (slope,) = torch.autograd.grad(F.binary_cross_entropy_with_logits(model(x), truth.float()), x)

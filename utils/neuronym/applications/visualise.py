@@ -41,8 +41,8 @@ WHERE = ("pooled", "centre")
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are made; weights are in standard deviations of the unit over real pictures. The defaults are
-    the winners of docs/protocols/visualisation.md.
+    """How pictures are made; weights are in standard deviations of the unit over real pictures. The
+    defaults won the comparison of docs/protocols/visualisation.md.
 
     `image` is a name of PARAMETRISATIONS; `steps` of Adam at `rate` times the parametrisation's own, falling
     to 0 as a half cosine; `views` of a picture each step; `where` is the value that is raised, as pooled over
@@ -91,7 +91,7 @@ class Aim:
 @dataclass(frozen=True, eq=False)
 class Made:
     """Pictures [n, 3, H, W] in [0, 1]; alpha [n, H, W], 1 where the gradient worked most; `silent` [n], those
-    that never had a gradient.
+    whose unit had no gradient at the first step nor at the last.
     """
 
     pictures: Tensor
@@ -196,9 +196,14 @@ def _in_batches(target, aim, settings, begin, stay, seed, batch, progress) -> Ma
     check_positive_int("batch", batch)
     parts = [range(len(aim.directions))[part] for part in slices(len(aim.directions), batch)]
     turns = ((rows, step) for rows in parts for step in range(settings.steps))
-    counted = turns if progress is None else progress(turns, len(parts) * settings.steps, "steps of pictures")
+    counted = (
+        turns if progress is None else iter(progress(turns, len(parts) * settings.steps, "steps of pictures"))
+    )
     made = [_climb(target, aim, settings, begin, stay, seed, rows, counted) for rows in parts]
-    return Made(*(torch.cat(values) for values in zip(*((m.pictures, m.alpha, m.silent) for m in made))))
+    found = Made(*(torch.cat(values) for values in zip(*((m.pictures, m.alpha, m.silent) for m in made))))
+    if found.silent.all():
+        raise ValueError(_no_gradient(target, aim, "of 0 for every picture"))
+    return found
 
 
 def _climb(
@@ -215,20 +220,26 @@ def _climb(
     worked = torch.zeros(len(rows), *shown.size, device=home)
     silent = torch.ones(len(rows), dtype=torch.bool, device=home)
     with exact_float32(), _Reader(target, aim, settings.where) as read:
-        for _ in range(settings.steps):
+        for step in range(settings.steps):
             next(turns)
             pictures = image.picture(numbers)
             pictures.retain_grad()
             views = transformed(pictures, settings.views, settings.transforms, generators)
-            loss = _loss(read(shown.input_of(views)), aim, at, settings)
+            values = read(shown.input_of(views))
+            own = values[aim.layer.name]
+            if not own.requires_grad:
+                raise ValueError(_no_gradient(target, aim, "to none"))
+            if step in (0, settings.steps - 1):  # of the unit alone, without what else is weighed
+                (slope,) = torch.autograd.grad(_raised(own, aim, at).sum(), pictures, retain_graph=True)
+                silent &= slope.abs().amax((1, 2, 3)) == 0
+            loss = _loss(values, aim, at, settings)
             if settings.smooth:
                 loss = loss + settings.smooth * _variation(pictures)
             if stay is not None:
                 loss = loss + stay(rows, pictures)
             adam.zero_grad()
-            _backward(loss.sum(), target, aim)
+            loss.sum().backward()
             worked += pictures.grad.abs().sum(1)
-            silent &= pictures.grad.abs().amax((1, 2, 3)) == 0
             adam.step()
             fall.step()
         with torch.no_grad():
@@ -239,8 +250,7 @@ def _climb(
 def _loss(values: Mapping[str, Tensor], aim: Aim, at: Tensor, settings: Settings) -> Tensor:
     """What each picture is to lower, in standard deviations: values {layer: [n views, K]} -> [n]."""
     q, views = values[aim.layer.name], settings.views
-    own = ((q - aim.mean) * aim.directions[at].repeat_interleave(views, 0)).sum(1)
-    loss = -own / aim.spread[at].repeat_interleave(views)
+    loss = -_raised(q, aim, at)
     if settings.contrast:
         z = (q - aim.mean) / aim.sd
         away = aim.directions[at].repeat_interleave(views, 0) != 0
@@ -251,6 +261,13 @@ def _loss(values: Mapping[str, Tensor], aim: Aim, at: Tensor, settings: Settings
             beyond = (((values[name] - mean) / sd).abs() - USUAL).clamp_min(0)
             loss = loss + settings.natural * beyond.square().mean(1)
     return loss.view(-1, views).mean(1)
+
+
+def _raised(q: Tensor, aim: Aim, at: Tensor) -> Tensor:
+    """Values along the directions, in standard deviations above their mean: q [n views, K] -> [n views]."""
+    views = len(q) // len(at)
+    along = ((q - aim.mean) * aim.directions[at].repeat_interleave(views, 0)).sum(1)
+    return along / aim.spread[at].repeat_interleave(views)
 
 
 class _Enough(Exception):
@@ -299,13 +316,12 @@ class _Reader:
         return self.values
 
 
-def _backward(loss: Tensor, target: Target, aim: Aim) -> None:
-    if not loss.requires_grad:
-        raise ValueError(
-            f"pictures follow the gradient of a unit, and layer '{aim.layer.name}' of {target.name} has none "
-            "(its values are rounded, compared or detached on the way); choose an earlier layer"
-        )
-    loss.backward()
+def _no_gradient(target: Target, aim: Aim, what: str) -> str:
+    return (
+        f"pictures follow the gradient of a unit, and layer '{aim.layer.name}' of {target.name} passes one "
+        f"{what} (its values are rounded, compared, detached or always 0); choose an earlier layer, or other "
+        "units"
+    )
 
 
 def _variation(pictures: Tensor) -> Tensor:

@@ -1,0 +1,86 @@
+"""Synthesised pictures in a run's folder, for figures, pages and whoever reads them.
+
+write_pictures   visualised.csv and the folder visualised/
+read_pictures    the table, with the folder's files checked
+picture_file     where the picture of a direction of a layer lies
+
+`visualised.csv` has a row for each picture: layer, unit (empty for a vector), direction (the unit's number,
+or the vector's name), file (PNG of the network's input size, relative to the run's folder), alpha (the same
+as RGBA, opaque where the gradient worked), image (the parametrisation, or accentuated), photo (the image that
+was accentuated, empty for a picture from noise), then the columns of `visualise_columns.picture_columns`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from torch import Tensor
+
+from neuronym.common.tables import read_table, TEXT, write_table
+
+TABLE, FOLDER = "visualised.csv", "visualised"
+TEXTS = TEXT | {"direction", "file", "alpha", "image", "photo"}
+
+
+def write_pictures(
+    folder: Path,
+    table: pd.DataFrame,
+    pictures: Sequence[Image.Image],
+    alpha: Tensor,
+    image: str,
+    photos: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Write pictures with their columns into a run's folder, and return the table with file names; `photos`
+    are the ids of the images that were accentuated. Rows that the folder has of other layers, or of photos
+    beside pictures from noise, stay.
+    """
+    table = table.copy()
+    kind = "accentuated" if photos else image
+    masks = (alpha.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    files = [picture_file(layer, name, kind) for layer, name in zip(table["layer"], table["direction"])]
+    for file, picture, mask in zip(files, pictures, masks, strict=True):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / file)
+        seen = np.dstack([np.asarray(picture), mask])
+        Image.fromarray(seen, "RGBA").save(folder / _alpha(file))
+    units = [int(name) if name.isdecimal() else None for name in table["direction"]]
+    table.insert(1, "unit", pd.array(units, dtype="Int64"))
+    table.insert(3, "file", files)
+    table.insert(4, "alpha", list(map(_alpha, files)))
+    table.insert(5, "image", kind)
+    table.insert(6, "photo", list(photos) or "")
+    before = read_table(folder / TABLE, TEXTS) if (folder / TABLE).exists() else None
+    if before is not None:
+        table = pd.concat([before[~before["file"].isin(files)], table], ignore_index=True)
+    write_table(table, folder / TABLE, float_format="%.6g")
+    return table
+
+
+def read_pictures(folder: Path) -> pd.DataFrame:
+    """The table of a run's synthesised pictures.
+
+    Errors: FileNotFoundError where the run has none, or a picture is gone.
+    """
+    if not (folder / TABLE).exists():
+        raise FileNotFoundError(f"{folder} has no {TABLE}; run the notebook visualisation, and name its run")
+    table = read_table(folder / TABLE, TEXTS)
+    gone = [file for file in table["file"] if not (folder / file).is_file()]
+    if gone:
+        raise FileNotFoundError(f"{folder / gone[0]} is in {TABLE} and not there; run visualisation again")
+    return table
+
+
+def picture_file(layer: str, direction: str, kind: str = "fourier") -> str:
+    """visualised/LAYER/fourier_0017.png of layer LAYER, unit 17."""
+    name = f"{int(direction):04d}" if direction.isdecimal() else direction
+    place, name = (re.sub(r"[^\w.-]+", "_", text) for text in (layer, name))
+    return f"{FOLDER}/{place}/{kind}_{name}.png"
+
+
+def _alpha(file: str) -> str:
+    return file.removesuffix(".png") + "_alpha.png"
