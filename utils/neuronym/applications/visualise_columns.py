@@ -30,7 +30,7 @@ from neuronym.datasets.probe import Probe
 from neuronym.measurements import measure, Measurements
 from neuronym.models.preprocess import preprocess_text, seen
 
-TOP = 10  # real pictures that stand for a unit
+TOP_PICTURES = 10  # real pictures that stand for a unit
 
 
 def picture_columns(
@@ -40,7 +40,7 @@ def picture_columns(
     labels: Sequence[str] | None = None,
     pool: Sequence[str] = (),
     *,
-    top: int = TOP,
+    top: int = TOP_PICTURES,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from torch import Tensor
 from neuronym.common.tables import read_table, TEXT, write_table
 
 TABLE, FOLDER = "visualised.csv", "visualised"
-TEXTS = TEXT | {"direction", "file", "alpha", "image", "photo"}
+AS_TEXT = TEXT | {"direction", "file", "alpha", "image", "photo"}
 
 
 def write_pictures(
@@ -54,7 +54,7 @@ def write_pictures(
     table.insert(4, "alpha", list(map(_alpha, files)))
     table.insert(5, "image", kind)
     table.insert(6, "photo", list(photos) or "")
-    before = read_table(folder / TABLE, TEXTS) if (folder / TABLE).exists() else None
+    before = read_table(folder / TABLE, AS_TEXT) if (folder / TABLE).exists() else None
     if before is not None:
         table = pd.concat([before[~before["file"].isin(files)], table], ignore_index=True)
     write_table(table, folder / TABLE, float_format="%.6g")
@@ -68,7 +68,7 @@ def read_pictures(folder: Path) -> pd.DataFrame:
     """
     if not (folder / TABLE).exists():
         raise FileNotFoundError(f"{folder} has no {TABLE}; run the notebook visualisation, and name its run")
-    table = read_table(folder / TABLE, TEXTS)
+    table = read_table(folder / TABLE, AS_TEXT)
     gone = [file for file in table["file"] if not (folder / file).is_file()]
     if gone:
         raise FileNotFoundError(f"{folder / gone[0]} is in {TABLE} and not there; run visualisation again")

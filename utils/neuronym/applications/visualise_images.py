@@ -26,7 +26,7 @@ from torch import Tensor
 from neuronym.common.types import Target
 
 START = 0.01  # standard deviation of what `pixels` and `fourier` begin with
-CHANNELS = 3
+RGB = 3
 STEEP = 4.0  # of the squash: slope 1 in the middle, so that pictures keep their contrast
 
 
@@ -48,7 +48,7 @@ def picture_statistics(pictures: Tensor) -> PictureStatistics:
 
     Errors: ValueError unless there is a picture, in colour.
     """
-    if pictures.ndim != 4 or not len(pictures) or pictures.shape[1] != CHANNELS:
+    if pictures.ndim != 4 or not len(pictures) or pictures.shape[1] != RGB:
         raise ValueError(f"statistics are of pictures [N, 3, H, W], at least one, got {list(pictures.shape)}")
     mean = pictures.mean((0, 2, 3))
     centred = pictures - mean[:, None, None]
@@ -92,7 +92,7 @@ def as_shown(target: Target) -> AsShown:
     Errors: ValueError for a network whose input has not three channels, or is no scale and shift of them.
     """
     channels, *size = target.example.shape[1:]
-    if channels != CHANNELS:
+    if channels != RGB:
         raise ValueError(
             f"a picture has three channels, the input of {target.name} has {channels}; wrap the network in a "
             "module that makes its input from RGB"
@@ -123,7 +123,7 @@ class Parametrisation:
 
 def pixels(n: int, statistics: PictureStatistics, size: tuple[int, int], generator: torch.Generator):
     """Every pixel by itself, around the mean colour."""
-    noise = _normal((n, CHANNELS, *size), statistics.mean, generator) * START
+    noise = _normal((n, RGB, *size), statistics.mean, generator) * START
 
     def picture(numbers: Tensor) -> Tensor:
         return squash(numbers + statistics.mean[:, None, None])
@@ -143,7 +143,7 @@ def fourier(
     2].
     """
     scale = fourier_scale(size, decay).to(statistics.mean)
-    numbers = _normal((n, CHANNELS, *scale.shape, 2), statistics.mean, generator) * START
+    numbers = _normal((n, RGB, *scale.shape, 2), statistics.mean, generator) * START
 
     def picture(numbers: Tensor) -> Tensor:
         spectrum = torch.view_as_complex(numbers.contiguous()) * scale
