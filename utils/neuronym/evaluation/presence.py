@@ -17,8 +17,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from neuronym.activations import embed_concepts
 from neuronym.common.checks import check_number
@@ -31,6 +33,7 @@ from neuronym.similarity.columns import mean_spread, SHARPNESS
 from neuronym.similarity.matrix import FactoredMatrix
 
 LOOKED_AT = 1_000  # images that an offset is found from
+WEAK = 1e6  # of the penalty on a slope, which keeps it finite where cosines tell true from false
 STEPS = 60  # of bisection: to the last digit of a float64
 
 
@@ -73,17 +76,26 @@ def fit_judge(cosines: Tensor, truth: Tensor) -> tuple[float, float]:
 
     Errors: ValueError where all or none are true, and where cosines do not rise with truth.
     """
-    from sklearn.linear_model import LogisticRegression
+    from scipy.optimize import minimize
 
     if cosines.shape != truth.shape or truth.all() or not truth.any():
         raise ValueError(
             f"a judge is fitted to cosines and truth of one shape, some true and some not, got "
             f"{list(cosines.shape)} and {list(truth.shape)} with {int(truth.sum())} true"
         )
-    fitted = LogisticRegression(C=1e6).fit(
-        cosines.reshape(-1, 1).double().cpu().numpy(), truth.flatten().cpu().numpy()
-    )
-    a, b = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    x, true = cosines.flatten().double(), truth.flatten()
+    ridge, there = 1 / (WEAK * len(x)), (float(x[true].sum()) / len(x), float(true.double().mean()))
+
+    def loss(ab: np.ndarray) -> tuple[float, list[float]]:
+        """Mean of log(1 + e^z) - true z, z = a x + b, with the penalty; and its gradient."""
+        a, b = map(float, ab)
+        z = x * a + b
+        value = float(softplus(z).mean()) - a * there[0] - b * there[1] + ridge / 2 * a * a
+        said = z.sigmoid_()
+        return value, [float(said @ x) / len(x) - there[0] + ridge * a, float(said.mean()) - there[1]]
+
+    given = {"gtol": 1e-4, "ftol": 64 * np.finfo(float).eps, "maxls": 50, "maxiter": 100}
+    a, b = map(float, minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", options=given).x)
     if a <= 0:
         raise ValueError(
             f"a judge's cosines rise with truth, got slope {a:.3g}; use another image-text model"

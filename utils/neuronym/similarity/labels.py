@@ -88,11 +88,11 @@ def marked(table: pd.DataFrame, Q: Mapping[str, torch.Tensor]) -> pd.DataFrame:
     """The table with the columns MARKS: the share of images in which a unit is above 0, and a note of
     `unit_notes`, "" for most; what has a note has no label and no score. Q {layer: [N, K]}.
     """
-    notes = {layer: unit_notes(q) for layer, q in Q.items()}
-    keys = [(notes[layer], unit) for layer, unit in zip(table["layer"], table["unit"])]
+    notes = {layer: unit_notes(q).to_dict("list") for layer, q in Q.items()}
+    keys = list(zip(table["layer"], table["unit"]))
     table = table.assign(
-        active_share=[of["active_share"].iat[unit] for of, unit in keys],
-        note=[of["note"].iat[unit] for of, unit in keys],
+        active_share=[notes[layer]["active_share"][unit] for layer, unit in keys],
+        note=[notes[layer]["note"][unit] for layer, unit in keys],
     )
     return _without_names(table, (table["note"] != "").to_numpy())
 
@@ -116,7 +116,7 @@ def unit_notes(Q: torch.Tensor) -> pd.DataFrame:
     """
     if Q.ndim != 2 or not len(Q):
         raise ValueError(f"expected activations [N, K] of at least one image, got {list(Q.shape)}")
-    low, high = Q.aminmax(dim=0)
+    low, high = Q.amin(0), Q.amax(0)
     span, largest = high - low, torch.maximum(high.abs(), low.abs())
     constant = (span <= SAME * largest) if len(Q) > 1 else largest == 0
     near = (Q >= high - HIGHEST * span).double().mean(0)
