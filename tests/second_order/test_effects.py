@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from neuronym import cache
 from neuronym.models.clips import load_clip
 from neuronym.second_order import effects
+from neuronym.second_order.naming import second_order
 from neuronym.second_order.tower import _openai, read_tower, representation
 from tests.helpers import reference_lens as literal
 from tests.helpers.clips import small_clip
@@ -358,3 +359,15 @@ def test_layers_by_text_that_are_none(text, message):
 def test_stored(made):
     found, phi = made
     assert effects.compression(found) == pytest.approx((found.s.numel() + found.B.numel()) / phi.numel())
+
+
+def test_a_dead_neuron_has_no_words(tmp_path):
+    """Its effects are shares of biases, which would have words like any others."""
+    model = small_clip()
+    first = model.visual.transformer.resblocks[0].mlp.c_fc
+    first.weight.data[3], first.bias.data[3] = 0, 0
+    clip = clip_of(model, tmp_path)
+    table = second_order(clip, "microworld:11", ["a red circle", "a star", "night"], "0", m=2, top=5)
+    dead = table[table["unit"] == 3]
+    assert set(dead["label"]) == {""} and dead["note"].str.startswith("dead").all() and len(dead)
+    assert (table.loc[table["unit"] != 3, "label"] != "").all() and set(dead["active_share"]) == {0.0}

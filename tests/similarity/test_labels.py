@@ -6,7 +6,15 @@ import pandas as pd
 import pytest
 import torch
 
-from neuronym.similarity.labels import COLUMNS, labels_table, MARKS, read_labels, unit_notes, write_labels
+from neuronym.similarity.labels import (
+    COLUMNS,
+    labels_table,
+    marked,
+    MARKS,
+    read_labels,
+    unit_notes,
+    write_labels,
+)
 from neuronym.similarity.scores import score
 
 CONCEPTS = [f"concept {i}" for i in range(11)]
@@ -147,16 +155,22 @@ def test_units_with_a_note_have_no_name(tmp_path, suffix):
 
 
 def test_equal_scores_name_nothing():
-    """A dead unit by its cosines, of which no activations are told; of one concept all are equal."""
+    """Dead and constant units by their scores alone; of one concept all are equal."""
     Q = activations()
-    scores = score(torch.rand(len(Q), 11, generator=torch.Generator().manual_seed(0)), Q, "cos_similarity")
-    dead = int((Q == 0).all(0).nonzero()[0])
-    rows = labels_table(scores, CONCEPTS, model="n", layer="l", method="cos_similarity", k=2)
-    nameless = rows["unit"] == dead
+    scores = score(torch.rand(len(Q), 11, generator=torch.Generator().manual_seed(0)), Q, "soft_wpmi")
+    rows = labels_table(scores, CONCEPTS, model="n", layer="l", method="soft_wpmi", k=2)
+    nameless = rows["unit"].isin([1, 2])
     assert (rows["note"] != "").tolist() == nameless.tolist() == (rows["label"] == "").tolist()
     assert rows.loc[nameless, "note"].unique() == ["even: the same score for every concept"]
     alone = labels_table(scores[:, :1], CONCEPTS[:1], model="n", layer="l", method="m", k=1)
     assert "note" not in alone and set(alone["label"]) == set(CONCEPTS[:1])
+
+
+def test_any_table_of_units_is_marked():
+    table = pd.DataFrame({"layer": "l", "unit": [3, 0, 1], "text": ["a", "b", "c"], "auc": 0.5})
+    rows = marked(table, {"l": activations()})
+    assert rows["text"].tolist() == ["", "b", ""] and list(rows) == ["layer", "unit", "text", "auc", *MARKS]
+    assert [note[:4] for note in rows["note"]] == ["satu", "", "dead"] and rows["auc"].tolist() == [0.5] * 3
 
 
 WORDS = [

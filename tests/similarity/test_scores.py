@@ -17,6 +17,7 @@ from neuronym.common.memory import first_largest, stable_order, strongest_images
 from neuronym.similarity import matrix
 from neuronym.similarity import scores as scores_module
 from neuronym.similarity.columns import mean_spread
+from neuronym.similarity.labels import labels_table
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score, score_embeddings, SIMILARITIES, top_labels
 from tests.helpers import reference
@@ -447,12 +448,45 @@ def test_dead_units_and_constant_concepts_give_numbers(method, value, dtype):
     if method in ("soft_correlation", "combined_correlation") and (value, dtype) == (1e6, torch.float32):
         # one cosine of 1e6 leaves the others' shares constant but for rounding
         expected = expected - literal("soft_correlation", P, Q)
-    assert_close(scores.double(), expected, rtol=tolerance, atol=tolerance)
     alive = [k for k in range(K) if k != 2]
+    assert_close(scores[alive].double(), expected[alive], rtol=tolerance, atol=tolerance)
+    assert_close(scores[2].mean().double(), expected[2].mean(), rtol=tolerance, atol=tolerance)
     if method == "cos_similarity_cubed":
-        assert not scores[2].any() and not scores[:, 5].any()
+        assert not scores[:, 5].any()
     if method == "rank_reorder":
         assert (scores[alive, 8] == scores[alive].amin(1)).all()
+
+
+@pytest.mark.usefixtures("loops")
+@pytest.mark.parametrize("method", METHODS)
+def test_units_of_one_value_have_one_score_and_no_name(method):
+    """Dead, constant, and constant but for rounding; a layer, two, some of its units, half precision."""
+    I, T, Q = inputs(torch.float32)
+    P, words = I @ T.T, [f"word {i}" for i in range(M)]
+    before = fast(method, P, Q)
+    Q[:, 1], Q[:, 4], Q[:, 5] = 0, -3, 7 + 1e-6 * Q[:, 5]
+    level = [1, 4, 5]
+    found = {
+        "whole": fast(method, P, Q),
+        "some": fast(method, P, Q, units=[4, 0]),
+        "half": fast(method, P, Q.half()),
+    }
+    found["blocks"], found["again"] = fast(method, FactoredMatrix(I, T), [Q, Q.clone()])
+    for name, scores in found.items():
+        nameless = [0] if name == "some" else level
+        assert (scores.amax(1) == scores.amin(1)).nonzero().flatten().tolist() == nameless
+        table = labels_table(scores, words, model="m", layer="l", method=method, k=2)
+        assert sorted({*table.loc[table["label"] == "", "unit"]}) == nameless
+        assert (
+            (table["note"] == "").tolist()
+            == (table["label"] != "").tolist()
+            == table["score"].notna().tolist()
+        )
+    if method not in PMI:  # whose prior is of the whole layer
+        others = [0, 2, 3, 6]
+        assert_close(found["whole"][others], before[others])
+    if method in PMI:  # one image is no constant
+        assert (score(P[:1], Q[:1, :1], method, lam=0)[0].unique()).numel() > 1
 
 
 @pytest.mark.usefixtures("loops")
@@ -496,6 +530,7 @@ def test_ties():
     Q = torch.tensor([[1.0, 0.0], [1, -0.0], [1, 0], [1, 0]], dtype=torch.float64)
     for dtype in (torch.float32, torch.float64):
         assert strongest_images(Q.to(dtype), torch.arange(2), 3, dtype, 1).tolist() == [[0, 1, 2], [0, 1, 2]]
+    Q[3] = -1  # a unit of one value only has no order
     exact(score(P, Q, "wpmi", top_k=2), literal("wpmi", P, Q, top_k=2))
     scores = score(P, torch.tensor([[4.0], [3], [2], [1]]), "rank_reorder", top_fraction=1, scale_p=0)
     assert scores[0, 0] == 0 and scores[0, 2] == scores.min()

@@ -8,6 +8,7 @@ second_order_effects  effects of layers for a probe, cached
 coefficients          s and B of a batch of images, and their representations, from one forward pass
 layer_factors         the factors of a layer
 materialize           phi itself, of a few images and neurons
+carried               what all later heads carry of a neuron: 0 for every image where it is dead
 representations       the representations alone
 chosen_layers         layers from "all" or "8,9,10"
 compression           what the factors take of the memory that the effects would
@@ -201,6 +202,14 @@ def materialize(
     """The effects phi [n, k, d] themselves, of the images and units chosen; d values each, so choose."""
     s = effects.s[images][:, :, units]
     return torch.einsum("njk,kjd->nkd", s, effects.factors.V(units)) + effects.B[images][:, None]
+
+
+def carried(effects: Effects) -> Tensor:
+    """Activation of every neuron as later heads carry it, summed over them, [N, K]: a sum over tokens with
+    positive weights. A dead neuron's are 0, though its effects, which have a share of the biases, are not.
+    """
+    parts = slices(len(effects.s), MEMORY // (4 * effects.s[0].nbytes))
+    return torch.cat([effects.s[part].sum(1) for part in parts])
 
 
 def representations(

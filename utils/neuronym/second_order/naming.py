@@ -18,6 +18,7 @@ from neuronym.datasets.concepts import load_concepts
 from neuronym.datasets.probe import load_probe, Probe
 from neuronym.models.clips import load_clip
 from neuronym.second_order.effects import (
+    carried,
     check_images,
     chosen_layers,
     mean,
@@ -28,6 +29,7 @@ from neuronym.second_order.effects import (
 from neuronym.second_order.pursuit import matching_pursuit
 from neuronym.second_order.segmentation import clip_target
 from neuronym.second_order.text_code import code_coefficients, code_table, text_pool
+from neuronym.similarity.labels import marked
 
 
 def second_order(
@@ -50,7 +52,8 @@ def second_order(
 
     `layers` are "all" that have effects or numbers from 0 ("8,9,10"), layer names in `units` and in the table
     are those of the CLIP's tower; each direction, of a neuron's `top` images of largest effect, becomes a sum
-    of `m` words. Errors: ValueError for a CLIP without a ViT, and for fewer images than `top`.
+    of `m` words. Dead neurons have a note and no words (`similarity.labels.marked`). Errors: ValueError for a
+    CLIP without a ViT, and for fewer images than `top`.
 
     >>> table = second_order("microworld:vit", "microworld:120", "microworld:atoms", "4", "ids:7", m=2)
     >>> table[["unit", "rank"]].values.tolist()
@@ -74,7 +77,8 @@ def second_order(
         r = _directions(effects[number], top, memory)[some]
         order = matching_pursuit(r, atoms, min(m, len(atoms)), memory=memory, progress=progress)
         gamma = code_coefficients(r, atoms, order)
-        tables.append(code_table(order, gamma, texts, model=clip.name, layer=names[number], units=some))
+        codes = code_table(order, gamma, texts, model=clip.name, layer=names[number], units=some)
+        tables.append(marked(codes, {names[number]: carried(effects[number])}))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -19,11 +19,11 @@ import pandas as pd
 import torch
 
 from neuronym.common.tables import read_table, TEXT, write_table
-from neuronym.similarity.scores import top_labels
+from neuronym.similarity.scores import constant_units, top_labels
 
 COLUMNS = ["model", "layer", "unit", "method", "rank", "label", "score"]
 MARKS = ["active_share", "note"]
-SAME = 1e-5  # values that differ by less, of the largest, are one value
+NAMES = {"label": "", "text": "", "score": float("nan")}  # what units with a note do without
 EVEN = "even: the same score for every concept"
 HIGHEST, MOSTLY = 0.01, 0.9  # of the range of values; share of images within that of the largest
 RENAMED = {
@@ -51,9 +51,9 @@ def labels_table(
     from 0.
 
     `units` names the rows of `scores` when they are not 0..K-1; with the layer's `activations` [N, K'] of all
-    units the table is `marked`; `more` adds columns, one value each for all rows. A row of equal scores names
-    nothing, and gets a `note` in place of a label (dead units by cosines and correlations); that a unit is
-    dead is in no score of (soft-)WPMI and rank_reorder, so that only its activations tell.
+    units the table is `marked`; `more` adds columns, one value each for all rows. A row of equal scores, as
+    `score` gives them to dead and constant units, names nothing, and gets a `note` in place of a label; that
+    a unit is saturated only its activations tell.
     """
     if scores.shape[1] != len(concepts):
         raise ValueError(
@@ -85,8 +85,8 @@ def labels_table(
 
 
 def marked(table: pd.DataFrame, Q: Mapping[str, torch.Tensor]) -> pd.DataFrame:
-    """The table with the columns MARKS: the share of images in which a unit is above 0, and a note of
-    `unit_notes`, "" for most; what has a note has no label and no score. Q {layer: [N, K]}.
+    """A table with columns layer and unit, and MARKS beside: the share of images in which a unit is above 0,
+    and a note of `unit_notes`, "" for most; what has a note has no label, text or score. Q {layer: [N, K]}.
     """
     notes = {layer: unit_notes(q).to_dict("list") for layer, q in Q.items()}
     keys = list(zip(table["layer"], table["unit"]))
@@ -98,12 +98,13 @@ def marked(table: pd.DataFrame, Q: Mapping[str, torch.Tensor]) -> pd.DataFrame:
 
 
 def _without_names(table: pd.DataFrame, rows: np.ndarray, note: str = "") -> pd.DataFrame:
-    """The table without labels and scores in these rows, and with the note in those that have none."""
+    """The table without labels, texts and scores in these rows, and with the note in those that have none."""
     if rows.any():
         table = table if "note" in table else table.assign(note="")
         table.loc[rows & (table["note"] == "").to_numpy(), "note"] = note
-        table.loc[rows, "label"] = ""
-        table.loc[rows, "score"] = float("nan")
+        for column, nothing in NAMES.items():
+            if column in table:
+                table.loc[rows, column] = nothing
     return table
 
 
@@ -118,7 +119,7 @@ def unit_notes(Q: torch.Tensor) -> pd.DataFrame:
         raise ValueError(f"expected activations [N, K] of at least one image, got {list(Q.shape)}")
     low, high = Q.amin(0), Q.amax(0)
     span, largest = high - low, torch.maximum(high.abs(), low.abs())
-    constant = (span <= SAME * largest) if len(Q) > 1 else largest == 0
+    constant = constant_units(Q)
     near = (Q >= high - HIGHEST * span).double().mean(0)
     columns = zip(largest.tolist(), constant.tolist(), near.tolist())
     notes = [

@@ -6,6 +6,7 @@ score                 scores [K, M] of a matrix P [N, M] against activations Q [
 score_embeddings      the same from image and text embeddings, without ever holding P
 score_layers          layer after layer, with P made once for several
 top_labels            the best concepts of every unit
+constant_units        which units nothing can be named by: their activation is one value
 SIMILARITIES          the functions by name: CLIP-Dissect's five, and three correlations
 retrieved             the images nearest to texts
 
@@ -14,6 +15,8 @@ and set-up. All functions take `units`, those to score (what is normalised over 
 K); `memory`, the bytes they may use beside inputs and result, which changes the time but not the scores; a
 `FactoredMatrix` in place of a matrix P; and a list of layers in place of Q, which gives a list of scores.
 Among equal activations the image of lower index comes first. Half precision is computed in float32.
+A unit whose activation is one value has one score for all concepts, the mean of what the function gives: of
+its images none is first, so that an order of concepts would be that of the images' names.
 
     soft_wpmi            | weighted pointwise mutual information, trusting the j-th most active image the less
                            the larger j; CLIP-Dissect's own
@@ -47,6 +50,8 @@ from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.pmi import soft_wpmi, wpmi
 from neuronym.similarity.rank_reorder import rank_reorder
 
+SAME = 1e-5  # activations that differ by less, of the largest, are one value
+
 
 def score(
     P: Tensor | FactoredMatrix,
@@ -73,7 +78,27 @@ def score(
             raise ValueError(f"{method} has no option '{name}'; valid: {', '.join(valid) or 'none'}")
     if "generator" in parameters:
         options["generator"] = generator
-    return SIMILARITIES[method](P, Q, units=units, memory=memory, **options)
+    scores = SIMILARITIES[method](P, Q, units=units, memory=memory, **options)
+    if not options.get("as_shipped"):
+        for found, q in [(scores, Q)] if isinstance(Q, Tensor) else zip(scores, Q):
+            rows = constant_units(q)
+            _level(found, rows if units is None else rows[[int(unit) for unit in units]])
+    return scores
+
+
+def constant_units(Q: Tensor) -> Tensor:
+    """Whether each unit is the same for all images up to rounding (SAME), or 0 for the only one: Q [N, K] ->
+    bool [K].
+    """
+    low, high = (x.to(torch.promote_types(Q.dtype, torch.float32)) for x in Q.detach().aminmax(dim=0))
+    largest = torch.maximum(high.abs(), low.abs())
+    return high - low <= SAME * largest if len(Q) > 1 else largest == 0
+
+
+def _level(scores: Tensor, rows: Tensor) -> None:
+    """Give rows [K] of the scores [K, M] their mean, in place."""
+    for row in rows.nonzero().flatten().tolist():
+        scores[row] = scores[row].mean()
 
 
 def score_embeddings(
