@@ -23,7 +23,7 @@ from neuronym.similarity.scores import constant_units, top_labels
 
 COLUMNS = ["model", "layer", "unit", "method", "rank", "label", "score"]
 MARKS = ["active_share", "note"]
-NAMES = {"label": "", "text": "", "score": float("nan")}  # what units with a note do without
+NAMELESS = {"label": "", "text": "", "score": float("nan")}  # what units with a note do without
 EVEN = "even: the same score for every concept"
 HIGHEST, MOSTLY = 0.01, 0.9  # of the range of values; share of images within that of the largest
 RENAMED = {
@@ -102,7 +102,7 @@ def _without_names(table: pd.DataFrame, rows: np.ndarray, note: str = "") -> pd.
     if rows.any():
         table = table if "note" in table else table.assign(note="")
         table.loc[rows & (table["note"] == "").to_numpy(), "note"] = note
-        for column, nothing in NAMES.items():
+        for column, nothing in NAMELESS.items():
             if column in table:
                 table.loc[rows, column] = nothing
     return table
