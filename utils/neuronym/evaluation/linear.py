@@ -263,7 +263,7 @@ def _refit(
     path, left = path.reshape(f * U, t), left.view(f * U, N)
     for part in slices(f * U, working_bytes(memory // 4, q.device) // _refit_bytes(N, t)):
         chosen, problem = path[part], torch.arange(part.start, min(part.stop, f * U), device=q.device)
-        x = present[:, chosen.clamp(min=0).flatten()].T.double().reshape(len(problem), t, N)
+        x = present.T.index_select(0, chosen.clamp(min=0).flatten()).double().view(len(problem), t, N)
         x *= (chosen >= 0)[..., None]
         on = keep[problem // U].double()[:, None]  # [p, 1, N]
         y, x = _centred(q[problem % U][:, None], on), _centred(x, on)

@@ -81,8 +81,11 @@ def several_words(
     dealt = torch.randperm(len(Q), generator=generator, device=generator.device).to(Q.device)
     checks, fits = dealt[: round(check * len(Q))], dealt[round(check * len(Q)) :]
     M, there = present.shape[1], present.float()
-    both = torch.cat([there, 1 - there], 1)  # [N, 2 M]
-    found = linear.explain(both[fits], Q[fits], most, tolerance, generator=generator, memory=memory)
+    there_fits = there[fits].T
+    both = torch.cat(
+        [there_fits, 1 - there_fits]
+    ).T  # [N, 2 M], concepts in one piece: they are read one by one
+    found = linear.explain(both, Q[fits], most, tolerance, generator=generator, memory=memory)
     there_or_not = found.chosen
     terms = SeveralWords(
         [],

@@ -307,7 +307,7 @@ class _Raster(AxesImage):
         height, width = pixels.shape[:2]
         super().__init__(ax, interpolation="none", origin="upper", extent=(0, width, height, 0))
         self.set_data(pixels)
-        ax.set(xlim=(0, width), ylim=(height, 0))
+        ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])  # even unseen ones take time
 
     def make_image(self, renderer, magnification=1.0, unsampled=False):
         left, bottom, width, height = self.axes.bbox.bounds
