@@ -20,12 +20,18 @@ from neuronym.runs.folders import notebook_path
 from neuronym.runs.parameters import read_parameters
 
 ASKED, VERDICT = "asked.json", "verdict"
+FEW = (
+    50_000,
+    10,
+    10,
+)  # objects between two looks for rubbish: at Python's 700 imports alone take a third longer
 
 
 def main(folder: str, *options: str) -> None:
     """Check the notebook and parameters in `folder`, write what is wrong, or nothing, beside them, and run
     ipykernel with `options` if nothing is.
     """
+    gc.set_threshold(*FEW)
     asked, said = json.loads((Path(folder) / ASKED).read_text(encoding="utf-8")), ""
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the notebook will say it again
