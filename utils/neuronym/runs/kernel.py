@@ -20,7 +20,7 @@ from neuronym.runs.folders import notebook_path
 from neuronym.runs.parameters import read_parameters
 
 ASKED, VERDICT = "asked.json", "verdict"
-FEW = (
+RUBBISH = (
     50_000,
     10,
     10,
@@ -31,7 +31,7 @@ def main(folder: str, *options: str) -> None:
     """Check the notebook and parameters in `folder`, write what is wrong, or nothing, beside them, and run
     ipykernel with `options` if nothing is.
     """
-    gc.set_threshold(*FEW)
+    gc.set_threshold(*RUBBISH)
     asked, said = json.loads((Path(folder) / ASKED).read_text(encoding="utf-8")), ""
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the notebook will say it again
