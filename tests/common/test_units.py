@@ -49,6 +49,18 @@ def test_units_by_their_label():
         choose_units("label:dog", 52, "fc")
 
 
+def test_units_by_their_trust():
+    trusted = LABELS.assign(trust=[0.9, 0.2, 0.5, 0.99, 0.3, float("nan")])
+    assert units_by_layer("trust:0.3", SIZES, trusted) == {"layer4": [7], "fc": [2, 3]}
+    assert units_by_layer("layer4=all;fc=trust:0-.5", SIZES, trusted)["fc"] == [1, 2]
+    check_units("fc=trust:0.2-0.4")
+    for form in ("trust:", "trust:high", "trust:.5-.2", "trust:-1"):
+        with pytest.raises(ValueError, match="trust is a least value or a range, as trust:0.8"):
+            check_units(form)
+    with pytest.raises(ValueError, match="trust:0.5 needs labels with a column 'trust', got no such column"):
+        units_by_layer("trust:0.5", SIZES, LABELS)
+
+
 def test_units_layer_by_layer():
     assert units_by_layer("layer4=ids:1,2; fc=2", SIZES) == {"layer4": [1, 2], "fc": [0, 26]}
     assert units_by_layer({"fc": [5]}, SIZES) == {"fc": [5]}

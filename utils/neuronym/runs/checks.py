@@ -118,8 +118,8 @@ def _target(name: str) -> None:
             import_extra(kind, kind, name)
         if ":" not in network and network.partition(".")[0] not in names_in(kind):
             raise unknown(f"{kind} network", network, sorted(names_in(kind)))
-    elif kind == "microworld" and network not in ("resnet", "vit"):
-        raise unknown("microworld target", network, ["resnet", "vit"])
+    elif kind == "microworld" and network not in ("resnet", "vit", "marked"):
+        raise unknown("microworld target", network, ["resnet", "vit", "marked"])
     _chosen_file(chosen)
 
 

@@ -1,0 +1,79 @@
+"""Names and trust that an edit goes by: of a run, of any labels table, or made here.
+
+read_names   labels of a run's folder or of a file, with a column trust where there is one
+named_here   labels by CLIP-Dissect, with a trust from images held out
+labels_list  the best label of every unit of a layer
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from neuronym.common.tables import read_table
+from neuronym.common.types import Progress
+from neuronym.dissect import clip_dissect, DEFAULT
+from neuronym.measurements import Measurements
+from neuronym.similarity.columns import soft_correlation
+from neuronym.similarity.labels import read_labels
+
+FILES = ("labels.parquet", "labels.csv", "trust.csv")
+
+
+def read_names(path: Path | str) -> pd.DataFrame:
+    """A labels table: FILES of a run's folder, or one of them; a trust.csv beside labels gives these its
+    trust, where they are the same.
+
+    Errors: FileNotFoundError; those of `similarity.labels.read_labels`.
+    """
+    path = Path(path).expanduser()
+    file = next((path / name for name in FILES if (path / name).is_file()), path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no labels at {path}: neither a file nor a folder with {', '.join(FILES)}")
+    if file.name == "trust.csv":
+        return _of_trust(file)
+    labels, beside = read_labels(file), file.parent / "trust.csv"
+    if "trust" in labels or not beside.is_file():
+        return labels
+    trust = _of_trust(beside)[["layer", "unit", "label", "trust"]]
+    return labels.merge(trust, how="left", on=["layer", "unit", "label"])
+
+
+def named_here(
+    data: Measurements, held_out: Measurements, similarity: str = DEFAULT, progress: Progress | None = None
+) -> pd.DataFrame:
+    """Labels of rank 1 by CLIP-Dissect, with `trust`: the correlation of what the CLIP sees of the label
+    with the unit on images held out, as a share of the largest that any concept reaches there (0 to 1; 0
+    where that is not above 0, nothing for units without a name).
+    """
+    labels = clip_dissect(data, similarity, k=1, progress=progress)
+    index, parts = {word: i for i, word in enumerate(data.concepts)}, []
+    for layer, of_layer in labels.groupby("layer", sort=False):
+        r = soft_correlation(held_out.P, held_out.Q[layer]).cpu()  # [K, M]
+        best = r.amax(1)
+        trust = [
+            max(0.0, float(r[unit, index[label]] / best[unit])) if label and best[unit] > 0 else None
+            for unit, label in zip(of_layer["unit"], of_layer["label"])
+        ]
+        parts.append(of_layer.assign(trust=pd.Series(trust, of_layer.index, dtype=float)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def labels_list(labels: pd.DataFrame, layer: str, K: int) -> list[str]:
+    """The label of rank 1 of each of K units, "" for one without."""
+    best = labels[(labels["rank"] == 1) & (labels["layer"] == layer)]
+    found = [""] * K
+    for unit, label in zip(best["unit"], best["label"]):
+        found[unit] = label
+    return found
+
+
+def _of_trust(file: Path) -> pd.DataFrame:
+    """trust.csv of the notebook trust as a labels table: its `name` is the label, its `label` a number."""
+    table = read_table(file)
+    lacking = {"layer", "unit", "trust"} - set(table)
+    if lacking:
+        raise ValueError(f"{file} lacks {', '.join(sorted(lacking))}; name a run of the notebook trust")
+    table = table.drop(columns="label").rename(columns={"name": "label"}) if "name" in table else table
+    return table.assign(rank=1, method=table.get("method", "trust"), model=table.get("model", ""))
