@@ -2,6 +2,8 @@
 
 effect_curve   accuracy and outputs of the classes that the units are about and of all others
 Judged        what is right of a network's outputs, and how much it says of each group of classes
+classes_about  the classes that words are about
+classes_of     how many outputs a network has
 draw_alike     random units of equal mean activation
 draw_others    random units of equal number
 resampled      how often each image is drawn, for intervals
@@ -23,7 +25,7 @@ from torch import Tensor
 from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.types import Target
 from neuronym.datasets.probe import Probe
-from neuronym.evaluation.pruning import comparable, NamedUnits, outputs
+from neuronym.evaluation.pruning import comparable, matching, NamedUnits, outputs
 
 GROUPS = ("matching", "others", "difference")
 NEAREST = 5  # units of nearest mean activation, among which one is drawn
@@ -150,6 +152,38 @@ def effect_curve(
     return pd.DataFrame(rows)
 
 
+def classes_about(
+    names: Sequence[str] | None, patterns: Sequence[str], units: str = "", classes: str = ""
+) -> dict[str, list[int]]:
+    """The classes that each edit is about, by words of their names: {pattern: numbers}, or {units: those that
+    `classes` says}.
+
+    Errors: ValueError where classes have no names, none has the word or all have it, and for units without
+    classes, or neither units nor words.
+    """
+    wanted = {units: classes} if units else {pattern: pattern for pattern in patterns}
+    if not wanted or units and not classes.strip():
+        got = f"units {units!r} without classes" if units else "neither"
+        raise ValueError(
+            "an edit is of words of names, or of units and words of the classes they are about, got "
+            f"{got}; set words=star, or units=ids:3,17 and classes=star"
+        )
+    if names is None:
+        raise ValueError(
+            "a word tells classes by their names, and those of this network have none; give it some "
+            "(load_target(module, classes=...))"
+        )
+    found = {}
+    for key, pattern in wanted.items():
+        found[key] = matching(dict(enumerate(names)), pattern)
+        if not 0 < len(found[key]) < len(names):
+            raise ValueError(
+                f"some classes and not all must have a word, '{pattern}' is in {len(found[key])} of "
+                f"{len(names)}, such as {', '.join(names[:4])}; say classes with units, or another word"
+            )
+    return found
+
+
 def draw_others(
     units: NamedUnits, sizes: Mapping[str, int], dice: np.random.Generator
 ) -> dict[str, list[int]]:
@@ -198,7 +232,7 @@ def _matching(truth: Tensor, classes: Sequence[int], N: int, target: Target) -> 
             f"truth is a class number [N] (int64) or presence [N, C] (bool) for each of {N} images, got "
             f"{truth.dtype} {list(truth.shape)}"
         )
-    C = truth.shape[1] if truth.ndim == 2 else len(target.classes or range(int(truth.max()) + 1))
+    C = truth.shape[1] if truth.ndim == 2 else classes_of(target)
     wrong = [c for c in classes if not 0 <= c < C]
     if wrong or not comparable(truth, classes):
         raise ValueError(
@@ -208,6 +242,12 @@ def _matching(truth: Tensor, classes: Sequence[int], N: int, target: Target) -> 
     on = torch.zeros(C, dtype=torch.bool)
     on[list(classes)] = True
     return on
+
+
+def classes_of(target: Target) -> int:
+    """How many outputs a network has."""
+    with torch.inference_mode():
+        return target.model.eval()(target.example).shape[1]
 
 
 def _grouped(scores: np.ndarray) -> np.ndarray:

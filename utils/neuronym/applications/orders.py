@@ -3,9 +3,11 @@
 ORDERS          how units are ordered
 by_activation, by_magnitude, by_trust, at_random   units of a layer, those that go first first
 redundant       pairs of units with one label and correlated activations, as Folds
+gone            the units that Folds remove
 amounts_of      shares of each layer as numbers of units
 prune_curve     accuracy against the share removed, network by smaller network
-read_pictures   preprocessed images, once for all networks
+network_inputs   preprocessed images, once for all networks
+check_apart     layers that hold units of their own
 cost            weights, bytes and seconds an image of networks
 """
 
@@ -21,7 +23,7 @@ import torch
 from torch import nn, Tensor
 
 from neuronym.applications.channels import Graph, trace
-from neuronym.applications.effects import Judged, resampled
+from neuronym.applications.effects import classes_of, Judged, resampled
 from neuronym.applications.surgery import Fold, folded, removed, size
 from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.statistics import cross_correlation
@@ -33,9 +35,10 @@ ORDERS = {
     "activation": "lowest mean activation first",
     "magnitude": "smallest weights first",
     "trust": "least trusted name first",
-    "redundant": "same label and correlated, folded into the unit that stays",
-    "redundant, not folded": "the same units, removed without folding",
+    "redundant": "same label and correlated, folded",
+    "redundant, not folded": "the same, not folded",
     "correlated": "correlated whatever the labels, folded",
+    "correlated, not folded": "the same, not folded",
     "random": "in random order",
 }
 LEAST = 0.5  # correlation from which two units are redundant
@@ -94,19 +97,24 @@ def redundant(Q: Tensor, labels: Sequence[str] | None, least: float = LEAST) -> 
     first, second = torch.triu_indices(len(r), len(r), 1)
     values = r[first, second]
     order = values.argsort(descending=True, stable=True)
-    gone, folds = set(), []
+    left_out, folds = set(), []
     for i in order[: int((values >= least).sum())].tolist():
         a, b = int(first[i]), int(second[i])
-        if a in gone or b in gone:
+        if a in left_out or b in left_out:
             continue
         a, b = (a, b) if level[a] <= level[b] else (b, a)
         own = float(products[b, b])
         folds.append(Fold(a, b, float(products[a, b]) / own if own else 0.0))
-        gone.add(a)
+        left_out.add(a)
     return folds
 
 
-def read_pictures(target: Target, probe: Probe, batch_size: int = 64, memory: int = HELD_AT_ONCE) -> Tensor:
+def gone(folds: Mapping[str, Sequence[Fold]]) -> dict[str, list[int]]:
+    """The units that go: {layer: Folds} -> {layer: units}."""
+    return {layer: [fold.gone for fold in some] for layer, some in folds.items()}
+
+
+def network_inputs(target: Target, probe: Probe, batch_size: int = 64, memory: int = HELD_AT_ONCE) -> Tensor:
     """The probe's images as the network reads them, [N, C, H, W]; ValueError where they exceed `memory`."""
     parts, needed = [], probe.N * target.example[0].numel() * 4
     if needed > memory:
@@ -151,8 +159,8 @@ def prune_curve(
     check_positive_int("resamples", resamples)
     graph = trace(target.model, target.example)
     layers = dict.fromkeys(layer for order in orders.values() for layer in order)
-    _check_apart(graph, layers)
-    judged = Judged(truth, torch.ones(_classes(target, truth), dtype=torch.bool))
+    check_apart(graph, layers)
+    judged = Judged(truth, torch.ones(classes_of(target), dtype=torch.bool))
     counts = resampled(len(pictures), resamples, seed)
     whole = _accuracy(target, pictures, judged, counts, device)
     weights, rows = size(target.model)[0], {}
@@ -229,11 +237,7 @@ def _told(score: np.ndarray, whole: np.ndarray) -> dict[str, float]:
     }
 
 
-def _classes(target: Target, truth: Tensor) -> int:
-    return truth.shape[1] if truth.ndim == 2 else len(target.classes or range(int(truth.max()) + 1))
-
-
-def _check_apart(graph: Graph, layers: Iterable[str]) -> None:
+def check_apart(graph: Graph, layers: Iterable[str]) -> None:
     """ValueError where two layers hold the same units, which would be removed twice."""
     seen: dict[int, str] = {}
     for layer in layers:

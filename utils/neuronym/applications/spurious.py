@@ -6,6 +6,8 @@ Marked           scenes of one object, their textures, and which of them are mar
 draw_scenes      scenes for training, choosing (validation) or testing
 VERSIONS         the same test scenes unmarked, marked as in training, and wrongly marked
 train_marked     the network: MicroResNet over the eight textures
+by_mark          units by how they respond to the mark
+among            some units in an order of all
 turned_off_alone what turning each unit off alone does to the share of right answers
 turned_off       the same with more and more units off, in several orders
 
@@ -44,7 +46,7 @@ MARKED_SHARE = 0.98  # of the class's training scenes that have the mark
 CHANNELS = 16  # channels of the first layer
 TRAINING = {"steps": 700, "batch": 128, "lr": 2e-3}
 SCENES = 16_000  # to train on
-PARTS = {"train": 0, "choose": 100_000, "test": 200_000, "name": 300_000}  # first seeds, after MARKED_SEED
+PARTS = {"train": 0, "choose": 100_000, "test": 400_000, "name": 300_000}  # first seeds, after MARKED_SEED
 VERSIONS = ("unmarked", "marked", "wrongly marked")
 
 
@@ -77,9 +79,9 @@ class Marked:
         return Marked(scenes, self.truth[rows], torch.ones(len(rows), dtype=torch.bool))
 
 
-def draw_scenes(part: str, n: int, share: float = MARKED_SHARE) -> Marked:
+def draw_scenes(part: str, n: int, share: float = MARKED_SHARE, anywhere: bool = False) -> Marked:
     """The first n scenes of a part (train, choose, test, name), textures in turn, no object a heart; the
-    share of the class's scenes has the mark, and no other.
+    share of the class's scenes has the mark, and no other, or with `anywhere` the share of all scenes.
     """
     if part not in PARTS:
         raise unknown("part of marked scenes", part, PARTS)
@@ -91,7 +93,9 @@ def draw_scenes(part: str, n: int, share: float = MARKED_SHARE) -> Marked:
         given = {"texture": TEXTURES[i % len(TEXTURES)], "shape": shapes[dice.integers(len(shapes))]}
         scenes.append(scene(first + i, [given], count="one"))
     truth = torch.arange(n) % len(TEXTURES)
-    marks = (truth == TEXTURES.index(MARKED)) & torch.from_numpy(dice.random(n) < share)
+    marks = torch.from_numpy(dice.random(n) < share)
+    if not anywhere:
+        marks &= truth == TEXTURES.index(MARKED)
     return Marked(scenes, truth, marks)
 
 
@@ -131,6 +135,23 @@ def train_marked(
 
 
 Unit = tuple[str, int]  # layer, unit
+
+
+def by_mark(Q: Mapping[str, Tensor], marks: Tensor) -> list[Unit]:
+    """Units of all layers, Q {layer: [N, K]}, by how much higher they are on marked scenes, in standard
+    deviations, the highest first: what only who knows the mark can tell.
+    """
+    pairs = []
+    for layer, q in Q.items():
+        q, some = q.double().cpu(), marks
+        apart = (q[some].mean(0) - q[~some].mean(0)) / q.std(0).clamp_min(1e-12)
+        pairs += [((layer, unit), value) for unit, value in enumerate(apart.tolist())]
+    return [unit for unit, value in sorted(pairs, key=lambda pair: -pair[1]) if value > 0]
+
+
+def among(order: Sequence[Unit], units: Mapping[str, Sequence[int]]) -> list[Unit]:
+    """Those of an order that are among {layer: units}, in its order."""
+    return [(layer, unit) for layer, unit in order if unit in units.get(layer, ())]
 
 
 def turned_off_alone(

