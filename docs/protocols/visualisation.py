@@ -1,6 +1,7 @@
 """The comparison that docs/protocols/visualisation.md lays down.
 
     python docs/protocols/visualisation.py choose   the candidates on even units: choice.csv
+    python docs/protocols/visualisation.py keep     how near accentuated photos stay: keep.csv
     python docs/protocols/visualisation.py report   the default on odd units and on the ViT: report.csv
 
 Tables go to docs/results/data/visualisation/, contact sheets to results/visualisation_choice/.
@@ -15,7 +16,7 @@ from dataclasses import replace
 import pandas as pd
 from PIL import Image
 
-from neuronym.applications.visualise import aim_at, Settings, synthesise
+from neuronym.applications.visualise import accentuate, aim_at, Settings, synthesise
 from neuronym.applications.visualise_columns import as_pictures, picture_columns, seen_pictures
 from neuronym.applications.visualise_images import picture_statistics
 from neuronym.applications.visualise_transforms import Transforms
@@ -101,6 +102,30 @@ def choose() -> None:
         write_table(pd.DataFrame(rows), TABLES / "choice.csv", float_format="%.4g")
 
 
+def keep() -> None:
+    """Photos accentuated, on even units."""
+    named, _, statistics, _ = setting("microworld:resnet", "all")
+    infos, units = list(named.layers.values()), list(range(0, 192, 6))
+    aim = aim_at(named.layers["layer4"], named.Q, poolings(infos, "auto"), units, infos[:4])
+    middle = named.Q["layer4"][:, units].argsort(0)[named.N // 2].tolist()
+    photos = seen_pictures(named.target, named.probe, middle)
+    rows, still = [], replace(Settings(), smooth=0.0)
+    for weight in (1.0, 3.0, 10.0, 30.0):
+        made = accentuate(named.target, aim, photos, statistics, still, keep=weight).pictures
+        table = picture_columns(named, aim, as_pictures(made))
+        away = (made - photos).square().mean((1, 2, 3)) / photos.var((1, 2, 3))
+        row = {
+            "keep": weight,
+            "beats_best": table["beats_best"].mean(),
+            "own_first": table["own_first"].mean(),
+        }
+        rows.append(row | {"times_best": table["times_best"].median(), "changed": float(away.median())})
+        print(rows[-1], flush=True)
+        pairs = as_pictures(made)
+        _sheet(named, "layer4", units, pairs, f"keep {weight:.0f}")
+        write_table(pd.DataFrame(rows), TABLES / "keep.csv", float_format="%.4g")
+
+
 def report() -> None:
     rows = []
     for target, units in (("microworld:resnet", range(1, 192, 2)), ("microworld:vit", range(0, 96, 2))):
@@ -114,4 +139,4 @@ def report() -> None:
 
 if __name__ == "__main__":
     TABLES.mkdir(parents=True, exist_ok=True)
-    {"choose": choose, "report": report}[sys.argv[1]]()
+    {"choose": choose, "keep": keep, "report": report}[sys.argv[1]]()

@@ -3,6 +3,7 @@
 Settings     how pictures are made
 Aim          what they are to excite: directions in a layer, and what is usual there
 aim_at       units or vectors of a layer -> Aim
+layers_before   the layers that come before another
 synthesise   pictures from noise, each for one direction
 accentuate   the same from real photos, which stay near what they were
 Made         pictures, and where in them the optimiser worked
@@ -127,6 +128,19 @@ def aim_at(
     before = {one.name: (one, *_usual(Q[one.name])) for one in earlier}
     spread = (q @ directions.T).std(0).clamp_min(1e-6)
     return Aim(layer, directions, names, *_usual(q), pools[layer.name], before, spread)
+
+
+def layers_before(target: Target, layer: LayerInfo, others: Sequence[LayerInfo]) -> list[LayerInfo]:
+    """Those of other layers that have given their output when `layer` gives its own, in the order given."""
+    ran: list[str] = []
+
+    def note(name: str, output: Tensor) -> None:
+        ran.append(name)
+
+    with torch.no_grad(), hooks.record(target.model, [one.name for one in (*others, layer)], note):
+        target.model(target.example)
+    first = set(ran[: ran.index(layer.name)])
+    return [one for one in others if one.name in first]
 
 
 def synthesise(

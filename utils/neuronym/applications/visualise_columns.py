@@ -1,6 +1,7 @@
 """How far a synthesised picture may be believed: four columns, each beside what real pictures reach.
 
 picture_columns   a row for each picture
+by_layer          their shares, and path similarity layer by layer, beside what real pictures reach
 activation_over   its activation, against the best real picture's
 own_first         whether its own unit is the most excited one of the layer
 path_similarity   whether earlier layers see it as they see the unit's top pictures
@@ -75,6 +76,24 @@ def picture_columns(
         table["label_share"] = label_share(made.I, T, at).cpu().numpy()
         table["label_real"] = label_share(real.I[best[0]], T, at).cpu().numpy()
     return table
+
+
+def by_layer(table: pd.DataFrame) -> pd.DataFrame:
+    """Shares of the pictures of each layer (and of each `image`, where the table has it), beside those of the
+    best real pictures; path_share is of the means, since that of one unit divides by a small gap.
+    """
+    keys = ["layer", *(key for key in ("image",) if key in table)]
+    rows = []
+    for key, some in table.groupby(keys, sort=False):
+        row = dict(zip(keys, key)) | {"pictures": len(some), "times_best": some["times_best"].median()}
+        row |= {name: some[name].mean() for name in ("beats_best", "own_first", "real_first")}
+        if "path" in some:
+            chance = some["path_random"].mean()
+            row["path_share"] = (some["path"].mean() - chance) / (some["path_top"].mean() - chance)
+        if "label_share" in some:
+            row |= {name: some[name].mean() for name in ("label_share", "label_real")}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def measured(

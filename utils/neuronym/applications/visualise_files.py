@@ -3,6 +3,7 @@
 write_pictures   visualised.csv and the folder visualised/
 read_pictures    the table, with the folder's files checked
 picture_file     where the picture of a direction of a layer lies
+read_directions  vectors in a layer's space, from a file
 
 `visualised.csv` has a row for each picture: layer, unit (empty for a vector), direction (the unit's number,
 or the vector's name), file (PNG of the network's input size, relative to the run's folder), alpha (the same
@@ -18,7 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from neuronym.common.tables import read_table, TEXT, write_table
@@ -80,6 +84,35 @@ def picture_file(layer: str, direction: str, kind: str = "fourier") -> str:
     name = f"{int(direction):04d}" if direction.isdecimal() else direction
     place, name = (re.sub(r"[^\w.-]+", "_", text) for text in (layer, name))
     return f"{FOLDER}/{place}/{kind}_{name}.png"
+
+
+def read_directions(file: Path, units: int, layer: str) -> Tensor:
+    """Vectors [n, units] of a layer: an array of .npy, the only (or first) tensor of .safetensors, the rows of
+    a .csv without a head.
+
+    Errors: FileNotFoundError; ValueError for another kind of file, and for another number of units.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"no file of directions at {file}; give a .npy, .safetensors or .csv file")
+    try:
+        if file.suffix == ".npy":
+            found = torch.from_numpy(np.load(file, allow_pickle=False))
+        elif file.suffix == ".safetensors":
+            found = next(iter(load_file(file).values()))
+        elif file.suffix == ".csv":
+            found = torch.from_numpy(np.loadtxt(file, delimiter=",", ndmin=2))
+        else:
+            raise ValueError("its name ends in none of .npy, .safetensors, .csv")
+    except (ValueError, OSError, SafetensorError, StopIteration) as error:
+        why = str(error).splitlines()[0] if str(error) else "it is empty"
+        raise ValueError(f"directions are a .npy, .safetensors or .csv file, {file} is none: {why}") from None
+    found = found.float()[None] if found.ndim == 1 else found.float()
+    if found.ndim != 2 or found.shape[1] != units:
+        raise ValueError(
+            f"directions in '{layer}' have {units} values each, {file} holds {list(found.shape)}; name the "
+            "layer that they are of"
+        )
+    return found
 
 
 def _alpha(file: str) -> str:
