@@ -4,26 +4,36 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from neuronym.applications import visualise_images as images
-from neuronym.applications.visualise import accentuate, aim_at, Settings, synthesise
+from neuronym.applications.visualise import accentuate, aim_at, layers_before, Settings, synthesise
 from neuronym.applications.visualise_columns import (
     activation_over,
     as_pictures,
+    by_layer,
     label_share,
     own_first,
     path_similarity,
     picture_columns,
     seen_pictures,
 )
-from neuronym.applications.visualise_files import picture_file, read_pictures, write_pictures
+from neuronym.applications.visualise_files import (
+    picture_file,
+    read_directions,
+    read_pictures,
+    with_alpha,
+    write_pictures,
+)
 from neuronym.applications.visualise_transforms import affine_maps, NONE, transformed, Transforms
+from neuronym.figures.visualise import picture_cards, picture_rows, TILE
 from neuronym.hooks import list_layers, poolings
 from neuronym.measurements import measure
 from neuronym.models.preprocess import HALF, Preprocess
@@ -387,3 +397,67 @@ def test_columns_and_files_of_a_network_of_the_microworld(tmp_path):
         read_pictures(tmp_path)
     with pytest.raises(FileNotFoundError, match="has no visualised.csv"):
         read_pictures(tmp_path / "elsewhere")
+
+
+def test_directions_come_from_files_and_others_are_refused(tmp_path):
+    vectors = torch.randn(2, 6, generator=dice())
+    np.save(tmp_path / "v.npy", vectors.numpy())
+    save_file({"W_enc": vectors}, tmp_path / "v.safetensors")
+    np.savetxt(tmp_path / "v.csv", vectors.numpy(), delimiter=",")
+    np.save(tmp_path / "one.npy", vectors[0].numpy())
+    for name in ("v.npy", "v.safetensors", "v.csv"):
+        assert torch.allclose(read_directions(tmp_path / name, 6, "second"), vectors)
+    assert read_directions(tmp_path / "one.npy", 6, "second").shape == (1, 6)
+    np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
+    (tmp_path / "v.txt").write_text("1,2")
+    (tmp_path / "words.csv").write_text("a,b")
+    (tmp_path / "torn.safetensors").write_bytes(b"x")
+    for name in ("pickled.npy", "v.txt", "words.csv", "torn.safetensors"):
+        with pytest.raises(ValueError, match="is none: .+"):
+            read_directions(tmp_path / name, 6, "second")
+    with pytest.raises(ValueError, match="'second' have 7 values each, .* holds"):
+        read_directions(tmp_path / "v.npy", 7, "second")
+    with pytest.raises(FileNotFoundError, match="no file of directions at"):
+        read_directions(tmp_path / "gone.npy", 6, "second")
+
+
+def test_layers_before_are_those_that_have_run(setting):
+    target, layers, *_ = setting
+    given = list(layers.values())
+    assert [one.name for one in layers_before(target, layers["second"], given[::-1])] == ["first"]
+    assert [one.name for one in layers_before(target, layers["fc"], given)] == ["first", "second"]
+    assert layers_before(target, layers["first"], given) == []
+
+
+def test_shares_by_layer_are_means_and_the_path_that_of_means():
+    table = pd.DataFrame(
+        {
+            "layer": ["a", "a", "b"],
+            "times_best": [1.0, 3.0, 0.5],
+            "beats_best": [True, True, False],
+            "own_first": [True, False, False],
+            "real_first": [False, False, True],
+            "path": [0.2, 0.6, 0.1],
+            "path_top": [0.5, 0.5, 0.3],
+            "path_random": [0.1, 0.0, 0.1],
+        }
+    )
+    found = by_layer(table)
+    assert found["beats_best"].tolist() == [1, 0] and found["own_first"].tolist() == [0.5, 0]
+    assert found["path_share"].tolist() == pytest.approx([(0.4 - 0.05) / (0.5 - 0.05), 0])
+    assert by_layer(table.assign(image=["x", "y", "x"]))["image"].tolist() == ["x", "y", "x"]
+
+
+def test_figures_show_every_picture_beside_real_ones():
+    picture = Image.new("RGB", (64, 64), "red")
+    card = {"title": "layer4  3", "label": "a $red$ thing", "lines": ["1.2", "x"], "real": [picture] * 3}
+    card["made"] = [picture, with_alpha(picture, torch.zeros(64, 64))]
+    fig = picture_cards([card] * 3)
+    shown = np.asarray(fig.axes[0].images[0].get_array())
+    red = (shown[..., :3] == (255, 0, 0)).all(-1).sum()
+    assert red == 3 * 4 * TILE * TILE  # what is transparent is white
+    assert sum("$red$" in text.get_text() for text in fig.texts) == 3
+    rows = picture_rows({"photo": [picture], "after": [picture, picture]}, ["a", "b"])
+    assert (np.asarray(rows.axes[0].images[0].get_array())[..., 0] == 255).any()
+    assert [text.get_text() for text in rows.texts] == ["photo", "after", "a", "b"]
+    plt.close("all")

@@ -131,14 +131,15 @@ def aim_at(
 
 
 def layers_before(target: Target, layer: LayerInfo, others: Sequence[LayerInfo]) -> list[LayerInfo]:
-    """Those of other layers that have given their output when `layer` gives its own, in the order given."""
+    """Those of `others` that have given their output when `layer` gives its own, in the order given."""
+    names = dict.fromkeys(one.name for one in (*others, layer))
     ran: list[str] = []
 
     def note(name: str, output: Tensor) -> None:
         ran.append(name)
 
-    with torch.no_grad(), hooks.record(target.model, [one.name for one in (*others, layer)], note):
-        target.model(target.example)
+    with torch.no_grad(), hooks.record(target.model, list(names), note):
+        target.model(target.example.expand(2, -1, -1, -1))
     first = set(ran[: ran.index(layer.name)])
     return [one for one in others if one.name in first]
 
@@ -174,7 +175,7 @@ def accentuate(
     statistics: PictureStatistics,
     settings: Settings,
     *,
-    keep: float = 1.0,
+    keep: float = 3.0,
     seed: int = 0,
     batch: int = 32,
     progress: Progress | None = None,

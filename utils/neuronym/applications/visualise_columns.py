@@ -7,6 +7,8 @@ own_first         whether its own unit is the most excited one of the layer
 path_similarity   whether earlier layers see it as they see the unit's top pictures
 label_share       whether its label's text is nearer to it than other units' labels are
 as_pictures       tensors -> pictures of 8 bits, which is what is measured and saved
+top_pictures      the real pictures that excite a direction most
+change            how far an accentuated photo is from what it was
 seen_pictures     real pictures as a network sees them, as a tensor
 """
 
@@ -187,6 +189,17 @@ def as_pictures(pictures: Tensor) -> list[Image.Image]:
     """Pictures [n, 3, H, W] in [0, 1] of 8 bits."""
     shown = (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(one) for one in shown]
+
+
+def top_pictures(data: Measurements, direction: Tensor, layer: str, n: int) -> list[Image.Image]:
+    """The n real pictures that excite a direction [K] of a layer most, as the network sees them."""
+    rows = top_images(data.Q[layer] @ direction[:, None], min(n, data.N))[:, 0].tolist()
+    return as_pictures(seen_pictures(data.target, data.probe, rows))
+
+
+def change(after: Tensor, before: Tensor) -> Tensor:
+    """Mean squared difference in parts of the variance of the picture before, [n, 3, H, W] -> [n]."""
+    return (after - before).square().mean((1, 2, 3)) / before.var((1, 2, 3)).clamp_min(1e-4)
 
 
 def seen_pictures(target: Target, probe: Probe, rows: Sequence[int] | None = None, most: int = 500) -> Tensor:

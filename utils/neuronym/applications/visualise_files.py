@@ -1,6 +1,7 @@
 """Synthesised pictures in a run's folder, for figures, pages and whoever reads them.
 
 write_pictures   visualised.csv and the folder visualised/
+with_alpha       a picture with transparency
 read_pictures    the table, with the folder's files checked
 picture_file     where the picture of a direction of a layer lies
 read_directions  vectors in a layer's space, from a file
@@ -45,13 +46,11 @@ def write_pictures(
     """
     table = table.copy()
     kind = "accentuated" if photos else image
-    masks = (alpha.clamp(0, 1) * 255).round().byte().cpu().numpy()
     files = [picture_file(layer, name, kind) for layer, name in zip(table["layer"], table["direction"])]
-    for file, picture, mask in zip(files, pictures, masks, strict=True):
+    for file, picture, mask in zip(files, pictures, alpha, strict=True):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         picture.save(folder / file)
-        seen = np.dstack([np.asarray(picture), mask])
-        Image.fromarray(seen, "RGBA").save(folder / _alpha(file))
+        with_alpha(picture, mask).save(folder / _alpha(file))
     units = [int(name) if name.isdecimal() else None for name in table["direction"]]
     table.insert(1, "unit", pd.array(units, dtype="Int64"))
     table.insert(3, "file", files)
@@ -63,6 +62,12 @@ def write_pictures(
         table = pd.concat([before[~before["file"].isin(files)], table], ignore_index=True)
     write_table(table, folder / TABLE, float_format="%.6g")
     return table
+
+
+def with_alpha(picture: Image.Image, alpha: Tensor) -> Image.Image:
+    """A picture with transparency [H, W] from 0 to 1, in RGBA."""
+    mask = (alpha.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    return Image.fromarray(np.dstack([np.asarray(picture.convert("RGB")), mask]), "RGBA")
 
 
 def read_pictures(folder: Path) -> pd.DataFrame:
@@ -87,7 +92,7 @@ def picture_file(layer: str, direction: str, kind: str = "fourier") -> str:
 
 
 def read_directions(file: Path, units: int, layer: str) -> Tensor:
-    """Vectors [n, units] of a layer: an array of .npy, the only (or first) tensor of .safetensors, the rows of
+    """Vectors [n, units] of a layer: the array of a .npy file, the first tensor of .safetensors, the rows of
     a .csv without a head.
 
     Errors: FileNotFoundError; ValueError for another kind of file, and for another number of units.

@@ -1,6 +1,6 @@
 """Synthesised pictures, always beside real ones.
 
-picture_cards   a row for each unit: its picture, where the gradient worked, its top real pictures, the columns
+picture_cards   for each unit its picture, where the gradient worked, its top real pictures, the columns
 picture_rows    rows of pictures with names: parametrisations, or photos before and after
 """
 

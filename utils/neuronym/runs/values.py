@@ -20,6 +20,11 @@ RANGES: dict[str, tuple[float, float, str]] = {  # least, most, what it is
     "seed": (0, LARGEST_SEED, "a seed"),
     "good": (0, 1, "a share"),
     "noise": (0, 1, "a share of full scale"),
+    "rate": (0.001, 1000, "a factor"),
+    "jitter": (0, 1, "a share of the side"),
+    "smallest": (0.05, 4, "a share of the side"),
+    "largest": (0.05, 4, "a share of the side"),
+    "rotate": (0, 180, "degrees"),
     "most_cost": (0, math.inf, "a number of dollars"),
 }
 
@@ -39,6 +44,11 @@ def check_values(params: Mapping[str, Any]) -> None:
     level = params.get("level")
     if isinstance(level, float) and not 0 < level < 1:
         raise ValueError(f"parameter 'level' must be a share above 0 and below 1, such as 0.05, got {level}")
+    if params.get("smallest", 0) > params.get("largest", math.inf):
+        raise ValueError(
+            f"views show from smallest to largest, got smallest={params['smallest']} and "
+            f"largest={params['largest']}; exchange them"
+        )
     for name, check in WRITTEN.items():
         if isinstance(params.get(name), str):
             check(name, params[name])
@@ -108,6 +118,14 @@ def _units(name: str, text: str) -> None:
         raise ValueError(f"label: needs a word, as in label:dog, got '{text}'")
 
 
+def _directions(name: str, text: str) -> None:
+    path = from_root(text) if text else None
+    if path and (not path.is_file() or path.suffix not in (".npy", ".safetensors", ".csv")):
+        raise FileNotFoundError(
+            f"no file of directions at {path}; '{name}' takes a .npy, .safetensors or .csv file of vectors"
+        )
+
+
 def _prompts(name: str, text: str) -> None:
     if text.startswith("file:"):
         path = from_root(text.removeprefix("file:"))
@@ -131,4 +149,5 @@ WRITTEN: dict[str, Callable[[str, str], None]] = {
     "templates": _templates,
     "units": _units,
     "prompts": _prompts,
+    "directions": _directions,
 }
