@@ -15,7 +15,12 @@ from PIL import Image
 
 from neuronym.figures.style import as_written, COLOURS, DPI
 
-TILE, GAP, ROOM, FOOT = 150, 8, 330, 40  # pixels: picture, space around it, texts beside it, line below all
+TILE, GAP, TEXT_ROOM, FOOT = (
+    150,
+    8,
+    330,
+    40,
+)  # pixels: picture, space around it, texts beside it, line below all
 APART = 28  # between what was made and what is real
 
 
@@ -25,7 +30,7 @@ def picture_cards(cards: Sequence[Mapping], columns: int = 2) -> Figure:
     real (top pictures, as many in every card) and lines of text.
     """
     reals = max(len(card["real"]) for card in cards)
-    width, height = ROOM + (2 + reals) * (TILE + GAP) + APART, TILE + 2 * GAP
+    width, height = TEXT_ROOM + (2 + reals) * (TILE + GAP) + APART, TILE + 2 * GAP
     columns = min(columns, len(cards))
     rows = -(-len(cards) // columns)
     page = Image.new("RGB", (width * columns, height * rows), "white")
@@ -34,7 +39,7 @@ def picture_cards(cards: Sequence[Mapping], columns: int = 2) -> Figure:
         left, top = i % columns * width, i // columns * height
         tiles = [*card["made"], *card["real"]]
         for j, tile in enumerate(tiles):
-            x = left + ROOM + j * (TILE + GAP) + (APART - GAP if j >= len(card["made"]) else 0)
+            x = left + TEXT_ROOM + j * (TILE + GAP) + (APART - GAP if j >= len(card["made"]) else 0)
             page.paste(_fitted(tile), (x, top + GAP))
         at = {"va": "top", "parse_math": False}
         x, y = (left + GAP) / page.width, 1 - (top + GAP) / (page.height + FOOT)
