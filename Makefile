@@ -72,6 +72,11 @@ figures: .venv/set-up-base
 	for name in strips_layer4 ablation_correlation ablation_named pruning; do \
 	  cp results/describe_and_dissect/figures-*/figures/$$name.png figures/describe_$$name.png || exit 1; \
 	done
+	$(PY) -m neuronym visualisation -p run_name figures
+	cp results/visualisation/figures-*/figures/pictures_layer4.png figures/visualisation.png
+	for name in parametrisations accentuated; do \
+	  cp results/visualisation/figures-*/figures/$$name.png figures/visualisation_$$name.png || exit 1; \
+	done
 	$(PY) -m neuronym atlas -p run_name figures
 	chromium --headless --no-sandbox --hide-scrollbars --window-size=1400,900 --virtual-time-budget=5000 \
 	  --screenshot=figures/atlas.png "file://$$PWD/$$(ls -d results/atlas/figures-*/site)/index.html#/grid"

@@ -15,6 +15,7 @@ from torch import nn
 from visualisation import setting, TABLES, tried
 
 from neuronym.applications.visualise import Settings
+from neuronym.common.statistics import paired_interval
 from neuronym.common.tables import write_table
 from neuronym.microworld.training import scene_pool
 from neuronym.microworld.world import CLASSES, CONCEPTS
@@ -64,14 +65,19 @@ def held_out(model: nn.Module, pool: dict, far: float) -> dict[str, float]:
 
 def main() -> None:
     pool, test = scene_pool(SCENES, workers=1), scene_pool(500, seed=90_000_000, workers=1)
-    first, rows = load_target("microworld:resnet").model, []
+    first, rows, units = load_target("microworld:resnet").model, [], []
     for name, far in (("plain", 0.0), ("robust", FAR)):
         model = trained_on(first, pool, far)
         target = load_target(model, preprocess=MICRO, classes=CLASSES, name=name)
-        row, _ = tried(setting(target, "all"), "layer4", list(range(0, 192, 6)), Settings(), name)
+        row, columns = tried(setting(target, "all"), "layer4", list(range(0, 192, 6)), Settings(), name)
         rows.append({"network": name} | held_out(target.model, test, FAR) | row)
         print(rows[-1], flush=True)
+        units.append(columns["label_share"].rename(name))
         write_table(pd.DataFrame(rows), TABLES / "robust.csv", float_format="%.4g")
+    gap, low, high = paired_interval(units[1], units[0])
+    table = pd.DataFrame([{"difference": gap, "low": low, "high": high, "units": len(units[0])}])
+    write_table(table, TABLES / "robust_gap.csv", float_format="%.4g")
+    print(table)
 
 
 if __name__ == "__main__":
