@@ -29,7 +29,7 @@ from torch import Tensor
 from neuronym import cache, hooks
 from neuronym.common.types import Device, Progress
 from neuronym.datasets.probe import Probe
-from neuronym.hooks import LayerInfo, LAYOUTS
+from neuronym.layouts import LayerInfo, LAYOUTS
 from neuronym.passes import ALIKE, CHECKED, compute, differ_by, inference, inference_of, Job, spread
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ import torch
 from torch import nn, Tensor
 
 from neuronym.common.checks import unknown
-from neuronym.layouts import Findings, layer_of, LayerInfo, LAYOUTS, layouts_from, matches, POSITION_AXES
+from neuronym.layouts import axes_of, Findings, layer_of, LayerInfo, layouts_from, matches, POSITION_AXES
 from neuronym.trials import eager, first_tensor, Trial, try_out
 
 Layouts = str | Mapping[str, str] | None
@@ -95,7 +95,7 @@ def pool(output: Tensor, layout: str, how: str, batch: int) -> Tensor:
     when the batch axis of the layout has not `batch` entries, for an unknown layout or pooling, and for "cls"
     without tokens.
     """
-    axes, batch_axis = _axes(layout)
+    axes, batch_axis, _ = axes_of(layout)
     if output.ndim != axes or output.shape[batch_axis] != batch:
         raise ValueError(
             f"layout '{layout}' has {axes} axes with the batch ({batch}) at axis {batch_axis}, got shape "
@@ -140,7 +140,7 @@ def as_maps(
     registers. Errors: ValueError without a grid, since a number of tokens tells none: 14 x 16 patches and a
     class token are 15 x 15.
     """
-    axes, batch_axis = _axes(layout)
+    axes, batch_axis, unit_axis = axes_of(layout)
     if output.ndim != axes:
         raise ValueError(f"layout '{layout}' has {axes} axes, got an output of shape {list(output.shape)}")
     if layout == "fc":
@@ -149,7 +149,7 @@ def as_maps(
         return output
     if layout == "nhwc":
         return output.permute(0, 3, 1, 2)
-    tokens = output.movedim((batch_axis, LAYOUTS[layout][2]), (0, 2))  # [B, T, K]
+    tokens = output.movedim((batch_axis, unit_axis), (0, 2))  # [B, T, K]
     count = tokens.shape[1]
     if grid is None:
         raise ValueError(
@@ -244,13 +244,6 @@ def _replaced(output: object, tensor: Tensor, value: Tensor) -> object:
         return value
     items = [value if item is tensor else item for item in output]
     return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
-
-
-def _axes(layout: str) -> tuple[int, int]:
-    """Number of axes and batch axis of a layout."""
-    if layout not in LAYOUTS:
-        raise ValueError(f"a layout is one of {', '.join(LAYOUTS)}, got {layout!r}")
-    return LAYOUTS[layout][:2]
 
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

@@ -1,6 +1,7 @@
 """Which axis of an activation holds its units, and where its positions lie in the picture.
 
 LAYOUTS       where a layout has its batch and its units
+axes_of       the same of one layout
 LayerInfo     what is known of one layer: name, kind, units, layout and the grid of its positions
 Seen          what one module gave in a few passes
 Findings      what the modules so far have told about the network
@@ -67,6 +68,13 @@ _UNITS_LAST = (
     nn.RNNBase,
     nn.Embedding,
 )
+
+
+def axes_of(layout: str) -> tuple[int, int, int]:
+    """Number of axes, batch axis and unit axis of a layout; ValueError for one that does not exist."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"a layout is one of {', '.join(LAYOUTS)}, got {layout!r}")
+    return LAYOUTS[layout]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from neuronym.common.memory import items_within, MEMORY, slices
 from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import batches, Probe
 from neuronym.datasets.tasks import broden_masks, ConceptMasks, microworld_masks
-from neuronym.hooks import LayerInfo, LAYOUTS
+from neuronym.layouts import LayerInfo, LAYOUTS
 from neuronym.models.preprocess import seen_mask
 from neuronym.passes import inference_of
 from neuronym.similarity.scores import top_labels

@@ -36,7 +36,8 @@ from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import batches, Probe
 from neuronym.evaluation.metrics import auprc
 from neuronym.evaluation.replay import under_each
-from neuronym.hooks import edit, LayerInfo, LAYOUTS, resolve_layers
+from neuronym.hooks import edit, resolve_layers
+from neuronym.layouts import LayerInfo, LAYOUTS
 from neuronym.passes import inference_of
 
 NamedUnits = Mapping[str, Sequence[int]]  # layer -> units

@@ -18,6 +18,7 @@ Pixels and masks are in `neuronym.microworld.render`.
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Sequence
@@ -442,10 +443,6 @@ def _check(kind: str, word: str | None) -> None:
 
 def held_out(n: int, single: bool = False, seed: int = HELD_OUT_SEED) -> list[Scene]:
     """The first n scenes from `seed` on; `single` keeps those with one object."""
-    scenes: list[Scene] = []
-    while len(scenes) < n:
-        drawn = scene(seed)
-        seed += 1
-        if not single or len(drawn.things) == 1:
-            scenes.append(drawn)
-    return scenes
+    drawn = (scene(each) for each in itertools.count(seed))
+    wanted = (one for one in drawn if not single or len(one.things) == 1)
+    return list(itertools.islice(wanted, n))

@@ -23,7 +23,6 @@ from neuronym.common.memory import MEMORY, slices
 from neuronym.common.types import Clip, Progress
 from neuronym.datasets.probe import Probe, subset
 from neuronym.second_order.effects import (
-    checked_layers,
     Directions,
     Effects,
     Mean,
@@ -33,7 +32,14 @@ from neuronym.second_order.effects import (
     significant,
     total,
 )
-from neuronym.second_order.tower import class_token, read_tower, recorded, representation, Tower
+from neuronym.second_order.tower import (
+    checked_layers,
+    class_token,
+    read_tower,
+    recorded,
+    representation,
+    Tower,
+)
 
 ABLATIONS = ("all", "significant", "insignificant", "all but rank 1")
 

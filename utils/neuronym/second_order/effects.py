@@ -12,7 +12,6 @@ carried               what all later heads carry of a neuron: 0 for every image 
 representations       the representations alone
 chosen_layers         layers from "all" or "8,9,10"
 compression           what the factors take of the memory that the effects would
-checked_layers        layers that have second-order effects
 Mean                  the mean of effects over images
 Directions            principal directions of deviations from it
 mean                  effects -> Mean
@@ -55,7 +54,15 @@ from neuronym.common.types import Clip, Progress
 from neuronym.datasets.probe import Probe
 from neuronym.hooks import record
 from neuronym.passes import compute, inference, Job, VIT_PIECE
-from neuronym.second_order.tower import class_attention, read_tower, representation, statistics, tokens, Tower
+from neuronym.second_order.tower import (
+    checked_layers,
+    class_attention,
+    read_tower,
+    representation,
+    statistics,
+    tokens,
+    Tower,
+)
 
 SCHEMA = 1
 SCALE = 100.0  # the paper's length of an embedding
@@ -239,26 +246,6 @@ def compression(effects: Effects) -> float:
     """Bytes of s and B over those of phi [N, K, d]."""
     N, K, _, d = effects.shape
     return (effects.s.nbytes + effects.B.nbytes) / (N * K * d * effects.s.itemsize)
-
-
-def checked_layers(tower: Tower, layers: Iterable[int]) -> list[int]:
-    """The layers once each, ascending, or ValueError names the one that has no second-order effects."""
-    layers, last = sorted(set(layers)), len(tower.blocks) - 1
-    wrong = [layer for layer in layers if layer not in tower.lens_layers]
-    if wrong:
-        why = (
-            f"layer {wrong[0]} is the last one, behind which no attention carries anything"
-            if wrong[0] == last
-            else f"there is no layer {wrong[0]}"
-        )
-        raise ValueError(
-            f"second-order effects exist in MLP layers 0 to {last - 1} of clip '{tower.name}': {why}"
-        )
-    if not layers:
-        raise ValueError(
-            f"no layers were given; clip '{tower.name}' has MLP layers 0 to {last - 1} to look into"
-        )
-    return layers
 
 
 def _of_layer(

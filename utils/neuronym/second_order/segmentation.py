@@ -32,9 +32,8 @@ from neuronym.datasets.probe import Probe
 from neuronym.hooks import resolve_layers
 from neuronym.layouts import LayerInfo
 from neuronym.models.preprocess import fit_mask, sides_of
-from neuronym.second_order.effects import checked_layers
 from neuronym.second_order.text_code import speaking_neurons
-from neuronym.second_order.tower import class_attention, read_tower, recorded, Tower
+from neuronym.second_order.tower import checked_layers, class_attention, read_tower, recorded, Tower
 
 
 def clip_target(clip: Clip) -> tuple[Target, list[LayerInfo]]:

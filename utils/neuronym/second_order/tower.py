@@ -4,6 +4,7 @@ Face's CLIP.
 Norm               a layer norm
 TowerBlock, Tower  the matrices, and the names of the layers whose outputs are recorded
 read_tower         clip -> Tower, proved on one image
+checked_layers     layers that have second-order effects
 class_attention    how the class token of a block looks at all tokens, from the residual stream before it
 class_token        the class token behind a block, without the others
 representation     last residual stream -> embedding, not normalised
@@ -15,7 +16,7 @@ recorded           layers of a tower over a probe, some images at a time
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -113,6 +114,26 @@ def read_tower(clip: Clip) -> Tower:
         )
     _prove(tower, clip)
     return tower
+
+
+def checked_layers(tower: Tower, layers: Iterable[int]) -> list[int]:
+    """The layers once each, ascending, or ValueError names the one that has no second-order effects."""
+    layers, last = sorted(set(layers)), len(tower.blocks) - 1
+    wrong = [layer for layer in layers if layer not in tower.lens_layers]
+    if wrong:
+        why = (
+            f"layer {wrong[0]} is the last one, behind which no attention carries anything"
+            if wrong[0] == last
+            else f"there is no layer {wrong[0]}"
+        )
+        raise ValueError(
+            f"second-order effects exist in MLP layers 0 to {last - 1} of clip '{tower.name}': {why}"
+        )
+    if not layers:
+        raise ValueError(
+            f"no layers were given; clip '{tower.name}' has MLP layers 0 to {last - 1} to look into"
+        )
+    return layers
 
 
 def class_attention(block: TowerBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
