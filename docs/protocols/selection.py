@@ -275,7 +275,7 @@ def simulated(
 ) -> dict[str, Tensor]:
     """Scores [K, n] of every selection without pictures, for all texts; -2 where the CLIP reads nothing."""
     read = [naming.clip.reads(text) for text in texts]
-    t = embed_concepts(naming.clip, [one or "nothing" for one in read])
+    t = embed_concepts(naming.clip, [one or naming.concepts[0] for one in read])
     P, (a, b) = naming.I @ t.T, unfitted(naming.I, naming.T)
     slope = SHARPNESS / mean_spread(FactoredMatrix(naming.I, naming.T))
     others = torch.logsumexp(slope * (naming.I @ naming.T.T).double(), 1, keepdim=True)
