@@ -6,9 +6,10 @@ The study of docs/protocols/selection.md.
     python docs/protocols/selection.py photos --photos IMAGENET CALTECH101 DTD FLICKR8K
     python docs/protocols/selection.py people --photos IMAGENET CALTECH101 DTD FLICKR8K --captions FILE
     python docs/protocols/selection.py decide                  # tables from what the others wrote
+    python docs/protocols/selection.py resnet --fresh          # and the others: units that the study left out
 
-Each writes one row for each unit, choice and source of candidates to docs/results/data/selection/, where
-`decide` reads them. FILE is Flickr8k's captions.txt (image,caption). Captions are kept among the results, so
+Each writes one row for each unit and source of candidates, with a column for each choice, to
+docs/results/data/selection/, where `decide` reads them. FILE is Flickr8k's captions.txt (image,caption). Captions are kept among the results, so
 that a run that was stopped goes on.
 """
 
@@ -35,6 +36,7 @@ from neuronym.describe.scoring import SCORES
 from neuronym.describe.selection import rank_candidates
 from neuronym.evaluation.explanations import phrase_presence
 from neuronym.evaluation.presence import calibrated, fit_judge, judged_presence, true_presence, unfitted
+from neuronym.hooks import LayerInfo
 from neuronym.measurements import measure, Measurements
 from neuronym.models.captioners import load_captioner
 from neuronym.models.clips import load_clip
@@ -50,7 +52,8 @@ LAYERS = "_blocks.4,_blocks.10,_blocks.15,_fc"
 ORDINARY, FEW, MANY = 1000, 200, 1000
 MICRO_UNITS, PHOTO_UNITS, DRAWS, SEED = 64, 50, 10_000, 16
 SOURCES = ("examples 5", "examples 10", "range 5", "range 10", "both")
-TODAY, KEPT = "sq_mean", "examples 5"
+TODAY, KEPT, WIDE = "sq_mean", "examples 5", "both"
+CHOICES = ("probability", "agreed", "mention 1000")  # of the second part
 NO_CHOICE = ("best", "fitted")
 ORDER = ("share", "probability", "combined", "cosine", "mention 1000", "mention 200")
 Texts = dict[int, list[str]]  # unit -> phrases
@@ -61,25 +64,46 @@ def main() -> None:
     parser.add_argument("what", choices=("resnet", "vit", "photos", "people", "decide"))
     parser.add_argument("--photos", nargs=4, metavar="FOLDER", help="ImageNet, Caltech-101, DTD, Flickr8k")
     parser.add_argument("--captions", type=Path, help="Flickr8k's captions.txt")
+    parser.add_argument("--fresh", action="store_true", help="the units left out: the second part")
     given = parser.parse_args()
     if given.what in ("photos", "people") and not given.photos:
         parser.error("photos and people need --photos IMAGENET CALTECH101 DTD FLICKR8K")
     DATA.mkdir(parents=True, exist_ok=True)
     (results_dir() / "selection").mkdir(parents=True, exist_ok=True)
     if given.what in ("resnet", "vit"):
-        table = microworld(given.what)
+        table = microworld(given.what, given.fresh)
     elif given.what == "photos":
-        table = photos(given.photos)
+        table = photos(given.photos, given.fresh)
     elif given.what == "people":
-        table = people(given.photos[3], given.captions)
+        table = people(given.photos[3], given.captions, given.fresh)
     else:
         return decide()
-    table.to_csv(DATA / f"{given.what}.csv", index=False, float_format="%.4g")
-    columns = ["source", "choice"]
-    print(table.groupby(columns + ["place"], sort=False)["value"].mean().unstack().round(3).to_string())
+    written(table, f"{given.what}{'_fresh' if given.fresh else ''}")
 
 
-def microworld(network: str) -> pd.DataFrame:
+KEY = ["setup", "layer", "unit", "source", "word_value", "recalled", "count"]
+
+
+def written(table: pd.DataFrame, name: str) -> None:
+    """A row for each unit and source, a column for each choice."""
+    wide = table.pivot(index=KEY, columns="choice", values="value").reset_index()
+    wide.to_csv(DATA / f"{name}.csv", index=False, float_format="%.4g")
+    print(wide.groupby(["source", "setup"]).mean(numeric_only=True).round(3).T.to_string())
+
+
+def read(name: str) -> pd.DataFrame:
+    """What `written` wrote, a row for each choice as well."""
+    wide = pd.read_csv(DATA / f"{name}.csv")
+    return wide.melt(KEY, var_name="choice").dropna(subset="value")
+
+
+def chosen_units(info: LayerInfo, most: int, fresh: bool) -> list[int]:
+    """At most so many units, spread evenly; or the first so many of those that this leaves out."""
+    first = evenly_spaced(min(most, info.units), info.units)
+    return [unit for unit in range(info.units) if unit not in first][:most] if fresh else first
+
+
+def microworld(network: str, fresh: bool) -> pd.DataFrame:
     """Candidates and choices of one microworld network, rated by the truth about the scenes."""
     data = measure(f"microworld:{network}", "all", "microworld:5000", "microworld", "microworld")
     naming, test = data.split(0.4)
@@ -92,17 +116,19 @@ def microworld(network: str) -> pd.DataFrame:
     fit = fit_judge(naming.I @ naming.T.T, known)
     tables = []
     for layer, info in data.layers.items():
-        units = evenly_spaced(min(MICRO_UNITS, info.units), info.units)
-        q = naming.Q[layer]
+        units, q = chosen_units(info, MICRO_UNITS, fresh), naming.Q[layer]
+        if not units:
+            continue
         looked = caption_examples(
             data.target, info, units, naming.probe, q, captioner, book, data.clip, progress=None
         )
         sources = candidates(looked.captions, ordinary, rows, q)
         drawn = {"target": data.target, "layer": info, "clip": data.clip}
-        pictures, _ = rank_candidates(sources[KEPT], looked.E, generator, how=list(SCORES), **drawn)
-        retrieval = {"Q": q, "I": naming.I, "clip": data.clip}
-        near, _ = rank_candidates(sources[KEPT], looked.E, "retrieval", how=TODAY, **retrieval)
-        pictures["retrieved sq_mean"] = near[TODAY]
+        retrieval, pictures = {"Q": q, "I": naming.I, "clip": data.clip}, {}
+        if not fresh:
+            pictures, _ = rank_candidates(sources[KEPT], looked.E, generator, how=list(SCORES), **drawn)
+            near, _ = rank_candidates(sources[KEPT], looked.E, "retrieval", how=TODAY, **retrieval)
+            pictures["retrieved sq_mean"] = near[TODAY]
         tables.append(
             rated(
                 naming,
@@ -117,10 +143,10 @@ def microworld(network: str) -> pd.DataFrame:
             ).assign(setup=f"{network} {'final' if layer == data.target.layers[-1] else 'inner'}")
         )
         print(f"{network} {layer} done", flush=True)
-    return placed(tables)
+    return pd.concat(tables)
 
 
-def photos(folders: Sequence[str]) -> pd.DataFrame:
+def photos(folders: Sequence[str], fresh: bool) -> pd.DataFrame:
     """The same of photos, rated by another image-text model."""
     probe = load_probe("+".join(f"folder:{folder}" for folder in folders))
     data = measure(TARGET, LAYERS, probe, NAMER, "english:10000")
@@ -141,23 +167,25 @@ def photos(folders: Sequence[str]) -> pd.DataFrame:
     known = [seen(part, data.concepts) for part in both]
     tables = []
     for layer, info in data.layers.items():
-        units, q = evenly_spaced(PHOTO_UNITS, info.units), naming.Q[layer]
+        units, q = chosen_units(info, PHOTO_UNITS, fresh), naming.Q[layer]
+        if not units:
+            continue
         looked = caption_examples(
             data.target, info, units, naming.probe, q, captioner, book, data.clip, crops=0
         )
         sources = candidates(looked.captions, ordinary, rows, q)
         retrieval = {"Q": q, "I": naming.I, "clip": data.clip}
-        pictures, _ = rank_candidates(sources[KEPT], looked.E, "retrieval", how=list(SCORES), **retrieval)
+        pictures, _ = rank_candidates(sources[KEPT], looked.E, "retrieval", how=hows(fresh), **retrieval)
         truth = [partial(seen, part) for part in both]
         said = ordinary, rows
         table = rated(
             naming, layer, sources, pictures, said, truth[0], (truth[1], test.Q[layer]), words=known
         )
         tables.append(table.assign(setup=f"photos {'final' if layer == '_fc' else 'inner'}"))
-    return placed(tables)
+    return pd.concat(tables)
 
 
-def people(folder: str, file: Path) -> pd.DataFrame:
+def people(folder: str, file: Path, fresh: bool) -> pd.DataFrame:
     """The same where people wrote the captions, and what they wrote is the truth."""
     written = pd.read_csv(file).groupby("image")["caption"].apply(list)
     data = measure(TARGET, LAYERS, f"folder:{folder}", NAMER, "english:10000")
@@ -173,13 +201,15 @@ def people(folder: str, file: Path) -> pd.DataFrame:
     known = [truth(part, common) for part in (naming, test)]
     tables = []
     for layer, info in data.layers.items():
-        units, q = evenly_spaced(PHOTO_UNITS, info.units), naming.Q[layer]
+        units, q = chosen_units(info, PHOTO_UNITS, fresh), naming.Q[layer]
+        if not units:
+            continue
         top = top_images(q[:, units], 10).T
         captions = {unit: [said[naming][i][0] for i in mine] for unit, mine in zip(units, top.tolist())}
         sources = candidates(captions, first, rows, q)
         E = {unit: naming.I[mine] for unit, mine in zip(units, top)}
         retrieval = {"Q": q, "I": naming.I, "clip": data.clip}
-        pictures, _ = rank_candidates(sources[KEPT], E, "retrieval", how=list(SCORES), **retrieval)
+        pictures, _ = rank_candidates(sources[KEPT], E, "retrieval", how=hows(fresh), **retrieval)
         table = rated(
             naming,
             layer,
@@ -192,7 +222,12 @@ def people(folder: str, file: Path) -> pd.DataFrame:
             concepts=common,
         )
         tables.append(table.assign(setup=f"people {'final' if layer == '_fc' else 'inner'}"))
-    return placed(tables)
+    return pd.concat(tables)
+
+
+def hows(fresh: bool) -> list[str]:
+    """Functions that choose by pictures; of fresh units today's alone."""
+    return [TODAY] if fresh else list(SCORES)
 
 
 def shuffled(captions: Sequence[str], rows: Sequence[int]) -> tuple[list[str], list[int]]:
@@ -295,14 +330,8 @@ def simulated(
     for n in (FEW, MANY):
         there = mentions(captions[:n], texts).double()
         found[f"mention {n}"] = cross_correlation(Q[list(rows[:n])], there)
+    found["agreed"] = found["probability"] + found[f"mention {MANY}"]
     return found
-
-
-def placed(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """All layers, the set-up first."""
-    table = pd.concat(tables)
-    table = table.assign(place=table["setup"].str.split().str[1])
-    return table[["setup", "place", *[c for c in table if c not in ("setup", "place")]]]
 
 
 SETUPS = [f"{name} {place}" for name in ("resnet", "vit", "photos", "people") for place in ("inner", "final")]
@@ -310,10 +339,12 @@ SETUPS = [f"{name} {place}" for name in ("resnet", "vit", "photos", "people") fo
 
 def decide() -> None:
     """Means with intervals, shares of the best, and what wins by the protocol."""
-    files = [DATA / f"{name}.csv" for name in ("resnet", "vit", "photos", "people")]
-    table = pd.concat([pd.read_csv(file, keep_default_na=False) for file in files])
+    names = ("resnet", "vit", "photos", "people")
+    table = pd.concat([read(name) for name in names])
     winner = decide_selection(table[table["source"] == KEPT])
     decide_candidates(table[table["choice"].isin([winner, "best"])], winner)
+    if all((DATA / f"{name}_fresh.csv").exists() for name in names):
+        decide_fresh(pd.concat([read(f"{name}_fresh") for name in names]))
 
 
 def decide_selection(table: pd.DataFrame) -> str:
@@ -366,6 +397,31 @@ def decide_candidates(table: pd.DataFrame, winner: str) -> None:
     held &= all(found.loc[chosen, "against_high"] >= 0 for found in intervals.values())
     print(pd.DataFrame(means).round(3).to_string())
     print(f"resnet chooses {chosen}; {'it replaces' if held else 'not confirmed, it stays at'} {KEPT}")
+
+
+def decide_fresh(table: pd.DataFrame) -> None:
+    """The second part, on units left out: fresh.csv."""
+    parts, relative, better, worse = [], {}, {}, {}
+    for setup in [setup for setup in SETUPS if setup in set(table["setup"])]:
+        here = table[(table["setup"] == setup) & table["choice"].isin([*CHOICES, "best"])]
+        for source in (KEPT, WIDE):
+            wide = spread(here[here["source"] == source], "choice")
+            parts.append(compared(wide, "probability").assign(setup=setup, source=source))
+            if source == WIDE:
+                relative[setup] = wide[list(CHOICES)].mean() / wide[list(CHOICES)].mean().max()
+        for choice in CHOICES:
+            wide = spread(here[here["choice"] == choice], "source")[[KEPT, WIDE]]
+            found = compared(wide, KEPT).set_index("name").loc[WIDE]
+            better[choice, setup], worse[choice, setup] = found["against_low"] > 0, found["against_high"] < 0
+            parts.append(found.to_frame().T.assign(name=choice, setup=setup, source=f"{WIDE} - {KEPT}"))
+    pd.concat(parts).to_csv(DATA / "fresh.csv", index=False, float_format="%.4g")
+    relative = pd.DataFrame(relative)
+    least = relative.min(axis=1)
+    winner = next(name for name in CHOICES if least[name] >= least.max() - 0.005)
+    inner = all(better[winner, f"{network} inner"] for network in ("resnet", "vit"))
+    replaces = inner and not any(value for (name, _), value in worse.items() if name == winner)
+    print(relative.assign(least=least).round(3).to_string())
+    print(f"fresh units choose {winner}; {WIDE} {'replaces' if replaces else 'does not replace'} {KEPT}")
 
 
 def spread(table: pd.DataFrame, by: str) -> pd.DataFrame:
