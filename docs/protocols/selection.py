@@ -9,8 +9,8 @@ The study of docs/protocols/selection.md.
     python docs/protocols/selection.py resnet --fresh          # and the others: units that the study left out
 
 Each writes one row for each unit and source of candidates, with a column for each choice, to
-docs/results/data/selection/, where `decide` reads them. FILE is Flickr8k's captions.txt (image,caption). Captions are kept among the results, so
-that a run that was stopped goes on.
+docs/results/data/selection/, where `decide` reads them. FILE is Flickr8k's captions.txt (image,caption).
+Captions are kept among the results, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -401,13 +401,14 @@ def decide_candidates(table: pd.DataFrame, winner: str) -> None:
 
 def decide_fresh(table: pd.DataFrame) -> None:
     """The second part, on units left out: fresh.csv."""
-    parts, relative, better, worse = [], {}, {}, {}
+    parts, relative, better, worse, of_best = [], {}, {}, {}, {}
     for setup in [setup for setup in SETUPS if setup in set(table["setup"])]:
         here = table[(table["setup"] == setup) & table["choice"].isin([*CHOICES, "best"])]
         for source in (KEPT, WIDE):
             wide = spread(here[here["source"] == source], "choice")
             parts.append(compared(wide, "probability").assign(setup=setup, source=source))
             if source == WIDE:
+                of_best[setup] = wide[list(CHOICES)].mean() / wide["best"].mean()
                 relative[setup] = wide[list(CHOICES)].mean() / wide[list(CHOICES)].mean().max()
         for choice in CHOICES:
             wide = spread(here[here["choice"] == choice], "source")[[KEPT, WIDE]]
@@ -415,6 +416,8 @@ def decide_fresh(table: pd.DataFrame) -> None:
             better[choice, setup], worse[choice, setup] = found["against_low"] > 0, found["against_high"] < 0
             parts.append(found.to_frame().T.assign(name=choice, setup=setup, source=f"{WIDE} - {KEPT}"))
     pd.concat(parts).to_csv(DATA / "fresh.csv", index=False, float_format="%.4g")
+    shares = pd.DataFrame(of_best).rename_axis("choice").reset_index()
+    shares.to_csv(DATA / "fresh_shares.csv", index=False, float_format="%.4g")
     relative = pd.DataFrame(relative)
     least = relative.min(axis=1)
     winner = next(name for name in CHOICES if least[name] >= least.max() - 0.005)

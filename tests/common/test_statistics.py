@@ -24,6 +24,7 @@ from neuronym.common.statistics import (
     paired_interval,
     rank_of,
     sort_columns,
+    wilson,
 )
 
 
@@ -107,6 +108,21 @@ def test_intervals_of_means_and_differences_cover():
             low < d < high and high - low < 0.5 * (found["high"] - found["low"]).min()
         )  # pairing is worth it
     assert all(within(count, 300, 0.94, 1e-4) for count in (*held, difference))
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_wilson_is_scipys(level):
+    from scipy.stats import binomtest
+
+    hits, n = np.array([0, 1, 7, 30, 52]), np.array([1, 9, 8, 31, 52])
+    low, high = wilson(hits / n, n, level)
+    for i in range(5):
+        exact = binomtest(int(hits[i]), int(n[i])).proportion_ci(level, "wilson")
+        assert (low[i], high[i]) == pytest.approx((exact.low, exact.high), abs=1e-12)
+    assert wilson(1, 52)[0] < 1 and wilson(0.5, 10)[0] == pytest.approx(1 - wilson(0.5, 10)[1])
+    for wrong in ((1.1, 3), (0.5, 0), (float("nan"), 2)):
+        with pytest.raises(ValueError, match="a share is from 0 to 1, of one case or more"):
+            wilson(*wrong)
 
 
 def test_neurons_are_drawn_jointly():

@@ -14,6 +14,7 @@ import torch
 from neuronym.activations import embed_concepts
 from neuronym.describe import pipeline as module
 from neuronym.describe.candidates import propose
+from neuronym.describe.counting import correlated
 from neuronym.describe.examples import Example, examples, picture
 from neuronym.describe.pipeline import (
     best_labels,
@@ -26,6 +27,7 @@ from neuronym.describe.pipeline import (
     labels_of,
     of_units,
     ordinary_captions,
+    ordinary_rows,
     several_labels,
 )
 from neuronym.describe.selection import rank_candidates
@@ -169,6 +171,32 @@ def test_ordinary_captions(world, tmp_path):
     assert len(everything) == 60 and everything[rows[3]] == expected[3]
     with pytest.raises(ValueError, match="n must be"):
         ordinary_captions(world.probe, seen_by([]), book, 0)
+
+
+def test_candidates_from_ordinary_captions(world):
+    looked, heard = world.looked["fc"], world.Q["fc"][ordinary_rows(60, 20)]
+    units = list(looked.captions)
+    given = {"selection": "first", "reference": world.ordinary, "tries": 3}
+    own = propose(looked.captions, None, world.ordinary, tries=3)
+    wide = dict(zip(units, correlated(world.ordinary, heard[:, units], 3)))
+    assert any(wide.values())
+    for origin, expected in (
+        ("examples", own),
+        ("ordinary", {unit: wide[unit] or own[unit] for unit in units}),
+        ("both", {unit: list(dict.fromkeys([*own[unit], *wide[unit]])) for unit in units}),
+    ):
+        found = describe_units(looked, reference_Q=heard, captions_of=origin, **given)
+        assert found.candidates == expected
+    asked = describe_units(looked, reference_Q=heard, captions_of="ordinary", ask=never, **given)
+    assert asked.candidates == {unit: wide[unit] for unit in units}, "no language model is asked"
+    few = describe_units(
+        looked, reference_Q=heard[:4], captions_of="ordinary", **given | {"reference": ["x"] * 4}
+    )
+    assert few.candidates == propose(looked.captions, None, ["x"] * 4, tries=3), "what captions do not give"
+    with pytest.raises(ValueError, match="need the activations on their images, got none"):
+        describe_units(looked, captions_of="both", **given)
+    with pytest.raises(KeyError, match="no source of captions 'all'"):
+        describe_units(looked, captions_of="all", **given)
 
 
 @pytest.mark.parametrize("source", ["microworld", "retrieval"])

@@ -13,11 +13,13 @@ import pytest
 import torch
 from scipy.stats import wilcoxon
 
+from neuronym.activations import embed_concepts
 from neuronym.common.text import names_it
 from neuronym.describe import selection
 from neuronym.describe import variants as variants_module
-from neuronym.describe.pipeline import best_labels, describe_units
+from neuronym.describe.pipeline import best_labels, describe_units, ordinary_rows
 from neuronym.describe.scoring import SCORES
+from neuronym.describe.simulation import SIMULATED
 from neuronym.describe.variants import labels_by_variant, step_ablation, VARIANTS
 from neuronym.evaluation import explanations
 from neuronym.models.transcripts import open_transcript
@@ -94,17 +96,40 @@ def test_each_variant_changes_one_thing(world, asked, first, monkeypatch, tmp_pa
     assert len({tuple(texts) for texts in found.values()}) > 4, "variants differ"
 
 
-def test_the_method_without_selection(world, asked, tmp_path, monkeypatch):
-    """Its other variants are chosen by no pictures either; another source chooses by the paper's function."""
-    both = sources(world, "fc")
-    found = labels_by_variant(asked.looks, {"llm": last_words}, both, selection="first")
-    first = best_labels(describe_units(asked.own[0], ask=last_words, selection="first"))
-    assert found["all steps", "the method"] == found["selection", "none: the first candidate"] == first
-    assert {part for part, _ in found} == {"all steps", "captions", "summary", "selection", "pictures"}
-    drawer, given = both["retrieval"]
-    assert found["pictures", "retrieval"] == best_labels(
-        describe_units(asked.own[0], drawer, ask=last_words, **given)
-    )
+@pytest.mark.parametrize("selection", ["first", "agreed"])
+def test_a_method_without_pictures(world, asked, tmp_path, monkeypatch, selection):
+    """What differs in pictures alone is then chosen by the paper's function."""
+    monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path))
+    both, (look, said) = sources(world, "fc"), asked.own
+    heard = world.Q["fc"][ordinary_rows(60, 20)]
+    T = embed_concepts(world.clip, ["circle", "star", "night", "red"])
+    seen = {"Q": world.Q["fc"], "I": world.I, "clip": world.clip, "T": T}
+    given = {"seen": seen, "reference_Q": heard, "captions_of": "both", "tries": 3}
+    other = asked.fake[0], asked.fake[1][:1] * 20  # a caption for each row of reference_Q
+    looked = {("all steps", "the method"): asked.own, ("captions", "fake"): other}
+    found = labels_by_variant(looked, {"llm": last_words}, both, selection=selection, **given)
+
+    def by_hand(how, source="microworld", captions_of="both", **more):
+        drawer, its = both[source]
+        its = {} if how == "first" else seen if how in SIMULATED else its | more
+        told = {"ask": last_words, "reference": said, "reference_Q": heard, "tries": 3}
+        return best_labels(
+            describe_units(look, drawer, selection=how, captions_of=captions_of, **told, **its)
+        )
+
+    assert found["all steps", "the method"] == by_hand(selection)
+    for how in ("mention", "simulate", "agreed", "topk_compare", "mean"):
+        if how != selection:
+            assert found["selection", how] == by_hand(how)
+    assert found["selection", "none: the first candidate"] == by_hand("first")
+    for origin in ("examples", "ordinary"):
+        assert found["candidates", f"captions of {origin}"] == by_hand(selection, captions_of=origin)
+    paper = "topk_compare"
+    assert found["pictures", f"{paper}, retrieval"] == by_hand(paper, "retrieval")
+    assert found["as shipped", f"{paper}, pictures of 32 pixels"] == by_hand(paper, shrink=32)
+    shipped = {"negative": "as_shipped", "ties": "as_shipped"}
+    assert found["as shipped", f"{paper}, scores as shipped"] == by_hand(paper, **shipped)
+    assert {part for part, _ in found} == set(VARIANTS) - {"crops"}
 
 
 # numbers

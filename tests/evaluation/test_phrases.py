@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from neuronym.common import text
 from neuronym.datasets.probe import load_probe
@@ -77,11 +80,29 @@ def test_naming_beside_labels_dealt_to_others():
     assert (
         found["named"] == 0.75 and 0.55 < found["low"] < 0.75 < found["high"] < 0.9 and found["units"] == 40
     )
+    exact = binomtest(30, 40).proportion_ci(0.95, "wilson")
+    assert (found["low"], found["high"]) == pytest.approx((exact.low, exact.high))
     assert 0 < found["shuffled"] < 0.05  # 30 labels, each right at one unit of 40
     with pytest.raises(ValueError, match="3 labels and 2 names"):
         explanations.naming_rate(["a"] * 3, ["a"] * 2, torch.Generator())
     with pytest.raises(ValueError, match="0 labels"):
         explanations.naming_rate([], [], torch.Generator())
+
+
+def test_a_copied_caption_names_but_says_more():
+    names = ["ring", "red star", "moon"]
+    labels = ["a large ring on the sand at night", "red stars", "sea"]
+    several = [[labels[0], "grey rings"], ["star", "red stars"], ["sea", ""]]
+    found = explanations.naming_rate(labels, names, torch.Generator(), several=several)
+    assert found["named"] == found["any"] == pytest.approx(2 / 3)
+    assert found["precision"] == pytest.approx((1 / 4 + 2 / 2 + 0) / 3)
+    assert found["words"] == pytest.approx((4 + 2 + 1) / 3) and found["shortest"] == (2 + 2) / 2
+    none = explanations.naming_rate(["a"], ["moon"], torch.Generator(), several=[["sea"]])
+    assert none["any"] == none["precision"] == 0 and math.isnan(none["shortest"]) and none["words"] == 1
+    perfect = explanations.naming_rate(["moon"] * 52, ["moon"] * 52, torch.Generator())
+    assert perfect["low"] == pytest.approx(0.931, abs=1e-3) and perfect["high"] == 1
+    with pytest.raises(ValueError, match="those of 1 for 3 names"):
+        explanations.naming_rate(labels, names, torch.Generator(), several=[["a"]])
 
 
 def test_free_labels_are_scored_like_concepts(probe):

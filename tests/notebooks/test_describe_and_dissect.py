@@ -130,15 +130,16 @@ def test_the_ablation_has_every_part(whole):
         "all steps": 1,
         "crops": 2,
         "captions": 1,
+        "candidates": 2,
         "summary": 1,
-        "selection": 6,
+        "selection": 9,
         "pictures": 1,
         "as shipped": 2,
     }
     assert table.groupby(["metric", "group"]).size().to_dict() == {
-        ("correlation", "inner layers"): 14,
-        ("correlation", "fc"): 14,
-        ("named", "fc"): 14,
+        ("correlation", "inner layers"): 19,
+        ("correlation", "fc"): 19,
+        ("named", "fc"): 19,
     }
     one = table[(table["metric"] == "named")]
     assert one["part"].value_counts().to_dict() == parts and one["shuffled"].notna().all()

@@ -10,6 +10,7 @@ auroc               area under the ROC curve of one list
 check_trust         the inputs of these: trust and whether a label is right
 rank_of             place of the true entry among scores
 interval            bootstrap interval of a mean over neurons
+wilson              interval of a share
 paired_interval     mean difference of two methods rated on the same neurons, with its interval
 means               mean and interval of several methods, the same neurons drawn for all
 paired              differences of methods rated on the same neurons: mean, interval, Wilcoxon's test, Holm's
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -182,6 +184,22 @@ def interval(
         np.concatenate([x[drawn].mean(1) for drawn in draw_neurons(len(x), seed, draws)]), limits
     )
     return float(low), float(high)
+
+
+def wilson(share: Numbers | float, n: Numbers | int, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Interval of a share of n independent cases, element by element: (low, high).
+
+    Wilson (1927): (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n). Resampling cases of
+    which all are right gives [1, 1], whatever their number; this gives [.93, 1] for 52 of 52. Errors:
+    ValueError for shares outside 0..1 and fewer than one case.
+    """
+    share, n = np.asarray(share, dtype=np.float64), np.asarray(n, dtype=np.float64)
+    if not ((share >= 0) & (share <= 1)).all() or not (n >= 1).all():
+        raise ValueError(f"a share is from 0 to 1, of one case or more, got {share} of {n}")
+    z = NormalDist().inv_cdf(_limits(level)[1])
+    middle, width = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = (middle - width) / (1 + z**2 / n), (middle + width) / (1 + z**2 / n)
+    return low.clip(0, 1), high.clip(0, 1)
 
 
 def paired_interval(

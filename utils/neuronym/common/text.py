@@ -3,6 +3,7 @@
 STOP           words that no phrase is made of
 singular       a word as it is counted
 names_it       does a label contain a name, singular or plural?
+content_count  how many words of a text say something
 EMPTY          the stop words of the published agreement
 content_words  the words of a label that it compares
 name_pattern   what finds names, or their plurals, in running text
@@ -70,6 +71,16 @@ def names_it(label: str, name: str) -> bool:
     return bool(wanted) and any(
         said[i : i + len(wanted)] == wanted for i in range(len(said) - len(wanted) + 1)
     )
+
+
+def content_count(text: str) -> int:
+    """How many words of a text say something: those that are no stop words, or all where there are no others.
+
+    >>> content_count("a red ring on the right"), content_count("over")
+    (3, 1)
+    """
+    words = re.findall(r"\w+", text.lower())
+    return sum(word not in STOP for word in words) or len(words)
 
 
 # those of STOP that the published agreement leaves out: its printed values rest on them

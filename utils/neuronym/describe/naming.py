@@ -2,6 +2,8 @@
 
 describe_and_dissect  Measurements -> the labels table
 picture_options       what step 3 needs for pictures that are drawn, or retrieved from the probe
+image_options         what it needs where it needs no pictures
+choice_options        one or the other, by the name of the selection
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from neuronym.describe.pipeline import (
     labels_of,
     of_units,
     ordinary_captions,
+    ordinary_rows,
 )
+from neuronym.describe.scoring import SCORES
+from neuronym.describe.simulation import SIMULATED
 from neuronym.measurements import Measurements
 from neuronym.models.captioners import Captioner, load_captioner
 from neuronym.models.generators import Generator, load_generator
@@ -29,6 +34,8 @@ from neuronym.models.llms import Llm
 from neuronym.models.transcript_files import Transcript
 from neuronym.models.transcripts import as_recorded, ask_all, load_recorded, open_transcript
 from neuronym.similarity.labels import COLUMNS
+
+ORDINARY = 1000  # images at random that are captioned too
 
 
 def describe_and_dissect(
@@ -41,10 +48,12 @@ def describe_and_dissect(
     k: int = 3,
     images: int = 10,
     crops: int = 4,
+    ordinary: int = ORDINARY,
+    captions_of: str = "both",
     tries: int = 5,
     prompt: str = "objects",
     pictures: int = 10,
-    selection: str = "sq_mean",
+    selection: str = "simulate",
     transcript: str | Path | Transcript | None = None,
     max_tokens: int = TOKENS,
     dry_run: bool = False,
@@ -56,13 +65,16 @@ def describe_and_dissect(
     label.
 
     Step 1 crops the unit's `images` of highest activation and captions them; step 2 asks `llm` what the
-    captions share, `tries` times ("extractive" counts phrases and is no language model); step 3 takes the
-    candidate whose `pictures` (of `generator`, or "retrieval" from the probe itself) excite the unit most by
-    `selection`. The defaults need no download: captions are words of `data.concepts`. Answers of models are
-    kept in `transcript` (by default among the results), so that nothing is asked twice. `max_tokens` bounds
-    an answer of `llm`. `dry_run` asks models of servers nothing, prints how much they would be asked and what
-    that would cost at the transcript's prices, and returns an empty table. Units of which no caption comes
-    are left out, and a line says so. Errors: those of the loaders.
+    captions share, `tries` times ("extractive" counts phrases and is no language model), and adds the
+    phrases of captions of `ordinary` images that go with the unit (`captions_of` takes one or the other);
+    step 3 takes the best candidate by `selection`: "simulate" correlates what the CLIP sees of it in all
+    images with the unit; the paper's functions (`describe.scoring`) show `pictures` of it (of
+    `generator`, which is loaded for them alone, or "retrieval" from the probe itself) to the network. The
+    defaults need no download: captions are words of `data.concepts`. Answers of models are kept in
+    `transcript` (by default among the results), so that nothing is asked twice. `max_tokens` bounds an
+    answer of `llm`. `dry_run` asks models of servers nothing, prints how much they would be asked and
+    what that would cost at the transcript's prices, and returns an empty table. Units of which no caption
+    comes are left out, and a line says so. Errors: those of the loaders.
 
     >>> from neuronym import measure
     >>> data = measure("microworld:resnet", "fc", "microworld:60", "microworld", "microworld:atoms")
@@ -75,7 +87,7 @@ def describe_and_dissect(
     if isinstance(captioner, str):
         how = {"clip": data.clip, "words": data.concepts, "max_tokens": max_tokens}
         captioner = load_captioner(captioner, place, **how)
-    if isinstance(generator, str) and generator != "retrieval":
+    if isinstance(generator, str) and generator != "retrieval" and selection in SCORES:
         generator = load_generator(generator, place)
     if not isinstance(transcript, Transcript):
         transcript = open_transcript(transcript, dry_run=dry_run)
@@ -84,7 +96,8 @@ def describe_and_dissect(
     captioner = as_recorded(transcript, captioner)
     ask = _ask(llm, transcript, place, progress)
     wanted = data.units(units)
-    ordinary = ordinary_captions(data.probe, captioner, transcript, min(200, data.N), seed, progress)
+    ordinary = ordinary_captions(data.probe, captioner, transcript, ordinary, seed, progress)
+    rows = ordinary_rows(data.N, len(ordinary), seed)
     tables = []
     for layer, some in wanted.items():
         examples = caption_examples(
@@ -104,7 +117,7 @@ def describe_and_dissect(
         )
         examples = of_units(examples, captioned(examples))
         if transcript.dry is not None:
-            if ask is not None:
+            if ask is not None and captions_of != "ordinary":
                 told = {"tries": tries, "prompt": prompt, "seed": seed, "max_tokens": max_tokens}
                 propose(examples.captions, ask, **told)
             continue
@@ -113,12 +126,14 @@ def describe_and_dissect(
             generator,
             ask=ask,
             reference=ordinary,
+            reference_Q=data.Q[layer][rows],
+            captions_of=captions_of,
             tries=tries,
             prompt=prompt,
             selection=selection,
             seed=seed,
             max_tokens=max_tokens,
-            **picture_options(data, layer, generator, pictures, batch_size),
+            **choice_options(data, layer, selection, generator, pictures, batch_size),
         )
         tables.append(labels_of(described, data.target.name, k, activations=data.Q[described.layer]))
     if transcript.dry is not None:
@@ -151,3 +166,19 @@ def picture_options(
         "batch_size": batch_size,
         "device": data.I.device,
     }
+
+
+def image_options(data: Measurements, layer: str) -> dict[str, object]:
+    """Options of step 3 (`describe_units`) without pictures: what unit and CLIP see of all images."""
+    return {"Q": data.Q[layer], "I": data.I, "clip": data.clip, "T": data.T}
+
+
+def choice_options(
+    data: Measurements, layer: str, selection: str, generator: str | Generator, pictures: int, batch_size: int
+) -> dict[str, object]:
+    """Options of step 3 for a selection: of pictures, of images, or none."""
+    if selection in SIMULATED:
+        return image_options(data, layer)
+    if selection == "first":
+        return {}
+    return picture_options(data, layer, generator, pictures, batch_size)

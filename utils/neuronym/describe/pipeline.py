@@ -38,9 +38,11 @@ from neuronym.common.files import digest
 from neuronym.common.types import Answer, Device, Progress
 from neuronym.datasets.probe import Probe, probe_from_images
 from neuronym.describe.candidates import AskAll, propose, TOKENS
+from neuronym.describe.counting import correlated
 from neuronym.describe.examples import Example, examples, picture
 from neuronym.describe.scoring import best, distinct_best
 from neuronym.describe.selection import CandidateActivations, rank_candidates
+from neuronym.describe.simulation import by_simulation, SIMULATED
 from neuronym.hooks import LayerInfo
 from neuronym.models.answers import caption_of
 from neuronym.models.asking import Asking
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from neuronym.common.types import Clip, Target
 
 TOGETHER = 64  # pictures in memory
+CAPTIONS_OF = ("examples", "ordinary", "both")
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,8 @@ def describe_units(
     *,
     ask: AskAll | None = None,
     reference: Sequence[str] = (),
+    reference_Q: Tensor | None = None,
+    captions_of: str = "examples",
     tries: int = 5,
     prompt: str = "objects",
     summary: bool = True,
@@ -181,13 +186,16 @@ def describe_units(
 ) -> Described:
     """Steps 2 and 3 for the units of a layer.
 
-    Candidates: `candidates.propose` with `ask` (None: the extractive summariser, which compares with
-    `reference`). Choice: `selection` is one of `scoring.SCORES`, with `source` and `options` as in
-    `selection.rank_candidates`, or "first" for the paper's variant without step 3: the first candidate,
-    scored 0, the next -1, ...
+    `reference` are captions of ordinary images, `reference_Q` [n, K] what the layer does on these.
+    Candidates: with `captions_of` "examples" those of `candidates.propose` with `ask` (None: the extractive
+    summariser, which compares with `reference`); "ordinary", `tries` phrases of `counting.correlated` in the
+    ordinary captions; "both", the one after the other. Choice: `selection` is one of `simulation.SIMULATED`,
+    with `options` as in `simulation.by_simulation` and no `source`; one of `scoring.SCORES`, with `source`
+    and `options` as in `selection.rank_candidates`; or "first" for the paper's variant without step 3: the
+    first candidate, scored 0, the next -1, ...
     """
     told = {"tries": tries, "seed": seed, "prompt": prompt, "summary": summary, "max_tokens": max_tokens}
-    candidates = propose(looked.captions, ask, reference, **told)
+    candidates = _proposed(looked, ask, reference, reference_Q, captions_of, **told)
     if selection == "first":
         return Described(
             looked.layer,
@@ -195,8 +203,40 @@ def describe_units(
             {unit: -torch.arange(len(some), dtype=torch.float64) for unit, some in candidates.items()},
             None,
         )
+    if selection in SIMULATED:
+        scores = by_simulation(candidates, selection, reference, reference_Q, **options)
+        return Described(looked.layer, candidates, scores, None)
     scores, shown = choose(candidates, looked, source, selection, seed, **options)
     return Described(looked.layer, candidates, scores, shown)
+
+
+def _proposed(
+    looked: CaptionedExamples,
+    ask: AskAll | None,
+    reference: Sequence[str],
+    reference_Q: Tensor | None,
+    captions_of: str,
+    *,
+    tries: int,
+    **told,
+) -> dict[int, list[str]]:
+    """Candidates of every unit from the captions asked for; units to which ordinary ones give none have those
+    of their examples.
+    """
+    if captions_of not in CAPTIONS_OF:
+        raise unknown("source of captions", captions_of, CAPTIONS_OF)
+    units = list(looked.captions)
+    if captions_of == "examples":
+        return propose(looked.captions, ask, reference, tries=tries, **told)
+    if reference_Q is None:
+        raise ValueError(
+            "candidates from ordinary captions need the activations on their images, got none; pass "
+            "reference_Q, or captions_of='examples'"
+        )
+    wide = dict(zip(units, correlated(reference, reference_Q[:, units], tries)))
+    rest = {unit: looked.captions[unit] for unit in units if captions_of == "both" or not wide[unit]}
+    own = propose(rest, ask, reference, tries=tries, **told) if rest else {}
+    return {unit: list(dict.fromkeys([*own.get(unit, ()), *wide[unit]])) for unit in units}
 
 
 def choose(

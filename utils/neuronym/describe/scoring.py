@@ -8,6 +8,11 @@ best              the k best candidates, padded with blanks
 distinct_best     labels that differ from each other, for units that stand for more than one thing
 SCORES            name -> scoring function
 
+    simulate       | no pictures: correlation, over all images that name, of the unit with the CLIP's
+                     probability that the image shows the phrase (`describe.simulation`)
+    mention        | no pictures: the same with whether a caption of the image says it, over the ordinary
+                     images captioned
+    agreed         | no pictures: the sum of the last two
     sq_mean        | minus the mean of the squared ranks of a candidate's pictures among all, by how much they
                      excite the unit
     mean           | minus the mean of these ranks

@@ -14,11 +14,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from neuronym.common.statistics import wilson
 from neuronym.common.text import names_it
 from neuronym.describe.candidates import AskAll
-from neuronym.describe.pipeline import best_labels, CaptionedExamples, choose, describe_units, Described
+from neuronym.describe.pipeline import (
+    best_labels,
+    CaptionedExamples,
+    CAPTIONS_OF,
+    choose,
+    describe_units,
+    Described,
+)
 from neuronym.describe.scoring import SCORES
 from neuronym.describe.selection import score_shown
+from neuronym.describe.simulation import by_simulation, SIMULATED
 from neuronym.evaluation.explanations import (
     from_labels,
     method_differences,
@@ -28,7 +37,8 @@ from neuronym.evaluation.explanations import (
 )
 from neuronym.models.generators import Generator
 
-VARIANTS = ("all steps", "crops", "captions", "summary", "selection", "pictures", "as shipped")
+VARIANTS = ("all steps", "crops", "captions", "candidates", "summary", "selection", "pictures", "as shipped")
+BY_PICTURES = "topk_compare"  # the paper's choice by pictures
 Labels = dict[tuple[str, str], list[str]]  # part, variant -> a label for each unit
 
 
@@ -38,62 +48,76 @@ def labels_by_variant(
     sources: Mapping[str, tuple[Generator | str, Mapping]],
     *,
     selection: str = "topk_compare",
+    seen: Mapping | None = None,
+    reference_Q: Tensor | None = None,
+    captions_of: str = "examples",
     seed: int = 0,
     **options,
 ) -> Labels:
     """Labels of the units of one layer by each variant, the method as it is first.
 
     looks {(part, variant): (Looked, captions of ordinary images)}, asks {language model: ask} and sources
-    {name: (source, its options)}: the first of each is the method's own, each other one a variant. Further
-    variants: captions as candidates, no selection by pictures, all other scoring functions, pictures shrunk
-    to 32 x 32, candidates without a picture in the top ten as shipped. `options` are those of `describe`.
+    {name: (source, its options)}: the first of each is the method's own, each other one a variant. `seen`
+    are options of choices without pictures (`simulation.by_simulation`), which are variants where given;
+    with `reference_Q` so is each other source of candidates. Further variants: captions as candidates, no
+    choice at all, all other scoring functions, pictures of other sources, and, as shipped, pictures
+    shrunk to 32 x 32 and candidates without a picture in the top ten; where the method chooses by no
+    pictures, these are compared by the paper's function. `options` are those of `describe_units`.
     """
     (first, (own, reference)), *others = looks.items()
     (model, ask), *models = asks.items()
     (name, (source, given)), *elsewhere = sources.items()
-    scoring = {key: options[key] for key in ("beta", "top", "negative", "ties") if key in options}
+    scoring = {key: options.pop(key) for key in ("beta", "top", "negative", "ties") if key in options}
+    by = selection if selection in SCORES else BY_PICTURES
+    among = "" if selection in SCORES else f"{by}, "
     made: dict[tuple[str, str], Described] = {}
 
     def told(
-        look: CaptionedExamples,
-        reference: Sequence[str],
-        ask: AskAll | None,
-        source: Generator | str,
-        given: Mapping,
-        **more,
+        look: CaptionedExamples, reference: Sequence[str], ask: AskAll | None, how: str = selection, **more
     ) -> Described:
+        more = options | more
+        if how in SCORES:
+            more |= scoring | dict(given)
+        elif how in SIMULATED:
+            more |= dict(seen or {})
         return describe_units(
             look,
             source,
             ask=ask,
             reference=reference,
-            selection=selection,
+            reference_Q=reference_Q,
+            selection=how,
             seed=seed,
-            **options | dict(given) | more,
+            **{"captions_of": captions_of} | more,
         )
 
-    base = made["all steps", "the method"] = told(own, reference, ask, source, given)
+    base = made["all steps", "the method"] = told(own, reference, ask)
     for variant, (look, said) in others:
-        made[variant] = told(look, said, ask, source, given)
-    made["summary", "captions as candidates"] = told(own, reference, ask, source, given, summary=False)
+        made[variant] = told(look, said, ask)
+    for origin in CAPTIONS_OF if reference_Q is not None else ():
+        if origin != captions_of:
+            made["candidates", f"captions of {origin}"] = told(own, reference, ask, captions_of=origin)
+    alone = {"summary": False, "captions_of": "examples"}
+    made["summary", "captions as candidates"] = told(own, reference, ask, **alone)
     for other, one in models:
-        made["summary", other] = told(own, reference, one, source, given)
-    made["selection", "none: the first candidate"] = describe_units(
-        own, ask=ask, reference=reference, selection="first", seed=seed, **options
-    )
+        made["summary", other] = told(own, reference, one)
+    made["selection", "none: the first candidate"] = told(own, reference, ask, "first")
+    for how in SIMULATED if seen else ():
+        if how != selection:
+            scores = by_simulation(base.candidates, how, reference, reference_Q, **seen)
+            made["selection", how] = Described(base.layer, base.candidates, scores, None)
+    if base.shown is None:
+        base = _chosen_by(base, own, source, scoring | dict(given), by, seed)
     for how in SCORES:
-        if how != selection and base.shown is not None:
+        if how != selection:
             made["selection", how] = _rescored(base, how, **scoring)
     for other, (where, its) in elsewhere:
-        made["pictures", other] = _chosen_by(base, own, where, scoring | dict(its), selection, seed)
-    if base.shown is not None:
-        if "target" in given:
-            small = scoring | dict(given) | {"shrink": 32}
-            made["as shipped", "pictures of 32 pixels"] = _chosen_by(
-                base, own, source, small, selection, seed
-            )
-        shipped = scoring | {"negative": "as_shipped", "ties": "as_shipped"}
-        made["as shipped", "scores as shipped"] = _rescored(base, selection, **shipped)
+        made["pictures", among + other] = _chosen_by(base, own, where, scoring | dict(its), by, seed)
+    if "target" in given:
+        small = scoring | dict(given) | {"shrink": 32}
+        made["as shipped", f"{among}pictures of 32 pixels"] = _chosen_by(base, own, source, small, by, seed)
+    shipped = scoring | {"negative": "as_shipped", "ties": "as_shipped"}
+    made["as shipped", f"{among}scores as shipped"] = _rescored(base, by, **shipped)
     order = sorted(made, key=lambda variant: VARIANTS.index(variant[0]))
     return {variant: best_labels(made[variant]) for variant in order}
 
@@ -129,7 +153,10 @@ def step_ablation(
         if some.empty:
             continue
         first = some["method"].iloc[0]
-        own = method_means(some, [what], groups, seed).drop(columns="units")
+        own = method_means(some, [what], groups, seed)
+        if what == "named":
+            own["low"], own["high"] = wilson(own["mean"], own["units"])
+        own = own.drop(columns="units")
         pairs = method_differences(some, first, what, groups, seed).rename(
             columns={"low": "low_difference", "high": "high_difference"}
         )
@@ -163,14 +190,8 @@ def _rescored(base: Described, how: str, **options) -> Described:
 
 
 def _chosen_by(
-    base: Described,
-    look: CaptionedExamples,
-    source: Generator | str,
-    given: Mapping,
-    selection: str,
-    seed: int,
+    base: Described, look: CaptionedExamples, source: Generator | str, given: Mapping, how: str, seed: int
 ) -> Described:
-    how = "topk_compare" if selection == "first" else selection
     scores, shown = choose(base.candidates, look, source, how, seed, **given)
     return Described(base.layer, base.candidates, scores, shown)
 

@@ -35,8 +35,8 @@ from torch import Tensor
 from neuronym.activations import embed_concepts
 from neuronym.common import statistics
 from neuronym.common.checks import check_positive_int
-from neuronym.common.statistics import holm, interval
-from neuronym.common.text import names_it
+from neuronym.common.statistics import holm, interval, wilson
+from neuronym.common.text import content_count, names_it
 from neuronym.common.types import Clip
 from neuronym.datasets.probe import Probe
 from neuronym.evaluation import formulas, linear
@@ -173,10 +173,19 @@ def phrase_presence(probe: Probe, texts: Sequence[str]) -> Tensor:
 
 
 def naming_rate(
-    labels: Sequence[str], names: Sequence[str], generator: torch.Generator, draws: int = DRAWS
+    labels: Sequence[str],
+    names: Sequence[str],
+    generator: torch.Generator,
+    draws: int = DRAWS,
+    several: Sequence[Sequence[str]] = (),
 ) -> dict[str, float]:
-    """Share of labels that name their unit's true concept, with its bootstrap interval over units (low,
-    high), and of the same labels dealt to other units at random (shuffled, mean of `draws`).
+    """Share of labels that name their unit's true concept, with its Wilson interval (low, high), and of the
+    same labels dealt to other units at random (shuffled, mean of `draws`).
+
+    A copied caption contains most names. So beside it: `precision`, the mean over units of the share of a
+    label's words (without stop words) that are the name's, 0 where it does not name it; and `words` of a
+    label in the mean. `several` labels of each unit give `any`, the share of units that one of them names,
+    and `shortest`, the mean number of words of the shortest that does.
     """
     check_positive_int("draws", draws)
     if len(labels) != len(names) or not len(labels):
@@ -184,17 +193,33 @@ def naming_rate(
             f"each label has its true name, and there is one at least; got {len(labels)} labels and "
             f"{len(names)} names"
         )
+    if several and len(several) != len(names):
+        raise ValueError(
+            f"several labels are of the same units, got those of {len(several)} for {len(names)} names"
+        )
     hit = np.array([[names_it(label, name) for name in names] for label in labels])  # [labels, names]
-    own = np.diagonal(hit).astype(float)
+    own = np.diagonal(hit)
     dealt = [hit[deal(len(labels), generator).numpy(), np.arange(len(names))].mean() for _ in range(draws)]
-    low, high = interval(own)
-    return {
+    low, high = wilson(own.mean(), len(own))
+    counts = [content_count(label) for label in labels]
+    right = [content_count(name) / most if own[i] else 0 for i, (name, most) in enumerate(zip(names, counts))]
+    found = {
         "units": len(own),
         "named": float(own.mean()),
-        "low": low,
-        "high": high,
+        "low": float(low),
+        "high": float(high),
         "shuffled": float(np.mean(dealt)),
+        "precision": float(np.mean(right)),
+        "words": float(np.mean(counts)),
     }
+    if several:
+        fits = [[text for text in some if names_it(text, name)] for some, name in zip(several, names)]
+        least = [min(map(content_count, some)) for some in fits if some]
+        found |= {
+            "any": len(least) / len(names),
+            "shortest": float(np.mean(least)) if least else float("nan"),
+        }
+    return found
 
 
 def from_labels(

@@ -253,7 +253,8 @@ def _check_numbers(params: Mapping[str, Any], naming: int, held: int) -> None:
                 f"images={params['images']} of a unit are the most active ones, got {told}; probe with more "
                 "images, or set images lower"
             )
-        retrieves = (retrieves or params["ablation"]) and params["selection"] != "first"
+        without = ("simulate", "mention", "first")  # pictures
+        retrieves = params["ablation"] or (retrieves and params["selection"] not in without)
         if retrieves and pictures + OWN > naming:
             raise ValueError(
                 f"pictures={pictures} of a candidate are retrieved from the images beside {OWN} of the "

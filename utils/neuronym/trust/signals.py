@@ -19,7 +19,6 @@ All in float64. A neuron is the unit of resampling.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -36,6 +35,7 @@ from neuronym.common.statistics import (
     draw_neurons,
     Numbers,
     sort_columns,
+    wilson,
 )
 from neuronym.evaluation.presence import presence_oracle
 from neuronym.similarity.matrix import FactoredMatrix
@@ -236,7 +236,7 @@ def reliability(trust: Numbers, right: Numbers, bins: int = 10) -> pd.DataFrame:
     place = place[value]
     units = np.bincount(place)
     share = np.bincount(place, right) / units
-    low, high = _wilson(share, units, NormalDist().inv_cdf(0.975))
+    low, high = wilson(share, units)
     return pd.DataFrame(
         {
             "bin": np.arange(len(units)),
@@ -270,13 +270,6 @@ def risk_coverage(trust: Numbers, right: Numbers) -> pd.DataFrame:
     return pd.DataFrame(
         {"threshold": values, "units": kept, "coverage": kept / len(trust), "right": good / kept}
     )
-
-
-def _wilson(share: np.ndarray, n: np.ndarray, z: float) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson (1927): (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)."""
-    middle, width = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    low, high = (middle - width) / (1 + z**2 / n), (middle + width) / (1 + z**2 / n)
-    return low.clip(0, 1), high.clip(0, 1)
 
 
 def _kept(trust: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
