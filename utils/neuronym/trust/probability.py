@@ -1,0 +1,121 @@
+"""How likely is a name to be near? Signals that need no truth, and a map from them to a probability.
+
+QUICK            the signals that cost two products a layer
+ratios           what the CLIP sees of a label against the best that it sees of any concept
+fit              a logistic regression of what is near on signals: a map
+shipped          the maps of data/trust/map.json, with their source
+probability      signals and a map -> the probability that a name is near
+kept             the most trusted units of which so many are expected to be near
+
+docs/protocols/trust.md says what was chosen how, docs/results/trust.md what came out. A map is learnt where
+the truth is known, in the microworld: elsewhere its numbers order names, and are not calibrated.
+K units, M concepts, n images held out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from neuronym.common.checks import check_number
+from neuronym.common.memory import MEMORY, nonzero
+from neuronym.common.statistics import Numbers
+from neuronym.evaluation.presence import unfitted
+from neuronym.runs.folders import ROOT
+from neuronym.similarity.columns import mean_spread
+from neuronym.similarity.matrix import FactoredMatrix
+from neuronym.similarity.scores import score
+
+QUICK = ("ratio", "soft_ratio", "foreseen")
+MAP = ROOT / "data" / "trust" / "map.json"
+NEAR = 0.5  # of the best concept's correlation
+LEAST = 1e-6  # between cosines that can be told apart
+
+
+@torch.no_grad()
+def ratios(
+    P: FactoredMatrix, Q: Tensor, labels: Sequence[int] | Tensor, memory: int = MEMORY
+) -> pd.DataFrame:
+    """foreseen r(Q, X_c), ratio r(Q, X_c) / max_m r(Q, X_m), and soft_ratio, the same with the softmax: P [n,
+    M] and Q [n, K] of images held out, labels c [K] -> K rows.
+
+    X = sigmoid(a P + b) with a and b from the embeddings alone (`neuronym.evaluation.presence.unfitted`).
+    Ratios are from 0 to 1; 0 where no concept goes along with the unit, and all are 0 where the concepts
+    cannot be told apart (or there is one).
+    """
+    chosen = torch.as_tensor(labels, dtype=torch.long, device=Q.device)
+    if len(chosen) != Q.shape[1]:
+        raise ValueError(f"expected one label for each of {Q.shape[1]} units, got {len(chosen)}")
+    if P.shape[1] < 2 or mean_spread(P) <= LEAST:
+        return pd.DataFrame(0.0, index=range(len(chosen)), columns=list(QUICK))
+    a, b = unfitted(P.I, P.T)
+    found = {}
+    for name, scores in (
+        ("ratio", score(P, Q, "correlation", slope=a, offset=b, memory=memory)),
+        ("soft_ratio", score(P, Q, "soft_correlation", memory=memory)),
+    ):
+        own, best = scores.gather(1, chosen[:, None])[:, 0].double(), scores.amax(1).double()
+        found[name] = (own / nonzero(best)).clamp(0, 1).masked_fill(best <= 0, 0).cpu().numpy()
+        if name == "ratio":
+            found["foreseen"] = own.cpu().numpy()
+    return pd.DataFrame(found, columns=list(QUICK))
+
+
+def fit(table: pd.DataFrame, near: Numbers, signals: Sequence[str] = QUICK, C: float = 1.0) -> dict:
+    """Logistic regression of near [K] on the standardised columns `signals`: {"signals", "mean", "scale",
+    "weights", "offset"}.
+
+    Errors: ValueError where all or none are near.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    x, right = table[list(signals)].to_numpy(np.float64), np.asarray(near).astype(bool)
+    if right.all() or not right.any():
+        raise ValueError(f"a map is fitted to near names and others, got {right.sum()} near of {len(right)}")
+    mean, scale = x.mean(0), x.std(0)
+    scale[scale == 0] = 1
+    model = LogisticRegression(C=C, max_iter=1000).fit((x - mean) / scale, right)
+    return {
+        "signals": list(signals),
+        "mean": mean.tolist(),
+        "scale": scale.tolist(),
+        "weights": model.coef_[0].tolist(),
+        "offset": float(model.intercept_[0]),
+    }
+
+
+def shipped(name: str = "quick") -> dict:
+    """The map of that name in data/trust/map.json, which `docs/protocols/trust.py fit` writes."""
+    return json.loads(MAP.read_text(encoding="utf-8"))[name]
+
+
+def probability(table: pd.DataFrame, by: Mapping | None = None) -> np.ndarray:
+    """1 / (1 + exp(-(offset + sum_s weight_s (x_s - mean_s) / scale_s))) of each row: [K]; `by` is a map, the
+    shipped one by default.
+    """
+    by = shipped() if by is None else by
+    x = table[list(by["signals"])].to_numpy(np.float64)
+    z = (x - np.array(by["mean"])) / np.array(by["scale"])
+    return 1 / (1 + np.exp(-(by["offset"] + z @ np.array(by["weights"]))))
+
+
+def kept(trust: Numbers, share: float = 0.9) -> np.ndarray:
+    """Which units to name so that a `share` of the names is near, as far as trust [K] is a probability: the
+    most trusted, as many as have that mean; bool [K].
+
+    Equal trust is kept or left together. Errors: ValueError for a share outside 0..1.
+    """
+    check_number("share", share, 0, 1)
+    values = np.asarray(trust, np.float64)
+    if not len(values):
+        return np.zeros(0, bool)
+    order = np.sort(values)[::-1]
+    means = np.cumsum(order) / np.arange(1, len(order) + 1)
+    last = np.append(order[1:] != order[:-1], True)  # of a run of equal values
+    enough = np.flatnonzero(last & (means >= share))
+    return values >= order[enough[-1]] if len(enough) else np.zeros(len(values), bool)

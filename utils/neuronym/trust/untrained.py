@@ -1,0 +1,107 @@
+"""Has the network learned anything? Its units beside those of the same network with its weights shuffled.
+
+shuffled_weights  a network whose weights are shuffled within each tensor, for a while
+standing_out      share of units of each layer whose names no shuffled unit comes near
+untrained         whether no layer stands out, in words
+
+Units of a network with random weights follow brightness and colour, so that "night" can be true of them: a
+permutation of the images cannot tell, a permutation of the weights can (Adebayo et al., NeurIPS 2018, Sanity
+Checks for Saliency Maps).
+K units, M concepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import nn, Tensor
+
+from neuronym.activations import unit_activations
+from neuronym.common.memory import MEMORY
+from neuronym.common.subsets import evenly_spaced
+from neuronym.common.types import Progress
+from neuronym.datasets.probe import subset
+from neuronym.measurements import Measurements
+from neuronym.similarity.scores import score
+
+IMAGES, SHUFFLES = 500, 2
+FEWEST = 20  # images that a correlation is looked at on
+QUANTILE, HALF = 0.95, 0.5
+
+
+@contextmanager
+def shuffled_weights(model: nn.Module, seed: int) -> Iterator[None]:
+    """The values of each floating-point parameter in random order; as they were afterwards, whatever happens."""
+    generator, before = torch.Generator().manual_seed(seed), {}
+    try:
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if weight.is_floating_point() and weight.numel() > 1:
+                    before[name] = weight.detach().clone()
+                    order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+                    weight.copy_(before[name].flatten()[order].view_as(weight))
+        yield
+    finally:
+        with torch.no_grad():
+            parameters = dict(model.named_parameters())
+            for name, weight in before.items():
+                parameters[name].copy_(weight)
+
+
+@torch.no_grad()
+def standing_out(
+    data: Measurements,
+    seed: int = 0,
+    *,
+    batch_size: int = 64,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Share of units of each layer that stand out from SHUFFLES networks of shuffled weights, on IMAGES images
+    spread evenly; {} for fewer than FEWEST images or two concepts.
+
+    t of a unit: its largest soft correlation S_kc, less the .95 quantile of the shuffled units' S_.c. A unit
+    stands out if its t is above the .95 quantile of the shuffled units' own. Passes are cached; the network is
+    as before afterwards.
+    """
+    if data.N < FEWEST or len(data.concepts) < 2:
+        return {}
+    rows = evenly_spaced(min(IMAGES, data.N), data.N)
+    some, layers = subset(data.probe, rows), [data.layers[name] for name in data.Q]
+    at = torch.tensor(rows, device=data.I.device)
+    part = data.rows(rows)
+    others: dict[str, list[Tensor]] = {name: [] for name in data.Q}
+    for shuffle in range(seed * SHUFFLES, (seed + 1) * SHUFFLES):
+        key = f"{data.target.weights_key}, weights shuffled by seed {shuffle}"
+        with shuffled_weights(data.target.model, shuffle):
+            target = replace(data.target, weights_key=key)
+            Q = unit_activations(target, some, layers, data.pool, batch_size, at.device, progress)
+        for name, q in Q.items():
+            others[name].append(q.to(at.device))
+    shares = {}
+    for name, q in part.Q.items():
+        own = score(part.P, q, "soft_correlation", memory=memory)
+        chance = score(part.P, torch.cat(others[name], 1), "soft_correlation", memory=memory)
+        shares[name] = float(stands_out(own, chance).double().mean())
+    return shares
+
+
+def stands_out(own: Tensor, chance: Tensor) -> Tensor:
+    """Which units [K] are above what `chance` has for their best concept: own [K, M], chance [K', M]."""
+    bound = chance.double().quantile(QUANTILE, dim=0)  # [M]
+    t, null = (best.values.double() - bound[best.indices] for best in (own.max(1), chance.max(1)))
+    return t > null.quantile(QUANTILE)
+
+
+def untrained(shares: Mapping[str, float]) -> str:
+    """A sentence where no layer has half of its units stand out, "" otherwise and where nothing was found."""
+    if not shares or max(shares.values()) >= HALF:
+        return ""
+    layer = max(shares, key=shares.get)
+    return (
+        "these names say nothing of what the network learned: with its weights shuffled its units are named "
+        f"as well (at most {shares[layer]:.0%} of a layer's units stand out, in {layer}); were weights loaded?"
+    )
