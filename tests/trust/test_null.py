@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score, SIMILARITIES
-from neuronym.trust.null import abstain, best_scores, CORRECTIONS, null_best, p_values, z_values
+from neuronym.trust.null import abstain, best_scores, CORRECTIONS, null_best, OF_COLUMNS, p_values, z_values
 from neuronym.trust.stability import best_concepts, bootstrap_labels, margin, take_rows
 from tests.helpers import reference
 
@@ -110,6 +110,8 @@ def test_null_is_the_literal_function_of_shuffled_units(method):
     g = generator(3)
     replaced = (torch.rand(4, G, generator=g) * (K if G == 1 else 1)).long()
     deals = torch.rand(4 * G, N, generator=g).argsort(dim=1).view(4, G, N)
+    if method in OF_COLUMNS:  # dealt for all units together
+        deals = torch.rand(4, N, generator=generator(3)).argsort(dim=1)[:, None].expand(4, K, N)
     for draw, k in ((0, 0), (3, G - 1)):
         shuffled = Q.clone()
         shuffled[:, k] = Q[deals[draw, k], k]

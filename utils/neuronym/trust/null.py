@@ -26,11 +26,19 @@ from torch import Tensor
 from neuronym.common.checks import check_number, check_positive_int, unknown
 from neuronym.common.memory import items_within, MEMORY, slices, SORTING_BYTES_PER_VALUE, stable_order
 from neuronym.common.statistics import as_p_values, benjamini_hochberg, holm
+from neuronym.similarity.columns import dealt_best
 from neuronym.similarity.matrix import checked, FactoredMatrix
 from neuronym.similarity.pmi import TOP_IMAGES
 from neuronym.similarity.scores import score, SIMILARITIES
 
 FEW = 8
+OF_COLUMNS = (
+    "cos_similarity",
+    "cos_similarity_cubed",
+    "correlation",
+    "soft_correlation",
+    "combined_correlation",
+)
 CORRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "bh": benjamini_hochberg,
     "holm": holm,
@@ -75,8 +83,9 @@ def null_best(
     generator), and the prior of wpmi and soft_wpmi. These two see only the order of activations, so that one
     null serves all units without equal activations among their top images: where all are such, the result is
     [draws, 1], and the unit that a shuffled one stands for (whose share the prior lacks) is drawn. A constant
-    unit has its own score in every draw. `memory` is for the shuffled activations, and once more for scoring
-    them.
+    unit has its own score in every draw. Of functions that are products of columns a draw deals the images
+    anew for all units together (`columns.dealt_best`). `memory` is for the shuffled activations, and once
+    more for scoring them.
 
     No p-value is below 1 / (draws + 1): Holm's correction over K units needs draws > K / level to find
     anything. Errors: those of `score`; ValueError where no shuffle can matter (wpmi with top_k = N), and for
@@ -90,6 +99,8 @@ def null_best(
             f"a null is made without the option '{name}', got {options[name]!r}; score without it"
         )
     checked(P, Q, None, memory)
+    if method in OF_COLUMNS:
+        return _of_columns(P, Q, method, draws, generator, memory, options)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     alone, scale, pmi = options, 1.0, method in TOP_IMAGES
     if pmi:
@@ -198,6 +209,27 @@ def _conditional(
             "units"
         )
     return score(P, Q, method, memory=memory, **options | {"lam": 0.0}), lam
+
+
+def _of_columns(
+    P: Tensor | FactoredMatrix,
+    Q: Tensor,
+    method: str,
+    draws: int,
+    generator: torch.Generator | None,
+    memory: int,
+    options: dict,
+) -> Tensor:
+    """Of functions that are products of columns: a draw deals the images anew for all units together."""
+    few = P[:, :FEW] if isinstance(P, Tensor) else FactoredMatrix(P.I, P.T[:FEW])
+    score(few, Q, method, units=[0], memory=memory, **options)  # refuses options
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    deals = stable_order(torch.rand(draws, Q.shape[0], generator=generator, device=generator.device))
+    null = dealt_best(P, Q, method, deals.to(Q.device), memory=memory, **options)
+    constant = Q.amax(0) == Q.amin(0)
+    if bool(constant.any()):
+        null[:, constant] = best_scores(P, Q, method, memory=memory, **options)[constant]
+    return null
 
 
 def _members(null_of: Tensor, G: int, draws: int, generator: torch.Generator) -> Tensor:
