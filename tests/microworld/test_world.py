@@ -165,6 +165,7 @@ def test_seeds_of_different_purposes_never_meet():
         (world.CANDIDATE_SEED, 100 * world.PICTURE_STEP),
         (world.ADVERSARIAL_SEED, 100_000),
         (world.MARKED_SEED, 1_000_000),
+        (world.COUNTERFACTUAL_SEED, last),
     ]
     starts = {name for name in vars(world) if name.endswith("_SEED")}
     assert len(starts) == len(ranges) and {getattr(world, name) for name in starts} == {s for s, _ in ranges}

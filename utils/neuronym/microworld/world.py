@@ -46,6 +46,7 @@ LABEL_SEED = 9_000_000_000  # + s PICTURE_STEP: pictures CoSy judges labels by (
 CANDIDATE_SEED = 10_000_000_000  # + s PICTURE_STEP: pictures that choose a label (`describe.selection`)
 ADVERSARIAL_SEED = 11_000_000_000  # pictures meant to fool a CLIP (`second_order.adversarial`)
 MARKED_SEED = 12_000_000_000  # scenes with a mark in their corner (`applications.spurious`)
+COUNTERFACTUAL_SEED = 13_000_000_000  # + s SEED_STEP: one attribute changed (`trust.counterfactual`)
 SEED_STEP = 10_000_000
 PICTURE_STEP = 1_000_000
 SHAPES = (
