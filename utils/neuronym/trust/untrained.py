@@ -23,7 +23,7 @@ from neuronym.activations import unit_activations
 from neuronym.common.memory import MEMORY
 from neuronym.common.subsets import evenly_spaced
 from neuronym.common.types import Progress
-from neuronym.datasets.probe import subset
+from neuronym.hooks import resolve_layers
 from neuronym.measurements import Measurements
 from neuronym.similarity.scores import score
 
@@ -34,7 +34,7 @@ QUANTILE, HALF = 0.95, 0.5
 
 @contextmanager
 def shuffled_weights(model: nn.Module, seed: int) -> Iterator[None]:
-    """The values of each floating-point parameter in random order; as they were afterwards, whatever happens."""
+    """The values of each floating-point parameter in random order; as before afterwards, whatever happens."""
     generator, before = torch.Generator().manual_seed(seed), {}
     try:
         with torch.no_grad():
@@ -60,32 +60,37 @@ def standing_out(
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Share of units of each layer that stand out from SHUFFLES networks of shuffled weights, on IMAGES images
-    spread evenly; {} for fewer than FEWEST images or two concepts.
+    """Share of units of each layer that stand out from SHUFFLES networks of shuffled weights, on IMAGES
+    images spread evenly; {} for fewer than FEWEST images or two concepts.
 
     t of a unit: its largest soft correlation S_kc, less the .95 quantile of the shuffled units' S_.c. A unit
-    stands out if its t is above the .95 quantile of the shuffled units' own. Passes are cached; the network is
-    as before afterwards.
+    stands out if its t is above the .95 quantile of the shuffled units' own. The network's last layer is
+    looked at too where it was not measured: what follows from its first layer alone is in any network. Passes
+    are cached.
     """
     if data.N < FEWEST or len(data.concepts) < 2:
         return {}
     rows = evenly_spaced(min(IMAGES, data.N), data.N)
-    some, layers = subset(data.probe, rows), [data.layers[name] for name in data.Q]
-    at = torch.tensor(rows, device=data.I.device)
-    part = data.rows(rows)
-    others: dict[str, list[Tensor]] = {name: [] for name in data.Q}
+    part, device = data.rows(rows), data.I.device
+    some, layers, own = part.probe, [data.layers[name] for name in data.Q], dict(part.Q)
+    last = data.target.layers[-1:]
+    if last and last[0] not in own:
+        extra = resolve_layers(data.target.model, last[0], data.target.example, data.target.layouts)
+        layers += extra
+        own |= unit_activations(data.target, some, extra, "auto", batch_size, device, progress)
+    others: dict[str, list[Tensor]] = {name: [] for name in own}
     for shuffle in range(seed * SHUFFLES, (seed + 1) * SHUFFLES):
         key = f"{data.target.weights_key}, weights shuffled by seed {shuffle}"
         with shuffled_weights(data.target.model, shuffle):
             target = replace(data.target, weights_key=key)
-            Q = unit_activations(target, some, layers, data.pool, batch_size, at.device, progress)
+            Q = unit_activations(target, some, layers, data.pool, batch_size, device, progress)
         for name, q in Q.items():
-            others[name].append(q.to(at.device))
+            others[name].append(q.to(device))
     shares = {}
-    for name, q in part.Q.items():
-        own = score(part.P, q, "soft_correlation", memory=memory)
+    for name, q in own.items():
+        real = score(part.P, q.to(device), "soft_correlation", memory=memory)
         chance = score(part.P, torch.cat(others[name], 1), "soft_correlation", memory=memory)
-        shares[name] = float(stands_out(own, chance).double().mean())
+        shares[name] = float(stands_out(real, chance).double().mean())
     return shares
 
 
@@ -103,5 +108,6 @@ def untrained(shares: Mapping[str, float]) -> str:
     layer = max(shares, key=shares.get)
     return (
         "these names say nothing of what the network learned: with its weights shuffled its units are named "
-        f"as well (at most {shares[layer]:.0%} of a layer's units stand out, in {layer}); were weights loaded?"
+        f"as well (at most {shares[layer]:.0%} of a layer's units stand out, in {layer}); were its weights "
+        "loaded?"
     )
