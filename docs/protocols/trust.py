@@ -27,7 +27,7 @@ from neuronym.runs.folders import ROOT
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score
 from neuronym.trust import stability
-from neuronym.trust.probability import fit, kept, MAP, NEAR, probability, QUICK, ratios
+from neuronym.trust.probability import fit_map, kept, MAP, NEAR_SHARE, probability, QUICK, ratios
 from neuronym.trust.signals import auroc_intervals, correctness, expected_calibration_error, SHARES
 
 DATA = ROOT / "docs" / "results" / "data" / "trust_map"
@@ -60,7 +60,7 @@ def judged(network: str, layer: str, labels: Tensor, held: dict) -> pd.DataFrame
         other = measured(network, "microworld:4000", seed=1)
         held[network] = other, true_presence(other.probe, other.concepts)
     other, truth = held[network]
-    return correctness(labels.tolist(), truth, other.Q[layer], None, NEAR)
+    return correctness(labels.tolist(), truth, other.Q[layer], None, NEAR_SHARE)
 
 
 def study(network: str) -> pd.DataFrame:
@@ -123,7 +123,7 @@ def tables() -> None:
     studied, rows = every[every["setup"] == "study"], []
     for network in NETWORKS:
         fitted_to = studied[studied["network"] != network]
-        maps = {name: fit(fitted_to, fitted_to["near"], of) for name, of in CANDIDATES.items()}
+        maps = {name: fit_map(fitted_to, fitted_to["near"], of) for name, of in CANDIDATES.items()}
         for (setup, namer), part in every[every["network"] == network].groupby(["setup", "namer"]):
             part = part[part["place"] == "inner"]
             trust = {"today": part[list(SHARES)].mean(axis=1)} if setup == "study" else {}
@@ -148,7 +148,9 @@ def tables() -> None:
         + " and ".join(NAMERS)
         + ", 3,000 scenes, judged on 4,000 others"
     )
-    maps = {name: {"source": source} | fit(studied, studied["near"], of) for name, of in CANDIDATES.items()}
+    maps = {
+        name: {"source": source} | fit_map(studied, studied["near"], of) for name, of in CANDIDATES.items()
+    }
     MAP.parent.mkdir(exist_ok=True)
     MAP.write_text(json.dumps(maps, indent=1) + "\n", encoding="utf-8")
 

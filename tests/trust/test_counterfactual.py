@@ -1,6 +1,4 @@
-"""Pairs of scenes that differ in one attribute, and what a unit's changes say: literal sums, planted
-units.
-"""
+"""Scenes changed in one attribute, and what a unit's changes say: literal sums, planted units."""
 
 from __future__ import annotations
 
@@ -17,8 +15,8 @@ from neuronym.trust.counterfactual import (
     ATTRIBUTES,
     causal_scores,
     changes,
+    drawn_scenes,
     pairs,
-    pictures,
 )
 
 
@@ -51,7 +49,7 @@ def test_causal_scores_are_the_literal_ones():
 
 def test_a_unit_that_follows_a_concept_has_the_largest_score_there():
     found = pairs(60)
-    probe, rows = pictures([*found.before, *found.after])
+    probe, rows = drawn_scenes([*found.before, *found.after])
     scenes = dict(zip(rows.tolist(), [*found.before, *found.after]))
     wanted = ["red", "striped", "night", "large", "left"]
     Q = torch.tensor([[float(word in concepts(scenes[i])) for word in wanted] for i in range(probe.N)])
@@ -68,7 +66,7 @@ def test_a_unit_that_follows_a_concept_has_the_largest_score_there():
 
 def test_units_of_the_final_layer_change_with_their_own_names():
     found = pairs(30)
-    probe, rows = pictures([*found.before, *found.after])
+    probe, rows = drawn_scenes([*found.before, *found.after])
     data = measure("microworld:resnet", "fc", probe, "microworld", "microworld:atoms")
     dQ, dC = changes(found, data.Q["fc"], rows, data.classes)
     moved = dC.abs().sum(0) > 0

@@ -1,7 +1,7 @@
 """Does a unit change when what it is named after is put into a picture or taken away, and more than when
 anything else changes?
 
-Pairs             scenes before and after a change of one attribute
+Counterfactuals   scenes before and after a change of one attribute
 pairs             scenes and, of each, one with another shape, colour, ..., light
 changes           how activations and presence change within pairs
 causal_scores     how far a unit's changes go along with those of every concept
@@ -40,13 +40,13 @@ from neuronym.microworld.world import (
 
 OF_THINGS = ("shape", "colour", "texture", "size", "position")
 ATTRIBUTES = (*OF_THINGS, "place", "light")
-STEPS = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "centre": (0, 0)}
+TOWARDS = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "centre": (0, 0)}
 AWAY = 12  # pixels from the middle
 LARGER = 1.75  # radius of a large thing over that of a small one
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Counterfactuals:
     """Scenes before and after a change, and the attribute that was changed, of n pairs."""
 
     before: list[Scene]
@@ -54,23 +54,23 @@ class Pairs:
     attribute: list[str]
 
 
-def pairs(count: int = 400, seed: int = 0) -> Pairs:
+def pairs(count: int = 400, seed: int = 0) -> Counterfactuals:
     """`count` scenes of one thing, each changed in every one of ATTRIBUTES, to another word drawn at random:
     count x 7 pairs. All else stays: place in the picture, angle, and what the scene's seed draws.
     """
     check_positive_int("count", count)
-    found = Pairs([], [], [])
+    found = Counterfactuals([], [], [])
     for i in range(count):
         first = scene(COUNTERFACTUAL_SEED + seed * SEED_STEP + i, given=[{}])
         dice = random.Random(f"counterfactual {first.seed}")
         for attribute in ATTRIBUTES:
             found.before.append(first)
-            found.after.append(changed(first, attribute, dice))
+            found.after.append(with_change(first, attribute, dice))
             found.attribute.append(attribute)
     return found
 
 
-def changed(first: Scene, attribute: str, dice: random.Random) -> Scene:
+def with_change(first: Scene, attribute: str, dice: random.Random) -> Scene:
     """The scene of one thing with another word for one attribute."""
     [thing] = first.things
     now = getattr(thing if attribute in OF_THINGS else first, attribute)
@@ -82,14 +82,14 @@ def changed(first: Scene, attribute: str, dice: random.Random) -> Scene:
 
 def _other(thing: Thing, attribute: str, word: str) -> Thing:
     if attribute == "position":
-        dx, dy = STEPS[word]
+        dx, dy = TOWARDS[word]
         return replace(thing, x=SIZE / 2 + AWAY * dx, y=SIZE / 2 + AWAY * dy)
     if attribute == "size":
         return replace(thing, size=word, radius=thing.radius * (LARGER if word == "large" else 1 / LARGER))
     return replace(thing, **{attribute: word})
 
 
-def pictures(scenes: Sequence[Scene]) -> tuple[Probe, Tensor]:
+def drawn_scenes(scenes: Sequence[Scene]) -> tuple[Probe, Tensor]:
     """A probe of the distinct scenes, and the row of each: [n]."""
     from neuronym.microworld.render import render
 
@@ -98,7 +98,9 @@ def pictures(scenes: Sequence[Scene]) -> tuple[Probe, Tensor]:
     return load_probe([render(one) for one in rows]), torch.tensor(where)
 
 
-def changes(pairs: Pairs, Q: Tensor, rows: Tensor, concepts: Sequence[str]) -> tuple[Tensor, Tensor]:
+def changes(
+    pairs: Counterfactuals, Q: Tensor, rows: Tensor, concepts: Sequence[str]
+) -> tuple[Tensor, Tensor]:
     """Q[after] - Q[before] [n, K], and the same of presence [n, M] (1 where a concept comes, -1 where it
     goes); `rows` [2n] are those of the scenes before, then those after.
     """

@@ -2,7 +2,7 @@
 
 QUICK            the signals that cost two products a layer
 ratios           what the CLIP sees of a label against the best that it sees of any concept
-fit              a logistic regression of what is near on signals: a map
+fit_map          a logistic regression of what is near on signals: a map
 shipped          the maps of data/trust/map.json, with their source
 probability      signals and a map -> the probability that a name is near
 kept             the most trusted units of which so many are expected to be near
@@ -33,7 +33,7 @@ from neuronym.similarity.scores import score
 
 QUICK = ("ratio", "soft_ratio", "foreseen")
 MAP = ROOT / "data" / "trust" / "map.json"
-NEAR = 0.5  # of the best concept's correlation
+NEAR_SHARE = 0.5  # of the best concept's correlation
 LEAST = 1e-6  # between cosines that can be told apart
 
 
@@ -66,7 +66,7 @@ def ratios(
     return pd.DataFrame(found, columns=list(QUICK))
 
 
-def fit(table: pd.DataFrame, near: Numbers, signals: Sequence[str] = QUICK, C: float = 1.0) -> dict:
+def fit_map(table: pd.DataFrame, near: Numbers, signals: Sequence[str] = QUICK, C: float = 1.0) -> dict:
     """Logistic regression of near [K] on the standardised columns `signals`: {"signals", "mean", "scale",
     "weights", "offset"}.
 
@@ -79,7 +79,7 @@ def fit(table: pd.DataFrame, near: Numbers, signals: Sequence[str] = QUICK, C: f
         raise ValueError(f"a map is fitted to near names and others, got {right.sum()} near of {len(right)}")
     mean, scale = x.mean(0), x.std(0)
     scale[scale == 0] = 1
-    model = LogisticRegression(C=C, max_iter=1000).fit((x - mean) / scale, right)
+    model = LogisticRegression(C=C, max_iter=1000).fit_map((x - mean) / scale, right)
     return {
         "signals": list(signals),
         "mean": mean.tolist(),

@@ -27,9 +27,9 @@ from neuronym.hooks import resolve_layers
 from neuronym.measurements import Measurements
 from neuronym.similarity.scores import score
 
-IMAGES, SHUFFLES = 500, 2
+LOOKED_ON, SHUFFLES = 500, 2
 FEWEST = 20  # images that a correlation is looked at on
-QUANTILE, HALF = 0.95, 0.5
+QUANTILE, ENOUGH_OUT = 0.95, 0.5
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def standing_out(
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Share of units of each layer that stand out from SHUFFLES networks of shuffled weights, on IMAGES
+    """Share of units of each layer that stand out from SHUFFLES networks of shuffled weights, on LOOKED_ON
     images spread evenly; {} for fewer than FEWEST images or two concepts.
 
     t of a unit: its largest soft correlation S_kc, less the .95 quantile of the shuffled units' S_.c. A unit
@@ -70,7 +70,7 @@ def standing_out(
     """
     if data.N < FEWEST or len(data.concepts) < 2:
         return {}
-    rows = evenly_spaced(min(IMAGES, data.N), data.N)
+    rows = evenly_spaced(min(LOOKED_ON, data.N), data.N)
     part, device = data.rows(rows), data.I.device
     some, layers, own = part.probe, [data.layers[name] for name in data.Q], dict(part.Q)
     last = data.target.layers[-1:]
@@ -103,7 +103,7 @@ def stands_out(own: Tensor, chance: Tensor) -> Tensor:
 
 def untrained(shares: Mapping[str, float]) -> str:
     """A sentence where no layer has half of its units stand out, "" otherwise and where nothing was found."""
-    if not shares or max(shares.values()) >= HALF:
+    if not shares or max(shares.values()) >= ENOUGH_OUT:
         return ""
     layer = max(shares, key=shares.get)
     return (
