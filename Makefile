@@ -3,6 +3,8 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+# tests in two processes, whole files each, so that what a file's tests share is made once
+TWO := -n 2 --dist loadfile
 
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check $(PIP_ARGS)
@@ -27,14 +29,14 @@ demo: .venv/set-up-base
 	$(PY) -m neuronym atlas
 
 test: .venv/set-up-test
-	$(PY) -m pytest -q $(PYTEST_ARGS)
+	$(PY) -m pytest -q $(TWO) $(PYTEST_ARGS)
 
 check: .venv/set-up-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
 test-fast: .venv/set-up-test
-	$(PY) -m pytest -q -m "not slow" $(PYTEST_ARGS)
+	$(PY) -m pytest -q $(TWO) -m "not slow" $(PYTEST_ARGS)
 
 faults: .venv/set-up-test
 	NEURONYM_FAULTS=docs/results/data/faults/faults.csv $(PY) -m pytest -q tests/faults $(PYTEST_ARGS)

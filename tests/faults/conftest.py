@@ -1,4 +1,5 @@
-"""Faults, counted: what was tried and what survived, by kind of fault, printed behind the tests.
+"""Faults, counted: what was tried and what survived, by kind of fault, printed behind the tests of one
+process.
 
 A test counts as one trial of what its file is of, or counts its own with `trial`. `make faults` sets
 NEURONYM_FAULTS to the CSV file that the table goes to as well; there are then more trials.
