@@ -23,24 +23,21 @@ ROOT = Path(__file__).resolve().parents[1]
 # files whose tests take seconds: `make test-fast` leaves them out
 SLOW = set(
     """applications/test_spurious applications/test_visualise atlas/test_browser atlas/test_explorer
-    atlas/test_site
-    datasets/test_concepts datasets/test_probe datasets/test_tasks describe/test_examples
-    describe/test_naming describe/test_pipeline
-    describe/test_selection describe/test_variants evaluation/test_cosy evaluation/test_formulas
-    evaluation/test_linear evaluation/test_presence evaluation/test_sanity figures/test_as_written figures/test_cards
+    atlas/test_site datasets/test_concepts datasets/test_probe datasets/test_tasks
+    describe/test_examples describe/test_naming describe/test_pipeline describe/test_selection
+    describe/test_variants evaluation/test_cosy evaluation/test_formulas evaluation/test_linear
+    evaluation/test_presence evaluation/test_sanity figures/test_as_written figures/test_cards
     figures/test_comparisons figures/test_describe figures/test_published figures/test_second_order
-    figures/test_style
-    microworld/test_captioner microworld/test_training models/test_captioners models/test_clips
-    models/test_asking models/test_identity models/test_llms models/test_preprocess models/test_sentences models/test_targets
-    models/test_transcripts models/test_walk notebooks/test_describe_and_dissect notebooks/test_evaluation
+    figures/test_style microworld/test_captioner microworld/test_training models/test_asking
+    models/test_captioners models/test_clips models/test_identity models/test_llms
+    models/test_preprocess models/test_sentences models/test_targets models/test_transcripts
+    models/test_walk notebooks/test_describe_and_dissect notebooks/test_evaluation
     notebooks/test_labelling notebooks/test_refusals notebooks/test_second_order notebooks/test_smoke
-    published/test_values
-    runs/test_checks runs/test_execute second_order/test_ablation second_order/test_adversarial
-    second_order/test_effects second_order/test_heat second_order/test_pursuit
-    second_order/test_segmentation similarity/test_kernels test_activations test_cache test_dlbroden
-    test_shards runs/test_sweep
-    test_docs test_passes test_repository test_script trust/test_calibration trust/test_null
-    trust/test_polysemy""".split()
+    published/test_values runs/test_checks runs/test_execute runs/test_sweep second_order/test_ablation
+    second_order/test_adversarial second_order/test_effects second_order/test_heat
+    second_order/test_pursuit second_order/test_segmentation similarity/test_kernels test_activations
+    test_cache test_dlbroden test_docs test_passes test_repository test_script test_shards
+    trust/test_calibration trust/test_null trust/test_polysemy""".split()
 )
 
 
