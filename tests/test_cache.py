@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,7 +219,9 @@ def test_kills_at_any_moment_never_give_another_array():
     assert [path.name for path in folder().parent.iterdir()] == [folder().name]
 
 
-def test_the_slower_of_two_writers_drops_its_own():
+def test_the_slower_of_two_writers_drops_its_own(monkeypatch):
+    """Where the other does not get on: it sleeps, and this one has no patience."""
+    monkeypatch.setattr(cache, "PATIENCE", 0)
     process = start_writer()
     try:
         with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
@@ -236,6 +239,64 @@ def test_the_slower_of_two_writers_drops_its_own():
         process.kill()
         process.wait()
     assert cache.prune(partial=True) > 0 and [p.name for p in folder().parent.iterdir()] == [folder().name]
+
+
+WAITING = """
+    import numpy as np
+    from neuronym import cache
+    made = lambda: np.arange(23 * 7, dtype=np.float32).reshape(23, 7)
+    def once():
+        print("made", flush=True)
+        return made()
+    if {whole}:
+        print(float(cache.array("q", {spec!r}, once).sum()))
+    else:
+        with cache.writer("q", {spec!r}, (23, 7), "float32") as rows:
+            print(rows.start)
+            rows.write(rows.start, made()[rows.start:])
+"""
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_second_process_waits_and_reads(whole):
+    """Also for one that dies: its rows are taken up."""
+    code = textwrap.dedent(WAITING.format(spec=SPEC, whole=whole))
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
+        second = subprocess.Popen([sys.executable, "-c", code], **given)
+        said = second.stderr.readline()
+        assert f"process {os.getpid()} is making what this one needs" in said and "waits" in said
+        rows.write(0, ROWS)
+        assert second.poll() is None
+    out, _ = second.communicate(timeout=60)
+    assert out == (f"{ROWS.sum()}\n" if whole else "23\n")  # nothing was made
+    assert [path.name for path in folder().parent.iterdir()] == [folder().name] and cache.verify() == []
+    shutil.rmtree(folder())
+    first = start_writer()
+    second = subprocess.Popen([sys.executable, "-c", code], **given)
+    assert f"process {first.pid} is" in second.stderr.readline()
+    first.kill()
+    first.wait()
+    out, _ = second.communicate(timeout=60)
+    assert out == (f"made\n{ROWS.sum()}\n" if whole else "11\n") and np.array_equal(
+        cache.load("q", SPEC), ROWS
+    )
+
+
+def test_an_owner_that_is_no_more_is_not_waited_for():
+    """A lock that outlives its process: a child has inherited it, or the lock is another machine's."""
+    put()
+    entry = folder()
+    shutil.rmtree(entry)
+    lock = entry.with_name(entry.name + ".lock")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    with open(lock, "w+") as file:
+        fcntl = pytest.importorskip("fcntl")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.write(str(gone.pid))
+        file.flush()
+        assert np.array_equal(cache.array("q", SPEC, lambda: ROWS), ROWS)
 
 
 def test_a_writer_of_what_is_there_has_nothing_to_do():

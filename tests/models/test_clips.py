@@ -342,6 +342,31 @@ def test_align_has_the_inverse_of_a_scale(tmp_path, hidden):
         load_clip(f"hf:{tmp_path}")
 
 
+def test_flava_is_read_at_its_first_tokens(tmp_path):
+    import transformers
+
+    save_hf(tmp_path, "clip")
+    size = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=9)
+    config = transformers.FlavaConfig(
+        image_config={**size, "image_size": 32, "patch_size": 16},
+        text_config={**size, "vocab_size": 49408, "max_position_embeddings": 20},
+        multimodal_config=size,
+        projection_dim=8,
+        hidden_size=16,
+    )
+    model = transformers.FlavaModel(config).eval()
+    model.save_pretrained(tmp_path)
+    clip, x = load_clip(f"hf:{tmp_path}"), torch.randn(3, 3, 32, 32)
+    tokens = transformers.AutoTokenizer.from_pretrained(tmp_path)(["a dog"], return_tensors="pt")
+    with torch.no_grad():
+        picture = model.image_projection(model.image_model(x).last_hidden_state[:, 0])
+        text = model.text_projection(model.text_model(**tokens).last_hidden_state[:, 0])
+    torch.testing.assert_close(clip.encode_image(x), F.normalize(picture, dim=1))
+    found = clip.encode_text(["a dog", "a cat on a red mat"])
+    torch.testing.assert_close(found[:1], F.normalize(text, dim=1), rtol=1e-4, atol=1e-5)
+    assert clip.logit_scale == pytest.approx(float(model.logit_scale.detach().exp())) and clip.d == 8
+
+
 def test_open_clip(tmp_path):
     open_clip = pytest.importorskip("open_clip", reason="install the extra 'open_clip' to run this")
     open_clip.add_model_config(str(tmp_path))

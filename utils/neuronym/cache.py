@@ -13,8 +13,9 @@ prune      remove old, torn and unfinished ones
 
 On disk: <cache>/<kind>/<key>/{data.npy | data.safetensors, meta.json}; unfinished work in <key>.partial/ with
 progress.json. A folder becomes an entry by one rename; what has no meta.json, another spec or size is never
-used. Of two processes that make the same entry both work, each in a folder of its own, and the slower drops
-its own.
+used. Of two processes that make the same entry the second waits for the first and reads what it made. Where
+that one dies, its work is taken up; where it does not get on for PATIENCE seconds both work, each in a folder
+of its own, and the slower drops its own.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from neuronym.common.files import alive, digest, locked, read_json, sha256, writ
 from neuronym.runs.folders import cache_dir
 from neuronym.runs.run import git_state, software
 from neuronym.stored import canonical, empty_npy, key_of, npy_fits, read_meta, say_once, usable, whole
+
+PATIENCE = 600  # seconds without a sign of progress, after which another process is not waited for
 
 
 def load(kind: str, spec: dict) -> np.ndarray | None:
@@ -111,38 +114,67 @@ def writer(
     written.
 
     After an error or a kill the rows that were flushed stay, and the next writer of the same spec starts
-    behind them. While another process writes the same entry, this one works in a folder of its own. Should
-    the entry exist by the time this one is done, this one is dropped. `info` (readable names) is kept beside
-    the array and not hashed.
+    behind them. While another process writes the same entry, this one waits (PATIENCE), and finds every row
+    there. Should the entry exist by the time this one is done, this one is dropped. `info` (readable names)
+    is kept beside the array and not hashed.
     """
     folder, dtype, shape = _place(kind, spec), np.dtype(dtype), tuple(int(n) for n in shape)
+    with _turn(folder) as ours, _rows(folder, spec, shape, dtype, info, ours) as rows:
+        yield rows
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[bool]:
+    """Hold the lock of an entry and yield True, after a process that holds it is done with the entry or dead;
+    yield False where it holds on to it without getting on.
+    """
+    lock, since = folder.with_name(folder.name + ".lock"), time.time()
+    while True:
+        with locked(lock) as ours:
+            if ours or not _gets_on(lock, folder.with_name(folder.name + ".partial"), since):
+                yield ours
+                return
+        time.sleep(0.1)
+
+
+def _gets_on(lock: Path, partial: Path, since: float) -> bool:
+    """Whether the process that holds the lock lives, and wrote something in the last PATIENCE seconds."""
+    with suppress(OSError):
+        since = max([since, *(path.stat().st_mtime for path in partial.iterdir())])
+    with suppress(OSError, ValueError):  # another has just let go of it, or has not told its number yet
+        owner = int(lock.read_text())
+        if not alive(owner):
+            return False
+        if owner != os.getpid():
+            say_once(f"process {owner} is making what this one needs in {lock.parent}; this one waits for it")
+    return time.time() - since < PATIENCE
+
+
+@contextmanager
+def _rows(
+    folder: Path, spec: dict, shape: tuple[int, ...], dtype: np.dtype, info: dict | None, ours: bool
+) -> Iterator[Writer]:
+    """`writer`, whose lock is held by this process or, where it is not `ours`, by another."""
     if dtype.hasobject or not shape or 0 in shape:
         raise ValueError(f"an entry is an array of numbers with at least one row, got {dtype} {shape}")
-    with locked(folder.with_name(folder.name + ".lock")) as ours:
-        if usable(folder, spec):  # made by another process since the caller looked
-            yield Writer(None, folder.name, shape, dtype)
-            return
-        partial = folder.with_name(folder.name + ".partial") if ours else _own_folder(folder)
-        partial.mkdir(exist_ok=True)
-        try:
-            rows = Writer(partial, folder.name, shape, dtype)
-            yield rows
-            if rows.done < shape[0]:
-                raise ValueError(
-                    f"cache entry {folder.name} of kind '{kind}' has {rows.done} of {shape[0]} rows; "
-                    "write them all, or raise an error to keep them for a resume"
-                )
-            _publish(
-                partial,
-                folder,
-                spec,
-                "data.npy",
-                {**(info or {}), "seconds": round(rows.seconds, 3)},
-                {"shape": list(shape), "dtype": dtype.str},
+    if usable(folder, spec):  # made by another process since the caller looked
+        yield Writer(None, folder.name, shape, dtype)
+        return
+    partial = folder.with_name(folder.name + ".partial") if ours else _own_folder(folder)
+    partial.mkdir(exist_ok=True)
+    try:
+        rows = Writer(partial, folder.name, shape, dtype)
+        yield rows
+        if rows.done < shape[0]:
+            raise ValueError(
+                f"cache entry {folder.name} of kind '{folder.parent.name}' has {rows.done} of {shape[0]} "
+                "rows; write them all, or raise an error to keep them for a resume"
             )
-        finally:
-            if not ours:  # nobody would resume it
-                shutil.rmtree(partial, ignore_errors=True)
+        more = {"shape": list(shape), "dtype": dtype.str}
+        _publish(partial, folder, spec, "data.npy", {**(info or {}), "seconds": round(rows.seconds, 3)}, more)
+    finally:
+        if not ours:  # nobody would resume it
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def array(
@@ -161,9 +193,12 @@ def array(
         discard(kind, spec, why)
         found = load(kind, spec)
     if found is None:
-        made = _numpy(make())
-        with writer(kind, spec, made.shape, made.dtype, info) as rows:
-            rows.write(0, made)
+        folder = _place(kind, spec)
+        with _turn(folder) as ours:
+            if not usable(folder, spec):
+                made = _numpy(make())
+                with _rows(folder, spec, made.shape, made.dtype, info, ours) as rows:
+                    rows.write(0, made)
         found = load(kind, spec)
     return found
 
@@ -178,7 +213,7 @@ def bundle(
     """Named tensors of `spec`: loaded when they are there, else made and written as one safetensors file.
     `check` as in `array`.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     folder = _found(kind, spec)
     if folder is not None and check is not None:
@@ -189,16 +224,27 @@ def bundle(
         discard(kind, spec, why)
         folder = _found(kind, spec)
     if folder is None:
-        folder, began = _place(kind, spec), time.perf_counter()
-        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in make().items()}
-        partial = _own_folder(folder)
-        try:
-            save_file(tensors, str(partial / "data.safetensors"), {"spec": canonical(spec)})
-            seconds = round(time.perf_counter() - began, 3)
-            _publish(partial, folder, spec, "data.safetensors", {**(info or {}), "seconds": seconds}, {})
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        folder = _place(kind, spec)
+        with _turn(folder):
+            if not usable(folder, spec):
+                _put_tensors(folder, spec, make, info)
     return load_file(str(folder / "data.safetensors"))
+
+
+def _put_tensors(
+    folder: Path, spec: dict, make: Callable[[], dict[str, torch.Tensor]], info: dict | None
+) -> None:
+    from safetensors.torch import save_file
+
+    began = time.perf_counter()
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in make().items()}
+    partial = _own_folder(folder)
+    try:
+        save_file(tensors, str(partial / "data.safetensors"), {"spec": canonical(spec)})
+        seconds = round(time.perf_counter() - began, 3)
+        _publish(partial, folder, spec, "data.safetensors", {**(info or {}), "seconds": seconds}, {})
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def discard(kind: str, spec: dict, why: str) -> None:

@@ -223,13 +223,17 @@ def _hf(rest: str, device: torch.device) -> Clip:
     positions = getattr(getattr(model.config, "text_config", None), "max_position_embeddings", None)
     longest = min(positions or tokenizer.model_max_length, tokenizer.model_max_length)
     masked = "siglip" not in model.config.model_type  # SigLIP was trained to read its padding
+    all_tokens = model.config.model_type == "flava"
 
     def texts_in(texts: list[str]) -> Tensor:
         tokens = tokenizer(
             texts, padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
         ).to(device)
         mask = {"attention_mask": tokens["attention_mask"]} if masked else {}
-        return _features(model.get_text_features(input_ids=tokens["input_ids"], **mask))
+        return _features(model.get_text_features(input_ids=tokens["input_ids"], **mask), all_tokens)
+
+    def images_in(batch: Tensor) -> Tensor:
+        return _features(model.get_image_features(pixel_values=batch), all_tokens)
 
     def preprocess(image: Image.Image) -> Tensor:
         return processor(images=image, return_tensors="pt")["pixel_values"][0]
@@ -238,16 +242,14 @@ def _hf(rest: str, device: torch.device) -> Clip:
     _check_features(
         f"hf:{rest}",
         model,
-        lambda: _features(
-            model.get_image_features(pixel_values=preprocess(Image.new("RGB", (64, 64)))[None])
-        ),
+        lambda: images_in(preprocess(Image.new("RGB", (64, 64)))[None]),
         lambda: texts_in(["a"]),
     )
     return _clip(
         model,
         device,
-        ("vision_model", "visual_projection"),
-        lambda batch: _features(model.get_image_features(pixel_values=batch)),
+        ("image_model", "image_projection") if all_tokens else ("vision_model", "visual_projection"),
+        images_in,
         texts_in,
         words,
         preprocess,
@@ -387,11 +389,12 @@ def _scale(model: nn.Module) -> float:
     return 1 / float(model.temperature)
 
 
-def _features(output) -> Tensor:
+def _features(output, tokens: bool = False) -> Tensor:
     """transformers 5 returns an object with the projected features as pooler_output, transformers 4 the
-    tensor.
+    tensor; those of all `tokens` (FLAVA), of which the first is what its contrastive loss reads.
     """
-    return output if isinstance(output, Tensor) else output.pooler_output
+    found = output if isinstance(output, Tensor) else output.pooler_output
+    return found[:, 0] if tokens else found
 
 
 def _first_line(error: Exception) -> str:

@@ -90,7 +90,8 @@ def constant_units(Q: Tensor) -> Tensor:
     """Whether each unit is the same for all images up to rounding (SAME), or 0 for the only one: Q [N, K] ->
     bool [K].
     """
-    low, high = (x.to(torch.promote_types(Q.dtype, torch.float32)) for x in Q.detach().aminmax(dim=0))
+    Q = Q.detach()
+    low, high = (x.to(torch.promote_types(Q.dtype, torch.float32)) for x in (Q.amin(0), Q.amax(0)))
     largest = torch.maximum(high.abs(), low.abs())
     return high - low <= SAME * largest if len(Q) > 1 else largest == 0
 
