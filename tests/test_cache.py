@@ -221,7 +221,7 @@ def test_kills_at_any_moment_never_give_another_array():
 
 def test_the_slower_of_two_writers_drops_its_own(monkeypatch):
     """Where the other does not get on: it sleeps, and this one has no patience."""
-    monkeypatch.setattr(cache, "PATIENCE", 0)
+    monkeypatch.setattr(cache, "STUCK", 0)
     process = start_writer()
     try:
         with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:

@@ -14,7 +14,7 @@ prune      remove old, torn and unfinished ones
 On disk: <cache>/<kind>/<key>/{data.npy | data.safetensors, meta.json}; unfinished work in <key>.partial/ with
 progress.json. A folder becomes an entry by one rename; what has no meta.json, another spec or size is never
 used. Of two processes that make the same entry the second waits for the first and reads what it made. Where
-that one dies, its work is taken up; where it does not get on for PATIENCE seconds both work, each in a folder
+that one dies, its work is taken up; where it does not get on for STUCK seconds both work, each in a folder
 of its own, and the slower drops its own.
 """
 
@@ -42,7 +42,7 @@ from neuronym.runs.folders import cache_dir
 from neuronym.runs.run import git_state, software
 from neuronym.stored import canonical, empty_npy, key_of, npy_fits, read_meta, say_once, usable, whole
 
-PATIENCE = 600  # seconds without a sign of progress, after which another process is not waited for
+STUCK = 600  # seconds without a sign of progress, after which another process is not waited for
 
 
 def load(kind: str, spec: dict) -> np.ndarray | None:
@@ -114,7 +114,7 @@ def writer(
     written.
 
     After an error or a kill the rows that were flushed stay, and the next writer of the same spec starts
-    behind them. While another process writes the same entry, this one waits (PATIENCE), and finds every row
+    behind them. While another process writes the same entry, this one waits (STUCK), and finds every row
     there. Should the entry exist by the time this one is done, this one is dropped. `info` (readable names)
     is kept beside the array and not hashed.
     """
@@ -138,7 +138,7 @@ def _turn(folder: Path) -> Iterator[bool]:
 
 
 def _gets_on(lock: Path, partial: Path, since: float) -> bool:
-    """Whether the process that holds the lock lives, and wrote something in the last PATIENCE seconds."""
+    """Whether the process that holds the lock lives, and wrote something in the last STUCK seconds."""
     with suppress(OSError):
         since = max([since, *(path.stat().st_mtime for path in partial.iterdir())])
     with suppress(OSError, ValueError):  # another has just let go of it, or has not told its number yet
@@ -147,7 +147,7 @@ def _gets_on(lock: Path, partial: Path, since: float) -> bool:
             return False
         if owner != os.getpid():
             say_once(f"process {owner} is making what this one needs in {lock.parent}; this one waits for it")
-    return time.time() - since < PATIENCE
+    return time.time() - since < STUCK
 
 
 @contextmanager
