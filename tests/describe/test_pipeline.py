@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from neuronym.activations import embed_concepts
+from neuronym.common.tables import write_table
 from neuronym.describe import pipeline as module
 from neuronym.describe.candidates import propose
 from neuronym.describe.counting import correlated
@@ -28,7 +29,9 @@ from neuronym.describe.pipeline import (
     of_units,
     ordinary_captions,
     ordinary_rows,
+    release_table,
     several_labels,
+    several_table,
 )
 from neuronym.describe.selection import rank_candidates
 from neuronym.models.captioners import Captioner, picture_key
@@ -395,3 +398,16 @@ def test_several_labels_literally(world):
             expected[unit] = kept or [some[order[0]]]
         assert several_labels(made(candidates, scores), world.clip, most, limit) == expected
     assert several_labels(made({9: candidates[9]}, {9: scores[9]}), world.clip) == {9: ["a president"]}
+
+
+def test_tables_of_several_labels_and_of_the_release(tmp_path):
+    candidates = {7: ["red ring", "=star", "moon", "sea"], 2: ["night"]}
+    scores = {7: torch.tensor([0.1, 0.9, 0.4, -1.0]), 2: torch.tensor([0.0])}
+    found = release_table(Described("layer4", candidates, scores, None))
+    file = tmp_path / "results.csv"
+    write_table(found, file)
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert lines == ["Neuron ID,Label 1,Label 2,Label 3", "7,'=star,moon,red ring", "2,night,,"]
+    several = {"layer4": {7: ["=star", "moon"], 2: ["night"]}, "fc": {}}
+    rows = [("layer4", 7, 1, "=star"), ("layer4", 7, 2, "moon"), ("layer4", 2, 1, "night")]
+    assert list(several_table(several).itertuples(index=False, name=None)) == rows

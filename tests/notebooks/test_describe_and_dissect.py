@@ -207,7 +207,7 @@ def test_a_replay_that_lacks_answers_says_so(tmp_path):
 @pytest.mark.parametrize(
     "given, error, message",
     [
-        ({"selection": "cosine"}, ValueError, "'selection' must be one of sq_mean"),
+        ({"selection": "cosine"}, ValueError, "'selection' must be one of agreed, simulate"),
         ({"captioner": "blimp:x"}, ValueError, "no kind 'blimp'; nearest: blip"),
         ({"captioner": "blip:/nowhere"}, FileNotFoundError, "no folder at /nowhere"),
         ({"llm": "hf"}, KeyError, "no llm 'hf'"),

@@ -6,7 +6,7 @@ picture          an example as it is captioned and shown
 attention_crops  the parts of a picture where a unit's map is high, as boxes, largest first
 crops_of         the same of many maps
 eight_bit        activation maps as 8-bit maps: one of HEATMAPS
-enlarged         8-bit maps at another size
+enlarged         8-bit maps at another size, as ENLARGED has it for each of HEATMAPS
 otsu             the threshold that splits the values of a map best
 outer_boxes      bounding boxes of what is above the threshold, largest first
 box_iou          how far two boxes cover each other
@@ -65,7 +65,7 @@ def examples(
     crops: int = 4,
     keep: int = 10,
     heatmap: str = "scale",
-    field: str = "seen",
+    field: str = "",
     pool: str = "avg",
     grid: tuple[int, int] | None = None,
     batch_size: int = 64,
@@ -81,14 +81,15 @@ def examples(
     proportions and not comparable. Ties: by image, the whole before its crops, these in their order.
 
     crops=0 is the paper's "no crops". Then, and in a layer without positions ("fc"), nothing passes the
-    target: the examples are the highest images, with their activations in Q. `field` "seen" puts a map where
-    the preprocessing took its pixels from (a central crop, say), "whole" over all of the picture, as the
-    released code did. `heatmap` is as in `eight_bit`, `grid` as in `hooks.as_maps`. Values do not
-    depend on the units asked together, nor, up to rounding, on batch_size. In memory are a few batches of
-    pictures, and the maps of one. Errors: ValueError for units out of range, a Q of another shape, fewer
-    images than asked, values not finite.
+    target: the examples are the highest images, with their activations in Q. `field` "seen" puts a map
+    where the preprocessing took its pixels from (a central crop, say), "whole" over all of the picture,
+    as the released code did; by default as `heatmap` has it. `heatmap` is as in `crops_of`, `grid` as in
+    `hooks.as_maps`. Values do not depend on the units asked together, nor, up to rounding, on batch_size.
+    In memory are a few batches of pictures, and the maps of one. Errors: ValueError for units out of
+    range, a Q of another shape, fewer images than asked, values not finite.
     """
     units, Q = _checked(layer, units, probe, Q, images, crops, keep, heatmap, field)
+    field = field or FIELDS_OF[heatmap]
     top = top_images(Q[:, units], images).T.tolist()  # [U, images]
     if layer.layout == "fc" or not crops:
         return {
@@ -248,7 +249,7 @@ def _checked(
         check_positive_int("crops", crops)
     if heatmap not in HEATMAPS:
         raise unknown("heatmap", heatmap, HEATMAPS)
-    if field not in FIELDS:
+    if field and field not in FIELDS:
         raise unknown("field", field, FIELDS)
     return units, Q.detach().cpu()
 
@@ -282,6 +283,7 @@ def crops_of(
     `most` boxes.
 
     8-bit map, enlarged to the picture, binary by its Otsu threshold, `outer_boxes`, then `distinct` ones.
+    With `heatmap` "wrap" bytes and enlargement are the released code's, with "scale" what they should be.
     `field` is the part of the picture that the map covers, by default all of it; where it reaches beyond the
     picture, boxes end with the picture. Errors: ValueError for values that are not finite, an empty map or
     field; KeyError for an unknown heatmap.
@@ -297,11 +299,11 @@ def crops_of(
     covered = (max(left, 0), max(top, 0), min(right, size), min(bottom, size))
     small = eight_bit(_checked_map(maps, 3), heatmap)  # [n, H, W]
     width, height, found = right - left, bottom - top, []
-    pixels = 32 * width * height  # bytes for one map
+    pixels = 16 * width * height  # bytes for one map
     items_within(memory, (0, pixels, len(maps)))
-    for part in slices(len(maps), working_bytes(memory, maps.device) // pixels):
-        large = enlarged(small[part], height, width)  # [some, height, width]
-        for above in (large > otsu(large)[:, None, None]).cpu().numpy():
+    for part in slices(len(maps), working_bytes(memory, torch.device("cpu")) // pixels):
+        large = enlarged(small[part].cpu(), height, width, ENLARGED[heatmap])  # [some, height, width]
+        for above in (large > otsu(large)[:, None, None]).numpy():
             boxes = [
                 (max(x + left, 0), max(y + top, 0), min(r + left, size), min(b + top, size))
                 for x, y, r, b in outer_boxes(above)
@@ -324,39 +326,46 @@ def eight_bit(maps: Tensor, heatmap: str = "scale") -> Tensor:
     return HEATMAPS[heatmap](_checked_map(maps))
 
 
-def enlarged(maps: Tensor, height: int, width: int) -> Tensor:
-    """8-bit maps at another size, rounded: uint8 [n, H, W] -> uint8 [n, height, width].
+def enlarged(maps: Tensor, height: int, width: int, how: str = "bilinear") -> Tensor:
+    """8-bit maps at another size, rounded: uint8 [n, H, W] -> uint8 [n, height, width], on the CPU.
 
-    Bilinear, values at the middle of pixels: unlike the released code's bicubic it stays between a map's own
-    values, so that no overshoot moves the threshold. Where a map is larger than asked, its pixels are
-    averaged (antialias).
+    "bilinear", values at the middle of pixels, stays between a map's own values, so that no overshoot moves
+    the threshold; where a map is larger than asked, its pixels are averaged (antialias). "bicubic" is what
+    the released code did: Pillow's, whose overshoot ends at 0 and 255.
     """
+    import cv2
+
+    if how not in ("bilinear", "bicubic"):
+        raise unknown("enlargement", how, ("bilinear", "bicubic"))
     shrinks = maps.shape[1] > height or maps.shape[2] > width
-    large = F.interpolate(maps[:, None].float(), (height, width), mode="bilinear", antialias=shrinks)
-    return large[:, 0].round_().clamp_(0, 255).byte()
+    if how == "bilinear" and shrinks:
+        large = F.interpolate(maps[:, None].float(), (height, width), mode="bilinear", antialias=True)
+        return large[:, 0].round_().clamp_(0, 255).byte()
+    found = np.empty((len(maps), height, width), np.uint8)
+    for one, large in zip(maps.numpy(), found):
+        if how == "bicubic":
+            large[:] = Image.fromarray(one).resize((width, height), Image.Resampling.BICUBIC)
+        else:  # of floats, as OpenCV's of bytes counts in steps of 1/2048
+            large[:] = np.rint(cv2.resize(one.astype(np.float32), (width, height)))
+    return torch.from_numpy(found)
 
 
 def otsu(maps: Tensor) -> Tensor:
     """Otsu's threshold of each map: uint8 [..., H, W] -> int64 [...]; what is above it is the foreground.
 
     The t that maximises n0 n1 (m0 - m1)^2, with n0 values of mean m0 up to t and n1 of mean m1 above; of
-    equally good ones the lowest. A constant map has no two classes: its threshold is 255, which nothing is
-    above.
+    equally good ones the lowest, but for rounding; OpenCV's. A constant map has no two classes: its
+    threshold is 255, which nothing is above.
     """
+    import cv2
+
     if maps.dtype != torch.uint8 or maps.ndim < 2 or not maps.numel():
         raise ValueError(f"expected 8-bit maps [..., H, W], none empty, got {_what(maps)}; use eight_bit")
-    values = maps.flatten(0, -3).flatten(1) if maps.ndim > 2 else maps.flatten()[None]  # [B, H W]
-    first = 256 * torch.arange(len(values), device=maps.device)
-    counts = torch.bincount((values + first[:, None]).flatten(), minlength=256 * len(values)).view(-1, 256)
-    below, total = counts.cumsum(1), values.shape[1]
-    sums = (counts * torch.arange(256, device=maps.device)).cumsum(1)
-    gap = (
-        sums * total - sums[:, -1:] * below
-    )  # n0 n1 (m0 - m1) in whole numbers, so that equal ones stay equal
-    between = gap.double().square() / (below * (total - below)).clamp_min(1)
-    highest = between.amax(1, keepdim=True)
-    lowest = torch.where(between == highest, torch.arange(256, device=maps.device), 255).amin(1)
-    return torch.where(highest[:, 0] > 0, lowest, 255).view(maps.shape[:-2])
+    found = []
+    for one in maps.flatten(0, -3).cpu().numpy() if maps.ndim > 2 else [maps.cpu().numpy()]:
+        constant = one.min() == one.max()
+        found.append(255 if constant else int(cv2.threshold(one, 0, 255, cv2.THRESH_OTSU)[0]))
+    return torch.tensor(found, device=maps.device).view(maps.shape[:-2])
 
 
 def outer_boxes(above: np.ndarray) -> list[Box]:
@@ -364,18 +373,12 @@ def outer_boxes(above: np.ndarray) -> list[Box]:
     then left.
 
     An outer contour belongs to pixels that touch each other, corners included, and are not inside a hole of
-    others: what OpenCV calls external.
+    others: OpenCV's external ones.
     """
-    from scipy import ndimage
+    import cv2
 
-    def boxes_of(mask: np.ndarray) -> list[Box]:
-        labels, _ = ndimage.label(mask, np.ones((3, 3)))
-        return [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]
-
-    boxes = boxes_of(above)
-    # what is in a hole has its box strictly within another, so most maps need no search for holes
-    if any(a[0] < b[0] and a[1] < b[1] and a[2] > b[2] and a[3] > b[3] for a in boxes for b in boxes):
-        boxes = boxes_of(ndimage.binary_fill_holes(above))
+    contours, _ = cv2.findContours(above.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    boxes = [(x, y, x + width, y + height) for x, y, width, height in map(cv2.boundingRect, contours)]
     return sorted(boxes, key=lambda box: (-_area(box), box[1], box[0]))
 
 
@@ -417,6 +420,9 @@ def _wrapped(maps: Tensor) -> Tensor:
 
 HEATMAPS: dict[str, Callable[[Tensor], Tensor]] = {"scale": _scaled, "wrap": _wrapped}
 """name -> function of maps [..., H, W]."""
+
+ENLARGED = {"scale": "bilinear", "wrap": "bicubic"}  # how maps of each are enlarged
+FIELDS_OF = {"scale": "seen", "wrap": "whole"}  # and which part of the picture they are of
 
 
 def _checked_map(maps: Tensor, axes: int | None = None) -> Tensor:

@@ -11,6 +11,8 @@ choose                        step 3 alone
 of_units, cropped             part of what was looked at; how much of it are crops
 captioned                     the units of which something is said
 several_labels                the paper's variant of more than one label for a unit
+several_table                 these as a table
+release_table                 the best labels of a layer as the released code writes them
 best_labels                   the best candidate of each unit
 labels_of                     the best labels of every unit as rows of the labels table
 candidates_table              all candidates with their scores
@@ -312,6 +314,28 @@ def several_labels(
         )
         found[unit] = [some[able[i]] for i in kept] or [best(some, described.scores[unit], 1)[0][0]]
     return found
+
+
+def several_table(several: Mapping[str, Mapping[int, Sequence[str]]]) -> pd.DataFrame:
+    """`several_labels` of layers, {layer: {unit: labels}}, as rows: layer, unit, rank, label."""
+    rows = [
+        (layer, unit, rank, label)
+        for layer, units in several.items()
+        for unit, labels in units.items()
+        for rank, label in enumerate(labels, start=1)
+    ]
+    return pd.DataFrame(rows, columns=["layer", "unit", "rank", "label"])
+
+
+def release_table(described: Described, k: int = 3) -> pd.DataFrame:
+    """The k best labels of a layer's units as the released code writes results.csv: columns Neuron ID, Label
+    1 ... Label k, blank where there are fewer.
+    """
+    rows = [
+        [unit, *(label for label, _ in best(some, described.scores[unit].cpu(), k))]
+        for unit, some in described.candidates.items()
+    ]
+    return pd.DataFrame(rows, columns=["Neuron ID", *(f"Label {rank}" for rank in range(1, k + 1))])
 
 
 def best_labels(described: Described, units: Sequence[int] | None = None) -> list[str]:

@@ -185,7 +185,7 @@ def naming_rate(
     A copied caption contains most names. So beside it: `precision`, the mean over units of the share of a
     label's words (without stop words) that are the name's, 0 where it does not name it; and `words` of a
     label in the mean. `several` labels of each unit give `any`, the share of units that one of them names,
-    and `shortest`, the mean number of words of the shortest that does.
+    and `shortest`, the mean number of words of the shortest that does (where one does).
     """
     check_positive_int("draws", draws)
     if len(labels) != len(names) or not len(labels):
@@ -215,10 +215,8 @@ def naming_rate(
     if several:
         fits = [[text for text in some if names_it(text, name)] for some, name in zip(several, names)]
         least = [min(map(content_count, some)) for some in fits if some]
-        found |= {
-            "any": len(least) / len(names),
-            "shortest": float(np.mean(least)) if least else float("nan"),
-        }
+        found |= {"any": len(least) / len(names)}
+        found |= {"shortest": float(np.mean(least))} if least else {}
     return found
 
 
