@@ -17,8 +17,8 @@ from neuronym.describe.examples import (
     crops_of,
     distinct,
     eight_bit,
-    ENLARGED,
     enlarged,
+    ENLARGEMENTS,
     otsu,
     outer_boxes,
     OVERLAP,
@@ -252,7 +252,7 @@ def test_all_of_it(shape, size, heatmap):
     maps = noise(5, *shape, seed=size) * 2
     found = crops_of(maps, size, 3, heatmap)
     for one, boxes in zip(maps, found):
-        large = enlarged(eight_bit(one[None], heatmap), size, size, ENLARGED[heatmap])[0].numpy()
+        large = enlarged(eight_bit(one[None], heatmap), size, size, ENLARGEMENTS[heatmap])[0].numpy()
         above = large > literal_otsu(large.flatten().tolist())
         assert boxes == literal_distinct(literal_boxes(above), (0, 0, size, size), 3)
         assert attention_crops(one, size, 3, heatmap) == boxes

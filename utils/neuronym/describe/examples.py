@@ -6,7 +6,7 @@ picture          an example as it is captioned and shown
 attention_crops  the parts of a picture where a unit's map is high, as boxes, largest first
 crops_of         the same of many maps
 eight_bit        activation maps as 8-bit maps: one of HEATMAPS
-enlarged         8-bit maps at another size, as ENLARGED has it for each of HEATMAPS
+enlarged         8-bit maps at another size, as ENLARGEMENTS has it for each of HEATMAPS
 otsu             the threshold that splits the values of a map best
 outer_boxes      bounding boxes of what is above the threshold, largest first
 box_iou          how far two boxes cover each other
@@ -302,7 +302,7 @@ def crops_of(
     pixels = 16 * width * height  # bytes for one map
     items_within(memory, (0, pixels, len(maps)))
     for part in slices(len(maps), working_bytes(memory, torch.device("cpu")) // pixels):
-        large = enlarged(small[part].cpu(), height, width, ENLARGED[heatmap])  # [some, height, width]
+        large = enlarged(small[part].cpu(), height, width, ENLARGEMENTS[heatmap])  # [some, height, width]
         for above in (large > otsu(large)[:, None, None]).numpy():
             boxes = [
                 (max(x + left, 0), max(y + top, 0), min(r + left, size), min(b + top, size))
@@ -421,7 +421,7 @@ def _wrapped(maps: Tensor) -> Tensor:
 HEATMAPS: dict[str, Callable[[Tensor], Tensor]] = {"scale": _scaled, "wrap": _wrapped}
 """name -> function of maps [..., H, W]."""
 
-ENLARGED = {"scale": "bilinear", "wrap": "bicubic"}  # how maps of each are enlarged
+ENLARGEMENTS = {"scale": "bilinear", "wrap": "bicubic"}  # how maps of each are enlarged
 FIELDS_OF = {"scale": "seen", "wrap": "whole"}  # and which part of the picture they are of
 
 
