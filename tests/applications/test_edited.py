@@ -104,4 +104,4 @@ def test_a_smaller_network_comes_back(tmp_path):
         expected[:, 0] += 0.5 * expected[:, 1]
         torch.testing.assert_close(back.model.fc.weight.view(5, 46, 4)[:, 0], expected[:, 0])
         assert back.model(x).isfinite().all()
-    assert json.loads((folder / "card.json").read_text())["folded"] == {"layer4": [[1, 0, 0.5]]}
+    assert json.loads((folder / "card.json").read_text())["folded"] == {"layer4": [[1, 0, 0.5, 0.0]]}

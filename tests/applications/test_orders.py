@@ -10,7 +10,7 @@ import torch
 from neuronym.applications import orders
 from neuronym.applications.channels import trace
 from neuronym.applications.names import labels_list, named_here, read_names
-from neuronym.applications.surgery import Fold, masked
+from neuronym.applications.surgery import Fold, masked, with_means
 from neuronym.common.tables import write_table
 from neuronym.measurements import measure
 from neuronym.similarity.labels import write_labels
@@ -56,11 +56,11 @@ def test_redundant_pairs_are_those_of_the_definition():
                 break
             _, i, j = max(pairs)
             i, j = (-i, -j) if Q[:, -i].mean() <= Q[:, -j].mean() else (-j, -i)
-            wanted.append((i, j, Q[:, i] @ Q[:, j] / (Q[:, j] @ Q[:, j])))
+            wanted.append((i, j, *np.polyfit(Q[:, j], Q[:, i], 1)))
             left.remove(i)
         found = orders.redundant(torch.from_numpy(Q), labels, least)
         assert [fold[:2] for fold in found] == [pair[:2] for pair in wanted] and found
-        np.testing.assert_allclose([fold.factor for fold in found], [pair[2] for pair in wanted])
+        np.testing.assert_allclose([fold[2:] for fold in found], [pair[2:] for pair in wanted])
     assert orders.gone({"x": found}) == {"x": [fold.gone for fold in found]}
 
 
@@ -98,6 +98,11 @@ def test_a_curve_is_the_accuracy_of_masked_networks():
         ValueError, match="layers to prune hold units of their own, 'conv1' and 'layer1' hold"
     ):
         orders.prune_curve(t, {"a": {"conv1": [0], "layer1": [0]}}, x, truth, amounts)
+    kept = {layer: torch.full((K,), 0.3) for layer, K in (("layer4", 48), ("layer2.relu1", 12))}
+    of_means = orders.prune_curve(t, {"a": queue["activation"]}, x, truth, amounts[2:], kept, resamples=5)
+    one = with_means(t.model, X, {layer: {0: 0.3} for layer in kept})
+    with torch.inference_mode():
+        assert of_means["accuracy"].iloc[1] == (one(x).argmax(1) == truth).double().mean().item()
     cost = orders.cost({"whole": t}, x, 1)
     assert (
         cost["weights"].iloc[0] == sum(p.numel() for p in t.model.parameters()) and cost["time"].iloc[0] == 1

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from neuronym.applications.channels import trace
-from neuronym.applications.surgery import difference, Fold, folded, masked, removed, size
+from neuronym.applications.surgery import difference, Fold, folded, masked, removed, size, with_means
 from neuronym.evaluation.replay import under_each
+from neuronym.hooks import record
 from neuronym.microworld.networks import micro_vit, MicroResNet
 
 X = torch.zeros(1, 3, 64, 64)
@@ -148,14 +149,18 @@ def test_networks_that_cannot_be_followed_are_refused():
 def test_folding_is_its_formula(build, layer, reader):
     """Literally, a weight at a time in float64; and with a true copy nothing changes."""
     model = build()
-    folds = [Fold(2, 5, 0.5), Fold(3, 2, 2.0), Fold(5, 0, -1.5)]
+    folds = [Fold(2, 5, 0.5, 0.25), Fold(3, 2, 2.0), Fold(5, 0, -1.5, -1.0)]
     made = folded(model, X, {layer: folds})
     before = model.get_submodule(reader).weight.detach().double()
     K = trace(model, X).channels(layer).units
     spread = before.shape[1] // K
     rows = [list(row.unbind()) for row in before]
     wanted = [[row[k * spread : (k + 1) * spread] for k in range(K)] for row in rows]
-    for gone, stays, factor in folds:
+    bias = model.get_submodule(reader).bias
+    bias = torch.zeros(len(before)).double() if bias is None else bias.detach().double().clone()
+    for gone, stays, factor, constant in folds:
+        for o, row in enumerate(wanted):
+            bias[o] += constant * sum(value.sum() for value in row[gone])
         for row in wanted:
             for p in range(spread):
                 row[stays][p] = row[stays][p] + factor * row[gone][p]
@@ -164,7 +169,8 @@ def test_folding_is_its_formula(build, layer, reader):
     for o, row in enumerate(wanted):
         flat = torch.stack([value for unit in row for value in unit])
         torch.testing.assert_close(found[o].double(), flat)
-    others = {n: v for n, v in model.state_dict().items() if n != f"{reader}.weight"}
+    torch.testing.assert_close(made.get_submodule(reader).bias.double(), bias)
+    others = {n: v for n, v in model.state_dict().items() if not n.startswith(reader)}
     assert all(torch.equal(made.state_dict()[name], value) for name, value in others.items())
 
 
@@ -181,6 +187,18 @@ def test_a_true_copy_is_folded_without_a_trace():
     smaller = removed(made, X, {"layer3.relu1": [4]})
     assert difference(smaller, model, X) < 1e-5
     assert difference(removed(model, X, {"layer3.relu1": [4]}), model, X) > 1e-3
+    constant = removed(model, X, {"layer3.relu1": [4]})  # a unit that says its mean everywhere
+    with torch.no_grad():
+        model.layer3.bn1.weight[4], model.layer3.bn1.bias[4] = 0, 0.75
+    kept = removed(with_means(model, X, {"layer3.relu1": {4: 0.75}}), X, {"layer3.relu1": [4]})
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode(), record(kept, ["layer3"]) as found, record(model, ["layer3"]) as wanted:
+        kept(x), model(x)
+        inside = [maps["layer3"][:, :, 1:-1, 1:-1] for maps in (found, wanted)]
+        torch.testing.assert_close(*inside, rtol=1e-4, atol=1e-5)
+    assert difference(constant, model, X) > difference(kept, model, X)
+    with pytest.raises(ValueError, match="means are of what is read, got layer 'conv1'"):
+        with_means(model, X, {"conv1": {0: 1.0}})
     with pytest.raises(ValueError, match="units are folded where they are read, got layer 'layer3.bn1'"):
         folded(model, X, {"layer3.bn1": [Fold(4, 1, 0.5)]})
     with pytest.raises(ValueError, match="name another: its units are read in several forms"):

@@ -17,7 +17,7 @@ from neuronym.runs.command import main, resolve
 from neuronym.runs.execute import BEFORE, SENTENCES
 from tests.helpers.notebooks import command
 
-LABEL, TRUST, EVAL, DESCRIBE, SECOND, WORLD, DATA, VISUAL = (
+LABEL, TRUST, EVAL, DESCRIBE, SECOND, WORLD, DATA = (
     "labelling",
     "trust",
     "evaluation",
@@ -25,7 +25,6 @@ LABEL, TRUST, EVAL, DESCRIBE, SECOND, WORLD, DATA, VISUAL = (
     "second_order",
     "microworld",
     "data_analysis",
-    "visualisation",
 )
 KINDLESS = "a name begins with its kind"
 SEED = "must be a seed from 0 to 4294967295"
@@ -95,14 +94,6 @@ AT_ONCE = f"""
 {DATA}      | seed -1                                | {SEED}
 {DATA}      | sentences bogus                        | no kind 'bogus'
 {DATA}      | shifts 0                               | must be at least 1
-{VISUAL}    | image furier                           | fourier
-{VISUAL}    | steps 0                                | 'steps' must be at least 1
-{VISUAL}    | smooth -1                              | 'smooth' must be at least 0
-{VISUAL}    | jitter 2                               | 'jitter' must be a share of the side from 0 to 1, got 2
-{VISUAL}    | rotate 200                             | 'rotate' must be degrees from 0 to 180, got 200
-{VISUAL}    | smallest 2                             | views show from smallest to largest, got smallest=2
-{VISUAL}    | directions /nowhere.npy                | no file of directions at /nowhere.npy
-{VISUAL}    | judge microworld:vitt                  | no microworld clip 'vitt'; nearest: vit
 {TRUST}     | seed 99999999999999999999              | {SEED}
 {TRUST}     | probe microworld:5                     | names take at least 4 images, and 4 held out, got 3
 {TRUST}     | probe microworld:1                     | leaves images to name from and to test with

@@ -65,6 +65,21 @@ def test_what_models_are_asked_with_is_checked_by_the_command(capsys, given, sai
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("shares", "0.5,1", "parameter 'shares' must be shares above 0 and below 1, separated"),
+        ("strengths", "0,off", "parameter 'strengths' must be finite numbers, separated by commas"),
+        ("names_from", "no/run", "no labels at"),
+        ("units", "trust:high", "trust is a least value or a range, as trust:0.8 or trust:0-0.3, got"),
+        ("target", "microworld:marks", "no microworld target 'marks'; nearest: marked"),
+    ],
+)
+def test_what_is_edited_is_checked_by_the_command(capsys, tmp_path, key, value, said):
+    assert main(["editing", "-p", key, value]) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "results").exists()
+
+
 def test_names_and_paths_are_checked_without_torch(tmp_path):
     code = (
         "import sys\nfrom neuronym.runs.command import main\n"

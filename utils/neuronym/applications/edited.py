@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 
 from neuronym.applications.channels import Graph, LINEAR, Operation, READS, trace
-from neuronym.applications.surgery import check_within, difference, Fold, folded, removed, ROUNDING
+from neuronym.applications.surgery import check_within, columns, difference, Fold, folded, removed, ROUNDING
 from neuronym.common.checks import check_number
 from neuronym.common.files import read_json, write_json
 from neuronym.common.text import counted
@@ -239,10 +239,9 @@ def _into_readers(
     names = []
     for name, spread in readers.items():
         module = model.get_submodule(name)
-        weight = module.weight.data
-        parts = weight.view(len(weight), -1, spread, *weight.shape[2:])
+        parts = columns(module, spread)
         if added.any():
-            more = parts[:, index].flatten(2).sum(2) @ added.to(weight)
+            more = parts[:, index].flatten(2).sum(2) @ added.to(parts)
             module.bias = nn.Parameter(more if module.bias is None else module.bias + more, False)
             names.append(f"{name}.bias")
         parts[:, index] *= strength

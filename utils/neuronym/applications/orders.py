@@ -24,7 +24,7 @@ from torch import nn, Tensor
 
 from neuronym.applications.channels import Graph, trace
 from neuronym.applications.effects import classes_of, Judged, resampled
-from neuronym.applications.surgery import Fold, folded, removed, size
+from neuronym.applications.surgery import Fold, folded, removed, size, with_means
 from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.statistics import cross_correlation
 from neuronym.common.types import Device, Progress, Target
@@ -83,8 +83,8 @@ def redundant(Q: Tensor, labels: Sequence[str] | None, least: float = LEAST) -> 
     None for any pair.
 
     Pairs with one label and a correlation of `least` or more, the most correlated first; of a pair that is
-    still there the less active one goes, and the other takes <y_gone, y_stays> / <y_stays, y_stays> of its
-    weights, the least-squares factor through 0.
+    still there the less active one goes, and the other takes cov(y_gone, y_stays) / var(y_stays) of its
+    weights and the readers' biases the rest of its mean: the least-squares line.
     """
     check_number("least", least, -1, 1)
     Q = Q.double().cpu()
@@ -93,7 +93,7 @@ def redundant(Q: Tensor, labels: Sequence[str] | None, least: float = LEAST) -> 
         code = torch.from_numpy(pd.factorize(np.asarray(labels))[0])
         named = torch.tensor([bool(label) for label in labels])
         r = torch.where((code[:, None] == code) & named & named[:, None], r, -2.0)
-    level, products = Q.abs().mean(0), Q.T @ Q
+    level, mean, covariance = Q.abs().mean(0), Q.mean(0), Q.T.cov(correction=0)
     first, second = torch.triu_indices(len(r), len(r), 1)
     values = r[first, second]
     order = values.argsort(descending=True, stable=True)
@@ -103,8 +103,8 @@ def redundant(Q: Tensor, labels: Sequence[str] | None, least: float = LEAST) -> 
         if a in left_out or b in left_out:
             continue
         a, b = (a, b) if level[a] <= level[b] else (b, a)
-        own = float(products[b, b])
-        folds.append(Fold(a, b, float(products[a, b]) / own if own else 0.0))
+        factor = float(covariance[a, b] / covariance[b, b]) if covariance[b, b] else 0.0
+        folds.append(Fold(a, b, factor, float(mean[a] - factor * mean[b])))
         left_out.add(a)
     return folds
 
@@ -140,6 +140,7 @@ def prune_curve(
     pictures: Tensor,
     truth: Tensor,
     amounts: Sequence[Mapping[str, int]],
+    means: Mapping[str, Tensor] | None = None,
     *,
     resamples: int = 500,
     seed: int = 0,
@@ -150,7 +151,9 @@ def prune_curve(
     first, or Folds}}, amounts [{layer: number}, ...] (`amounts_of` shares); pictures [N, C, H, W]; truth and
     accuracy as in `effects.Judged`.
 
-    A name with "/" behind it, as "random/3", is one of several draws of "random". Each network is really
+    With `means` {layer: [K]} what units that go said on average stays, in the biases of what read them
+    (`surgery.with_means`); Folds keep their own. A name with "/" behind it, as "random/3", is one of several
+    draws of "random". Each network is really
     smaller (`surgery.removed`). Rows: order, draws, share (units removed, of all in these layers), units,
     weights (share of the network's that are left), accuracy with its 95 % interval over images, and over
     draws; `loss` against the whole network, paired, with its interval. Amounts that an order of Folds does
@@ -173,6 +176,9 @@ def prune_curve(
         folds = {layer: [one for one in part if isinstance(one, Fold)] for layer, part in some.items()}
         model = folded(target.model, target.example, folds, graph) if any(folds.values()) else target.model
         units = {layer: [one.gone if isinstance(one, Fold) else one for one in some[layer]] for layer in some}
+        if means is not None and not any(folds.values()):
+            left = {layer: {k: float(means[layer][k]) for k in part} for layer, part in units.items()}
+            model = with_means(model, target.example, left, graph)
         smaller = removed(model, target.example, units, graph)
         score = _accuracy(replace(target, model=smaller), pictures, judged, counts, device)
         told = {"units": sum(amount.values()), "weights": size(smaller)[0] / weights}

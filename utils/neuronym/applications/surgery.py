@@ -3,7 +3,8 @@
 removed    a copy without the given units
 masked     a copy of the same size whose units say nothing: what `removed` must equal
 folded     a copy in which redundant units have handed what they say to those that stay
-Fold       one unit that goes, the one that speaks for it, and how much louder
+with_means a copy in which units have handed their mean to the biases of what reads them
+Fold       one unit that goes, the one that speaks for it, how much louder, and what is to be added
 
 A unit is a column of what reads it. Removing it takes its rows from what writes it and its columns from what
 reads it (`neuronym.applications.channels` finds both); where a block adds its input to its output, it goes
@@ -25,11 +26,12 @@ ROUNDING = 1e-4  # how far two sums of the same numbers in another order may be 
 
 
 class Fold(NamedTuple):
-    """Unit `gone` of a layer is about `factor` times unit `stays`."""
+    """Unit `gone` of a layer is about `factor` times unit `stays`, plus `constant`."""
 
     gone: int
     stays: int
     factor: float
+    constant: float = 0.0
 
 
 def removed(
@@ -74,8 +76,9 @@ def masked(
 def folded(
     model: nn.Module, example: Tensor, folds: Mapping[str, Sequence[Fold]], graph: Graph | None = None
 ) -> nn.Module:
-    """A copy in which what reads unit `stays` has its weights plus `factor` times those of unit `gone`, and
-    those of `gone` are 0, one Fold after another: exact where y_gone = factor y_stays at every position.
+    """A copy in which what reads unit `stays` has its weights plus `factor` times those of unit `gone`, its
+    bias plus `constant` times the sum of these, and they are 0, one Fold after another: exact where y_gone =
+    factor y_stays + constant at every position, but for the constant at the edges of a padded convolution.
 
     Errors: ValueError as in `removed`, and for a layer that is not what is read, such as one before a norm.
     """
@@ -90,11 +93,40 @@ def folded(
             )
         check_within(layer, [k for fold in some for k in fold[:2]], channels.units)
         for name, spread in channels.readers.items():
-            weight = made.get_submodule(name).weight.data
-            parts = weight.view(len(weight), channels.units, spread, *weight.shape[2:])
-            for gone, stays, factor in some:
+            module = made.get_submodule(name)
+            parts = columns(module, spread)
+            for gone, stays, factor, constant in some:
+                if constant:
+                    _add_to_bias(module, constant * parts[:, gone].flatten(1).sum(1))
                 parts[:, stays] += factor * parts[:, gone]
                 parts[:, gone] = 0
+    return made
+
+
+def with_means(
+    model: nn.Module, example: Tensor, means: Mapping[str, Mapping[int, float]], graph: Graph | None = None
+) -> nn.Module:
+    """A copy in which what reads the units {layer: {unit: mean}} has their means in its bias in place of
+    them: exact but at the edges of a padded convolution, where it reads 0 beside them.
+
+    Errors: as in `folded`.
+    """
+    graph = graph or trace(model, example)
+    made = copy.deepcopy(model)
+    for layer, some in means.items():
+        channels = graph.channels(layer)
+        if some and layer not in channels.last:
+            raise ValueError(
+                f"means are of what is read, got layer '{layer}'; name "
+                f"{' or '.join(channels.last[:2]) or 'another: its units are read in several forms'}"
+            )
+        check_within(layer, list(some), channels.units)
+        index, values = torch.tensor(list(some), dtype=torch.long), torch.tensor(list(some.values()))
+        for name, spread in channels.readers.items() if some else ():
+            module = made.get_submodule(name)
+            parts = columns(module, spread)
+            _add_to_bias(module, parts[:, index].flatten(2).sum(2) @ values.to(parts))
+            parts[:, index] = 0
     return made
 
 
@@ -130,6 +162,16 @@ def check_within(layer: str, units: Sequence[int], K: int) -> None:
     wrong = [int(k) for k in units if not 0 <= k < K]
     if wrong:
         raise ValueError(f"units of layer '{layer}' lie within 0 .. {K - 1}, got {wrong[0]}")
+
+
+def columns(module: nn.Module, spread: int) -> Tensor:
+    """The weights of a reader by unit, [outputs, K, spread, ...], in their own memory."""
+    weight = module.weight.data
+    return weight.view(len(weight), -1, spread, *weight.shape[2:])
+
+
+def _add_to_bias(module: nn.Module, more: Tensor) -> None:
+    module.bias = nn.Parameter(more if module.bias is None else module.bias.detach() + more, False)
 
 
 def _entries(units: Tensor, spread: int) -> Tensor:

@@ -24,7 +24,7 @@ SIDES = {"matching": "its classes", "others": "all other classes"}
 
 @as_written
 def effect_curves(
-    table: pd.DataFrame, metric: str = "accuracy", said: str = "change of\nbalanced accuracy"
+    table: pd.DataFrame, metric: str = "accuracy", said: str = "change of\naccuracy", scale: str = "linear"
 ) -> Figure:
     """Change of a metric against strength, with 95 % intervals: `table` is that of `effects.effect_curve`
     with a column `word`; upper panels the classes of the word, lower ones all others, the same scale for a
@@ -45,6 +45,7 @@ def effect_curves(
                 _line(ax, some, ("strength", "change"), colour, dash, mark, name)
             ax.axvline(1, color=".8", lw=0.8, zorder=0)
             ax.axhline(0, color=".8", lw=0.8, zorder=0)
+            ax.set_yscale(scale)
             ax.xaxis.set_major_locator(MaxNLocator(4))
             if column == 0:
                 ax.set_ylabel(f"{side}:\n{said}", fontsize=8)
@@ -125,6 +126,5 @@ def _legend(fig: Figure, ax: Axes, columns: int) -> None:
     """One legend for all panels, above them."""
     handles, labels = ax.get_legend_handles_labels()
     fig.tight_layout()
-    top = 1 + 0.02
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, top)}
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.99)}
     fig.legend(handles, labels, fontsize=7.5, ncols=columns, frameon=False, **place)
