@@ -36,6 +36,7 @@ from neuronym.applications.visualise_transforms import affine_maps, NONE, transf
 from neuronym.figures.visualise import picture_cards, picture_rows, TILE
 from neuronym.hooks import list_layers, poolings
 from neuronym.measurements import measure
+from neuronym.models.clips import load_clip
 from neuronym.models.preprocess import HALF, Preprocess
 from neuronym.models.targets import load_target
 from neuronym.models.weights import random_start
@@ -188,6 +189,10 @@ def test_own_first_and_activation_are_those_of_the_formula(made_up):
     directions = torch.eye(7)[units]
     ranks = own_first(q, Q, directions)["own_rank"].tolist()
     assert ranks == [literal.own_rank(q[i].tolist(), Q.tolist(), unit) for i, unit in enumerate(units)]
+    vector = torch.ones(3, 7)
+    summed = [[*row, sum(row)] for row in Q.tolist()]
+    ranks = own_first(q, Q, vector)["own_rank"].tolist()  # among the seven units and itself
+    assert ranks == [literal.own_rank([*row, sum(row)], summed, 7) for row in q.tolist()]
     over = activation_over(q, Q, directions)
     assert over["activation"].tolist() == [q[i, unit].item() for i, unit in enumerate(units)]
     assert over["beats_best"].tolist() == [
@@ -324,6 +329,26 @@ def test_gradients_go_through_tokens_and_where_settings_say(setting):
             assert torch.isfinite(made.pictures).all() and not made.silent.any()
 
 
+@pytest.mark.parametrize("name", ["microworld", "microworld:vit"])
+def test_a_clip_has_units_too(name):
+    clip = load_clip(name)
+    target = load_target(clip.model.visual, preprocess=clip.preprocess, name=name)
+    layer = next(
+        one for one in list_layers(target.model, target.example) if one.layout in ("tokens_first", "conv")
+    )
+    aim = aim_at(layer, {layer.name: torch.randn(8, layer.units, generator=dice())}, {layer.name: "avg"}, [1])
+    statistics = images.picture_statistics(torch.rand(3, 3, 64, 64, generator=dice()))
+    told = []
+
+    def progress(items, total, text):
+        told.append((total, text))
+        return items
+
+    made = synthesise(target, aim, statistics, Settings(steps=2, views=1), progress=progress)
+    assert made.pictures.shape == (1, 3, 64, 64) and not made.silent.any()
+    assert told == [(2, "steps of pictures")]
+
+
 def refusals(setting):
     target, layers, Q, statistics, shown = setting
     pools = dict.fromkeys(layers, "avg")
@@ -382,7 +407,9 @@ def test_columns_and_files_of_a_network_of_the_microworld(tmp_path):
         body = nn.Sequential(*list(data.target.model.children())[:5])
         assert float(columns["activation"][0]) == pytest.approx(float(body(x).mean((2, 3))[0, 5]), rel=1e-4)
     table = write_pictures(tmp_path, columns, shown, made.alpha, "fourier")
-    write_pictures(tmp_path, columns, shown, made.alpha, "fourier", photos=["a.png", "b.png"])
+    more = write_pictures(tmp_path, columns, shown, made.alpha, "fourier", photos=["a.png", "b.png"])
+    again = write_pictures(tmp_path, columns, shown, made.alpha, "fourier", photos=["a.png", "b.png"])
+    assert len(more) == len(again) == 2  # the rows written, of the whole table
     back = read_pictures(tmp_path)
     assert len(back) == 4 and back["unit"].tolist() == [5, 17, 5, 17]
     assert picture_file("layer4", "17") in back["file"].tolist() and back["photo"].tolist()[2:] == [

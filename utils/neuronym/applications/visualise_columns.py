@@ -143,7 +143,8 @@ def own_first(q: Tensor, Q: Tensor, directions: Tensor) -> dict[str, Tensor]:
     z = torch.where(varies, (q - mean) / torch.where(varies, sd, 1), -torch.inf)
     along = Q @ directions.T
     own = ((q * directions).sum(1) - along.mean(0)) / along.std(0).clamp_min(1e-6)
-    others = z.masked_fill(directions != 0, -torch.inf)  # of a direction: the units it is not made of
+    alone = (directions != 0) & ((directions != 0).sum(1, keepdim=True) == 1)
+    others = z.masked_fill(alone, -torch.inf)  # a vector of several units is compared with all of them
     rank = (others > own[:, None]).sum(1) + 1
     return {"own_rank": rank, "own_first": rank == 1}
 

@@ -40,7 +40,7 @@ def write_pictures(
     image: str,
     photos: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Write pictures with their columns into a run's folder, and return the table with file names; `photos`
+    """Write pictures with their columns into a run's folder, and return the rows with file names; `photos`
     are the ids of the images that were accentuated. Rows that the folder has of other layers, or of photos
     beside pictures from noise, stay.
     """
@@ -58,9 +58,10 @@ def write_pictures(
     table.insert(5, "image", kind)
     table.insert(6, "photo", list(photos) or "")
     before = read_table(folder / TABLE, AS_TEXT) if (folder / TABLE).exists() else None
+    whole = table
     if before is not None:
-        table = pd.concat([before[~before["file"].isin(files)], table], ignore_index=True)
-    write_table(table, folder / TABLE, float_format="%.6g")
+        whole = pd.concat([before[~before["file"].isin(files)], table], ignore_index=True)
+    write_table(whole, folder / TABLE, float_format="%.6g")
     return table
 
 
