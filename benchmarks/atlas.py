@@ -4,11 +4,12 @@
 
 Units, names and numbers are made up: layers of 2,048 units, a fifth as many names as units and at most
 20,000, two methods; no pictures and no details of units, which are loaded one file at a time when they are
-looked at. For each number of units: MB of all files that are loaded at the start, milliseconds from opening
-the page, from a folder, to its first cards, and those of the queries "a" (many names), "no such name", a
-filter by trust, and the table sorted by name (the first time, when the order is made, and again). A query's
-time is that of the page's own work until all is in place, without the browser's painting. Medians. Needs
-playwright and Debian's chromium; without them nothing is measured.
+looked at. For each number of units: MB of all files that are loaded at the start and of the columns that
+other views load, milliseconds from opening the page, from a folder, until all is loaded, and those of the
+queries "a" (many names), "no such name", a filter by trust, and the table sorted by name (the first time,
+when its columns are loaded and the order is made, and again). A query's time is that of the page's own work
+until all is in place, without the browser's painting. Medians. Needs playwright and Debian's chromium;
+without them nothing is measured.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ TYPED = """([name, value]) => {
 }"""
 GONE = """address => new Promise(done => {
   const before = performance.now();
-  addEventListener("hashchange", () => setTimeout(() => done(performance.now() - before)), { once: true });
+  const there = () => document.querySelector("tbody tr")
+    ? done(performance.now() - before) : setTimeout(there);
+  addEventListener("hashchange", () => setTimeout(there), { once: true });
   location.hash = address;
 })"""
 
@@ -59,18 +62,22 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for units in args.units:
             with tempfile.TemporaryDirectory() as folder:
-                size = write_made_up(Path(folder), units)
+                size, later = write_made_up(Path(folder), units)
                 runs = [measured(browser, Path(folder)) for _ in range(args.repeat)]
             middle = {name: f"{statistics.median(run[name] for run in runs):.0f}" for name in runs[0]}
-            rows.append({"units": units, "MB": f"{size / 1e6:.2f}", **middle})
+            rows.append(
+                {"units": units, "MB": f"{size / 1e6:.2f}", "MB later": f"{later / 1e6:.2f}", **middle}
+            )
             print(rows[-1], flush=True)
         browser.close()
     print(pd.DataFrame(rows).to_string(index=False))
     write_table(rows, args.csv)
 
 
-def write_made_up(folder: Path, count: int) -> int:
-    """The page's files for made-up units; returns the bytes that are loaded to show the first cards."""
+def write_made_up(folder: Path, count: int) -> tuple[int, int]:
+    """The page's files for made-up units; returns the bytes that are loaded to show the first cards, and
+    those of the columns that other views load.
+    """
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnoprstuvw"))
     names = np.array(["".join(rng.choice(letters, 7)) for _ in range(min(20_000, count // 5))])
@@ -99,11 +106,11 @@ def write_made_up(folder: Path, count: int) -> int:
     for name in site.PAGE:
         (folder / name).write_text(site.read_page(name), encoding="utf-8")
     content = site.index_content([network], "Made up", rng.random((count, 2)) * 2 - 1)
-    site._script(folder / "index.js", "ATLAS.index(", content)
+    _, later = site.write_index(folder, content)
     for n in range(-(-count // site.TOPS)):
         none = np.full(site.TOPS * site.ON_CARD, -1, dtype=np.int32)
         site._script(folder / "tops" / f"{n:04d}.js", f"ATLAS.tops({n}", site.packed(none))
-    return sum(file.stat().st_size for file in folder.glob("*.*"))
+    return sum(file.stat().st_size for file in folder.glob("*.*")), later
 
 
 def measured(browser, folder: Path) -> dict[str, float]:

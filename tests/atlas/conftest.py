@@ -36,7 +36,9 @@ def labelled(measured) -> Network:
     units = facts.units_table(
         measured, methods, "cos_similarity_cubed", draws=20, generator=torch.Generator().manual_seed(0)
     )
-    units.loc[(units["layer"] == "fc") & (units["unit"] == 3), "label"] = HOSTILE
+    for table in (units, methods[methods["method"] == "cos_similarity_cubed"]):
+        there = table.index[(table["layer"] == "fc") & (table["unit"] == 3)]
+        (units if table is units else methods).loc[there, "label"] = HOSTILE
     return Network(
         measured, labels, units, methods, "cos_similarity_cubed", {"red": "colour"}, "neuronym labelling"
     )

@@ -189,8 +189,9 @@ def test_a_units_page_tells_what_is_known(visit, index, network):
         assert told not in text
     assert page.locator("figure .pic").count() == 20 and page.locator(".pic path").count() > 0
     assert page.locator(".wide .card").count() == 6
-    other = visit(index + "#/unit/microworld%3Aresnet/conv1/99")
-    assert "no unit" in other.locator("main").inner_text()
+    for address in ("microworld%3Aresnet/conv1/99", "microworld%3Aresnet/conv1/1.5", "%E0%A4%A/%/3", "a"):
+        other = visit(index + "#/unit/" + address)
+        assert "no unit" in other.locator("main").inner_text()
 
 
 def test_methods_and_networks_are_compared(visit, network, tmp_path):
@@ -202,10 +203,12 @@ def test_methods_and_networks_are_compared(visit, network, tmp_path):
     own, also = network.methods["method"].unique()[:2]
     two = [network.methods[network.methods["method"] == m].set_index(["layer", "unit"]) for m in (own, also)]
     differ = (two[0].loc["fc"]["label"] != two[1].loc["fc"]["label"]).sum()
-    assert page.locator("main").inner_text().find(f"{differ} of 52 units") >= 0
+    page.wait_for_selector(f"text={differ} of 52 units")
+    assert page.locator("thead th").all_inner_texts() == ["left", "right", own, also]
     page.goto(address + "#/compare?a=1&b=3")
     page.wait_for_selector("text=52 pairs")
     assert page.locator("tbody tr").count() == 52
+    assert page.locator("thead th").all_inner_texts()[4:] == ["match", "held out"]
     page.goto(address + "#/unit/microworld%3Aresnet/fc/3")
     page.wait_for_selector("text=Its partners in other networks")
 
@@ -266,7 +269,7 @@ def test_a_hundred_thousand_units_answer(visit, folder, network, tmp_path):
         sizes={"wide": many},
     )
     wide = site.Network(data, network.labels, units, methods, network.main, network.kinds)
-    site._script(folder / "index.js", "ATLAS.index(", site.index_content([wide], "Many"))
+    site.write_index(folder, site.index_content([wide], "Many"))
     shutil.rmtree(folder / "tops")  # of the small one; whoever has no pictures still has cards
     (folder / "tops").mkdir()
     for n in range(-(-many // site.TOPS)):

@@ -44,15 +44,34 @@ def test_columns_say_what_the_tables_say(written, network):
     index = said(folder / "index.js", "ATLAS.index(")
     units = network.units
     words = np.array(index["words"])
-    assert words[unpacked(index["label"], np.uint16)].tolist() == units["label"].tolist()
+    labels = [words[unpacked(text, np.uint16)] for text in index["labels"]]
+    assert labels[index["methods"].index(network.main)].tolist() == units["label"].tolist()
     for name in ("score", "held", "p", "active"):
-        np.testing.assert_allclose(unpacked(index["columns"][name], np.float32), units[name], rtol=1e-6)
+        column = index["columns"].get(name)
+        column = column or said(folder / "columns" / f"{name}.js", f'ATLAS.columns("{name}",')
+        codes = unpacked(column["codes"], np.uint16).astype(float)
+        values = np.where(codes > 0, column["low"] + (codes - 1) * column["step"], np.nan)
+        np.testing.assert_allclose(values, units[name], atol=0.51 * column["step"])
     assert [(l["name"], l["units"]) for l in index["layers"]] == [("conv1", 24), ("fc", 52)]
     own = network.methods[network.methods["method"] == "cos_similarity"]
-    assert (
-        words[unpacked(index["by"]["cos_similarity"]["label"], np.uint16)].tolist() == own["label"].tolist()
-    )
+    assert labels[index["methods"].index("cos_similarity")].tolist() == own["label"].tolist()
     assert sum(sizes.values()) == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+
+
+def test_a_column_in_two_bytes_keeps_order_and_what_is_missing():
+    values = np.random.default_rng(0).normal(size=500)
+    values[[3, 7]] = np.nan, np.inf
+    column = site.quantised(values)
+    codes = unpacked(column["codes"], np.uint16)
+    assert codes[3] == codes[7] == 0 and codes.max() == 65535
+    there = np.isfinite(values)
+    order = np.argsort(values[there])
+    assert (np.diff(codes[there][order].astype(int)) >= 0).all()
+    read = column["low"] + (codes[there] - 1.0) * column["step"]
+    assert np.abs(read - values[there]).max() <= 0.5001 * column["step"]
+    same = site.quantised(np.array([2.5, 2.5]))
+    assert same["low"] == 2.5 and unpacked(same["codes"], np.uint16).tolist() == [1, 1]
+    assert unpacked(site.quantised(np.full(3, np.nan))["codes"], np.uint16).tolist() == [0, 0, 0]
 
 
 def test_details_tell_a_units_pictures_and_neighbours(written, network):

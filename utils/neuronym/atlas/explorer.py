@@ -27,6 +27,7 @@ WIDGET = """
 export default { render({ model, el }) {
   const root = document.createElement("div"), asked = {}, kept = {};
   root.className = "atlas";
+  root.dataset.lmSuppressShortcuts = "true";  // keys are the page's here, not the notebook's
   root.style.cssText = "max-height: 760px; overflow: auto; border: 1px solid var(--line)";
   el.append(root);
   const ask = what => new Promise((done, fail) => {

@@ -6,8 +6,10 @@ write_site  the folder
 read_page   the page's own files: HTML, style and script
 
     index.html atlas.css atlas.js    the page, the same for all sites
-    index.js                         columns of all units as base64 typed arrays, with a dictionary of words
-    tops/NNNN.js                     the three highest images of each of 4,096 units
+    index.js                         what search and the first view need of all units: labels of each method
+                                     by a dictionary of words, held-out correlation and trust in two bytes
+    columns/NAME.js                  another column of all units, loaded with the first view that shows it
+    tops/NNNN.js                     the three highest images of each of 1,024 units
     units/LAYER/NNNN.js              all that is told of 256 units of a layer
     matches/A-B.js                   units of two layers paired one to one
     sheets/NETWORK/NNNN.webp         64 pictures each
@@ -37,14 +39,28 @@ from neuronym.common.types import Progress
 from neuronym.measurements import Measurements
 
 PAGE = ("index.html", "atlas.css", "atlas.js")
-SHARD, TOPS, ON_CARD = 256, 4096, 3  # units in a file of details, in a file of top images; images there
+SHARD, TOPS, ON_CARD = 256, 1024, 3  # units in a file of details, in a file of top images; images there
 LARGEST = 10**9  # bytes of a site
-HELP = (
-    "Trust: how far a name can be trusted, by the notebook trust; 1 is best. Held out: correlation, on "
-    "images kept out of naming, of what the image-text model sees of the name with the unit's "
-    "activation. p: chance that shuffled activations score as high. Methods agree: share of methods "
-    "that give the same name. Above 0: share of images on which the unit is."
-)
+AT_ONCE = ("held", "trust")  # columns of the index itself
+COLUMN_TITLES = {
+    "layer": "layer", "label": "name", "trust": "trust", "held": "held out", "score": "score",
+    "agree": "methods agree", "p": "p", "active": "above 0",
+}  # fmt: skip
+HELP = {  # sentences that the page shows
+    "columns": COLUMN_TITLES,
+    "numbers": "Trust: how far a name can be trusted, by the notebook trust; 1 is best. Held out: "
+    "correlation, on images kept out of naming, of what the image-text model sees of the name with the "
+    "unit's activation. p: chance that shuffled activations score as high. Methods agree: share of methods "
+    "that give the same name. Above 0: share of images on which the unit is.",
+    "map": "Units that fire together lie together. Drag, wheel, click.",
+    "matched": "pairs, one to one, by correlation over the images for naming; "
+    "beside it that over those held out.",
+    "unmatched": "Only layers of two networks over the same images are matched.",
+    "line": "; the line surrounds half of the highest value or more",
+    "range": "Across the range: images above that share of all",
+    "spread": "Images by activation, heights by square root.",
+    "like": " Orange: the 5 % of images that the image-text model finds most like ",
+}
 UNIT_BYTES = 2600  # of a unit's details, about
 
 
@@ -153,9 +169,21 @@ def write_site(
     for which, sheets in enumerate(kinds_of_pictures(networks)):
         picture = as_seen(next(network.data for network in networks if network.sheets is sheets))
         sizes["pictures"] += write_sheets(sheets, picture, folder / "sheets" / str(which), size, progress)
-    content = index_content(networks, title, places, list(matches or {}))
-    sizes["index"] = _script(folder / "index.js", "ATLAS.index(", content)
+    sizes["index"], sizes["columns"] = write_index(
+        folder, index_content(networks, title, places, list(matches or {}))
+    )
     return sizes
+
+
+def write_index(folder: Path, content: Mapping) -> tuple[int, int]:
+    """The index of a site, and its further columns in files of their own; returns the bytes of both."""
+    later = {name: column for name, column in content["columns"].items() if name not in AT_ONCE}
+    columns = sum(
+        _script(folder / "columns" / f"{name}.js", f'ATLAS.columns("{name}"', column)
+        for name, column in later.items()
+    )
+    first = {name: column for name, column in content["columns"].items() if name in AT_ONCE}
+    return _script(folder / "index.js", "ATLAS.index(", {**content, "columns": first}), columns
 
 
 def kinds_of_pictures(networks: Sequence[Network]) -> list[Sheets]:
@@ -244,19 +272,20 @@ def index_content(
         name: {key: np.concatenate([one[name][key] for one in told]) for key in ("label", "held")}
         for name in names
     }
-    everything = [units["label"].to_numpy(), *(column["label"] for column in columns.values())]
-    words, codes = np.unique(np.concatenate(everything).astype(str), return_inverse=True)
-    codes = codes.reshape(len(everything), -1).astype(np.uint16 if len(words) < 2**16 else np.uint32)
+    everything = np.concatenate([column["label"] for column in columns.values()]).astype(str)
+    words, codes = np.unique(everything, return_inverse=True)
+    codes = codes.reshape(len(names), -1).astype(np.uint16 if len(words) < 2**16 else np.uint32)
     known = {key: value for network in networks for key, value in network.kinds.items()}
     kinds = sorted({known.get(word, "") for word in words})
     number = {kind: i for i, kind in enumerate(kinds)}
     kind_of = np.array([number[known.get(word, "")] for word in words], dtype=np.uint8)
     mapped = places is not None
-    places = places if mapped else np.zeros((len(units), 2))
-    floats = {name: units[name].to_numpy(np.float32) for name in ("score", "held", "p", "trust", "active")}
-    same = sum((codes[1 + i] == codes[0]).astype(np.float32) for i in range(len(names)))
-    floats |= {"agree": same / np.float32(max(1, len(names)))}
-    floats |= {"x": places[:, 0].astype(np.float32), "y": places[:, 1].astype(np.float32)}
+    numbers = {name: units[name].to_numpy() for name in ("held", "trust", "score", "p", "active")}
+    numbers |= {f"held{i}": columns[name]["held"] for i, name in enumerate(names)}
+    main = codes[[names.index(n.main) for n in networks for _ in range(len(n.units))], range(len(units))]
+    numbers |= {"agree": (codes == main).mean(0)}
+    if mapped:
+        numbers |= {"x": places[:, 0], "y": places[:, 1]}
     return {
         "title": title,
         "help": HELP,
@@ -282,12 +311,12 @@ def index_content(
         "kinds": kinds,
         "kindOf": packed(kind_of),
         "wide": len(words) >= 2**16,
-        "label": packed(codes[0]),
-        "by": {
-            name: {"label": packed(codes[1 + i]), "held": packed(columns[name]["held"].astype(np.float32))}
-            for i, name in enumerate(names)
+        "labels": [packed(column) for column in codes],
+        "columns": {
+            name: quantised(values)
+            for name, values in numbers.items()
+            if name != "trust" or np.isfinite(values).any()
         },
-        "columns": {name: packed(values) for name, values in floats.items()},
         "odd": packed(units["odd"].to_numpy(np.uint8)),
         "mapped": mapped,
         "matches": list(pairs),
@@ -322,6 +351,18 @@ def _shown(network: Network, layer: str) -> np.ndarray:
 
 def _short(pairs: Sequence[tuple[str, float]]) -> list:
     return [[label, float(f"{score:.4g}")] for label, score in pairs[:5]]
+
+
+def quantised(values: np.ndarray) -> dict:
+    """A column in two bytes a value: `low` + (code - 1) `step`, code 0 for what is no finite number; off by
+    at most half a step, 1/131068 of the range.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    there = np.isfinite(values)
+    low, high = (values[there].min(), values[there].max()) if there.any() else (0.0, 0.0)
+    step = (high - low) / (2**16 - 2) or 1.0
+    codes = np.where(there, 1 + np.round((np.where(there, values, low) - low) / step), 0).astype("<u2")
+    return {"low": float(low), "step": float(step), "codes": packed(codes)}
 
 
 def packed(values: np.ndarray) -> str:
