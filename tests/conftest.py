@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from neuronym.models.weights import random_start
 from tests.helpers.diffusion import scheduler, tokenizer
 
+gc.set_threshold(50_000, 10, 10)  # rubbish of tests is little, and looking for it takes a tenth of the time
 ROOT = Path(__file__).resolve().parents[1]
 
 
