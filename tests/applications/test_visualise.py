@@ -40,6 +40,7 @@ from neuronym.models.clips import load_clip
 from neuronym.models.preprocess import HALF, Preprocess
 from neuronym.models.targets import load_target
 from neuronym.models.weights import random_start
+from neuronym.runs.folders import ROOT
 from tests.helpers import reference_pictures as literal
 
 SIZE = (5, 6)
@@ -488,3 +489,11 @@ def test_figures_show_every_picture_beside_real_ones():
     assert (np.asarray(rows.axes[0].images[0].get_array())[..., 0] == 255).any()
     assert [text.get_text() for text in rows.texts] == ["photo", "after", "a", "b"]
     plt.close("all")
+
+
+def test_the_script_of_the_page_runs(capsys):
+    page = (ROOT / "docs" / "results" / "visualisation.md").read_text(encoding="utf-8")
+    script = page.partition("```python\n")[2].partition("```")[0]
+    assert "microworld:500" in script and "steps=64" in script
+    exec(script.replace("microworld:500", "microworld:40").replace("steps=64", "steps=2"), {})
+    assert "own_first" in capsys.readouterr().out
