@@ -78,7 +78,7 @@ SECTIONS = (
         ("llms",),
         after="`OPENAI_BASE_URL` and `OPENAI_API_KEY` name the server; nothing writes them down.",
     ),
-    Section("What a language model is told", ("prompt",), "describe/candidates"),
+    Section("What a language model is told", ("prompt",), "describe/prompts"),
     Section(
         "Pictures of a text",
         ("generator",),

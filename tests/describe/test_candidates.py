@@ -10,7 +10,8 @@ import re
 import pytest
 
 from neuronym.common.checks import UnknownName
-from neuronym.describe.candidates import PROMPTS, propose, shorten, summarize, tidy
+from neuronym.describe.candidates import propose, shorten, summarize, tidy
+from neuronym.describe.prompts import PROMPTS
 
 CATS = ["a red cat on a mat", "two red cats", "a cat beside a red box", "a cat", "one grey cat on a wall"]
 DOGS = ["a dog runs", "a wet dog", "dogs in rain"]

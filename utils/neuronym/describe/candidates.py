@@ -1,7 +1,5 @@
 """From captions to candidate labels (Describe-and-Dissect, step 2), with a language model or by counting.
 
-Prompt          what a language model is told: an instruction and worked examples for each of its two tasks
-PROMPTS         name of a domain -> Prompt
 AskAll          what answers: a list of (messages, settings) -> a list of answers, in order
 propose         captions of units -> candidates of units, by all of the below
 shorten         captions -> short labels, by the language model
@@ -10,10 +8,6 @@ tidy            raw answers -> candidates, by Describe-and-Dissect's rules and s
 after_colon     what follows a colon
 parts           what commas separate
 split_brackets  a text, and what stands in brackets at its end
-
-    objects   | Describe-and-Dissect's, with its two worked examples
-    shared    | the same with more examples, for small models, which repeat what they are shown
-    satellite | asks for a label, then a landform in brackets
 
 An `AskAll` is for instance functools.partial(ask_all, transcript, llm); without one, `describe.counting`
 finds the candidates.
@@ -25,128 +19,12 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
-from neuronym.common.checks import check_positive_int, unknown
+from neuronym.common.checks import check_positive_int
 from neuronym.common.text import STOP
 from neuronym.describe.counting import extract
+from neuronym.describe.prompts import named_prompt, Prompt
 from neuronym.models.answers import first_line, plain
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What a language model is told: an instruction and worked examples for each of its two tasks."""
-
-    shorten: str
-    shortened: tuple[tuple[str, str], ...]  # caption, label
-    summarize: str
-    summarized: tuple[tuple[tuple[str, ...], str], ...]  # captions, concept
-    words: int = 5  # of a concept, what stands in brackets at its end apart
-    question: str = "Concept:"  # below the captions
-
-
-_SHORTEN = (
-    "You turn the caption of a picture into one short label. Keep what the picture shows, leave out what is "
-    "repeated or says nothing. Answer with the label alone: no period, no quotes, no numbering."
-)
-
-_SUMMARIZE = (
-    "You read captions of pictures and name the one concept that most of them share, in 1 to 5 words. "
-    "Prefer what is specific and common to many captions over what is said once. Answer with the concept "
-    "alone, in one line: no list, no explanation."
-)
-
-_FABRICS = (
-    (
-        "a quilt sewn of red, blue and yellow squares",
-        "a rug woven in many colors",
-        "bright scarves on a rack",
-        "a pile of patterned cloth",
-    ),
-    "multicolored textiles",
-)
-
-_REDS = (
-    (
-        "a red barn behind a fence",
-        "a woman in a red coat",
-        "a bowl of ripe strawberries",
-        "red lanterns over a street",
-    ),
-    "red-themed scenes",
-)
-
-_REPEATED = (
-    "a kitten on a blanket with a flower pattern with a flower pattern with a flower pattern",
-    "kitten on floral blanket",
-)
-
-_SHARED = (
-    (
-        (
-            "a brown dog on a sofa",
-            "a dog with a ball in the grass",
-            "two dogs beside a car",
-            "a small dog in rain",
-        ),
-        "dog",
-    ),
-    (
-        (
-            "a wooden table by a window",
-            "an old wooden boat on a lake",
-            "a wooden fence in the rain",
-            "three wooden toys",
-        ),
-        "wooden",
-    ),
-    (
-        (
-            "a man with a kite at the beach",
-            "two chairs at the beach",
-            "a beach with white stones",
-            "a child and a boat at the beach",
-        ),
-        "at the beach",
-    ),
-)
-
-PROMPTS: dict[str, Prompt] = {
-    "objects": Prompt(_SHORTEN, (_REPEATED,), _SUMMARIZE, (_FABRICS, _REDS)),
-    "shared": Prompt(
-        _SHORTEN,
-        (_REPEATED,),
-        "Name what the captions have in common. Use 1 to 5 words that most of the captions contain.",
-        _SHARED,
-        question="Which words are in most of these captions?",
-    ),
-    "satellite": Prompt(
-        _SHORTEN.replace("a picture", "a satellite picture")
-        + " Put the kind of landform in brackets after the label.",
-        (
-            (
-                "an aerial view of a field of green crops with rows of crops with rows",
-                "rows of green crops (farmland)",
-            ),
-        ),
-        _SUMMARIZE.replace("pictures", "satellite pictures")
-        + " Put the kind of landform in brackets after it.",
-        (
-            (
-                ("houses along a curved road", "a grid of streets with roofs", "a suburb with gardens"),
-                "dense housing (residential area)",
-            ),
-            (
-                (
-                    "a winding line of brown water",
-                    "water between two green banks",
-                    "a bend with sand beside it",
-                ),
-                "winding waterway (river)",
-            ),
-        ),
-    ),
-}
 
 MOST = 10  # candidates
 
@@ -164,7 +42,7 @@ def propose(
     *,
     tries: int = 5,
     seed: int = 0,
-    prompt: str = "objects",
+    prompt: str | Prompt = "objects",
     summary: bool = True,
     most: int = MOST,
     max_tokens: int = TOKENS,
@@ -183,7 +61,7 @@ def propose(
     check_positive_int("most", most)
     check_positive_int("max_tokens", max_tokens)
     how = {"prompt": prompt, "seed": seed, "max_tokens": max_tokens}
-    told = _prompt(prompt)
+    told = named_prompt(prompt)
     said = {unit: _texts(f"captions of unit {unit}", texts) for unit, texts in captions.items()}
     short = said
     if ask is not None:
@@ -204,14 +82,19 @@ def propose(
 
 
 def shorten(
-    captions: Sequence[str], ask: AskAll, *, prompt: str = "objects", seed: int = 0, max_tokens: int = TOKENS
+    captions: Sequence[str],
+    ask: AskAll,
+    *,
+    prompt: str | Prompt = "objects",
+    seed: int = 0,
+    max_tokens: int = TOKENS,
 ) -> list[str]:
     """Each caption as one short label, at temperature .3; in order, every different caption asked about once.
 
     The caption stays where the answer says nothing, refuses, or is longer than the caption (brackets at its
     end apart).
     """
-    told = _prompt(prompt)
+    told = named_prompt(prompt)
     texts = _list("captions", captions)
     different = [text for text in dict.fromkeys(texts) if text]
     answers = _asked(
@@ -240,7 +123,7 @@ def summarize(
     ask: AskAll,
     *,
     tries: int = 5,
-    prompt: str = "objects",
+    prompt: str | Prompt = "objects",
     seed: int = 0,
     max_tokens: int = TOKENS,
 ) -> list[list[str]]:
@@ -252,7 +135,7 @@ def summarize(
     stays. "" for an answer that says nothing.
     """
     check_positive_int("tries", tries)
-    told = _prompt(prompt)
+    told = named_prompt(prompt)
     groups = [_texts("captions of a group", group) for group in groups]
     orders = [_shuffled(group, attempt, seed) for group in groups for attempt in range(tries)]
     answers = [
@@ -267,12 +150,6 @@ def summarize(
     for i, answer in zip(again, second):
         answers[i] = (parts(after_colon(first_line(answer))) or commas[i])[0]
     return [answers[i : i + tries] for i in range(0, len(answers), tries)]
-
-
-def _prompt(name: str) -> Prompt:
-    if name not in PROMPTS:
-        raise unknown("prompt", name, PROMPTS)
-    return PROMPTS[name]
 
 
 def _list(what: str, given: Sequence[str]) -> list[str]:

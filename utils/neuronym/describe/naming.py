@@ -25,6 +25,7 @@ from neuronym.describe.pipeline import (
     ordinary_captions,
     ordinary_rows,
 )
+from neuronym.describe.prompts import layer_prompts
 from neuronym.describe.scoring import SCORES
 from neuronym.describe.simulation import SIMULATED
 from neuronym.measurements import Measurements
@@ -96,6 +97,7 @@ def describe_and_dissect(
     captioner = as_recorded(transcript, captioner)
     ask = _ask(llm, transcript, place, progress)
     wanted = data.units(units)
+    prompts = layer_prompts(prompt, list(wanted), data.target.layers)
     ordinary = ordinary_captions(data.probe, captioner, transcript, ordinary, seed, progress)
     rows = ordinary_rows(data.N, len(ordinary), seed)
     tables = []
@@ -118,7 +120,7 @@ def describe_and_dissect(
         examples = of_units(examples, captioned(examples))
         if transcript.dry is not None:
             if ask is not None and captions_of != "ordinary":
-                told = {"tries": tries, "prompt": prompt, "seed": seed, "max_tokens": max_tokens}
+                told = {"tries": tries, "prompt": prompts[layer], "seed": seed, "max_tokens": max_tokens}
                 propose(examples.captions, ask, **told)
             continue
         described = describe_units(
@@ -129,7 +131,7 @@ def describe_and_dissect(
             reference_Q=data.Q[layer][rows],
             captions_of=captions_of,
             tries=tries,
-            prompt=prompt,
+            prompt=prompts[layer],
             selection=selection,
             seed=seed,
             max_tokens=max_tokens,

@@ -42,6 +42,7 @@ from neuronym.datasets.probe import Probe, probe_from_images
 from neuronym.describe.candidates import AskAll, propose, TOKENS
 from neuronym.describe.counting import correlated
 from neuronym.describe.examples import Example, examples, picture
+from neuronym.describe.prompts import Prompt
 from neuronym.describe.scoring import best, distinct_best
 from neuronym.describe.selection import CandidateActivations, rank_candidates
 from neuronym.describe.simulation import by_simulation, SIMULATED
@@ -179,7 +180,7 @@ def describe_units(
     reference_Q: Tensor | None = None,
     captions_of: str = "examples",
     tries: int = 5,
-    prompt: str = "objects",
+    prompt: str | Prompt = "objects",
     summary: bool = True,
     selection: str = "topk_compare",
     seed: int = 0,
