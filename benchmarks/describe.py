@@ -10,7 +10,8 @@ models?
 empty cache; "cached" is the same again, with what the first time has left. "literal" takes unit after unit
 and shares nothing: target and CLIP loaded anew; images, then these and their crops, through the target one by
 one; captions one by one; for every candidate its pictures drawn one by one and shown to the target, and those
-in the overall top to the CLIP, one by one. It is timed on some of the units. Boxes, phrases, captioner,
+in the overall top to the CLIP, one by one. It is timed on some of the units. Boxes are found by the released
+code's own steps, a map at a time (with our bytes and enlargement, so that they agree); phrases, captioner,
 renderer and CLIP are those of `utils`, called for one thing at a time, so that the ratios are of the pattern
 alone.
 
@@ -34,6 +35,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
+import cv2
+import numpy as np
 import torch
 from similarity import write_table
 
@@ -45,14 +48,14 @@ from neuronym.common.subsets import evenly_spaced
 from neuronym.datasets.probe import load_probe
 from neuronym.describe.candidates import propose, tidy
 from neuronym.describe.counting import extract
-from neuronym.describe.examples import attention_crops, Example, picture
+from neuronym.describe.examples import Example, picture
 from neuronym.describe.pipeline import caption_examples, ordinary_captions
 from neuronym.describe.selection import rank_candidates
 from neuronym.microworld.world import CANDIDATE_SEED, read
 from neuronym.models.captioners import load_captioner
 from neuronym.models.clips import load_clip
 from neuronym.models.generators import load_generator
-from neuronym.models.preprocess import seen_of
+from neuronym.models.preprocess import seen_of, SIZE
 from neuronym.models.targets import load_target
 from neuronym.models.transcripts import open_transcript
 from neuronym.passes import exact_float32
@@ -150,7 +153,7 @@ def literal(args, layer, unit, probe, Q, captioner, reference, took):
             field, shown = seen_of(target.preprocess), []
             for example, image in found:
                 heat = hooks.as_maps(activation(image)[1], layer.layout, None)[0, unit].float().cpu()
-                boxes = [None, *attention_crops(heat, most=CROPS, field=field)]
+                boxes = [None, *literal_crops(heat.numpy(), field)]
                 shown += [
                     (
                         example.image,
@@ -179,6 +182,34 @@ def literal(args, layer, unit, probe, Q, captioner, reference, took):
         acts = [[activation(image)[0] for image in images] for images in drawn]
         scores = literal_scores(acts, lambda c, i: sum(float(embedding(drawn[c][i]) @ e) for e in E) / len(E))
     return [example for example, _ in found], captions, candidates, scores
+
+
+def literal_crops(heat, field):
+    """The released code's steps for one map, with bytes and enlargement as ours: OpenCV's threshold and outer
+    contours, boxes by area, each kept unless it covers a kept one by more than half, or nearly everything.
+    """
+
+    def overlap(a, b):
+        wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+        both = max(0, wide) * max(0, high)
+        return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+    left, top, right, bottom = field or (0, 0, SIZE, SIZE)
+    if heat.max() == heat.min():
+        return []
+    scaled = np.rint((heat.astype(np.float64) - heat.min()) / (float(heat.max()) - float(heat.min())) * 255)
+    large = np.rint(cv2.resize(scaled.astype(np.float32), (right - left, bottom - top))).astype(np.uint8)
+    _, binary = cv2.threshold(large, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    contours, _ = cv2.findContours(binary, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    rects = sorted(map(cv2.boundingRect, contours), key=lambda r: (-r[2] * r[3], r[1], r[0]))
+    kept = []
+    for x, y, w, h in rects:
+        box = (max(x + left, 0), max(y + top, 0), min(x + w + left, SIZE), min(y + h + top, SIZE))
+        covered = (max(left, 0), max(top, 0), min(right, SIZE), min(bottom, SIZE))
+        if box[0] < box[2] and box[1] < box[3] and overlap(box, covered) < 0.8 and len(kept) < CROPS:
+            if all(overlap(box, other) <= 0.5 for other in kept):
+                kept.append(box)
+    return kept
 
 
 def literal_scores(acts, cosine):
@@ -282,6 +313,7 @@ def measure(args, folder):
     times = defaultdict(list)
     for repeat in range(args.repeats):
         kept = folder / f"{repeat}"
+        kept.mkdir()
         os.environ["NEURONYM_CACHE"] = str(kept)
         say(f"repeat {repeat + 1} of {args.repeats}: our form, {len(units)} units, twice")
         took, seen, candidates, scores, asked = ours(args, layer, units, *inputs, kept)
