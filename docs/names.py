@@ -57,7 +57,7 @@ SECTIONS = (
     ),
     Section(
         "Words",
-        ("concepts", "pools"),
+        ("concepts", "concept_sets", "pools"),
         "datasets/concepts",
         ("concepts",),
         after="In scripts also a list of strings.",

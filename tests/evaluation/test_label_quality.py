@@ -62,12 +62,16 @@ def test_small_layers_cannot_tell():
 
 def test_a_table_of_methods():
     held, labels = case()
-    found = label_quality(held, {"a": labels.tolist(), "best": held.argmax(1)}).set_index("method")
+    found = label_quality(held, {"a": labels.tolist(), "best": held.argmax(1)}, oracle="best")
+    found = found.set_index("method")
     assert found.loc["best", "correlation"] == pytest.approx(float(held.amax(1).mean()))
     assert found.loc["a", "distinct_labels"] == len(set(labels.tolist()))
     share = [labels.tolist().count(m) / K for m in set(labels.tolist())]
     assert found.loc["a", "entropy"] == pytest.approx(-sum(x * math.log2(x) for x in share))
     assert (found["units"] == K).all()
+    assert (found["oracle_distinct"] == found.loc["best", "distinct_labels"]).all()
+    with pytest.raises(KeyError, match="no method to compare diversity with 'oracle'"):
+        label_quality(held, {"a": labels})
 
 
 def test_bad_input_is_refused_in_a_sentence():

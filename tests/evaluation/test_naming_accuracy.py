@@ -71,23 +71,26 @@ def ready(tmp_path_factory):
 def test_settings_change_one_thing_at_a_time(ready):
     clip, Q, I = ready
     sets = {"all": torch.arange(150), "few": torch.arange(0, 150, 3)}
-    found = settings(Q, sets, {"rn": (clip, I), "again": (clip, I)}, ["{}", "a {}"], CLASSES, CLASSES[:7])
-    assert [(s.probe, s.clip, s.template) for s in found] == [
-        ("all", "rn", "{}"),
-        ("few", "rn", "{}"),
-        ("all", "again", "{}"),
-        ("all", "rn", "a {}"),
+    words = {"some": CLASSES[:7], "fewer": CLASSES[:3]}
+    found = settings(Q, sets, {"rn": (clip, I), "again": (clip, I)}, ["{}", "a {}"], CLASSES, words)
+    assert [(s.probe, s.clip, s.template, s.concepts) for s in found] == [
+        ("all", "rn", "{}", "some"),
+        ("few", "rn", "{}", "some"),
+        ("all", "again", "{}", "some"),
+        ("all", "rn", "a {}", "some"),
+        ("all", "rn", "{}", "fewer"),
     ]
+    assert found[4].words.T.shape[0] == len(found[4].texts) == 3 and found[4].classes.T.shape[0] == 52
     assert found[1].Q.equal(Q[::3]) and found[1].classes.I.equal(I[::3]) and found[0].words.T.shape[0] == 7
     assert not torch.allclose(found[0].classes.T, found[3].classes.T)
     with pytest.raises(ValueError, match="51 names and Q"):
-        settings(Q, sets, {"rn": (clip, I)}, ["{}"], CLASSES[1:], CLASSES)
+        settings(Q, sets, {"rn": (clip, I)}, ["{}"], CLASSES[1:], {"": CLASSES})
 
 
 def test_by_setting_gives_accuracy_and_cosines_with_controls(ready):
     clip, Q, I = ready
-    (one,) = settings(Q, {"all": torch.arange(150)}, {"rn": (clip, I)}, ["{}"], CLASSES, CLASSES)
-    table = by_setting([one], CLASSES, CLASSES, {"clip": clip.encode_text}).set_index("similarity")
+    (one,) = settings(Q, {"all": torch.arange(150)}, {"rn": (clip, I)}, ["{}"], CLASSES, {"": CLASSES})
+    table = by_setting([one], CLASSES, {"clip": clip.encode_text}).set_index("similarity")
     assert list(table.index) == list(SIMILARITIES) and (table["images"] == 150).all()
     ranks = rank_of_truth(score(one.classes, Q, "soft_wpmi"), CLASSES, CLASSES)
     for name, value in ranks.items():
@@ -97,7 +100,8 @@ def test_by_setting_gives_accuracy_and_cosines_with_controls(ready):
     assert (table["shuffled_clip"] < table["cosine_clip"]).all() and (
         table["constant_clip"] < table["cosine_clip"]
     ).all()
-    again = by_setting([one], CLASSES, CLASSES, {"clip": clip.encode_text}).set_index("similarity")
+    assert (table["set_top1"] == table["top1"]).all() and (table["units_in_set"] == 52).all()
+    again = by_setting([one], CLASSES, {"clip": clip.encode_text}).set_index("similarity")
     assert again.equals(table)
 
 
@@ -110,14 +114,13 @@ def test_few_images_leave_rank_reorder_out():
         "p",
         "c",
         "{}",
+        "s",
         FactoredMatrix(I, T),
         FactoredMatrix(I, T),
+        ["a", "b", "c"],
         torch.randn(30, 3, generator=torch.Generator().manual_seed(1)),
     )
-    assert (
-        "rank_reorder"
-        not in by_setting([setting], ["a", "b", "c"], ["a", "b", "c"], {})["similarity"].tolist()
-    )
+    assert "rank_reorder" not in by_setting([setting], ["a", "b", "c"], {})["similarity"].tolist()
 
 
 def test_published_values_stand_beside_where_there_are_some():
@@ -127,6 +130,7 @@ def test_published_values_stand_beside_where_there_are_some():
         {
             "probe": ["imagenet_val+broden", "broden", "microworld:5"],
             "similarity": ["soft_wpmi", "cos_similarity_cubed", "soft_wpmi"],
+            "concepts": "english:20000",
         }
     )
     found = with_published(table, "torchvision:resnet50@IMAGENET1K_V1")
@@ -137,7 +141,25 @@ def test_published_values_stand_beside_where_there_are_some():
     )
     assert math.isnan(found["published_top1"][2])
     assert with_published(table, "microworld:resnet").equals(table)
-    assert with_published(table[:2], "places365:resnet18").columns.tolist() == table.columns.tolist()
-    places = with_published(table.assign(similarity="soft_wpmi"), "places365:resnet18")
-    assert places["published_top1"].tolist()[1] == 0.5805 and places["published_top5"][1] == 0.8614
-    assert len(printed_accuracy()) == 17 and all(0 < row["top1"] < 1 for row in printed_accuracy().values())
+    places = table.assign(similarity="soft_wpmi", concepts="broden")
+    assert with_published(places[:1], "places365:resnet18").columns.tolist() == places.columns.tolist()
+    places = with_published(places, "places365:resnet18")
+    assert places["published_set_top1"][1] == 0.5805 and "published_top1" not in places
+    sets = ["broden", "file:lists/3k.txt", "file:lists/20k.txt", "imagenet", "mine"]
+    some = pd.DataFrame({"probe": "imagenet_val", "similarity": "soft_wpmi", "concepts": sets})
+    found = with_published(some, "torchvision:resnet50")
+    assert found["published_cosine_mpnet"].tolist()[:4] == [0.4201, 0.4161, 0.5262, 0.9746]
+    assert math.isnan(found["published_cosine_clip"][4]) and (found["published_top1"] == 0.955).all()
+    printed = printed_accuracy()
+    class_names = [row for (*_, words), row in printed.items() if words == "class names"]
+    assert len(printed) == 37 and len(class_names) == 16 and all(0 < row["top1"] < 1 for row in class_names)
+
+
+def test_names_in_a_set_are_found_however_their_words_are_joined(ready):
+    clip, Q, I = ready
+    words = {"some": ["red-circle", *CLASSES[:9]], "none": ["red red"]}
+    names = ["red, circle", *CLASSES[1:]]
+    made = settings(Q, {"all": torch.arange(150)}, {"rn": (clip, I)}, ["{}"], names, words)
+    table = by_setting(made, names, {}, ["correlation"])
+    assert table["units_in_set"].tolist() == [9, 0] and math.isnan(table["set_top1"][1])
+    assert table["set_top1"][0] >= 7 / 9

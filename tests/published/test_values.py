@@ -20,7 +20,7 @@ KEYS = ["quantity", "whose", "network", "layer"]
 ROWS = {
     "label_statistics": 164,
     "metric_sanity": 90,
-    "name_accuracy": 116,
+    "name_accuracy": 124,
     "reliable_neurons": 103,
     "text_cosines": 65,
 }

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from neuronym.common.checks import check_number
+from neuronym.common.checks import check_number, unknown
 
 LEVEL = 0.05
 
@@ -64,11 +64,17 @@ def diversity(labels: Sequence[int] | Tensor) -> dict[str, float]:
 
 
 def label_quality(
-    held: Tensor, labels: Mapping[str, Sequence[int] | Tensor], level: float = LEVEL
+    held: Tensor, labels: Mapping[str, Sequence[int] | Tensor], level: float = LEVEL, oracle: str = "oracle"
 ) -> pd.DataFrame:
     """A row for each method {name: labels [K]} of a layer: method, units, correlation (mean of held [K, M] at
-    the labels), precision, distinct_labels, distinct_share, entropy.
+    the labels), precision, distinct_labels, oracle_distinct, distinct_share, entropy.
+
+    `oracle_distinct` are the distinct labels of the method of that name, in every row: more labels than the
+    oracle has are no virtue. Errors: KeyError where `labels` lacks it.
     """
+    if oracle not in labels:
+        raise unknown("method to compare diversity with", oracle, labels)
+    best = diversity(torch.as_tensor(labels[oracle]).cpu())["distinct_labels"]
     rows = []
     for method, said in labels.items():
         chosen = torch.as_tensor(said, dtype=torch.long, device=held.device)
@@ -78,6 +84,8 @@ def label_quality(
                 "units": len(held),
                 "correlation": float(held.gather(1, chosen[:, None]).double().mean()),
                 "precision": label_precision(held, chosen, level),
+                "distinct_labels": 0,
+                "oracle_distinct": best,
                 **diversity(chosen.cpu()),
             }
         )

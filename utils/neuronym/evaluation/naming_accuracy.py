@@ -3,11 +3,11 @@ tables.
 
 rank_of_truth     accuracy, ranks and AUROC where the true name is among the concepts
 name_similarity   cosine of predicted and true names, beside shuffled and constant labels
-Setting           one choice of images, CLIP and prompt
+Setting           one choice of images, CLIP, prompt and concept set
 image_sets        the whole probing set, the sets it joins, and smaller ones
 settings          those worth comparing: one thing changed at a time
 by_setting        both measures for every setting and similarity function
-printed_accuracy  CLIP-Dissect's tables 2 and 3
+printed_accuracy  CLIP-Dissect's tables 1, 2 and 3
 setting_names     what a row of by_setting changes
 with_published    by_setting's table with the printed values in the next columns
 
@@ -16,8 +16,10 @@ N images, K units, M concepts, C classes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -36,6 +38,7 @@ from neuronym.published.values import printed
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score, SIMILARITIES
 
+CLASS_NAMES = "class names"  # where they are the concept set, in data/published
 RANK_IMAGES = 40  # rank_reorder orders the top 5 % of the images, which have to be two at least
 
 
@@ -96,15 +99,17 @@ def name_similarity(
 
 @dataclass(frozen=True)
 class Setting:
-    """Images by CLIP against two concept sets, and the final layer's activations Q [N, C] on the same
-    images.
+    """Images by CLIP against the true names and a concept set, and the final layer's activations Q [N, C] on
+    the same images.
     """
 
     probe: str
     clip: str
     template: str
+    concepts: str
     classes: FactoredMatrix  # P against the true names
     words: FactoredMatrix  # P against the concept set
+    texts: Sequence[str]  # of the concept set
     Q: Tensor
 
 
@@ -130,37 +135,36 @@ def settings(
     namers: Mapping[str, tuple[Clip, Tensor]],
     templates: Sequence[str],
     names: Sequence[str],
-    words: Sequence[str],
+    concepts: Mapping[str, Sequence[str]],
 ) -> list[Setting]:
-    """The first set, CLIP and template, and those that differ from it in one of the three.
+    """The first images, CLIP, template and concept set, and those that differ from it in one of the four.
 
-    Q [N, C] of the final layer; `image_sets`; namers {name: (CLIP, I [N, d])}. Needs one unit for each name.
+    Q [N, C] of the final layer; `image_sets`; namers {name: (CLIP, I [N, d])}; concepts {name: texts}. Needs
+    one unit for each name.
     """
     if Q.shape[1] != len(names):
         raise ValueError(
             f"true names are compared one for each unit, got {len(names)} names and Q {list(Q.shape)}"
         )
-    first = next(iter(sets)), next(iter(namers)), templates[0]
-    chosen = (
-        [(s, first[1], first[2]) for s in sets]
-        + [(first[0], c, first[2]) for c in list(namers)[1:]]
-        + [(first[0], first[1], template) for template in templates[1:]]
-    )
+    choices = list(sets), list(namers), list(templates), list(concepts)
+    first = tuple(choice[0] for choice in choices)
+    chosen = [first]
+    for place, choice in enumerate(choices):
+        chosen += [(*first[:place], other, *first[place + 1 :]) for other in choice[1:]]
     found = []
-    for image_set, namer, template in chosen:
+    for image_set, namer, template, words in chosen:
         (clip, I), rows = namers[namer], sets[image_set].to(Q.device)
         P = (
-            FactoredMatrix(I[rows], embed_concepts(clip, texts, template).to(Q.device))
-            for texts in (names, words)
+            FactoredMatrix(I[rows], embed_concepts(clip, list(texts), template).to(Q.device))
+            for texts in (names, concepts[words])
         )
-        found.append(Setting(image_set, namer, template, *P, Q[rows]))
+        found.append(Setting(image_set, namer, template, words, *P, concepts[words], Q[rows]))
     return found
 
 
 def by_setting(
     settings: Sequence[Setting],
     names: Sequence[str],
-    words: Sequence[str],
     encoders: Mapping[str, Callable[[list[str]], Tensor]],
     similarities: Sequence[str] = tuple(SIMILARITIES),
     *,
@@ -169,10 +173,11 @@ def by_setting(
 ) -> pd.DataFrame:
     """One row for each setting and similarity function of final-layer units that are called `names`.
 
-    Columns probe, clip, template, images, similarity; top1, top5, mean_rank, median_rank and auroc with the
-    names as concept set; and for each encoder the mean cosine of the label found among `words` and the true
-    name ("cosine_NAME"), of the same labels dealt to other units ("shuffled_NAME") and of the best single
-    label ("constant_NAME").
+    Columns probe, clip, template, concepts, images, similarity; top1, top5, mean_rank, median_rank and auroc
+    with the names as concept set; units_in_set, set_top1 and set_top5 with the setting's own concept set, of
+    the units whose name is in it ("church, outdoor" is "church-outdoor"; nan where none is); and for each
+    encoder the mean cosine of the label found in that set and the true name ("cosine_NAME"), of the same
+    labels dealt to other units ("shuffled_NAME") and of the best single label ("constant_NAME").
     """
     rows = []
     for s in settings:
@@ -180,20 +185,19 @@ def by_setting(
             if similarity == "rank_reorder" and len(s.Q) < RANK_IMAGES:
                 continue
             dice = torch.Generator().manual_seed(seed)
-            ranks = rank_of_truth(
-                score(s.classes, s.Q, similarity, memory=memory, generator=dice), names, names
-            )
-            labels = [
-                words[i]
-                for i in score(s.words, s.Q, similarity, memory=memory, generator=dice).argmax(1).tolist()
-            ]
+            given = {"memory": memory, "generator": dice}
+            ranks = rank_of_truth(score(s.classes, s.Q, similarity, **given), names, names)
+            of_set = score(s.words, s.Q, similarity, **given)
+            labels = [s.texts[i] for i in of_set.argmax(1).tolist()]
             row = {
                 "probe": s.probe,
                 "clip": s.clip,
                 "template": s.template,
+                "concepts": s.concepts,
                 "images": len(s.Q),
                 "similarity": similarity,
                 **{k: v for k, v in ranks.items() if k != "units"},
+                **_in_set(of_set, s.texts, names),
             }
             for name, encode in encoders.items():
                 near = name_similarity(encode, labels, names, generator=torch.Generator().manual_seed(seed))
@@ -202,38 +206,65 @@ def by_setting(
     return pd.DataFrame(rows)
 
 
-_COLUMNS = ("cosine_clip", "cosine_mpnet", "top1", "top5", "mean_rank", "median_rank", "auroc")
+def _in_set(scores: Tensor, texts: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+    """Accuracy of the units whose true name is among the texts, however its words are joined."""
+    plain = [[re.sub(r"[\W_]+", " ", text).strip() for text in some] for some in (texts, names)]
+    if not set(plain[0]) & set(plain[1]):
+        return {"units_in_set": 0, "set_top1": float("nan"), "set_top5": float("nan")}
+    found = rank_of_truth(scores, *plain)
+    return {"units_in_set": found["units"], "set_top1": found["top1"], "set_top5": found["top5"]}
 
 
-def printed_accuracy() -> dict[tuple[str, str, str], dict[str, float]]:
-    """(target, probe, similarity) -> what CLIP-Dissect printed in tables 2 and 3: cosines with 20,000 words
-    (its table 2: Broden's), the rest with the class names.
+_COLUMNS = (
+    "cosine_clip",
+    "cosine_mpnet",
+    "top1",
+    "top5",
+    "mean_rank",
+    "median_rank",
+    "auroc",
+    "set_top1",
+    "set_top5",
+)
+_ALIKE = {"english:20000": "20k", "english:10000": "10k", "english:3000": "3k"}  # theirs are other lists
+
+
+def printed_accuracy() -> dict[tuple[str, str, str, str], dict[str, float]]:
+    """(target, probe, similarity, concept set) -> what CLIP-Dissect printed: table 1 by concept set, table 2
+    of Places365 among Broden's labels, table 3 with 20,000 words and with the class names.
+
+    The concept set of the latter is CLASS_NAMES.
     """
-    found: dict[tuple[str, str, str], dict[str, float]] = {}
+    found: dict[tuple[str, str, str, str], dict[str, float]] = {}
     for row in printed("name_accuracy").itertuples():
-        found.setdefault((row.target, row.probe, row.similarity), {})[row.quantity] = row.value
+        where = (row.target, row.probe, row.similarity, row.concepts)
+        found.setdefault(where, {})[row.quantity] = row.value
     return found
 
 
-def setting_names(table: pd.DataFrame, all_images: str, clip: str) -> pd.Series:
-    """What each row of `by_setting` changes: the probing set, CLIP or prompt; "all, bare names" for none."""
+def setting_names(table: pd.DataFrame, all_images: str, clip: str, concepts: str = "") -> pd.Series:
+    """What each row of `by_setting` changes: images, CLIP, prompt or concept set; "all, bare names" for
+    none.
+    """
     changed = table["probe"].where(table["probe"] != all_images, "")
     changed += table["clip"].where(table["clip"] != clip, "")
     changed += table["template"].where(table["template"] != "{}", "")
+    changed += table["concepts"].where(table["concepts"] != concepts, "")
     return changed.replace("", "all, bare names")
 
 
 def with_published(table: pd.DataFrame, target: str) -> pd.DataFrame:
-    """Columns "published_..." beside those that CLIP-Dissect printed for the target and probing set; none if
-    it has none.
+    """Columns "published_..." beside those that CLIP-Dissect printed for the target, probing set and concept
+    set; none if it has none.
 
     They are of ViT-B/16, its text tower and mpnet, without a prompt; other settings have other values.
     """
     target = target.partition("@")[0]
-    theirs = printed_accuracy()
-    found = [
-        theirs.get((target, probe, similarity), {})
-        for probe, similarity in zip(table["probe"], table["similarity"])
-    ]
+    theirs, found = printed_accuracy(), []
+    for row in table[["probe", "similarity", "concepts"]].itertuples(index=False):
+        own = Path(row.concepts).stem if row.concepts.startswith("file:") else row.concepts
+        here = theirs.get((target, row.probe, row.similarity, CLASS_NAMES), {})
+        of_set = theirs.get((target, row.probe, row.similarity, _ALIKE.get(own, own)), {})
+        found.append(here | of_set)
     known = [c for c in _COLUMNS if any(c in row for row in found)]
     return table.assign(**{f"published_{c}": [row.get(c, float("nan")) for row in found] for c in known})

@@ -8,6 +8,7 @@ unfitted         both where nothing is known of the images: from the embeddings 
 calibrated       both for a CLIP, from whatever is known of the images
 calibrated_from  what that is, in words
 judged_presence  probabilities [N, M] from embeddings
+known_presence   the truth, or what a judge thinks where there is none
 presence_oracle  correlation of every unit with the presence of every concept: the best name there is
 against_oracle   how much of that a method's labels reach
 """
@@ -170,6 +171,21 @@ def judged_presence(I: Tensor, T: Tensor, judge: tuple[float, float], memory: in
     for rows in slices(len(I), memory // (2 * out.itemsize * len(T))):
         torch.sigmoid(torch.matmul(I[rows], T.to(I.dtype).T).mul_(a).add_(b), out=out[rows])
     return out
+
+
+def known_presence(
+    probe: Probe,
+    concepts: Sequence[str],
+    judge: tuple[Clip, Tensor, tuple[float, float]] | None,
+    memory: int = MEMORY,
+) -> Tensor:
+    """What is in the images [N, M]: the truth about scenes (bool), or the probabilities of a judge, which is
+    a CLIP, its embeddings I [N, d] of the images and its `calibrated` slope and offset.
+    """
+    if judge is None:
+        return true_presence(probe, concepts)
+    clip, I, fit = judge
+    return judged_presence(I, embed_concepts(clip, list(concepts)).to(I.device), fit, memory)
 
 
 def presence_oracle(Q: Tensor, truth: Tensor) -> Tensor:

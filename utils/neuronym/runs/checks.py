@@ -189,6 +189,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "clips": _clip,
     "probe": _probe,
     "concepts": _concepts,
+    "concept_sets": _concepts,
     "captioner": lambda name: _hf(name) if name.startswith(("blip:", "blip2:")) else None,
     "sentences": lambda name: _hf(name) if name.startswith("st:") else None,
     "llm": _llm,
