@@ -93,10 +93,15 @@ def test_the_stand_in_has_every_layout(target):
     ]
 
 
+def as_of_a_vit(layers):
+    """The layers with tokens of which it is not known that all are patches."""
+    return [replace(layer, grid=None) if "tokens" in layer.layout else layer for layer in layers]
+
+
 @pytest.mark.parametrize("how", ["avg", "max", "cls"])
 def test_values_are_those_of_a_plain_forward(target, probe, how):
     names = LAYERS if how != "cls" else ["tokens", "first", "fc"]
-    Q = unit_activations(target, probe, layers_of(target, names), how, batch_size=5)
+    Q = unit_activations(target, probe, as_of_a_vit(layers_of(target, names)), how, batch_size=5)
     with torch.no_grad():
         outputs = target.model.outputs(images_of(target, probe))
     for name in names:
@@ -109,9 +114,9 @@ def test_values_are_those_of_a_plain_forward(target, probe, how):
 
 def test_cls_goes_with_layers_without_tokens_beside_it(target, probe):
     """`layers=all` of a ViT: its first convolution has no class token and is averaged, as if asked for."""
-    together = unit_activations(target, probe, layers_of(target), "cls")
+    together = unit_activations(target, probe, as_of_a_vit(layers_of(target)), "cls")
     tokens = {"tokens", "first"}
-    alone = unit_activations(target, probe, layers_of(target, [*tokens]), "cls")
+    alone = unit_activations(target, probe, as_of_a_vit(layers_of(target, [*tokens])), "cls")
     averaged = unit_activations(target, probe, layers_of(target), "avg")
     assert set(together) == set(averaged) and tokens < set(together)
     for name, Q in together.items():
@@ -126,7 +131,18 @@ def test_auto_takes_the_class_token_where_there_is_one(target):
     convolutions = [layer for layer in layers if "tokens" not in layer.layout]
     assert set(hooks.poolings(with_token, "auto").values()) == {"cls"} and len(with_token) == 2
     assert set(hooks.poolings([*without, *convolutions], "auto").values()) == {"avg"}
-    assert set(hooks.poolings(convolutions, "cls").values()) == {"cls"}  # which `pool` refuses
+    with pytest.raises(ValueError, match="'cls' pooling needs tokens with a class token, got .*; use 'avg'"):
+        hooks.poolings(convolutions, "cls")
+    bare = [replace(layer, start=0, name=f"bare {layer.name}") for layer in with_token]
+    with pytest.raises(ValueError, match="class token, got bare"):  # the first token is a patch
+        hooks.poolings(bare, "cls")
+    mixed = hooks.poolings([*bare, *with_token, *convolutions], "cls")
+    assert {name for name, how in mixed.items() if how == "cls"} == {layer.name for layer in with_token}
+    said = hooks.told_poolings([*bare, *with_token, *convolutions], "cls")
+    assert (
+        said.startswith("no class token, averaged over positions: bare")
+        and hooks.told_poolings(bare, "avg") == ""
+    )
 
 
 def test_embeddings_are_those_of_a_plain_forward(clip, probe):

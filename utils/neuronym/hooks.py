@@ -5,6 +5,7 @@ record             read outputs by layer name
 edit               replace outputs by layer name
 pool               one value an image and unit
 poolings           how each of several layers is pooled
+told_poolings      which of them have no class token, in words
 as_maps            one map an image and unit
 maps_of            the same by the grid that was found for a layer
 get_layer          the module of a dotted name
@@ -118,15 +119,32 @@ def poolings(layers: Sequence[LayerInfo], how: str) -> dict[str, str]:
 
     "auto" is "cls" where a layer has a class token and "avg" elsewhere, the winners of
     docs/protocols/default_name.md; a class token is there where tokens stand before the patches. "cls" is
-    taken where there are tokens, and "avg" beside them, so that it goes with `layers=all` of a ViT, whose
-    first convolution has none; where no layer has tokens it stays, and `pool` refuses it.
+    taken where there are tokens, unless the patches are known to be all of them, and "avg" beside them, so
+    that it goes with `layers=all` of a ViT, whose first convolution has none. Errors: ValueError for "cls"
+    where no layer has tokens, or all tokens are patches.
     """
     tokens = {layer.name: layer.layout.startswith("tokens") for layer in layers}
     if how == "auto":
         led = {layer.name: tokens[layer.name] and layer.grid and layer.start for layer in layers}
         return {name: "cls" if first else "avg" for name, first in led.items()}
-    mixed = how == "cls" and any(tokens.values())
-    return {name: "avg" if mixed and not has else how for name, has in tokens.items()}
+    if how != "cls":
+        return dict.fromkeys(tokens, how)
+    bare = {layer.name for layer in layers if layer.grid and not layer.start}
+    classed = {name: has and name not in bare for name, has in tokens.items()}
+    if not any(classed.values()):
+        names = list(classed)
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise ValueError(f"'cls' pooling needs tokens with a class token, got {shown}; use 'avg' or 'max'")
+    return {name: "cls" if has else "avg" for name, has in classed.items()}
+
+
+def told_poolings(layers: Sequence[LayerInfo], how: str) -> str:
+    """One line on the layers that "cls" leaves to "avg", "" where there are none; layers of one value an
+    image have nothing to be averaged.
+    """
+    chosen = poolings(layers, how) if how == "cls" else {}
+    left = [layer.name for layer in layers if chosen.get(layer.name) == "avg" and layer.layout != "fc"]
+    return f"no class token, averaged over positions: {', '.join(left)}" if left else ""
 
 
 def as_maps(
