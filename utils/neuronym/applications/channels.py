@@ -108,7 +108,8 @@ class Graph:
             else found.refused
         )
         if why:
-            able = [name for name in self.given if self._free(name)]
+            free = [self.space[self.given[name].channels] for name in self.given if self._free(name)]
+            able = list(dict.fromkeys((one.last or one.layers)[-1] for one in free))
             raise ValueError(
                 f"units of layer '{layer}' of {self.network} cannot be removed, only turned off: {why}; "
                 f"those of {', '.join(able[:6]) or 'no layer'} can"

@@ -32,7 +32,7 @@ def effect_curves(
     """
     table = table[table["metric"] == metric]
     words = list(dict.fromkeys(table["word"]))
-    size = (1.75 * len(words) + 0.7, 3.6)
+    size = (max(1.75 * len(words) + 0.7, 3.4), 3.6)
     fig, axes = plt.subplots(2, len(words), figsize=size, sharex=True, sharey="row", squeeze=False)
     for column, word in enumerate(words):
         of_word = table[table["word"] == word]
