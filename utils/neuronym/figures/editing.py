@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from neuronym.common.text import counted
 from neuronym.figures.style import as_written, DASHES, MARKERS, palette
@@ -33,7 +33,8 @@ def effect_curves(
     table = table[table["metric"] == metric]
     words = list(dict.fromkeys(table["word"]))
     size = (max(1.75 * len(words) + 0.7, 3.4), 3.6)
-    fig, axes = plt.subplots(2, len(words), figsize=size, sharex=True, sharey="row", squeeze=False)
+    shared = {"sharex": True, "sharey": "row", "squeeze": False}
+    fig, axes = plt.subplots(2, len(words), figsize=size, **shared)
     for column, word in enumerate(words):
         of_word = table[table["word"] == word]
         units = counted(int(of_word["units"].iloc[0]), "unit")
@@ -46,6 +47,9 @@ def effect_curves(
             ax.axvline(1, color=".8", lw=0.8, zorder=0)
             ax.axhline(0, color=".8", lw=0.8, zorder=0)
             ax.set_yscale(scale)
+            if scale != "linear":
+                ax.yaxis.set_major_formatter("{x:g}")
+                ax.yaxis.set_minor_formatter(NullFormatter())
             ax.xaxis.set_major_locator(MaxNLocator(4))
             if column == 0:
                 ax.set_ylabel(f"{side}:\n{said}", fontsize=8)
@@ -81,9 +85,8 @@ def off_curves(table: pd.DataFrame, scenes: Sequence[str], said: Mapping[str, st
     """Share of right answers of `spurious.turned_off` against units turned off, a panel for each set of
     scenes, a line for each order that `said` names, with 95 % intervals.
     """
-    fig, axes = plt.subplots(
-        1, len(scenes), figsize=(2.1 * len(scenes) + 0.4, 2.5), sharey=True, squeeze=False
-    )
+    size, shared = (2.1 * len(scenes) + 0.4, 2.7), {"sharey": True, "squeeze": False}
+    fig, axes = plt.subplots(1, len(scenes), figsize=size, **shared)
     orders = [order for order in said if (table["order"] == order).any()]
     for ax, name in zip(axes[0], scenes):
         for i, (order, colour) in enumerate(zip(orders, palette(len(orders)))):
@@ -126,5 +129,6 @@ def _legend(fig: Figure, ax: Axes, columns: int) -> None:
     """One legend for all panels, above them."""
     handles, labels = ax.get_legend_handles_labels()
     fig.tight_layout()
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.99)}
-    fig.legend(handles, labels, fontsize=7.5, ncols=columns, frameon=False, **place)
+    narrow = fig.get_figwidth() < 5
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.98), "ncols": 1 if narrow else columns}
+    fig.legend(handles, labels, fontsize=7.5, frameon=False, **place)
