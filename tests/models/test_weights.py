@@ -145,6 +145,8 @@ def under(prefix, state):
         "averaged",
         "a backbone",
         "nested",
+        "params",
+        "checkpoint",
     ],
 )
 def test_checkpoints_of_wrappers_and_trainers(tmp_path, kind):
@@ -159,9 +161,25 @@ def test_checkpoints_of_wrappers_and_trainers(tmp_path, kind):
         "averaged": {**under("module.", state), "n_averaged": torch.tensor(3)},
         "a backbone": under("backbone.", state),
         "nested": {"model": {"state_dict": state}},
+        "params": {"params": {}, "params_ema": state},
+        "checkpoint": {"checkpoint": {"weights": state}},
     }[kind]
     torch.save(saved, tmp_path / "w.CKPT")
     assert weights_key(read_weights(tmp_path / "w.CKPT")) == weights_key(state)
+
+
+def test_a_network_is_found_beside_what_training_needs(tmp_path):
+    """Under a prefix of one's own, a loss beside it; of two networks neither is chosen."""
+    state, file = Classifier(11).state_dict(), tmp_path / "w.pt"
+    other = {name: value + 1 for name, value in state.items()}
+    torch.save({**under("student.", state), "loss.weight": torch.ones(3)}, file)
+    with pytest.warns(
+        UserWarning, match=r"its 4 tensors under 'student.', not 1 others \(such as loss.weight"
+    ):
+        assert weights_key(load_into(Classifier, str(file)).state_dict()) == weights_key(state)
+    torch.save({**under("encoder_q.", state), **under("encoder_k.", other)}, file)
+    with pytest.raises(ValueError, match="holds 2 networks, under encoder_k. and encoder_q.; save one"):
+        load_into(Classifier, str(file))
 
 
 def test_what_else_a_checkpoint_holds_is_said_in_one_line(tmp_path):
@@ -171,8 +189,8 @@ def test_what_else_a_checkpoint_holds_is_said_in_one_line(tmp_path):
     ) as found:
         read_weights(tmp_path / "w.pth")
     assert "\n" not in str(found.value) and "\x1b" not in str(found.value)
-    torch.save({"weights": {"a": [1]}}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="holds no tensors by name; it has weights; save one"):
+    torch.save({"stats": {"a": [1]}}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="holds no tensors by name; it has stats; save one"):
         read_weights(tmp_path / "w.pth")
 
 

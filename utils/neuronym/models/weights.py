@@ -28,6 +28,7 @@ import io
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -49,6 +50,10 @@ UNDER = (
     "teacher",
     "ema_state_dict",
     "model_ema",
+    "params_ema",
+    "params",
+    "weights",
+    "checkpoint",
 )
 STORAGES = {  # how archives name the types of their tensors
     "FloatStorage": torch.float32,
@@ -173,6 +178,7 @@ def load_into(build: Callable[..., nn.Module], chosen: str) -> nn.Module:
     weights = read_weights(chosen)
     with random_start(0):
         model = build()
+        weights = _of_the_network(chosen, weights, model)
         head = [name for name, part in model.named_modules() if isinstance(part, (nn.Linear, nn.Conv2d))][-1]
         classes = weights[f"{head}.weight"].shape[0] if f"{head}.weight" in weights else 0
         model = (
@@ -197,6 +203,33 @@ def load_into(build: Callable[..., nn.Module], chosen: str) -> nn.Module:
         )
     model.load_state_dict({name: value for name, value in weights.items() if name in wanted}, strict=False)
     return model
+
+
+def _of_the_network(chosen: str, weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The weights, or those under the one prefix of their names that has all of a network's: a trainer's
+    loss or a momentum encoder stands beside them. ValueError where several prefixes have.
+    """
+    wanted = {name for name in model.state_dict() if not name.endswith("num_batches_tracked")}
+    some = next(iter(wanted), None)
+    if some is None or wanted <= weights.keys():
+        return weights
+    prefixes = {name.removesuffix(some) for name in weights if name.endswith(f".{some}")}
+    whole = sorted(p for p in prefixes if all(f"{p}{name}" in weights for name in wanted))
+    if len(whole) > 1:
+        raise ValueError(
+            f"{chosen} holds {len(whole)} networks, under {' and '.join(whole)}; save one of them alone, "
+            "with names without that prefix"
+        )
+    if not whole:
+        return weights
+    kept = {name: value for name, value in weights.items() if name.startswith(whole[0])}
+    beside = [name for name in weights if name not in kept]
+    warnings.warn(
+        f"{chosen}: loaded are its {len(kept)} tensors under '{whole[0]}'"
+        + (f", not {len(beside)} others (such as {beside[0]})" if beside else ""),
+        stacklevel=3,
+    )
+    return {name.removeprefix(whole[0]): value for name, value in kept.items()}
 
 
 @contextmanager
