@@ -67,6 +67,19 @@ def test_threads_that_decode_start_no_others():
     assert set(seen) == {1} and set(during) == {before} and torch.get_num_threads() == before
 
 
+def test_what_a_network_does_in_place_reaches_no_other():
+    """A target and a CLIP of one preprocessing see the same tensor of images."""
+    alone = activations_and_embeddings(make_target(), layers_of(make_target(), ["fc"]), make_clip(), many(9))[
+        1
+    ]
+    target = make_target(channels_last=False)
+    target.model.register_forward_pre_hook(lambda module, images: (images[0].mul_(2),))
+    beside = activations_and_embeddings(
+        target, layers_of(target, ["fc"]), make_clip(weights_key="1"), many(9)
+    )[1]
+    close(beside, alone)
+
+
 KILLED = """
     import os, signal, sys
     sys.path.insert(0, {root!r})

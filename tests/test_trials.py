@@ -50,8 +50,10 @@ def test_functions_of_one_image_are_taken(step):
         (lambda net, x: x - x.mean(), "beside other images"),
         (lambda net, x: x.flip(0), "beside other images"),
         (lambda net, x: x / x.amax(), "beside other images"),
+        (lambda net, x: x.cumsum(0), "beside other images"),
+        (lambda net, x: x + x[-1:].detach(), "beside other images"),
     ],
-    ids="dropout noise state batch_norm mean order largest".split(),
+    ids="dropout noise state batch_norm mean order largest before behind".split(),
 )
 def test_others_are_refused(step, why):
     model = Net(step)

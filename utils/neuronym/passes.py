@@ -135,7 +135,9 @@ def compute(
             images = dict(zip(preprocesses, inputs))
             for job, read in zip(active, reads):
                 if rows.stop > min(job.starts.values()):
-                    later(_write, job, rows.start, *_fetch(read(images[job.preprocess_spec])), probe)
+                    batch = images[job.preprocess_spec]
+                    batch = batch if len(preprocesses) == len(active) else batch.clone()  # from work in place
+                    later(_write, job, rows.start, *_fetch(read(batch)), probe)
 
 
 def checked_rows(probe: Probe) -> list[int]:

@@ -45,7 +45,7 @@ class Trial:
 
 @dataclass
 class _Pass:
-    """Values of the first image in one pass: of each module, and of what the network gives."""
+    """Values of one image in one pass: of each module, and of what the network gives."""
 
     values: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     output: Tensor | None = None
@@ -149,7 +149,7 @@ def hooked_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _pictures(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Two pictures; the first of them three times, its upper edge changed in the second and its lower in the
+    """Two pictures; the second of them three times, its upper edge changed in the second and its lower in the
     third; two of another size.
     """
     height, width = image.shape[2:]
@@ -164,7 +164,7 @@ def _pictures(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     larger = max(height, width) <= ENLARGED and image.device.type == "cpu"
     sides = (height + 32, width + 64) if larger else (_smaller(height, 2), _smaller(width, 1))
     other = torch.nn.functional.interpolate(first, sides)
-    return torch.cat([first, first * 3 + 1]), torch.cat([first, upper, lower]), torch.cat([other, other])
+    return torch.cat([first * 3 + 1, first]), torch.cat([first, upper, lower]), torch.cat([other, other])
 
 
 def _smaller(side: int, steps: int) -> int:
@@ -181,6 +181,7 @@ def _watched(
 ) -> _Pass:
     """One pass, whose shapes go into the trial; ValueError when it fails."""
     found, given = _Pass(), {}
+    row = 1 if len(images) == 2 else 0  # of one picture: what images before it change shows, and those behind
     for seen in trial.seen.values() if which else ():
         getattr(seen, which).clear()
     if which == "three":
@@ -197,7 +198,7 @@ def _watched(
                     seen.inner = inner if alive() is output else None
                     given[id(output)] = weakref.ref(output), name
             if tensor is not None and which != "other":
-                found.values[name] = _sampled(tensor, len(images))
+                found.values[name] = _sampled(tensor, len(images), row)
                 if which == "three" and tensor.ndim == 3 and len(tensor) == 3:
                     seen.edges = {axis: _changed(tensor, axis) for axis in (1, 2)}
 
@@ -217,7 +218,7 @@ def _watched(
             ) from error
     tensor = _any_tensor(output)
     if tensor is not None:
-        found.output = _sampled(tensor, len(images)).get(0)
+        found.output = _sampled(tensor, len(images), row).get(0)
     return found
 
 
@@ -232,12 +233,12 @@ def _any_tensor(output: object) -> Tensor | None:
         return None
 
 
-def _sampled(x: Tensor, batch: int) -> dict[int, Tensor]:
-    """Some values of the first image, along each of the first two axes that may be the batch."""
+def _sampled(x: Tensor, batch: int, row: int) -> dict[int, Tensor]:
+    """Some values of one image, along each of the first two axes that may be the batch."""
     found = {}
     for axis in range(min(2, x.ndim)):
         if x.shape[axis] == batch:
-            values = x.detach().select(axis, 0).flatten()
+            values = x.detach().select(axis, row).flatten()
             # a copy, before an operation in place rewrites it
             found[axis] = values[:: max(1, len(values) // SAMPLE)][:SAMPLE].to(torch.float32, copy=True)
     return found
@@ -257,7 +258,7 @@ def _changed(x: Tensor, axis: int) -> tuple[list[int], list[int]]:
 
 
 def _differs(first: _Pass, second: _Pass) -> str:
-    """How far the first image comes out another in two passes, in words; "" where it comes out the same."""
+    """How far one image comes out another in two passes, in words; "" where it comes out the same."""
     largest = max((float(v.abs().max()) for one in first.values.values() for v in one.values()), default=0.0)
     pairs = [("output", first.output, second.output, ALIKE)]
     for name, values in first.values.items():
