@@ -44,6 +44,7 @@ AT_ONCE = f"""
 {LABEL}     | probe folder:TMP/none                  | no images in TMP/none or below
 {LABEL}     | probe folder:TMP/texts                 | no images in TMP/texts or below
 {LABEL}     | probe folder:                          | folder: takes a path
+{LABEL}     | probe folder:~nobody_of_that_name/a    | no folder at
 {LABEL}     | probe microworld:0                     | takes a number of images from 1 to 10000000, got '0'
 {LABEL}     | probe microworld:-5                    | got '-5'
 {LABEL}     | probe microworld:1e9                   | got '1e9'
@@ -189,6 +190,7 @@ LOADED = f"""
 {LABEL}     | clip conse:openai:RN50                 | no target 'openai:RN50'
 {LABEL}     | units ids:9999                         | has units 0 to 23, got 9999
 {LABEL}     | units layer9=3                         | no layer 'layer9'
+{LABEL}     | device cpu:7                           | device is auto, cpu, cuda, cuda:N or mps, got 'cpu:7'
 {LABEL}     | device tpu                             | device is auto, cpu, cuda, cuda:N or mps, got 'tpu'
 {LABEL}     | device cuda:77                         | device 'cuda:77' cannot be used here
 {EVAL}      | units label:dog                        | label:dog needs labels to look in

@@ -160,7 +160,7 @@ def _file(rest: str) -> list[str]:
 
 
 def _listed(rest: str) -> Path:
-    path = ROOT / Path(rest).expanduser()
+    path = ROOT / os.path.expanduser(rest)
     if not rest or not path.is_file():
         raise FileNotFoundError(
             f"no file at {path}; 'file:<path>' is absolute or starts at {ROOT}, one concept a line"
@@ -194,7 +194,8 @@ def concepts_folder() -> Path:
 
 
 def _home(variable: str, folder: str) -> Path:
-    return ROOT / Path(os.environ[variable]).expanduser() if os.environ.get(variable) else data_dir() / folder
+    told = os.environ.get(variable)
+    return ROOT / os.path.expanduser(told) if told else data_dir() / folder
 
 
 LISTS = ROOT / "data" / "english_words.txt"

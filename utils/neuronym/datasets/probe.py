@@ -159,7 +159,7 @@ def _files(files: Sequence[Path | str]) -> list[Row]:
     if strange or not len(files):
         got = f"a {type(strange[0]).__name__} in the list" if strange else "an empty list"
         raise ValueError(f"images are the name of a set, or a list of files or of PIL pictures, got {got}")
-    paths = [Path(one).expanduser().absolute() for one in files]
+    paths = [Path(os.path.expanduser(one)).absolute() for one in files]
     absent = [path for path in paths if not os.path.lexists(path)]
     if absent:
         raise FileNotFoundError(

@@ -224,7 +224,7 @@ def _named(folder: Path, paths: list[str]) -> list[Row]:
 
 
 def _path(text: str) -> Path:
-    return ROOT / Path(text).expanduser()
+    return ROOT / os.path.expanduser(text)
 
 
 def _home(variable: str, folder: str) -> Path:

@@ -128,9 +128,10 @@ def load_prompts(text: str) -> list[str]:
     {}, FileNotFoundError for a file that is not there.
     """
     kind, _, rest = text.partition(":")
-    if kind == "file" and not (ROOT / rest).is_file():
-        raise FileNotFoundError(f"no file of prompts at {ROOT / rest}; name one with a prompt a line")
-    prompts = read_lines(ROOT / rest) if kind == "file" else text.split("|")
+    path = ROOT / os.path.expanduser(rest)
+    if kind == "file" and not path.is_file():
+        raise FileNotFoundError(f"no file of prompts at {path}; name one with a prompt a line")
+    prompts = read_lines(path) if kind == "file" else text.split("|")
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
     wrong = [prompt for prompt in prompts if prompt.count("{}") != 1]
     if wrong or not prompts:
@@ -256,7 +257,7 @@ def _microworld(rest: str, limit: int | None, seed: int) -> MaskedPictures:
 
 def _gtsegs(rest: str, limit: int | None, seed: int) -> MaskedPictures:
     named = rest.strip() or os.environ.get("NEURONYM_GTSEGS") or data_dir() / "downloads" / "gtsegs_ijcv.mat"
-    path = ROOT / Path(named).expanduser()
+    path = ROOT / os.path.expanduser(named)
     if not path.is_file():
         raise missing("ImageNet-segmentation (gtsegs_ijcv.mat)", GTSEGS_URL, str(path), "NEURONYM_GTSEGS")
     import_extra("h5py", "h5py", "gtsegs")
@@ -362,7 +363,7 @@ def broden_masks(probe: Probe, folder: Path | str | None = None) -> ConceptMasks
     two lists; ValueError for an image that is not listed, and for a class number that label.csv lacks.
     """
     named = folder or os.environ.get("NEURONYM_BRODEN") or data_dir() / "broden"
-    home = ROOT / Path(named).expanduser()
+    home = ROOT / os.path.expanduser(named)
     for file in ("index.csv", "label.csv"):
         if not (home / file).is_file():
             raise FileNotFoundError(

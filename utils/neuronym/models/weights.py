@@ -82,7 +82,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     nothing in an archive is run. A relative path starts at the repository root or, where no such file is
     there, in the current folder. Errors: FileNotFoundError; ValueError that says what else the file holds.
     """
-    here, path = Path(path).expanduser(), from_root(path)
+    here, path = Path(os.path.expanduser(path)), from_root(path)
     path = here.absolute() if here.is_file() and not path.is_file() else path
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {path}")
@@ -151,7 +151,7 @@ def is_file_or_seed(chosen: str) -> bool:
         or os.sep in chosen
         or chosen.lower().endswith((".pt", ".pth", ".tar", ".ckpt", ".safetensors", ".bin"))
         or from_root(chosen).is_file()
-        or Path(chosen).expanduser().is_file()  # `read_weights` will say where it looks
+        or os.path.isfile(os.path.expanduser(chosen))  # `read_weights` will say where it looks
     )
 
 

@@ -67,7 +67,7 @@ def published_folder(named: str = "") -> Path:
     root.
     """
     place = named or os.environ.get("NEURONYM_PUBLISHED") or data_dir() / "downloads" / "published"
-    return ROOT / Path(place).expanduser()
+    return ROOT / os.path.expanduser(place)
 
 
 def fetch_published(

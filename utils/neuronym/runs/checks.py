@@ -290,6 +290,6 @@ def _elsewhere(name: str) -> str:
     """Where a relative path would have led in the folder of the command, if it leads anywhere there."""
     path = name.rpartition("@" if "@" in name else ":")[2]
     there = from_command(path)
-    if path and not Path(path).expanduser().is_absolute() and there.exists() and there != from_root(path):
+    if path and not os.path.isabs(os.path.expanduser(path)) and there.exists() and there != from_root(path):
         return f"; relative paths start at {ROOT}, the one in your folder is {there}"
     return ""

@@ -57,7 +57,7 @@ def notebook_path(notebook: str) -> Path:
 
 def from_root(path: str | Path) -> Path:
     """A path as parameters mean it: absolute, or from the repository's root, wherever the kernel runs."""
-    return ROOT / Path(path).expanduser()
+    return ROOT / os.path.expanduser(path)  # a user that is not known stays as written
 
 
 def folder_or_id(source: str) -> str:
@@ -103,7 +103,7 @@ def chosen_device(name: str) -> torch.device:
     if name == "auto":
         mps = getattr(torch.backends, "mps", None)
         name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
-    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps") or name.startswith("cpu:"):
         raise ValueError(f"device is auto, cpu, cuda, cuda:N or mps, got '{name}'")
     try:
         return torch.empty(0, device=name).device  # also tells whether the device is really there

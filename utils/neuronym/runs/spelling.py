@@ -71,4 +71,4 @@ def names_in(package: str) -> frozenset[str]:
 
 def from_command(path: str) -> Path:
     """Where a path leads in the folder that the command was given in (the runner moves to the repository)."""
-    return Path(os.environ.get("NEURONYM_FROM") or os.getcwd()) / Path(path).expanduser()
+    return Path(os.environ.get("NEURONYM_FROM") or os.getcwd()) / os.path.expanduser(path)
