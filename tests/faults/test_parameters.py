@@ -142,7 +142,7 @@ AT_ONCE = f"""
 {DESCRIBE}  | answers again                          | must be one of record, replay, live
 {DESCRIBE}  | budget -1                              | must be at least 0
 {DESCRIBE}  | pruned_to x                            | must be one of zero, mean
-{DESCRIBE}  | selection best                         | must be one of sq_mean
+{DESCRIBE}  | selection best                         | must be one of
 {DESCRIBE}  | units layer4=label:                    | label: needs a word
 {SECOND}    | clip conse:microworld:resnet           | no kind 'conse'
 {SECOND}    | layer -1                               | must be at least 0
