@@ -232,9 +232,10 @@ function mount(root, meta, source, options = {}) {
 				strokeStyle: style.backgroundColor, lineWidth: 3 });
 			const best = [...hits.subarray(0, 3000)].sort((a, b) => (worth[b] || 0) - (worth[a] || 0));
 			if (near >= 0) best.unshift(near);
-			for (const i of best) {  // names where there is room, the most trusted first
+			for (const i of best) {
 				const [x, y] = where(i), text = nameOf(i), length = Math.ceil(ctx.measureText(text).width / 12) + 2;
-				const cells = Array.from({ length }, (_, k) => `${Math.floor(x / 12) + k},${Math.round(y / 15)}`);
+				const cells = Array.from({ length: 3 * length },
+					(_, k) => [Math.floor(x / 12) + k % length, Math.floor(y / 6) + Math.floor(k / length)] + "");
 				if (cells.some(cell => taken.has(cell))) continue;
 				cells.forEach(cell => taken.add(cell));
 				ctx.strokeText(text, x + base, y + 4);
