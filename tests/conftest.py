@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SLOW = set(
     """applications/test_edited applications/test_orders applications/test_spurious
     applications/test_surgery applications/test_visualise atlas/test_browser atlas/test_explorer
+    atlas/test_jupyterlab
     atlas/test_site datasets/test_concepts datasets/test_probe datasets/test_tasks
     describe/test_examples describe/test_naming describe/test_pipeline describe/test_selection
     describe/test_variants evaluation/test_cosy evaluation/test_formulas evaluation/test_linear
