@@ -79,6 +79,10 @@ figures: .venv/set-up-base
 	for name in parametrisations accentuated; do \
 	  cp results/visualisation/figures-*/figures/$$name.png figures/visualisation_$$name.png || exit 1; \
 	done
+	$(PY) -m neuronym editing -p run_name figures
+	for name in effects turned_off pruned redundant; do \
+	  cp results/editing/figures-*/figures/$$name.png figures/editing_$$name.png || exit 1; \
+	done
 	$(PY) -m neuronym atlas -p run_name figures
 	for view in grid:atlas unit/microworld%3Aresnet/fc/9:atlas_unit compare?a=5:atlas_compare map:atlas_map; do \
 	  chromium --headless --no-sandbox --hide-scrollbars --window-size=1400,900 --virtual-time-budget=5000 \
