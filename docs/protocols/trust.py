@@ -23,6 +23,7 @@ from neuronym.dissect import functions_for
 from neuronym.evaluation.presence import true_presence
 from neuronym.measurements import measure, Measurements
 from neuronym.models.clips import load_clip
+from neuronym.models.targets import load_target
 from neuronym.runs.folders import ROOT
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score
@@ -164,12 +165,9 @@ def untrained_networks() -> None:
     names += [
         f"torchvision:{n}@random:0" for n in ("squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5")
     ]
-    layers = {"resnet18": "layer1,layer2,layer3,layer4,fc", "microworld": "all"}
     for name in ["microworld:resnet", "microworld:vit", *names]:
-        chosen = next(
-            (some for part, some in layers.items() if part in name), "features*,conv*,stage*,fc,classifier*"
-        )
-        data = measure(name, chosen, "microworld:500", "microworld", "microworld", pool="auto")
+        target = load_target(name)
+        data = measure(target, list(target.layers), "microworld:500", "microworld", "microworld", pool="auto")
         for layer, share in standing_out(data).items():
             rows.append({"network": name, "layer": layer, "units": data.sizes[layer], "stand_out": share})
         print(pd.DataFrame(rows[-len(data.Q) :]).to_string(index=False), flush=True)

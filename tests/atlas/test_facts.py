@@ -78,6 +78,7 @@ def test_trust_is_joined_by_layer_and_unit(measured):
     joined = facts.join_trust(units, trust).set_index(["layer", "unit"])
     assert joined.loc[("fc", 4), "trust"] == 0.9 and joined.loc[("conv1", 1), "odd"] == facts.CHANCE
     assert joined["trust"].notna().sum() == 2
+    assert facts.join_trust(units, trust.drop(columns="abstain")) is units  # labels of an older run
 
 
 def test_columns_have_a_place_for_every_unit(measured):

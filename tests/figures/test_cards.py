@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -124,6 +125,17 @@ def test_spread_goes_from_the_best_unit_to_the_worst():
         and cards.cards_from_best_to_worst(table, "l", 1) == [1]
         and len(cards.cards_from_best_to_worst(table, "l", 99)) == 5
     )
+
+
+def test_cards_go_by_trust_and_say_it_where_the_table_has_it():
+    table = pd.DataFrame({"layer": "l", "unit": [0, 1, 2], "rank": 1, "label": "x", "score": [3.0, 2.0, 1.0]})
+    table["trust"], table["abstain"] = [0.2, 0.9, 0.0], [False, False, True]
+    assert cards.cards_from_best_to_worst(table, "l", 3) == [1, 0, 2]
+    said = [cards._trust_of(table[table["unit"] == unit]) for unit in range(3)]
+    assert said == ["trust 0.20", "trust 0.90", "not trusted: no better than chance"]
+    assert cards._trust_of(table.drop(columns="trust")) == ""
+    figure = cards.draw([a_card() | {"trust": said[2]}], 4)
+    assert said[2] in [text.get_text() for text in figure.texts]
 
 
 def a_card(layer="layer1", unit=3, maps=True):

@@ -27,9 +27,14 @@ def test_a_pair_differs_in_one_attribute():
         first, then = (
             {"place": s.place, "light": s.light, "seed": s.seed, "position": s.things[0].position}
             | {k: v for k, v in asdict(s.things[0]).items() if k not in ("x", "y", "radius")}
+            | {"count": len(s.things)}
             for s in (before, after)
         )
-        assert [k for k in first if first[k] != then[k]] == [attribute]
+        differ = [k for k in first if first[k] != then[k]]
+        if attribute == "count":  # things stand elsewhere then
+            assert "count" in differ and set(differ) <= {"count", "position", "angle"}
+        else:
+            assert differ == [attribute]
     assert pairs(3) == pairs(3) and pairs(3).before[0] != pairs(3, seed=1).before[0]
 
 
@@ -61,7 +66,7 @@ def test_a_unit_that_follows_a_concept_has_the_largest_score_there():
     shares = attribute_shares(dQ, found.attribute)
     expected = ["colour", "texture", "place", "size", "position"]
     assert list(shares) == list(ATTRIBUTES) and shares.idxmax(axis=1).tolist() == expected
-    assert shares.max(axis=1).round(9).tolist() == [1] * 5
+    assert shares.max(axis=1).round(9).tolist()[:4] == [1] * 4  # what stands elsewhere may leave the left
 
 
 def test_units_of_the_final_layer_change_with_their_own_names():

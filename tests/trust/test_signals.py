@@ -9,15 +9,7 @@ import torch
 from neuronym.evaluation.presence import presence_oracle
 from neuronym.similarity.scores import score
 from neuronym.trust.null import abstain, best_scores, null_best, p_values
-from neuronym.trust.signals import (
-    conditions,
-    correctness,
-    heldout_correlation,
-    SHARES,
-    signals,
-    trust_score,
-    untestable,
-)
+from neuronym.trust.signals import conditions, correctness, SHARES, signals, trust_score, untestable
 from neuronym.trust.stability import bootstrap_labels, halves, margin
 
 N, M = 240, 7
@@ -96,20 +88,6 @@ def test_conditions_and_the_mean_of_shares():
     assert np.allclose(trust_score(whole), [(1 + 0.6 + 1 + 2 / 3) / 4, (0.5 + 0.2 + 0.5 + 1) / 4, 1 / 12])
     assert set(SHARES) <= set(whole) and trust_score(whole, ["halves"]).tolist() == [0.6, 0.2, 0]
     assert conditions(["a"], {}, {"m": ["a"]})["conditions"].tolist() == [1]
-
-
-def test_foreseen_is_the_correlation_of_cosine_and_activation(world):
-    _, _, Q = world
-    dice = torch.Generator().manual_seed(2)
-    I, T = (
-        torch.nn.functional.normalize(torch.randn(n, 5, generator=dice, dtype=torch.float64), dim=1)
-        for n in (N, M)
-    )
-    found = heldout_correlation(I, T, Q, [4, 1, 6, 0])
-    for unit, concept in enumerate([4, 1, 6, 0]):
-        assert float(found[unit]) == pytest.approx(
-            np.corrcoef((I @ T[concept]).numpy(), Q[:, unit].numpy())[0, 1], abs=1e-12
-        )
 
 
 def test_rightness_by_the_best_concept_or_the_true_name(world):

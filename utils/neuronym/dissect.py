@@ -6,6 +6,7 @@ PAPER             CLIP-Dissect's settings of soft_wpmi, of inner layers and of t
 clip_dissect      Measurements -> the labels table
 options_by_layer  the options of a similarity function for every layer: given, or the paper's
 chosen_options    options of (soft-)WPMI as the parameters of a notebook
+at_most           the same options for fewer images
 scored_layers     scores of every layer with its options
 cautions          what a similarity function cannot say of these layers and concepts, in words
 labels_of_units   the best concept of every unit, layer by layer
@@ -126,6 +127,11 @@ def chosen_options(similarity: str, a: float = 0, lam: float = -1, pmi_images: i
     return {"top_k" if name == "pmi_images" else name: value for name, value in given.items()}
 
 
+def at_most(options: Mapping[str, float], N: int) -> dict[str, float]:
+    """The options of a similarity function for N images: its top_k is no more than these."""
+    return {name: min(value, N) if name == "top_k" else value for name, value in options.items()}
+
+
 def scored_layers(
     P: Tensor | FactoredMatrix,
     Q: Mapping[str, Tensor],
@@ -179,13 +185,16 @@ def labels_of_units(
     Q: Mapping[str, Tensor],
     concepts: Sequence[str],
     similarity: str = DEFAULT,
+    options: Mapping[str, dict] | None = None,
     *,
     memory: int = MEMORY,
     generator: torch.Generator | None = None,
 ) -> dict[str, list[str]]:
-    """The best concept of every unit: P [N, M], Q {layer: [N, K]} -> {layer: K concepts}."""
-    found = {}
-    for layer, scores in score_layers(P, Q, similarity, memory=memory, generator=generator):
+    """The best concept of every unit: P [N, M], Q {layer: [N, K]} -> {layer: K concepts}; `options` are those
+    of the function for each layer.
+    """
+    found, options = {}, options or dict.fromkeys(Q, {})
+    for layer, scores in scored_layers(P, Q, similarity, options, memory=memory, generator=generator):
         found[layer] = [concepts[i] for i in scores.argmax(1).tolist()]
     return found
 

@@ -207,7 +207,7 @@ def as_network(
     """Measurements and labels as a Network, without what takes long: other methods and the null."""
     main = str(labels["method"].iloc[0])
     methods = facts.methods_table(data, labels, functions=())
-    units = facts.units_table(data, methods, main, draws=0)
+    units = facts.join_trust(facts.units_table(data, methods, main, draws=0), labels)
     if trust is not None:
         units = facts.join_trust(units, trust)
     return Network(data, labels[labels["method"] == main], units, methods, main, kinds or {})

@@ -3,7 +3,7 @@ unit on images held out, whether it is better than chance, and which units are a
 
 methods_table   labels of every method, and what each is worth on images held out
 units_table     one row a unit: its label, score, chance, trust, and what is odd about it
-join_trust      the trust that a run of `trust` found
+join_trust      the trust that a run of `trust` or `labelling` found
 histogram       how a unit's activations are spread, and where those images lie that show its label
 across_range    images from the highest activation down to the lowest
 """
@@ -119,9 +119,11 @@ def units_table(
 
 
 def join_trust(units: pd.DataFrame, trust: pd.DataFrame) -> pd.DataFrame:
-    """`units` with the columns trust and odd as a run of `trust` (its trust.csv) found them for the same
-    units.
+    """`units` with the columns trust and odd as a run of `trust` (its trust.csv), or the labels table of a
+    run of `labelling`, has them for the same units; as they are where it has no trust.
     """
+    if not {"trust", "abstain"} <= set(trust):
+        return units
     told = trust.drop_duplicates(["layer", "unit"]).set_index(["layer", "unit"])
     joined = units.join(told[["trust", "abstain"]].rename(columns={"trust": "told"}), on=["layer", "unit"])
     known = joined["abstain"].notna().to_numpy()

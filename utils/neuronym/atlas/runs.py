@@ -103,6 +103,7 @@ def read_network(
     main = str(labels["method"].iloc[0])
     methods = facts.methods_table(data, labels, memory=memory, generator=generator)
     units = facts.units_table(data, methods, main, draws, memory=memory, generator=generator)
+    units = facts.join_trust(units, labels)
     kinds = concept_kinds(params["concepts"])
     return Network(
         data, labels, units, methods, main, kinds, command(folder) if folder else "neuronym labelling"

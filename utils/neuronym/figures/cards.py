@@ -113,11 +113,12 @@ def layer_cards(
 
 
 def cards_from_best_to_worst(table: pd.DataFrame, layer: str, n: int) -> Sequence[int]:
-    """n units of a layer at even steps from the highest best-label score to the lowest, so that failures show
-    too.
+    """n units of a layer at even steps from the most trusted name to the least, where the table has `trust`,
+    else from the highest best-label score to the lowest, so that failures show too.
     """
+    by = [column for column in ("trust", "score") if column in table]
     best = table[(table["layer"] == layer) & (table["rank"] == 1)].sort_values(
-        "score", ascending=False, kind="stable"
+        by, ascending=False, kind="stable"
     )
     n = min(n, len(best))
     return [int(best["unit"].iloc[round(i * (len(best) - 1) / max(n - 1, 1))]) for i in range(n)]
@@ -165,6 +166,7 @@ def collect(
                 "title": f"{layer.name}  unit {unit}",
                 "labels": [(text, score) for text, score in zip(labels["label"], labels["score"]) if text],
                 "note": str(labels["note"].iat[0]) if "note" in labels and len(labels) else "",
+                "trust": _trust_of(labels),
                 "truth": names[unit] if names is not None else None,
                 "images": [Image.fromarray(found["pictures"][i].numpy()) for i in at],
                 "values": Q[some, unit].tolist(),
@@ -172,6 +174,14 @@ def collect(
             }
         )
     return cards
+
+
+def _trust_of(labels: pd.DataFrame) -> str:
+    """What the labels table says of a unit's trust, "" where it says nothing."""
+    if not len(labels) or "trust" not in labels or not np.isfinite(labels["trust"].iat[0]):
+        return ""
+    away = "abstain" in labels and bool(labels["abstain"].iat[0])
+    return "not trusted: no better than chance" if away else f"trust {labels['trust'].iat[0]:.2f}"
 
 
 @as_written
@@ -182,9 +192,9 @@ def draw(
     active images, each with the unit's activation.
 
     A card holds title, labels [(label, score)], images, and optionally a note in place of labels, values of
-    the images, truth, and maps [h, w] of each image, whose positive part tells where the unit fires, all on
-    the unit's own scale. The pictures of all cards are one raster of the resolution figures are saved at;
-    texts stay texts.
+    the images, truth, trust (a text), and maps [h, w] of each image, whose positive part tells where the unit
+    fires, all on the unit's own scale. The pictures of all cards are one raster of the resolution figures are
+    saved at; texts stay texts.
     """
     strips, foot = [_strip(card, images) for card in cards], 44
     width, height = ROOM + images * (TILE + GAP) + MARGIN, sum(map(len, strips)) + foot
@@ -338,6 +348,10 @@ def _write(fig: Figure, card: Mapping, left: float, top: float, pixel: float, li
         fig.text(left, top - y * pixel, f"no name: {what}", fontsize=8, va="top", color=COLOURS[3])
         fig.text(left, top - (y + 34) * pixel, why, fontsize=6, va="top", color="0.4", parse_math=False)
         return
+    if card.get("trust"):
+        colour = COLOURS[3] if card["trust"].startswith("not") else "0.2"
+        fig.text(left, top - y * pixel, card["trust"], fontsize=7, va="top", color=colour)
+        y += 32
     for i, (label, score) in enumerate(labels):
         if y + 38 > lines:
             break

@@ -39,7 +39,7 @@ from neuronym.microworld.world import (
 )
 
 OF_THINGS = ("shape", "colour", "texture", "size", "position")
-ATTRIBUTES = (*OF_THINGS, "place", "light")
+ATTRIBUTES = (*OF_THINGS, "place", "light", "count")
 TOWARDS = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "centre": (0, 0)}
 AWAY = 12  # pixels from the middle
 LARGER = 1.75  # radius of a large thing over that of a small one
@@ -56,7 +56,8 @@ class Counterfactuals:
 
 def pairs(count: int = 400, seed: int = 0) -> Counterfactuals:
     """`count` scenes of one thing, each changed in every one of ATTRIBUTES, to another word drawn at random:
-    count x 7 pairs. All else stays: place in the picture, angle, and what the scene's seed draws.
+    count x 8 pairs. All else stays: position, angle, and what the scene's seed draws; but more things than
+    one, all alike, stand elsewhere.
     """
     check_positive_int("count", count)
     found = Counterfactuals([], [], [])
@@ -73,8 +74,11 @@ def pairs(count: int = 400, seed: int = 0) -> Counterfactuals:
 def with_change(first: Scene, attribute: str, dice: random.Random) -> Scene:
     """The scene of one thing with another word for one attribute."""
     [thing] = first.things
-    now = getattr(thing if attribute in OF_THINGS else first, attribute)
+    now = "one" if attribute == "count" else getattr(thing if attribute in OF_THINGS else first, attribute)
     word = dice.choice([other for other in ATOMS[attribute] if other != now])
+    if attribute == "count":
+        look = {kind: getattr(thing, kind) for kind in OF_THINGS if kind != "position"}
+        return scene(first.seed, [look], first.place, first.light, word)
     if attribute not in OF_THINGS:
         return replace(first, **{attribute: word})
     return replace(first, things=(_other(thing, attribute, word),))

@@ -79,7 +79,7 @@ def fit_map(table: pd.DataFrame, near: Numbers, signals: Sequence[str] = QUICK, 
         raise ValueError(f"a map is fitted to near names and others, got {right.sum()} near of {len(right)}")
     mean, scale = x.mean(0), x.std(0)
     scale[scale == 0] = 1
-    model = LogisticRegression(C=C, max_iter=1000).fit_map((x - mean) / scale, right)
+    model = LogisticRegression(C=C, max_iter=1000).fit((x - mean) / scale, right)
     return {
         "signals": list(signals),
         "mean": mean.tolist(),

@@ -3,7 +3,7 @@
 untestable                  layers of which nothing can be told, and what cannot succeed, before any work
 signals                     from the probing images alone: null, margin, bootstrap, halves
 conditions                  whether the label is the same under noise, other CLIPs, prompts and methods
-heldout_correlation         of what the CLIP sees of the label with the unit, on images not used for naming
+of_labels                   the score of each unit's own label
 trust_score                 one number: the mean of the shares that say "the same label again"
 correctness                 whether labels are right, as far as the truth is known
 auroc_intervals             does trust rank right labels above wrong ones? The same neurons drawn for all
@@ -31,7 +31,6 @@ from neuronym.common.statistics import (
     auroc,
     check_trust,
     column_auroc,
-    correlation,
     draw_neurons,
     Numbers,
     sort_columns,
@@ -85,19 +84,21 @@ def signals(
     splits: int = 10,
     level: float = 0.05,
     correction: str = "bh",
+    options: Mapping[str, float] | None = None,
     generator: torch.Generator | None = None,
     memory: int = MEMORY,
 ) -> pd.DataFrame:
     """One row a unit of Q [N, K]: label (index of the concept), score, p, z, abstain, margin, bootstrap, low,
-    high, alternative, halves; see `neuronym.trust.null`, `neuronym.trust.stability` and
-    `neuronym.trust.stability`.
+    high, alternative, halves; see `neuronym.trust.null` and `neuronym.trust.stability`. `options` are those
+    of the similarity function.
     """
-    scores = score(P, Q, method, memory=memory)
-    alone = best_scores(P, Q, method, memory=memory)
-    null = null_best(P, Q, method, draws=draws, generator=generator, memory=memory)
+    given = {"memory": memory} | dict(options or {})
+    scores, alone = score(P, Q, method, **given), best_scores(P, Q, method, **given)
+    given["generator"] = generator
+    null = null_best(P, Q, method, draws=draws, **given)
     p = p_values(alone, null)
-    again = bootstrap_labels(P, Q, method, draws=samples, generator=generator, memory=memory)
-    share, _ = halves(P, Q, method, repeats=splits, generator=generator, memory=memory)
+    again = bootstrap_labels(P, Q, method, draws=samples, **given)
+    share, _ = halves(P, Q, method, repeats=splits, **given)
     columns = {
         "label": best_concepts(scores),
         "score": scores.amax(1),
@@ -135,14 +136,10 @@ def conditions(
     )
 
 
-def heldout_correlation(I: Tensor, T: Tensor, Q: Tensor, labels: Sequence[int]) -> Tensor:
-    """Correlation [K] of a CLIP's cosine of image and label with the activation, on images held out.
-
-    I [N, d] and Q [N, K] are of those images, T [M, d] of the concepts; needs no truth, and shares the CLIP's
-    mistakes.
-    """
-    chosen = torch.as_tensor(labels, dtype=torch.long, device=I.device)
-    return correlation(I @ T[chosen].to(I.device).T, Q)
+def of_labels(scores: Tensor, labels: Sequence[int]) -> np.ndarray:
+    """The score of each unit's own label: scores [K, M], labels [K] -> [K]."""
+    chosen = torch.as_tensor(list(labels), dtype=torch.long, device=scores.device)
+    return scores.gather(1, chosen[:, None])[:, 0].double().cpu().numpy()
 
 
 def trust_score(table: pd.DataFrame, shares: Sequence[str] = SHARES) -> pd.Series:

@@ -1,0 +1,134 @@
+"""Trust in the names of a run at the cost of about a second: what a labels table says beside each name.
+
+quick_trust      columns trust, chance and abstain of every unit, and what is to be said about them
+held_out_chance  how often shuffled images go along as well with what the CLIP sees of a name
+with_trust       the labels table with these columns
+
+`neuronym.trust.signals` has what takes minutes. N images, K units, M concepts, n images held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from neuronym.common.memory import MEMORY, slices
+from neuronym.common.statistics import standard_columns
+from neuronym.measurements import Measurements
+from neuronym.similarity.columns import mean_spread, SHARPNESS
+from neuronym.similarity.matrix import FactoredMatrix
+from neuronym.trust.null import abstain, p_values
+from neuronym.trust.probability import probability, ratios
+
+DRAWS = 199
+ENOUGH = 1000  # images held out: with fewer, docs/results/trust.md has trust above what is near
+TRUST = ["trust", "chance", "abstain"]
+
+
+def quick_trust(
+    test: Measurements,
+    labels: pd.DataFrame,
+    named: Mapping[str, Sequence[int] | Tensor],
+    level: float = 0.05,
+    *,
+    untrained: str = "",
+    memory: int = MEMORY,
+) -> tuple[pd.DataFrame, list[str]]:
+    """A row for each unit of `labels` (rank 1): layer, unit, trust, chance, abstain; and sentences for the
+    user.
+
+    `test` are the images held out. `named` {layer: [K]} are the concepts that the other images name the units
+    by: `chance` is the p-value of these (`held_out_chance`), since the labels may have been found on all
+    images. `trust` is the probability that the label is near (`neuronym.trust.probability`). Abstained from
+    is what has no name, what is no better than chance (Benjamini and Hochberg over a layer at `level`), and
+    everything where the network is `untrained`; its trust is 0.
+    """
+    best = labels[labels["rank"] == 1]
+    where = {concept: i for i, concept in reversed(list(enumerate(test.concepts)))}
+    tables = []
+    for layer, rows in best.groupby("layer", sort=False):
+        units = torch.tensor(rows["unit"].to_numpy(), dtype=torch.long, device=test.I.device)
+        q = test.Q[layer][:, units]
+        own = torch.tensor([where.get(label, 0) for label in rows["label"]], device=units.device)
+        found = ratios(test.P, q, own, memory)
+        other = torch.as_tensor(named[layer], device=units.device)[units]
+        p = held_out_chance(test.P, q, other, memory=memory)
+        without = torch.tensor((rows["label"] == "").to_numpy(), device=units.device)
+        p = p.masked_fill(without, 1.0)
+        table = pd.DataFrame({"layer": layer, "unit": rows["unit"].to_numpy(), "chance": p.cpu().numpy()})
+        away = (abstain(p, level) | without | bool(untrained)).cpu().numpy()
+        tables.append(table.assign(abstain=away, trust=probability(found) * ~away))
+    table = pd.concat(tables, ignore_index=True)[["layer", "unit", *TRUST]]
+    return table, _told(table, test, untrained)
+
+
+@torch.no_grad()
+def held_out_chance(
+    P: FactoredMatrix,
+    Q: Tensor,
+    labels: Sequence[int] | Tensor,
+    draws: int = DRAWS,
+    *,
+    generator: torch.Generator | None = None,
+    memory: int = MEMORY,
+) -> Tensor:
+    """(1 + draws in which shuffled images go along as well) / (1 + draws): P [n, M], Q [n, K], labels [K] ->
+    [K].
+
+    What goes along is r(Q_k, X_c), X the softmax over concepts (`soft_correlation`), or the cosine itself
+    where there is one concept. A draw deals the images anew, the same for all units. It is a test of one
+    concept, valid where the label was chosen on other images. Of fewer than four images, none is below .05.
+    """
+    seen = standard_columns(_seen(P, torch.as_tensor(labels, device=Q.device), memory)).float()
+    q = standard_columns(Q).float()  # [n, K]
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    null = []
+    for _ in range(draws):
+        deal = torch.randperm(len(q), generator=generator, device=generator.device).to(q.device)
+        null.append((seen[deal] * q).sum(0))
+    own = (seen * q).sum(0)
+    null = torch.stack(null)
+    return p_values(own + 1, null + 1)  # so that rounding of values about 0 counts as equal
+
+
+def _seen(P: FactoredMatrix, chosen: Tensor, memory: int) -> Tensor:
+    """Softmax over concepts of each image, of the chosen ones: [n, K]."""
+    if len(P.T) == 1:
+        return (P.I @ P.T.T)[:, chosen]
+    apart = mean_spread(P)
+    out = P.I.new_empty(len(P.I), len(chosen))
+    for rows in slices(len(P.I), memory // (8 * len(P.T))):
+        x = (P.I[rows] @ P.T.to(P.I.dtype).T).mul_(SHARPNESS / apart if apart else 0)
+        out[rows] = x.softmax(1)[:, chosen]
+    return out
+
+
+def with_trust(labels: pd.DataFrame, trust: pd.DataFrame) -> pd.DataFrame:
+    """The labels table with the columns TRUST of `quick_trust`, the same for all ranks of a unit."""
+    known = labels.drop(columns=TRUST, errors="ignore")
+    return known.merge(trust[["layer", "unit", *TRUST]], on=["layer", "unit"], how="left")
+
+
+def _told(table: pd.DataFrame, test: Measurements, untrained: str) -> list[str]:
+    """What a user should know before reading names."""
+    away, K = int(table["abstain"].sum()), len(table)
+    known = test.probe.scenes is not None
+    said = [untrained] if untrained else []
+    if away == K and not untrained:
+        said.append(
+            f"no name is trusted: on {test.N} {'image' if test.N == 1 else 'images'} held out none is better "
+            "than chance; probe with more images"
+        )
+    elif away and not untrained:
+        said.append(f"{away} of {K} names are no better than chance on {test.N} images held out: trust 0")
+    if away < K:
+        few = f"; learnt with more than the {test.N} images held out here, it comes out too high"
+        said.append(
+            "trust: how likely a name is near"
+            + ("" if known else ", learnt in the microworld: here it orders names and is not calibrated")
+            + (few if test.N < ENOUGH else "")
+        )
+    return said
