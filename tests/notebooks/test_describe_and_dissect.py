@@ -249,6 +249,8 @@ def test_tiny_models_from_disk(tmp_path, diffusers, monkeypatch):
         "captioner": f"blip:{save_blip(tmp_path / 'blip')}",
         "llm": save_llama(tmp_path / "llama", longest=1200),
         "generator": "diffusers:org/model@steps=2",
+        "selection": "topk_compare",
+        "captions_of": "examples",
     }
     made = execute(**SMALL | given | {"images": 2})
     table = read_labels(made.folder / "labels.parquet")
