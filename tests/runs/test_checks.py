@@ -173,7 +173,7 @@ def test_as_many_images_as_are_needed_will_do():
         ("evaluation", "probe microworld:80 generator retrieval pictures 30"),
         ("describe_and_dissect", "probe microworld:34"),
         ("describe_and_dissect", "probe microworld:17 ablation False"),
-        ("describe_and_dissect", "probe microworld:17 selection first"),
+        ("describe_and_dissect", "probe microworld:17 selection first ablation False"),
     ]:
         words = values.split()
         resolve(notebook, list(zip(words[::2], words[1::2])))
