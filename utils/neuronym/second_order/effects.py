@@ -3,6 +3,7 @@ section 3).
 
 SCALE                 length that representations are taken to
 Factors               what V and B are made of, from the weights
+Directed              what Effects need of factors
 Effects               phi[i, n] = sum_j s[i, j, n] V[n, j] + B[i]
 second_order_effects  effects of layers for a probe, cached
 coefficients          s and B of a batch of images, and their representations, from one forward pass
@@ -44,6 +45,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -89,6 +91,14 @@ class Factors:
         return torch.einsum("kje,jed->kjd", read, self.carry)
 
 
+class Directed(Protocol):
+    """Factors of any tower: directions V(units) [k, J, d] of J heads."""
+
+    heads: tuple
+
+    def V(self, units: slice | Sequence[int] = slice(None)) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Effects:
     """Second-order effects of the K neurons of a layer on N images: phi[i, n] = sum_j s[i, j, n] V[n, j] +
@@ -97,7 +107,7 @@ class Effects:
 
     s: Tensor  # [N, J, K]
     B: Tensor  # [N, d]
-    factors: Factors
+    factors: Directed
     rep: Tensor  # [N, d]: representations of length 100, what the effects are parts of
 
     @property
