@@ -1,6 +1,7 @@
 """Many runs as one table: what was set, what was measured.
 
 collect_runs     run folders -> a row each, parameters and metrics as columns
+of_value         the runs that have a value
 collect_command  `neuronym collect 'results/*/*' [FILE]`
 """
 
@@ -101,3 +102,22 @@ def _json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def of_value(runs: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The runs whose column has a value, as "concepts:microworld"; all of them for "". KeyError and
+    ValueError for a column and a value that are not there.
+    """
+    from neuronym.common.checks import unknown
+
+    if not where:
+        return runs
+    name, colon, value = where.partition(":")
+    if not colon:
+        raise ValueError(f"runs are chosen as name:value, got '{where}'")
+    if name not in runs:
+        raise unknown("parameter of these runs", name, list(runs.columns))
+    kept = runs[runs[name].map(str) == value]
+    if not len(kept):
+        raise unknown(f"value of {name} in these runs", value, sorted(set(runs[name].map(str))))
+    return kept

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if arguments[:1] and arguments[0] in COMMANDS:
             return _other(*arguments)
-        if arguments[:1] and arguments[0] in SCALED:
+        if arguments[:1] and arguments[0] in SCALED and not _of_notebook(arguments):
             return SCALED[arguments[0]](*arguments[1:])
         options = _parser().parse_args(arguments)
         if options.list or not options.notebook:
@@ -135,6 +135,11 @@ def _download(name: str = "", sha256: str = "") -> None:
     from neuronym.models.downloads import download
 
     download(name, sha256)
+
+
+def _of_notebook(arguments: list[str]) -> bool:
+    """Whether `neuronym sweep ...` is the notebook of that name, and not the runs of a file."""
+    return arguments[0] == "sweep" and arguments[1:2] in ([], ["-p"], ["--list"], ["--force"])
 
 
 def _sweep(*words: str) -> int:

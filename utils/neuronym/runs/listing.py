@@ -25,6 +25,10 @@ ORDER = (  # what a newcomer reads first; others come after these, by name
     "evaluation",
     "describe_and_dissect",
     "second_order",
+    "visualisation",
+    "editing",
+    "atlas",
+    "sweep",
     "microworld",
     "data_analysis",
 )
