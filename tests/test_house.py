@@ -17,7 +17,9 @@ ORDER = (
     "common",
     "layouts",
     "trials",
-    "hooks microworld runs similarity",
+    "microworld runs similarity",
+    "sparse",  # a layer's name may be of features, which hooks encodes
+    "hooks",
     "stored",
     "cache datasets",
     "passes",
