@@ -5,14 +5,18 @@ against torch's own attention and literal loops; what must not matter.
 from __future__ import annotations
 
 import math
+import runpy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from neuronym.datasets.concepts import load_concepts
 from neuronym.datasets.probe import load_probe
+from neuronym.datasets.tasks import load_task
 from neuronym.models.clips import load_clip
+from neuronym.runs.folders import ROOT
 from neuronym.second_order import effects
 from neuronym.second_order.naming import second_order
 from neuronym.second_order.pool import (
@@ -142,6 +146,21 @@ def test_words_of_every_head(name, heads):
     assert set(heads) <= set(first["head"]) and len(first) == 2 * first["head"].nunique()
     of_unit = first.groupby("unit")["share"].sum()
     assert of_unit.tolist() == pytest.approx([1, 1]) and (first["share"] >= 0).all()
+
+
+def test_the_study_of_the_docs_runs_on_few_scenes():
+    run = runpy.run_path(str(ROOT / "docs" / "protocols" / "resnet_lens.py"))
+    clip, words = load_clip("microworld:rn"), load_concepts("microworld:atoms")
+    tables = run["study"](clip, load_probe("microworld:60"), load_task("microworld:40").probe, words)
+    mean = tables["words"].set_index(["by", "predicted", "method"])["mean"]
+    for by in ("CLIP", "truth"):
+        own = mean[by, "effect", "lens, 1 word"]
+        assert own > 0.1 > mean[by, "effect", "lens, 1 word, other neurons'"]
+        assert mean[by, "effect", "lens, 16 words"] > own
+    values = tables["summary"].set_index("metric")["value"]
+    assert values["largest gap of the sum, of 100"] < 1e-3 and 0 < values["explained by rank 1, least"] <= 1
+    assert tables["pairs"]["rank"].tolist() == [*range(1, 9)] * 2
+    assert tables["pairs"]["share"].iloc[:8].sum() == pytest.approx(1, abs=1e-3)
 
 
 # bad input

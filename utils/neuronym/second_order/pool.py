@@ -8,6 +8,7 @@ read_pool           clip -> Pool, proved on one image
 pool_factors        these directions, from the matrices
 looks               how much of every place each head carries
 pool_contributions  s of some images, what no neuron writes, and the representation
+pool_target         the image tower as a target network, and that layer
 pool_effects        effects of the last layer's channels for a probe, cached
 
 A neuron n is a channel of the last layer, x_i its value at place i of T. The pool's tokens are the places and
@@ -32,9 +33,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn, Tensor
 
-from neuronym.common.types import Clip, Progress
+from neuronym.common.types import Clip, Progress, Target
 from neuronym.datasets.probe import Probe
-from neuronym.hooks import record
+from neuronym.hooks import record, resolve_layers
+from neuronym.layouts import LayerInfo
 from neuronym.passes import compute, inference, Job
 from neuronym.second_order.effects import Effects, SCALE
 from neuronym.second_order.tower import TOLERANCE
@@ -146,6 +148,20 @@ def pool_contributions(pool: Pool, maps: Tensor) -> tuple[Tensor, Tensor, Tensor
     written = torch.einsum("bhk,hek->bhe", s, factors.value).flatten(1) @ pool.out.T
     scale = SCALE / (written + rest).norm(dim=1, keepdim=True)
     return s * scale[:, :, None], rest * scale, (written + rest) * scale
+
+
+def pool_target(clip: Clip) -> tuple[Target, LayerInfo]:
+    """The image tower to be named like any target, and its last layer, whose channels are the lens's neurons.
+
+    Errors: ValueError for a CLIP without such a pool.
+    """
+    pool = read_pool(clip)
+    example = torch.zeros_like(clip.preprocess(Image.new("RGB", (64, 64)))).float()[None].to(pool.out.device)
+    (layer,) = resolve_layers(pool.module, [POOLED], example)
+    spec = clip.preprocess_spec
+    return Target(
+        clip.name, pool.module, clip.preprocess, spec, None, clip.weights_key, (POOLED,), example
+    ), layer
 
 
 def pool_effects(

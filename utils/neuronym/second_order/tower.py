@@ -102,7 +102,8 @@ def read_tower(clip: Clip) -> Tower:
             kind = type(visual if visual is not None else clip.model).__name__
             raise ValueError(
                 f"second-order effects exist in ViT image towers of CLIPs, clip '{clip.name}' has a {kind}; "
-                "use microworld:vit, openai:ViT-B/32, open_clip:ViT-..., or hf: with a CLIPModel"
+                "use microworld:vit, openai:ViT-B/32, open_clip:ViT-..., or hf: with a CLIPModel; in scripts "
+                "`neuronym.second_order` takes ResNets too"
             )
     except AttributeError as error:
         raise _no_plain_vit(clip.name, str(error)) from error
