@@ -454,7 +454,7 @@ def test_activations_that_are_not_finite_name_layer_and_image(target, probe, val
             "nearest: conv",
         ),
         (lambda t: layers_of(t, ["conv"]), "cls", ValueError, "'cls' pooling needs tokens"),
-        (lambda t: layers_of(t, ["conv"]), "mean", ValueError, "'avg', 'max' or 'cls', got 'mean'"),
+        (lambda t: layers_of(t, ["conv"]), "mean", ValueError, "'avg', 'max', 'share' or 'cls', got 'mean'"),
         (
             lambda t: [replace(layers_of(t, ["conv"])[0], units=8)],
             "avg",

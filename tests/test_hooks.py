@@ -421,7 +421,7 @@ def laid_out(layout: str) -> Tensor:
 
 
 @pytest.mark.parametrize("layout", ["conv", "nhwc", "tokens", "tokens_first", "fc"])
-@pytest.mark.parametrize("how", ["avg", "max", "cls"])
+@pytest.mark.parametrize("how", ["avg", "max", "share", "cls"])
 def test_pool_of_every_layout(layout, how):
     x = laid_out(layout)
     if how == "cls" and layout in ("conv", "nhwc"):
@@ -438,7 +438,8 @@ def test_pool_of_every_layout(layout, how):
                 "tokens_first": lambda: x[:, b, k],
                 "fc": lambda: x[b, k],
             }[layout]().flatten()
-            expected = {"avg": values.mean(), "max": values.max(), "cls": values[0]}[how]
+            share = values[0] if layout == "fc" else (values > 0).float().mean()
+            expected = {"avg": values.mean(), "max": values.max(), "cls": values[0], "share": share}[how]
             torch.testing.assert_close(got[b, k], expected)
 
 
@@ -447,7 +448,7 @@ def test_pool_of_every_layout(layout, how):
     [
         ("tokens", "avg", 13, r"batch \(13\) at axis 0, got shape \[5, 13, 7\]"),
         ("tokens_first", "cls", 13, r"batch \(13\) at axis 1, got shape \[13, 5, 7\]"),
-        ("conv", "mean", B, "pooling is 'avg', 'max' or 'cls', got 'mean'"),
+        ("conv", "mean", B, "pooling is 'avg', 'max', 'share' or 'cls', got 'mean'"),
     ],
 )
 def test_pool_refuses(layout, how, batch, message):

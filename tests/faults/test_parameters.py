@@ -66,7 +66,7 @@ AT_ONCE = f"""
 {LABEL}     | clip microworld:x                      | no microworld clip 'x'
 {LABEL}     | similarity cosine                      | must be one of cos_similarity
 {LABEL}     | units label:                           | label: needs a word
-{LABEL}     | pooling median                         | 'pooling' must be one of auto, avg, max, cls
+{LABEL}     | pooling median                         | 'pooling' must be one of auto, avg, max, share, cls
 {LABEL}     | template 'a photo'                     | a template holds {{}} once
 {LABEL}     | template ''                            | 'template' must not be empty
 {LABEL}     | template '{{}} {{}}'                   | a template holds {{}} once

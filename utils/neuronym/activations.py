@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +31,7 @@ from neuronym.common.types import Device, Progress
 from neuronym.datasets.probe import Probe
 from neuronym.layouts import LayerInfo, LAYOUTS
 from neuronym.passes import ALIKE, CHECKED, compute, differ_by, inference, inference_of, Job, spread
+from neuronym.sparse import features_key, load_sae, pooled_features, SparseAutoencoder, split_name
 
 if TYPE_CHECKING:
     from neuronym.common.types import Clip, Target
@@ -107,10 +108,12 @@ def activation_spec(
 ) -> dict:
     """Everything that determines Q of one layer, and nothing else; cache kind "activations"."""
     # a layer without positions has the same values under every pooling
+    name, file = split_name(layer.name)
     return {
         "schema": SCHEMA,
         "weights": target.weights_key,
-        "layer": layer.name,
+        "layer": name,
+        **({"features": features_key(layer.name)} if file else {}),
         "layout": layer.layout,
         "pool": "none" if layer.layout == "fc" else pool,
         "preprocess": target.preprocess_spec,
@@ -209,15 +212,28 @@ def _unit_reader(
     target: Target, layers: list[LayerInfo], how_of: dict[str, str], device: Device, dtype: str
 ) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
     layouts = {layer.name: layer.layout for layer in layers}
+    plain = [name for name in layouts if not split_name(name)[1]]
     count = 0
 
     def pooled(name: str, output: Tensor) -> Tensor:
         return hooks.pool(output, layouts[name], how_of[name], count).float()  # [b, K]
 
-    with (
-        inference_of(target, device, dtype) as place,
-        hooks.record(target.model, list(layouts), pooled) as acts,
-    ):
+    def of_features(name: str, sae: SparseAutoencoder) -> Callable[[str, Tensor], Tensor]:
+        def pooled(layer: str, output: Tensor) -> Tensor:
+            def one(features: Tensor, images: int) -> Tensor:
+                return hooks.pool(features, layouts[name], how_of[name], images)
+
+            return pooled_features(sae.to(output.device), output, layouts[name], one).float()  # [b, D]
+
+        return pooled
+
+    with ExitStack() as stack:
+        place = stack.enter_context(inference_of(target, device, dtype))
+        recorded = {"": stack.enter_context(hooks.record(target.model, plain, pooled))}
+        for name in layouts.keys() - set(plain):  # features of one image can be many: a few images at a time
+            layer, file = split_name(name)
+            reads = hooks.record(target.model, [layer], of_features(name, load_sae(file)))
+            recorded[name] = stack.enter_context(reads)
 
         def read(images: Tensor) -> dict[str, Tensor]:
             nonlocal count
@@ -225,7 +241,8 @@ def _unit_reader(
             for piece in place(images):
                 count = len(piece)
                 target.model(piece)
-                parts.append(dict(acts))
+                of_piece = {name: acts[split_name(name)[0]] for name, acts in recorded.items() if name}
+                parts.append(recorded[""] | of_piece)
             return {
                 name: torch.cat([part[name] for part in parts])[: len(images)] for name in parts[0]
             }  # [b, K]

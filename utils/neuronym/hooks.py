@@ -23,6 +23,8 @@ A layer is a dotted string of `named_modules()`; no hook outlives its block. Lay
     **        | any letters, dots too | blocks.**
     all       | the stem, stages and head, or the blocks where there is a single stack of them
     every     | all that can be recorded
+    NAME@sae:FILE | features of a sparse autoencoder as units (`neuronym.sparse`); `pooling=max`, `avg`, or
+                `share` of active positions | layer4@sae:runs/topk.safetensors
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from torch import nn, Tensor
 
 from neuronym.common.checks import unknown
 from neuronym.layouts import axes_of, Findings, layer_of, LayerInfo, layouts_from, matches, POSITION_AXES
+from neuronym.sparse import check_fits, features_of, load_sae, SparseAutoencoder, split_name, with_features
 from neuronym.trials import eager, first_tensor, Trial, try_out
 
 Layouts = str | Mapping[str, str] | None
@@ -70,8 +73,9 @@ def edit(model: nn.Module, edits: dict[str, Callable[[Tensor], Tensor]]) -> Iter
     """Replace the output of each layer by edits[layer](output) in every forward pass of `model` within the
     block.
 
-    Of a tuple the first float tensor is replaced. Errors: as in `record`, and ValueError for an edit that
-    does not return a tensor of the output's shape.
+    Of a tuple the first float tensor is replaced. Features that are edited move the layer's output by what
+    the change decodes to. Errors: as in `record`, and ValueError for an edit that does not return a tensor of
+    the output's shape.
     """
 
     def change(name: str, output: Tensor) -> Tensor:
@@ -91,10 +95,10 @@ def edit(model: nn.Module, edits: dict[str, Callable[[Tensor], Tensor]]) -> Iter
 def pool(output: Tensor, layout: str, how: str, batch: int) -> Tensor:
     """One value per image and unit: output in any layout -> [B, K].
 
-    "avg" and "max" run over positions (all tokens, class token included), "cls" takes the first token; "fc"
-    has no positions and is returned as it is. The result may share memory with `output`. Errors: ValueError
-    when the batch axis of the layout has not `batch` entries, for an unknown layout or pooling, and for "cls"
-    without tokens.
+    "avg", "max" and "share" (of positions above 0) run over positions (all tokens, class token included),
+    "cls" takes the first token; "fc" has no positions and is returned as it is. The result may share memory
+    with `output`. Errors: ValueError when the batch axis of the layout has not `batch` entries, for an
+    unknown layout or pooling, and for "cls" without tokens.
     """
     axes, batch_axis, _ = axes_of(layout)
     if output.ndim != axes or output.shape[batch_axis] != batch:
@@ -102,8 +106,8 @@ def pool(output: Tensor, layout: str, how: str, batch: int) -> Tensor:
             f"layout '{layout}' has {axes} axes with the batch ({batch}) at axis {batch_axis}, got shape "
             f"{list(output.shape)}; list the layers of this model again"
         )
-    if how not in ("avg", "max", "cls"):
-        raise ValueError(f"pooling is 'avg', 'max' or 'cls', got {how!r}")
+    if how not in ("avg", "max", "share", "cls"):
+        raise ValueError(f"pooling is 'avg', 'max', 'share' or 'cls', got {how!r}")
     if layout == "fc":
         return output
     if how == "cls":
@@ -111,6 +115,8 @@ def pool(output: Tensor, layout: str, how: str, batch: int) -> Tensor:
             raise ValueError(f"'cls' pooling needs tokens, got layout '{layout}'; use 'avg' or 'max'")
         return output.select(1 - batch_axis, 0)
     positions = POSITION_AXES[layout]
+    if how == "share":
+        return (output > 0).float().mean(positions)
     return output.mean(positions) if how == "avg" else output.amax(positions)
 
 
@@ -198,9 +204,9 @@ def _hooked(
     """
     if isinstance(layers, str):
         raise ValueError(f"layers is a list of names, got the string {layers!r}")
-    modules = {
-        name: get_layer(model, name) for name in layers
-    }  # all names are checked before the first hook is set
+    # all names are checked before the first hook is set
+    modules = {name: get_layer(model, split_name(name)[0]) for name in layers}
+    saes = {name: load_sae(file) for name in layers if (file := split_name(name)[1])}
     network = type(model).__name__
     ran: set[str] | None = None  # None outside a forward pass of the model
 
@@ -222,8 +228,15 @@ def _hooked(
                     f"layer '{name}' gives no float tensor but {type(output).__name__}; "
                     "choose one of list_layers"
                 )
-            value = act(name, tensor)
-            return None if value is None else _replaced(output, tensor, value)
+            if name not in saes:
+                value = act(name, tensor)
+                return None if value is None else _replaced(output, tensor, value)
+            sae = saes[name].to(tensor.device)
+            features = features_of(sae, tensor)
+            value = act(name, features)
+            if value is None or value is features:
+                return None
+            return _replaced(output, tensor, with_features(sae, tensor, features, value))
 
         return hook
 
@@ -305,7 +318,8 @@ def resolve_layers(
     list of blocks (a block is a composite module with a forward of its own); of the rest keep what has
     weights and is no norm, a Sequential that ends in a Linear under that Linear's name. A network without any
     list of blocks (VGG) gives its convolutions and linear layers. A layer may be called by any name that its
-    module has, and without the names of wrappers around the network. Errors: KeyError for a pattern that
+    module has, and without the names of wrappers around the network. Behind "@sae:" stands a file of
+    features, which every layer that the name before it means must fit. Errors: KeyError for a pattern that
     matches nothing, ValueError for a layer that exists but cannot be recorded.
     """
     survey, others = _survey(model, example, layouts)
@@ -315,20 +329,27 @@ def resolve_layers(
     if not parts:
         raise ValueError(f"no layers named in {patterns!r}; give names, globs, 'all' or 'every'")
     names: list[str] = []
-    for part in parts:
-        if part in ("all", "every") and part not in survey:
+    saes: dict[str, SparseAutoencoder] = {}
+    for pattern in parts:
+        part, file = split_name(pattern)
+        if not file and part in ("all", "every") and part not in survey:
             names += _body(model, survey) if part == "all" else list(listed)
             continue
         found = _named(part, survey, others, listed) or _named(_core(model)[0] + part, survey, others, listed)
         if not found:
             raise unknown("layer", part, listed)
-        names += found
-    names = list(dict.fromkeys(names))
-    for name in names:
-        why = survey[others.get(name, name)]
-        if isinstance(why, str):
-            raise ValueError(f"layer '{name}' of {type(model).__name__} cannot be recorded: it {why}")
-    return [replace(listed[others.get(name, name)], name=name) for name in names]
+        if file:
+            saes[file] = load_sae(file)
+        names += [name + pattern.removeprefix(part) for name in found]
+    layers = []
+    for full in dict.fromkeys(names):
+        name, file = split_name(full)
+        layer = survey[others.get(name, name)]
+        if isinstance(layer, str):
+            raise ValueError(f"layer '{name}' of {type(model).__name__} cannot be recorded: it {layer}")
+        layer = replace(layer, name=name)
+        layers.append(_of_features(layer, full, saes[file], file) if file else layer)
+    return layers
 
 
 def suggest_layers(
@@ -354,11 +375,23 @@ def check_layer_names(model: nn.Module, patterns: str | list[str]) -> None:
     parts = patterns.split(",") if isinstance(patterns, str) else list(patterns)
     modules = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     prefix = _core(model)[0]
-    for part in filter(None, map(str.strip, parts)):
+    for pattern in filter(None, map(str.strip, parts)):
+        part, file = split_name(pattern)
+        if file:
+            load_sae(file)
         if part in ("all", "every"):
             continue
         if not any(matches(name, glob) for name in modules for glob in (part, prefix + part)):
             raise unknown("layer", part, modules)
+
+
+def _of_features(layer: LayerInfo, name: str, sae: SparseAutoencoder, file: str) -> LayerInfo:
+    """A layer's features as a layer: the same positions, D units."""
+    check_fits(sae, layer, file)
+    _, batch_axis, unit_axis = axes_of(layer.layout)
+    shape = list(layer.shape)
+    shape[unit_axis - (batch_axis < unit_axis)] = sae.D
+    return replace(layer, name=name, kind="SparseAutoencoder", units=sae.D, shape=tuple(shape))
 
 
 def read_trial(

@@ -12,6 +12,7 @@ import torch
 from torch import nn, Tensor
 
 from neuronym.hooks import edit, get_layer
+from neuronym.sparse import split_name
 from neuronym.trials import eager
 
 Edits = Mapping[str, Callable[[Tensor], Tensor]]  # layer -> its output -> what takes its place
@@ -36,7 +37,7 @@ def _calls_before(model: nn.Module, images: Tensor, layers: Sequence[str]) -> Lo
     """The outermost calls of modules up to that of the first of the layers; none where code cannot be given
     its values.
     """
-    edited = {get_layer(model, name) for name in layers}
+    edited = {get_layer(model, split_name(name)[0]) for name in layers}
     inside = [module for module in model.modules() if module is not model]
     if model in edited or any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         return []

@@ -1,0 +1,151 @@
+"""`NAME@sae:FILE` as a layer: values of a plain forward, edits, the cache's key, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from neuronym import hooks
+from neuronym.activations import activation_maps, activation_spec, unit_activations
+from neuronym.evaluation.replay import under_each
+from neuronym.measurements import measure
+from neuronym.sparse import Encoding, load_sae, pooled_features, save_sae, SparseAutoencoder
+from tests.helpers.networks import close, layers_of, make_probe, make_target, SIDE
+
+D = 13
+WIDTHS = {"conv": 7, "nhwc": 9, "tokens": 8, "first": 8, "fc": 11}
+
+
+def written(tmp_path, d: int, seed: int = 0, name: str = "a", **how) -> str:
+    g = torch.Generator().manual_seed(seed)
+    parts = [torch.randn(shape, generator=g) for shape in ((d, D), (D,), (D, d), (d,))]
+    encoding = Encoding(**{"activation": "topk", "k": 4} | how)
+    return str(save_sae(SparseAutoencoder(*parts, encoding), tmp_path / f"{name}{d}.safetensors"))
+
+
+def feature_layer(target, layer: str, file: str) -> hooks.LayerInfo:
+    example = torch.zeros(1, 3, SIDE, SIDE)
+    return hooks.resolve_layers(target.model, f"{layer}@sae:{file}", example)[0]
+
+
+@pytest.mark.parametrize("how", ["avg", "max", "share"])
+def test_values_are_those_of_a_plain_forward(tmp_path, how):
+    target, probe = make_target(), make_probe()
+    files = {name: written(tmp_path, d, name=name) for name, d in WIDTHS.items()}
+    features = [feature_layer(target, name, file) for name, file in files.items()]
+    both = [*layers_of(target, ["conv"]), *features]
+    Q = unit_activations(target, probe, both, how, batch_size=5)
+    with torch.no_grad():
+        images = torch.stack([target.preprocess(probe.image(i)) for i in range(probe.N)])
+        outputs = target.model.outputs(images)
+    for layer, (name, file) in zip(features, files.items()):
+        z = load_sae(file).encode(outputs[name])  # [N, positions, D]
+        expected = {"avg": z.mean(1), "max": z.amax(1), "share": (z > 0).float().mean(1)}[how]
+        close(Q[layer.name], z[:, 0] if name == "fc" else expected)
+        assert layer.units == D and layer.name == f"{name}@sae:{file}"
+    assert Q["conv"].shape[1] == 7
+
+
+def test_maps_and_grids_are_those_of_the_layer(tmp_path):
+    target, probe = make_target(), make_probe()
+    layer = feature_layer(target, "conv", written(tmp_path, 7))
+    assert layer.shape == (D, SIDE, SIDE) and layer.layout == "conv"
+    maps = activation_maps(target, probe, layer, [2, 0], [3, 1])
+    Q = unit_activations(target, probe, [layer], "max")[layer.name]
+    close(maps.amax((2, 3)), Q[[2, 0]][:, [3, 1]])
+
+
+def test_an_edit_moves_the_layer_by_what_the_change_decodes_to(tmp_path):
+    target = make_target()
+    file = written(tmp_path, 8, activation="relu", k=0)
+    name, sae = f"tokens@sae:{file}", load_sae(file)
+    images = torch.rand(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+
+    def off(z: Tensor) -> Tensor:
+        return z * (torch.arange(D) >= 5)
+
+    def literal(x: Tensor) -> Tensor:
+        return x - sae.encode(x)[..., :5] @ sae.W_dec[:5]
+
+    with torch.no_grad():
+        with hooks.edit(target.model, {"tokens": literal}):
+            expected = target.model(images)
+        with hooks.edit(target.model, {name: off}):
+            close(target.model(images), expected)
+        plain = target.model(images)
+        with hooks.edit(target.model, {name: lambda z: z}):
+            assert torch.equal(target.model(images), plain)
+        assert not torch.allclose(plain, expected)
+        twice = list(under_each(target.model, images, [{name: off}, {}]))
+    close(twice[0], expected)
+    close(twice[1], plain)
+
+
+def test_a_feature_has_a_gradient(tmp_path):
+    """What visualisation follows."""
+    target, kept = make_target(), []
+    name = f"conv@sae:{written(tmp_path, 7)}"
+    image = torch.rand(1, 3, SIDE, SIDE, requires_grad=True)
+    with hooks.edit(target.model, {name: lambda z: kept.append(z) or z}):
+        target.model(image)
+    kept[0].sum().backward()
+    assert image.grad.abs().sum() > 0
+
+
+def test_the_cache_knows_a_file_by_its_content(tmp_path):
+    target, probe = make_target(), make_probe()
+    layer = feature_layer(target, "conv", written(tmp_path, 7))
+    moved = feature_layer(target, "conv", written(tmp_path, 7, name="b"))
+    before = activation_spec(target, probe, layer)
+    assert activation_spec(target, probe, moved) == before
+    Q = unit_activations(target, probe, [layer])[layer.name]
+    written(tmp_path, 7, seed=1)
+    assert activation_spec(target, probe, layer) != before
+    assert not torch.allclose(unit_activations(target, probe, [layer])[layer.name], Q)
+    plain = replace(layer, name="conv")
+    assert "features" not in activation_spec(target, probe, plain)
+
+
+def test_memory_does_not_matter(tmp_path, monkeypatch):
+    target, probe = make_target(), make_probe()
+    layer = feature_layer(target, "first", written(tmp_path, 8))
+    Q = unit_activations(target, probe, [layer])[layer.name]
+    monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path / "another"))
+    monkeypatch.setattr("neuronym.activations.pooled_features", lambda *a: pooled_features(*a, memory=1))
+    close(unit_activations(target, probe, [layer])[layer.name], Q)
+
+
+def test_what_is_refused(tmp_path):
+    target, example = make_target(), torch.zeros(1, 3, SIDE, SIDE)
+    file = written(tmp_path, 7)
+    for name, error, said in (
+        (f"nhwc@sae:{file}", ValueError, "width 7, layer 'nhwc' has 9 units; name the layer"),
+        (f"cnv@sae:{file}", KeyError, "no layer 'cnv'; nearest: conv"),
+        ("conv@sae:absent.safetensors", FileNotFoundError, "no sparse autoencoder at"),
+    ):
+        with pytest.raises(error, match=said):
+            hooks.resolve_layers(target.model, name, example)
+    with pytest.raises(FileNotFoundError, match="no sparse autoencoder at"):
+        hooks.check_layer_names(target.model, "conv,conv@sae:absent.safetensors")
+    hooks.check_layer_names(target.model, f"conv@sae:{file}")
+
+
+def test_features_of_the_microworld_are_measured_and_named(tmp_path):
+    from neuronym.dissect import clip_dissect
+
+    file = written(tmp_path, 192)
+    words = ["a red circle", "a star", "a blue square"]
+    data = measure(
+        "microworld:resnet", f"layer4@sae:{file},fc", "microworld:40", "microworld", words, pool="max"
+    )
+    name = f"layer4@sae:{file}"
+    assert data.sizes == {name: D, "fc": 52}
+    labels = clip_dissect(data, "soft_wpmi")
+    named = labels[(labels["layer"] == name) & (labels["rank"] == 1)]
+    assert list(named["unit"]) == list(range(D))
+    dead = (data.Q[name] == data.Q[name][0]).all(0)  # features that never fire have no name
+    assert 0 < dead.sum() < D
+    assert [label in words for label in named["label"]] == [not one for one in dead.tolist()]
