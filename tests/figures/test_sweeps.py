@@ -40,6 +40,8 @@ def test_every_group_is_in_the_figure(against, group):
 
 def test_columns_are_checked():
     assert check_column(RUNS, "x", numbers=True) == "x"
+    both = RUNS.assign(**{"metric.k": 1.0})  # a metric with a parameter's name
+    assert check_column(both, "k", numbers=True) == "metric.k" and check_column(both, "k") == "k"
     with pytest.raises(KeyError, match="no parameter of these runs 'targt'; nearest: target"):
         check_column(RUNS, "targt")
     with pytest.raises(ValueError, match="'smoke' has no numbers in these runs"):

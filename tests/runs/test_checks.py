@@ -209,6 +209,7 @@ def test_layers_and_functions_are_checked_by_loading(monkeypatch, tmp_path):
         ({"target": "no_nets_of_mine:make"}, KeyError, f"importable from {tmp_path}"),
         ({"target": "nets_of_mine:make", "layers": "7"}, KeyError, "no layer '7'"),
         ({"device": "warp"}, ValueError, "device is auto, cpu"),
+        ({"concepts": "english:50"}, ValueError, "the microworld CLIP knows 78 words"),
     ]:
         with pytest.raises(error, match=said):
             check_networks(*asked(**changes))

@@ -18,9 +18,11 @@ from neuronym.figures.style import as_written, MARKERS, palette
 
 
 def check_column(runs: pd.DataFrame, name: str, numbers: bool = False) -> str:
-    """The name of a column of collected runs; KeyError with the nearest for one that is not there, ValueError
-    for one without numbers where these are needed.
+    """The name of a column of collected runs; with `numbers` that of a metric, where a parameter has its name
+    too. KeyError with the nearest for one that is not there, ValueError for one without numbers.
     """
+    if numbers and f"metric.{name}" in runs:
+        name = f"metric.{name}"
     of_numbers = [column for column in runs if _numbers(runs[column]).notna().any()]
     known = of_numbers if numbers else list(runs.columns)
     if name not in runs:

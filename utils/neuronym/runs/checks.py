@@ -2,8 +2,9 @@
 
 resolve          key and value texts -> what is set, and all parameters
 check_setup      names, paths and set-ups, without importing torch: what the command and start_run ask first
-check_networks   what only the networks tell: layers, functions of the user's own, the device; in the kernel's
-                 process, before it is a kernel, where the notebook then needs the same imports
+check_networks   what only the networks tell: layers, functions of the user's own, words that a CLIP does not
+                 know, the device; in the kernel's process, before it is a kernel, where the notebook then
+                 needs the same imports
 
 Parameters are known by their names, and as names of something only where the notebook declares their `kinds`.
 """
@@ -84,6 +85,7 @@ def check_networks(known: Mapping[str, Parameter], params: Mapping[str, Any]) ->
     """
     if params.get("device", "auto") != "auto":
         chosen_device(params["device"])
+    _check_words(known, params)
     target = params.get("target")
     if not target or not known["target"].kinds:
         return
@@ -100,6 +102,19 @@ def check_networks(known: Mapping[str, Parameter], params: Mapping[str, Any]) ->
     except Exception as error:
         if isinstance(error, WRONG) and _ours(error) or not own and isinstance(error, WRONG):
             raise
+
+
+def _check_words(known: Mapping[str, Parameter], params: Mapping[str, Any]) -> None:
+    """ValueError for concepts that the microworld's CLIP has no words for."""
+    own = str(params.get("clip", "")).partition(":")[0] == "microworld"
+    named = (
+        "concepts" in known and known["concepts"].kinds and not params["concepts"].startswith("microworld")
+    )
+    if own and named:
+        from neuronym.datasets.concepts import load_concepts
+        from neuronym.microworld.world import tokenize
+
+        tokenize(load_concepts(named))
 
 
 def _ours(error: Exception) -> bool:

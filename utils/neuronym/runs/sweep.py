@@ -242,7 +242,12 @@ def shards_of(notebook: str, params: Mapping[str, Any], count: int) -> list[Path
 def _check_networks(notebook: str, values: list[tuple[str, str]], asked: set[str]) -> None:
     """`check_networks`, once for each set of what it reads."""
     _, params = resolve(notebook, values)
-    told = json.dumps([notebook, *(params.get(name) for name in ("target", "layers", "units", "device"))])
+    told = json.dumps(
+        [
+            notebook,
+            *(params.get(name) for name in ("target", "layers", "units", "device", "clip", "concepts")),
+        ]
+    )
     if told not in asked:
         check_networks(read_parameters(notebook_path(notebook)), params)
         asked.add(told)
