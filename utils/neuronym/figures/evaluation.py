@@ -1,10 +1,11 @@
 """Figures of how good names are.
 
-methods_by_metric  mean of each metric for each method, with intervals
-sanity_table       which metrics pass which sanity test, beside the published shares
-accuracy_by        accuracy of final-layer names by setting
-responses          how much more pictures of a label excite a unit than other images do
-ranges             how often a label is true of a unit's most active images
+methods_by_metric      mean of each metric for each method, with intervals
+sanity_table           which metrics pass which sanity test, beside the published shares
+accuracy_by            accuracy of final-layer names by setting
+responses              how much more pictures of a label excite a unit than other images do
+ranges                 how often a label is true of a unit's most active images
+weights_by_similarity  weights between hidden and final units against the similarity of their labels
 """
 
 from __future__ import annotations
@@ -173,5 +174,25 @@ def ranges(table: pd.DataFrame) -> Figure:
     ax.set_xticks(ticks, [f"{t:.1%}" if t < 1 else "all" for t in ticks])
     ax.minorticks_off()
     ax.legend(title="", fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    fig.tight_layout()
+    return fig
+
+
+@as_written
+def weights_by_similarity(weight: np.ndarray, alike: np.ndarray, title: str = "") -> Figure:
+    """Weights between hidden and final units against the similarity of their labels, both [C, K]: how many
+    pairs lie where, and the mean similarity of twenty parts of equal size from small weights to large ones.
+    """
+    x, y = alike.ravel(), weight.ravel()
+    fig, ax = plt.subplots(figsize=(4.2, 3))
+    cells = ax.hexbin(x, y, gridsize=40, bins="log", mincnt=1, cmap="Greys", linewidths=0)
+    fig.colorbar(cells, ax=ax, label="pairs of units", format="%g")
+    order = np.argsort(y, kind="stable")
+    parts = [part for part in np.array_split(order, 20) if len(part)]
+    means = [x[part].mean() for part in parts], [y[part].mean() for part in parts]
+    ax.plot(*means, "o-", color=palette()[0], ms=3, lw=1, label="mean of a twentieth of the pairs")
+    ax.set(xlabel="cosine of the two units' labels", ylabel="weight to the final unit")
+    ax.set_title(title, fontsize=8)
+    ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.08), frameon=False)
     fig.tight_layout()
     return fig

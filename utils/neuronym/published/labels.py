@@ -6,6 +6,7 @@ label_files       path below a folder -> `Published`, all of them
 published_folder  where the files are
 fetch_published   download what is missing, verified
 load_published    labels of one or more methods, units counted from 0
+labels_of_others  tables of files that a user names
 load_ratings      human ratings of Describe-and-Dissect's scoring functions
 agreement         share of neurons whose two labels share a word, by layer, beside what chance gives
 offsets           the same when one table's units are moved, which tells a table that counts from 1
@@ -31,8 +32,8 @@ from neuronym.common.checks import unknown
 from neuronym.common.files import sha256
 from neuronym.common.tables import read_table, TEXT
 from neuronym.common.text import content_words
-from neuronym.runs.folders import data_dir, ROOT
-from neuronym.similarity.labels import COLUMNS
+from neuronym.runs.folders import data_dir, from_root, ROOT
+from neuronym.similarity.labels import COLUMNS, read_labels
 
 # beside the code whatever NEURONYM_DATA says: what is compared with must be what this version was tested with
 TABLES = ROOT / "data" / "published"
@@ -126,6 +127,26 @@ def load_published(folder: Path, methods: Iterable[str] = (), models: Iterable[s
         and (not models or f.model in models)
     }
     return pd.concat([_read(folder, path, f) for path, f in wanted.items()], ignore_index=True)
+
+
+def labels_of_others(named: str) -> list[pd.DataFrame]:
+    """Labels tables of "METHOD=FILE.csv,METHOD=FILE.csv", or METHOD@1=FILE.csv where units count from 1, as
+    NetDissect's do; relative paths start at the root, "" gives none.
+
+    A file has columns layer, unit and label or description, as MILAN's. Errors: ValueError for another form,
+    and those of `read_labels`.
+    """
+    tables = []
+    for part in filter(None, map(str.strip, named.split(","))):
+        method, _, file = part.partition("=")
+        name, _, base = method.partition("@")
+        if not (name.strip() and file.strip() and base in ("", "0", "1")):
+            raise ValueError(
+                f"labels of others are named as milan=FILE.csv or netdissect@1=FILE.csv, got '{part}'"
+            )
+        given = {"unit_base": int(base) if base else None, "method": name.strip(), "model": ""}
+        tables.append(read_labels(from_root(file.strip()), **given))
+    return tables
 
 
 def load_ratings(folder: Path) -> pd.DataFrame:
