@@ -1,5 +1,5 @@
 """The lens as one call: from a CLIP, images and words to words for every MLP neuron of a ViT, or for every
-channel of the last layer of a ResNet, together or head by head.
+channel of the last layer of a ResNet, together or head by head; SigLIP's MLP neurons through its pool.
 
 second_order  CLIP, probe, words -> the labels table
 by_head       effects -> a labels table with a column head
@@ -30,6 +30,7 @@ from neuronym.second_order.effects import (
     principal_directions,
     second_order_effects,
 )
+from neuronym.second_order.map_head import has_map_head, map_effects, map_layers
 from neuronym.second_order.pool import has_pool, pool_effects, POOLED, read_pool
 from neuronym.second_order.pursuit import matching_pursuit
 from neuronym.second_order.segmentation import clip_target
@@ -58,10 +59,10 @@ def second_order(
 
     `layers` are "all" that have effects or numbers from 0 ("8,9,10"), layer names in `units` and in the table
     are those of the CLIP's tower; each direction, of a neuron's `top` images of largest effect, becomes a sum
-    of `m` words. A ResNet has one layer with effects, its last (Bu & Gandelsman 2025). With `heads` there is
-    a code for every pair of neuron and head instead (`by_head`). Dead neurons have a note and no words
-    (`similarity.labels.marked`). Errors: ValueError for a CLIP that is neither, for layers of a ResNet, and
-    for fewer images than `top`.
+    of `m` words. A ResNet has one layer with effects, its last (Bu & Gandelsman 2025); in a Hugging Face
+    SigLIP all MLP layers have them, on its pool. With `heads` there is a code for every pair of neuron and
+    head instead (`by_head`). Dead neurons have a note and no words (`similarity.labels.marked`). Errors:
+    ValueError for other CLIPs, for layers that are not there, and for fewer images than `top`.
 
     >>> table = second_order("microworld:vit", "microworld:120", "microworld:atoms", "4", "ids:7", m=2)
     >>> table[["unit", "rank"]].values.tolist()
@@ -75,6 +76,8 @@ def second_order(
     check_images(len(images), top)
     if has_pool(clip):
         effects = {0: pool_effects(clip, images, batch_size, progress)[0]}
+    elif has_map_head(clip):
+        effects = map_effects(clip, images, list(names), batch_size, progress)
     else:
         effects = second_order_effects(clip, images, list(names), batch_size, progress)
     device = next(iter(effects.values())).rep.device
@@ -127,6 +130,8 @@ def by_head(
 
 def _layers(clip: Clip, layers: str) -> tuple[dict[str, int], dict[int, str]]:
     """Neurons by name, and names by number, of the layers asked for."""
+    if has_map_head(clip):
+        return map_layers(clip, layers)
     if not has_pool(clip):
         numbers = chosen_layers(clip, layers)
         _, infos = clip_target(clip)

@@ -10,6 +10,7 @@ looks               how much of every place each head carries
 pool_contributions  s of some images, what no neuron writes, and the representation
 pool_target         the image tower as a target network, and that layer
 pool_effects        effects of the last layer's channels for a probe, cached
+cached_parts        what is made of recorded layers for a probe, cached
 
 A neuron n is a channel of the last layer, x_i its value at place i of T. The pool's tokens are the places and
 their mean (token 0), a position is added to each, and token 0 asks. So head h carries of an image I
@@ -24,7 +25,7 @@ none writes: positions and biases, `rest`. All pairs and `rest` add up to the re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -173,11 +174,31 @@ def pool_effects(
     """
     pool = read_pool(clip)
     factors, d = pool_factors(pool), len(pool.out)
-    widths = {"s": pool.heads * pool.v.shape[1], "rest": d, "rep": d}
+    widths = {"pool s": pool.heads * pool.v.shape[1], "pool rest": d, "pool rep": d}
+
+    def make(acts: dict[str, Tensor]) -> dict[str, Tensor]:
+        return dict(zip(widths, pool_contributions(pool, acts[POOLED])))
+
+    part = cached_parts(clip, probe, pool.module, [POOLED], widths, make, batch_size, progress)
+    s, rest, rep = (part[name].to(pool.out.device) for name in widths)
+    return Effects(s.unflatten(1, (pool.heads, -1)), torch.zeros_like(rep), factors, rep), rest
+
+
+def cached_parts(
+    clip: Clip,
+    probe: Probe,
+    module: nn.Module,
+    layers: Sequence[str],
+    widths: Mapping[str, int],
+    make: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    batch_size: int,
+    progress: Progress | None,
+) -> dict[str, Tensor]:
+    """{part: [N, width]} that `make` gives from the recorded `layers` of images; what the cache lacks is
+    computed in one pass.
+    """
     about = {"schema": SCHEMA, "weights": clip.weights_key, "preprocess": clip.preprocess_spec}
-    specs = {
-        part: about | {"part": f"pool {part}", "probe": probe.fingerprint, "tf32": False} for part in widths
-    }
+    specs = {part: about | {"part": part, "probe": probe.fingerprint, "tf32": False} for part in widths}
     job = Job(
         "second_order",
         clip.name,
@@ -185,24 +206,27 @@ def pool_effects(
         clip.preprocess_spec,
         specs,
         widths,
-        lambda names, device: _reader(pool, names),
+        lambda names, device: _reader(module, layers, make, names),
         {"clip": clip.name, "probe": probe.name},
     )
     compute(probe, [job], batch_size, None, progress, None)
-    part = {name: job.result(name).to(pool.out.device) for name in widths}
-    s = part["s"].unflatten(1, (pool.heads, -1))
-    return Effects(s, torch.zeros_like(part["rep"]), factors, part["rep"]), part["rest"]
+    return {name: job.result(name) for name in widths}
 
 
 @contextmanager
-def _reader(pool: Pool, names: Sequence[str]) -> Iterator:
-    with inference(pool.module) as place, record(pool.module, [POOLED]) as acts:
+def _reader(
+    module: nn.Module,
+    layers: Sequence[str],
+    make: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    names: Sequence[str],
+) -> Iterator:
+    with inference(module) as place, record(module, layers) as acts:
 
         def read(images: Tensor) -> dict[str, Tensor]:
             parts = []
             for piece in place(images):
-                pool.module(piece)
-                made = dict(zip(("s", "rest", "rep"), pool_contributions(pool, acts[POOLED])))
+                module(piece)
+                made = make(acts)
                 parts.append({name: made[name].flatten(1) for name in names})
             return {name: torch.cat([part[name] for part in parts]) for name in names}
 
