@@ -88,13 +88,13 @@ def named_units(
         )
     lines = len(labels) + 1 + (names is not None)
     row = max(SIDE_PX, lines * LINE_PX) + 3 * SPACE_PX
-    width = EDGE_PX + images * (SIDE_PX + SPACE_PX) + NAMES_PX + TEXTS_PX
+    width = 2 * EDGE_PX + images * (SIDE_PX + SPACE_PX) + NAMES_PX + TEXTS_PX
     fig = plt.figure(figsize=(width / DPI, len(chosen) * row / DPI))
     ax = fig.add_axes((0, 0, 1, 1))
     ax.axis("off")
     ax.imshow(_pictures_of_rows(data, wanted, images, row, width), interpolation="none", aspect="auto")
     for i, where in enumerate(chosen):
-        top, left = i * row + SPACE_PX, EDGE_PX + images * (SIDE_PX + SPACE_PX)
+        top, left = i * row + SPACE_PX, 2 * EDGE_PX + images * (SIDE_PX + SPACE_PX)
         _names_of_row(ax, labels, where, (names or {}).get(where), left, top)
         if i:
             ax.axhline(i * row, color=".85", lw=0.6)
