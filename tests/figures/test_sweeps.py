@@ -32,7 +32,7 @@ def test_means_are_of_the_runs_that_share_both():
 def test_every_group_is_in_the_figure(against, group):
     fig = metric_figure(metric_means(RUNS, "x", against, group), "x", against, group)
     (ax,) = fig.axes
-    assert ax.get_xlabel() == against and "x (mean" in ax.get_ylabel()
+    assert ax.get_xlabel() == against and "mean over runs" in ax.get_ylabel()
     legend = ax.get_legend()
     shown = [text.get_text() for text in legend.get_texts()] if legend else []
     assert shown == ([] if not group else sorted({str(v) for v in RUNS[group]}))

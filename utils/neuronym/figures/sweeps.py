@@ -7,6 +7,8 @@ metric_figure  these, drawn
 
 from __future__ import annotations
 
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -15,6 +17,8 @@ from matplotlib.figure import Figure
 from neuronym.common.checks import unknown
 from neuronym.common.statistics import interval
 from neuronym.figures.style import as_written, MARKERS, palette
+
+WIDEST = 13  # characters of a line below a place
 
 
 def check_column(runs: pd.DataFrame, name: str, numbers: bool = False) -> str:
@@ -58,7 +62,7 @@ def metric_figure(means: pd.DataFrame, metric: str, against: str, group: str = "
     values = list(means[against].drop_duplicates())
     scaled = len(values) > 2 and pd.api.types.is_numeric_dtype(means[against])
     place = {value: value if scaled else i for i, value in enumerate(values)}
-    fig, ax = plt.subplots(figsize=(max(4.5, 1.3 * len(values) + 2), 3.4), layout="constrained")
+    fig, ax = plt.subplots(figsize=(max(3.5, 1.3 * len(values)), 3))
     for i, (value, colour) in enumerate(zip(groups, palette(len(groups)))):
         part = means if value is None else means[means[group] == value]
         shift = 0 if scaled or len(groups) == 1 else 0.12 * (i - (len(groups) - 1) / 2)
@@ -70,13 +74,24 @@ def metric_figure(means: pd.DataFrame, metric: str, against: str, group: str = "
         label = None if value is None else str(value)
         ax.errorbar(x, mean, spread, fmt=marker + line, color=colour, capsize=3, markersize=6, label=label)
     if not scaled:
-        ax.set_xticks(range(len(values)), [str(value).replace(":", ":\n") for value in values])
+        ax.set_xticks(range(len(values)), [_in_lines(str(value)) for value in values])
         ax.set_xlim(-0.5, len(values) - 0.5)
-    ax.set(xlabel=against, ylabel=f"{metric} (mean over runs, 95 % interval)")
+    ax.set(xlabel=against, ylabel=f"{metric}\nmean over runs, 95 % interval")
     ax.yaxis.grid(True, alpha=0.3)
     if group:
         ax.legend(title=group, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return fig
+
+
+def _in_lines(name: str) -> str:
+    """A long name in lines that break after colons, slashes and underscores."""
+    parts = re.split(r"(?<=[:/_])", name)
+    lines = [""]
+    for part in parts:
+        if lines[-1] and len(lines[-1] + part) > WIDEST:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _numbers(column: pd.Series) -> pd.Series:

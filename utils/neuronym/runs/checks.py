@@ -107,10 +107,8 @@ def check_networks(known: Mapping[str, Parameter], params: Mapping[str, Any]) ->
 def _check_words(known: Mapping[str, Parameter], params: Mapping[str, Any]) -> None:
     """ValueError for concepts that the microworld's CLIP has no words for."""
     own = str(params.get("clip", "")).partition(":")[0] == "microworld"
-    named = (
-        "concepts" in known and known["concepts"].kinds and not params["concepts"].startswith("microworld")
-    )
-    if own and named:
+    named = params["concepts"] if "concepts" in known and known["concepts"].kinds else ""
+    if own and named and not named.startswith("microworld"):
         from neuronym.datasets.concepts import load_concepts
         from neuronym.microworld.world import tokenize
 
