@@ -7,6 +7,7 @@ load_sae           the same read back
 split_name         "layer4@sae:FILE" -> ("layer4", "FILE")
 features_key       hash of the file that a layer's name means
 features_of        output of a layer -> features in the same layout
+reconstruction_of  output of a layer as its features decode to
 with_features      output of a layer whose features were changed
 pooled_features    one value an image and feature, a few images at a time
 check_fits         refuses an autoencoder that is of another layer
@@ -214,6 +215,13 @@ def features_of(sae: SparseAutoencoder, output: Tensor) -> Tensor:
     axis = _unit_axis(output.shape, sae.d)
     with torch.autocast(output.device.type, enabled=False):
         return sae.encode(output.movedim(axis, -1).to(sae.W_enc.dtype)).movedim(-1, axis)
+
+
+def reconstruction_of(sae: SparseAutoencoder, output: Tensor) -> Tensor:
+    """A layer's output as its features decode to, in its layout and type."""
+    axis = _unit_axis(output.shape, sae.d)
+    with torch.autocast(output.device.type, enabled=False):
+        return sae(output.movedim(axis, -1).to(sae.W_enc.dtype)).movedim(-1, axis).to(output.dtype)
 
 
 def with_features(sae: SparseAutoencoder, output: Tensor, before: Tensor, after: Tensor) -> Tensor:
