@@ -12,7 +12,7 @@ mean_spread           how far apart an image's cosines are: what finds the softm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from neuronym.common.memory import items_within, MEMORY, nonzero, slices, workin
 from neuronym.similarity.matrix import block, checked, FactoredMatrix, largest
 from neuronym.similarity.pmi import softmax_tiles, TILES, WIDE
 
+NEAR = 2**18  # bytes of a tile that passes of columns share
 SHARPNESS = 2  # standard deviations, in nats, of an image's logits
 
 
@@ -33,7 +34,7 @@ def cos_similarity(
 
     S = (Q / |Q|)' (P / |P|), by columns.
     """
-    return _column_products(P, Q, units, memory, _unit_columns)
+    return _column_products(P, Q, units, memory, 0, _unit_columns)
 
 
 @torch.no_grad()
@@ -50,7 +51,7 @@ def cos_similarity_cubed(
     S = c(Q)' c(P), c(x) = y / max(|y|, eps), y = (x - mean x)^3, by columns.
     """
     check_number("eps", eps, 0)
-    return _column_products(P, Q, units, memory, lambda X: _cubed_columns(X, eps))
+    return _column_products(P, Q, units, memory, 3, lambda X: _cubed_columns(X, eps), eps)
 
 
 @torch.no_grad()
@@ -73,9 +74,9 @@ def correlation(
     check_number("offset", offset)
 
     def seen(X: Tensor) -> Tensor:
-        return _centred_columns(X.mul_(slope).add_(offset).sigmoid_() if slope else X)
+        return X.mul_(slope).add_(offset).sigmoid_()
 
-    return _column_products(P, Q, units, memory, _centred_columns, seen)
+    return _column_products(P, Q, units, memory, 1, _centred_columns, concept=seen if slope else None)
 
 
 @torch.no_grad()
@@ -280,24 +281,71 @@ def _column_products(
     Q: Tensor | Sequence[Tensor],
     units: Sequence[int] | None,
     memory: int,
+    power: int,
     normalise: Callable[[Tensor], Tensor],
+    eps: float = 0,
     concept: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor | list[Tensor]:
-    """normalise(Q)' concept(P), a block of units against a block of concepts at a time; concept is normalise
-    by default.
+    """Products of normalised columns, a block of units against a block of concepts at a time: `_measured`
+    says how; `concept` changes the values of concepts before that, in place.
     """
-    concept = concept or normalise
     layers, units, dtype, d = checked(P, Q, units, memory)
     (N, M), size, counts = P.shape, dtype.itemsize, [len(chosen) for chosen in units]
     [m] = items_within(memory, (0, (6 * N + 3 * d) * size, max(M, sum(counts))))
-    step = min(m, max(64, working_bytes(memory, layers[0].device) // (N * size)))
     scores = layers[0].new_empty(sum(counts), M, dtype=dtype)
+    as_given = isinstance(P, Tensor) and P.dtype == dtype and concept is None
     for part in slices(sum(counts), m):
-        columns = normalise(_take(layers, units, part).to(dtype))  # [N, k]
-        for cols in slices(M, step):
-            concepts = block(P, None, cols, columns.new_empty(N, cols.stop - cols.start))
-            torch.matmul(columns.T, concept(concepts), out=scores[part, cols])
+        columns, of_units = _measured(_take(layers, units, part).to(dtype), power, normalise, eps)
+        for cols in slices(M, m):
+            if as_given:
+                values = P[:, cols]
+            else:
+                values = block(P, None, cols, columns.new_empty(N, cols.stop - cols.start))
+                values = values if concept is None else concept(values)
+            values, of_concepts = _measured(values, power, normalise, eps)
+            found = torch.matmul(columns.T, values, out=scores[part, cols])
+            for rows in _tiles(found):
+                found[rows].mul_(of_units[rows, None]).mul_(of_concepts)
     return scores if isinstance(Q, Tensor) else list(scores.split(counts))
+
+
+def _measured(
+    X: Tensor, power: int, normalise: Callable[[Tensor], Tensor], eps: float
+) -> tuple[Tensor, Tensor]:
+    """Columns to be multiplied, and 1 / max(norm, eps) of each: X [N, m], left as it is -> Y [N, m], [m].
+
+    Y is X for power 0, else (X - mean)^power; scaling their products [K, M] costs less than scaling columns.
+    Columns whose squares may overflow or vanish, or that may be constant but for rounding, are normalised
+    step by step instead, by `normalise`, and their scale is 1.
+    """
+    N, m = X.shape
+    mean = X.mean(0) if power else None
+    Y = torch.empty_like(X, memory_format=torch.contiguous_format) if power else X
+    squares, tiles = X.new_zeros(m), list(_tiles(X))
+    scratch = X.new_empty(tiles[0].stop, m)
+    for rows in tiles:  # the vectorised square and sum take a fifth of the time of `norm`
+        y, work = Y[rows], scratch[: rows.stop - rows.start]
+        if power:
+            torch.sub(X[rows], mean, out=y)
+        if power > 1:
+            y.pow_(power)
+        squares += torch.mul(y, y, out=work).sum(0)
+    norms, limit = squares.sqrt_(), torch.finfo(X.dtype).max ** 0.25
+    odd = (norms * limit < 1) | ~(norms < limit)
+    if power:
+        odd |= norms <= N**0.5 * (1e-4 * mean.abs()) ** power
+    odd = odd.nonzero()[:, 0]
+    scales = norms.clamp_(min=eps).reciprocal_()
+    if len(odd):
+        Y = Y if power else X.clone()
+        Y[:, odd] = normalise(X[:, odd])
+        scales[odd] = 1
+    return Y, scales
+
+
+def _tiles(X: Tensor) -> Iterator[slice]:
+    """Ranges of rows that stay in a processor's nearest cache; all of them elsewhere."""
+    return slices(len(X), NEAR // (X.shape[1] * X.itemsize) if X.device.type == "cpu" else len(X))
 
 
 def _take(layers: list[Tensor], units: list[Tensor], part: slice) -> Tensor:
