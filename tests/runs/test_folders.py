@@ -8,7 +8,7 @@ import pytest
 
 from neuronym.models.transcripts import open_transcript
 from neuronym.models.weights import is_file_or_seed, read_weights
-from neuronym.runs.folders import cache_dir, check_transcript, data_dir, results_dir, ROOT
+from neuronym.runs.folders import cache_dir, check_transcript, chosen_device, data_dir, results_dir, ROOT
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,9 @@ def test_a_transcript_is_a_file_in_a_folder_that_is_there(tmp_path):
     os.mkfifo(file)
     with pytest.raises(ValueError, match="a transcript is a regular file, .*new.jsonl is none; name another"):
         check_transcript(file)
+
+
+def test_auto_leaves_out_mps_which_has_no_float64(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert chosen_device("auto").type == "cpu"

@@ -298,6 +298,21 @@ def test_screening_changes_nothing_where_float32_products_are_coarse(monkeypatch
         torch.set_float32_matmul_precision(before)
 
 
+def test_screening_runs_where_torch_does_not_say_how_it_multiplies():
+    matmul = torch.backends.cuda.matmul
+    if not hasattr(matmul, "fp32_precision"):
+        pytest.skip("torch before 2.9 has one switch only")
+    R, T = inputs(torch.float32, k=31, m=300, d=48)
+    plain, before = matching_pursuit(R, text_pool(T), 3), matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        with pytest.raises(RuntimeError, match="precision"):
+            torch.get_float32_matmul_precision()
+        assert torch.equal(matching_pursuit(R, text_pool(T), 3), plain)
+    finally:
+        matmul.fp32_precision = before
+
+
 def adverse():
     """Factors whose rounding errors are as large as they can be and add up."""
     g = torch.Generator().manual_seed(6)

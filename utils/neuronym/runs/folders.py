@@ -97,12 +97,13 @@ def _folder(variable: str, default: Path) -> Path:
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device of that name, auto for the best there is; ValueError when it cannot be used here."""
+    """The device of that name, auto for cuda where there is one, else cpu; ValueError when it cannot be used
+    here. Apple's mps has no float64, which statistics need: it must be asked for by name.
+    """
     import torch
 
     if name == "auto":
-        mps = getattr(torch.backends, "mps", None)
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.partition(":")[0] not in ("cpu", "cuda", "mps") or name.startswith("cpu:"):
         raise ValueError(f"device is auto, cpu, cuda, cuda:N or mps, got '{name}'")
     try:

@@ -192,9 +192,17 @@ def screened(T: Tensor, dtype: torch.dtype) -> Atoms:
     products = (
         2.0 * d * 2.0 ** (-53 if dtype == torch.float64 else -24) + d * 2.0**-120
     )  # the latter for what underflows
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+    if dtype == torch.float32 and not _exact_products():
         products += 2.0**-7  # factors may be rounded to bfloat16
     return Atoms(T, coarse, error, size, products, 2.0**-8 if dtype == torch.bfloat16 else 0.0)
+
+
+def _exact_products() -> bool:
+    """Whether float32 factors are multiplied as they are, as far as torch says."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # torch does not say once `backends.cuda.matmul.fp32_precision` was set: be careful
+        return False
 
 
 def best_atoms(atoms: Atoms, r: Tensor, C: Tensor, tops: Tensor) -> Tensor:

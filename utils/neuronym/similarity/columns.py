@@ -22,7 +22,7 @@ from neuronym.common.memory import items_within, MEMORY, nonzero, slices, workin
 from neuronym.similarity.matrix import block, checked, FactoredMatrix, largest
 from neuronym.similarity.pmi import softmax_tiles, TILES, WIDE
 
-NEAR = 2**18  # bytes of a tile that passes of columns share
+TILE_BYTES = 2**18  # bytes of a tile that passes of columns share
 SHARPNESS = 2  # standard deviations, in nats, of an image's logits
 
 
@@ -289,13 +289,15 @@ def _column_products(
     """Products of normalised columns, a block of units against a block of concepts at a time: `_measured`
     says how; `concept` changes the values of concepts before that, in place.
     """
+    whole = units is None and isinstance(Q, Tensor)
     layers, units, dtype, d = checked(P, Q, units, memory)
     (N, M), size, counts = P.shape, dtype.itemsize, [len(chosen) for chosen in units]
     [m] = items_within(memory, (0, (6 * N + 3 * d) * size, max(M, sum(counts))))
     scores = layers[0].new_empty(sum(counts), M, dtype=dtype)
     as_given = isinstance(P, Tensor) and P.dtype == dtype and concept is None
     for part in slices(sum(counts), m):
-        columns, of_units = _measured(_take(layers, units, part).to(dtype), power, normalise, eps)
+        columns = layers[0][:, part] if whole else _take(layers, units, part)
+        columns, of_units = _measured(columns.to(dtype), power, normalise, eps)
         for cols in slices(M, m):
             if as_given:
                 values = P[:, cols]
@@ -345,7 +347,7 @@ def _measured(
 
 def _tiles(X: Tensor) -> Iterator[slice]:
     """Ranges of rows that stay in a processor's nearest cache; all of them elsewhere."""
-    return slices(len(X), NEAR // (X.shape[1] * X.itemsize) if X.device.type == "cpu" else len(X))
+    return slices(len(X), TILE_BYTES // (X.shape[1] * X.itemsize) if X.device.type == "cpu" else len(X))
 
 
 def _take(layers: list[Tensor], units: list[Tensor], part: slice) -> Tensor:
