@@ -149,3 +149,14 @@ def test_features_of_the_microworld_are_measured_and_named(tmp_path):
     dead = (data.Q[name] == data.Q[name][0]).all(0)  # features that never fire have no name
     assert 0 < dead.sum() < D
     assert [label in words for label in named["label"]] == [not one for one in dead.tolist()]
+
+
+def test_a_figure_of_features_lies_in_its_folder(tmp_path):
+    import matplotlib.pyplot as plt
+
+    from neuronym.figures.style import save_figure
+
+    fig = plt.figure(figsize=(1, 1))
+    file = save_figure(fig, tmp_path, "cards_layer4@sae:runs/topk_safetensors")
+    plt.close(fig)
+    assert file == tmp_path / "cards_layer4@sae_runs_topk_safetensors.png" and file.is_file()

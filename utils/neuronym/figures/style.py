@@ -20,6 +20,7 @@ legible             names for legends
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 import time
 import unicodedata
@@ -297,14 +298,16 @@ def save_figure(fig: Figure, folder: Path, name: str) -> Path:
 
 
 def save_figures(figures: Mapping[str, Figure], folder: Path, pixels: bool = False) -> list[Path]:
-    """Write each figure as <name>.png and <name>.pdf; returns the pictures' paths.
+    """Write each figure as <name>.png and <name>.pdf, with "_" for what separates folders in a layer's name;
+    returns the pictures' paths.
 
     With `pixels` a PDF holds the pixels of the picture, which for figures of photographs costs a third of the
     time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for name, fig in figures.items():
+    for said, fig in figures.items():
+        name = re.sub(r"[/\\:]+", "_", said)
         # found once for both; in whole pixels rasters stay sharp
         with _without_warnings():
             box = fig.get_tightbbox().padded(0.1).get_points() * DPI
