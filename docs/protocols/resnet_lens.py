@@ -4,7 +4,7 @@
     [--held-out microworld:1000] [--out FOLDER]
 
 Directions, codes and CLIP-Dissect's labels come from the probe; every number is of the scenes held out, which
-have other seeds. Four tables, by default in docs/results/data/resnet_lens/:
+have other seeds. Five tables, by default in docs/results/data/resnet_lens/:
 
 words.csv      correlation over scenes of what a word predicts with a neuron's mean activation and its effect
                along its own direction, mean over neurons and over the tenth of largest effect; a word's value
@@ -12,6 +12,8 @@ words.csv      correlation over scenes of what a word predicts with a neuron's m
 pairs.csv      the same for the pairs of a neuron, each with its head's activation s and words of its own,
                beside the one word of the neuron and beside the words of the neuron's other heads
 precision.csv  labelling's measure of first words: `label_quality` with the truth held out
+heads.csv      TextSpan's texts of the pool's heads, the share of the variance of their outputs they have,
+               and that of as many texts drawn at random, mean of 100 draws, by the same algorithm
 summary.csv    metric, value: rank 1, what the heads share, and what no neuron writes
 """
 
@@ -34,6 +36,7 @@ from neuronym.evaluation.presence import presence_oracle, true_presence
 from neuronym.models.clips import load_clip
 from neuronym.runs.folders import ROOT
 from neuronym.second_order import effects, experiments
+from neuronym.second_order.heads import head_outputs, text_span
 from neuronym.second_order.pool import pool_effects, pool_target
 from neuronym.second_order.pursuit import matching_pursuit
 from neuronym.second_order.text_code import code_coefficients, text_pool
@@ -41,6 +44,7 @@ from neuronym.similarity.scores import score
 
 DATA = ROOT / "docs" / "results" / "data" / "resnet_lens"
 WORDS, TOP = 16, 100
+TEXTS, DRAWS = 5, 100
 DISSECTED = ("soft_wpmi", "combined_correlation")
 
 
@@ -89,6 +93,7 @@ def study(clip, probe, held_probe, vocabulary) -> dict[str, pd.DataFrame]:
         "words": means(by_unit, largest),
         "pairs": pairs(found, held, T, present, one),
         "precision": precision(weights, presence_oracle(held_Q, truth)),
+        "heads": heads(clip, probe, T, vocabulary),
         "summary": summary(found, rest, directions, T, len(vocabulary)),
     }
 
@@ -140,6 +145,19 @@ def precision(weights: dict[str, Tensor], held: Tensor) -> pd.DataFrame:
     """`label_quality` of first words (of largest coefficient, whatever its sign) and of the oracle's."""
     labels = {name: weight.abs().argmax(1) for name, weight in weights.items()} | {"oracle": held.argmax(1)}
     return label_quality(held, labels)
+
+
+def heads(clip, probe, T: Tensor, vocabulary: list[str]) -> pd.DataFrame:
+    """A row for each head of the pool."""
+    (outputs,) = head_outputs(clip, probe).values()
+    g, rows = torch.Generator().manual_seed(0), []
+    for head in range(outputs.shape[1]):
+        chosen, shares = text_span(outputs[:, head], T, TEXTS)
+        drawn = [torch.randperm(len(T), generator=g)[:TEXTS] for _ in range(DRAWS)]
+        chance = sum(float(text_span(outputs[:, head], T[some], TEXTS)[1].sum()) for some in drawn) / DRAWS
+        texts = ", ".join(vocabulary[j] for j in chosen.tolist())
+        rows.append((head, texts, float(shares.sum()), chance))
+    return pd.DataFrame(rows, columns=["head", "texts", "share", "of random texts"])
 
 
 def summary(found, rest: Tensor, directions, T: Tensor, M: int) -> pd.DataFrame:

@@ -150,6 +150,7 @@ def test_words_of_every_head(name, heads):
 
 def test_the_study_of_the_docs_runs_on_few_scenes():
     run = runpy.run_path(str(ROOT / "docs" / "protocols" / "resnet_lens.py"))
+    run["study"].__globals__["DRAWS"] = 5
     clip, words = load_clip("microworld:rn"), load_concepts("microworld:atoms")
     tables = run["study"](clip, load_probe("microworld:60"), load_task("microworld:40").probe, words)
     mean = tables["words"].set_index(["by", "predicted", "method"])["mean"]
@@ -159,6 +160,7 @@ def test_the_study_of_the_docs_runs_on_few_scenes():
         assert mean[by, "effect", "lens, 16 words"] > own
     values = tables["summary"].set_index("metric")["value"]
     assert values["largest gap of the sum, of 100"] < 1e-3 and 0 < values["explained by rank 1, least"] <= 1
+    assert (tables["heads"]["share"] > tables["heads"]["of random texts"]).all() and len(tables["heads"]) == 8
     assert tables["pairs"]["rank"].tolist() == [*range(1, 9)] * 2
     assert tables["pairs"]["share"].iloc[:8].sum() == pytest.approx(1, abs=1e-3)
 
