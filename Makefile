@@ -79,6 +79,8 @@ figures: .venv/set-up-base
 	for name in parametrisations accentuated; do \
 	  cp results/visualisation/figures-*/figures/$$name.png figures/visualisation_$$name.png || exit 1; \
 	done
+	$(PY) -m neuronym sparse_features -p run_name figures
+	cp results/sparse_features/figures-*/figures/named_at_equal_count.png figures/sparse_features.png
 	$(PY) -m neuronym editing -p run_name figures
 	for name in effects turned_off pruned redundant; do \
 	  cp results/editing/figures-*/figures/$$name.png figures/editing_$$name.png || exit 1; \

@@ -22,7 +22,7 @@ def named_at_equal_count(table: pd.DataFrame) -> Figure:
     """
     kinds, pools = (list(dict.fromkeys(table[column])) for column in ("layer", "pooling"))
     size = (6.6, 0.55 * len(kinds) + 1.3)
-    fig, axes = plt.subplots(1, len(MEASURES), figsize=size, sharey=True, layout="constrained")
+    fig, axes = plt.subplots(1, len(MEASURES), figsize=size, sharey=True)
     for ax, (column, said) in zip(axes, MEASURES.items()):
         for i, (pool, colour, mark) in enumerate(zip(pools, palette(), MARKERS)):
             for method, face in (("named", colour), ("oracle", "white")):
@@ -33,10 +33,11 @@ def named_at_equal_count(table: pd.DataFrame) -> Figure:
                 style = {"color": colour, "mfc": face, "marker": mark, "ms": 5, "ls": ""}
                 ax.plot(some[column], at, label=f"{pool}, {BY[method]}", **style)
         ax.set_xlabel(said)
-        ax.set_xlim(left=0)
+        ax.set_xlim(0, 1.06 * float(table[f"{column}_high"].max()))
         ax.grid(axis="x", color=".9", lw=0.8)
     axes[0].set_yticks(range(len(kinds)), kinds)
     axes[0].invert_yaxis()
     handles, names = axes[0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside upper center", ncols=2, frameon=False, fontsize=7)
+    fig.tight_layout(rect=(0, 0, 1, 1 - 0.5 / size[1]))
+    fig.legend(handles, names, loc="upper center", ncols=2, frameon=False, fontsize=7)
     return fig
