@@ -123,8 +123,9 @@ def markdown(table: pd.DataFrame, options: list[str]) -> str:
             table = table.groupby(value.split(","), sort=False).mean(numeric_only=True).reset_index()
         elif key == "pivot":
             rows, columns, values = value.split("|")
-            joined = table[columns.split(",")].agg(" ".join, axis=1)
-            table = table.assign(**{columns: joined} if "," in columns else {})
+            if "," in columns:
+                joined = table[columns.split(",")].astype(str).agg(" ".join, axis=1)
+                table = table.assign(**{columns: joined})
             table = table.pivot_table(index=rows, columns=columns, values=values, sort=False).reset_index()
         elif key == "names":
             table = table.rename(columns=dict(name.split(":") for name in value.split(",")))

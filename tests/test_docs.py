@@ -72,6 +72,11 @@ def test_numbers_and_tables_are_written_from_files(docs, tmp_path):
         "| p | 1.5 | 2.5 |",
         "| q | 3.5 |  |",
     ]
+    (tmp_path / "sizes.csv").write_text("method,images,kept,mean\np,100,0.5,1.5\np,500,1,2.5\n")
+    by_number = "<!-- table sizes.csv; pivot=method|images|mean; digits=1 -->\n<!-- end -->\n"
+    assert write.rendered(by_number, tmp_path).splitlines()[1] == "| method | 100 | 500 |"
+    by_two = by_number.replace("|images|", "|images,kept|")
+    assert write.rendered(by_two, tmp_path).splitlines()[1] == "| method | 100 0.5 | 500 1.0 |"
     (tmp_path / "some.csv").write_text("layer,name,top1\na,x,0.25\na,y,0.75\nb,x,1\n")
     text = (
         "<!--=metrics.csv;share;.3f-->.5<!--end--> or <!--=metrics.csv;share;.1%-->?<!--end-->\n"
