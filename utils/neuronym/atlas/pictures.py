@@ -3,6 +3,7 @@ a unit fires is a line beside it.
 
 Sheets         images on sheets, in the order in which units ask for them
 write_sheets   sheets as WebP files
+write_picture  one picture of a file as WebP
 where_firing   for units and their top images, where in the image the unit fires
 outline        a line around where a map is at half of its highest value or more
 """
@@ -59,6 +60,16 @@ def write_sheets(
         sheet([picture(row) for row in some], size).save(file, quality=QUALITY, method=4)
         written += file.stat().st_size
     return written
+
+
+def write_picture(source: Path, file: Path, size: int) -> int:
+    """Write the picture of `source` as WebP, its longer side at most `size` pixels; returns the bytes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with Image.open(source) as picture:
+        smaller = picture.convert("RGB")
+    smaller.thumbnail((size, size), Image.Resampling.LANCZOS)
+    smaller.save(file, quality=QUALITY, method=4)
+    return file.stat().st_size
 
 
 def sheet(pictures: Sequence[Image.Image], size: int) -> Image.Image:

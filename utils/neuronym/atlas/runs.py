@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from neuronym.atlas import facts
+from neuronym.atlas import facts, notes
 from neuronym.atlas.site import Network
 from neuronym.common.checks import unknown
 from neuronym.common.types import Progress
@@ -35,13 +35,14 @@ from neuronym.runs.folders import from_root, notebook_path, results_dir
 from neuronym.runs.parameters import differing, read_parameters
 from neuronym.similarity.labels import read_labels
 
-READ = ("labelling", "trust", "describe_and_dissect")
+READ = ("labelling", "trust", "describe_and_dissect", "visualisation", "second_order")
 
 
 def chosen_runs(runs: str) -> list[Path]:
     """Folders of finished runs: "" for the newest one of labelling (none where there is none) and, of the
     same target, of the other notebooks; else folders, or names such as labelling/defaults-1a2b3c4d or
-    labelling, separated by commas.
+    labelling, separated by commas. A run of second_order has a CLIP and no target: it is read where it is
+    named.
 
     Errors: FileNotFoundError for what is no finished run, KeyError for a notebook that an atlas does not
     read, ValueError where no run is of labelling.
@@ -111,10 +112,17 @@ def read_network(
 
 
 def add_run(network: Network, folder: Path) -> Network:
-    """The network with what a run of trust or describe_and_dissect found for its units."""
-    kind, known = folder.parent.name, set(network.data.Q)
+    """The network with what a run of another notebook found for its units (`atlas.notes` has what is no name
+    and no number of all units).
+    """
+    kind, known, sizes = folder.parent.name, set(network.data.Q), network.data.sizes
+    if kind == "visualisation":
+        return replace(network, made={**network.made, **notes.made_pictures(folder, sizes)})
+    if kind == "second_order":
+        return _noted(network, notes.LENS, notes.lens_words(folder, sizes))
     if kind == "trust":
         trust = pd.read_csv(folder / "trust.csv")
+        network = _noted(network, notes.CAUSAL, notes.causal_notes(folder, sizes))
         return replace(network, units=facts.join_trust(network.units, trust[trust["layer"].isin(known)]))
     found = read_labels(folder / "labels.parquet")
     found = found[found["layer"].isin(known) & (found["rank"] == 1)]
@@ -138,9 +146,16 @@ def read_networks(folders: Sequence[Path], device: str | torch.device = "cpu", *
     ]
     targets = [_params(folder).get("target") if folder else None for folder in first]
     for folder in folders:
-        for i, target in enumerate(targets):
-            if folder not in first and _params(folder).get("target") == target:
-                networks[i] = add_run(networks[i], folder)
+        if folder in first:
+            continue
+        of = [i for i, target in enumerate(targets) if _is_of(folder, target, networks[i])]
+        if not of:
+            raise ValueError(
+                f"{folder} is of {_params(folder).get('target', 'layers')}, which no run of labelling has; "
+                "name a run of labelling of the same network beside it"
+            )
+        for i in of:
+            networks[i] = add_run(networks[i], folder)
     return networks
 
 
@@ -162,6 +177,19 @@ def trusted_only(network: Network, least: float) -> Network:
         return network
     worth = network.units["trust"].fillna(network.units["held"]).to_numpy()
     return replace(network, shown=np.nan_to_num(worth, nan=-1) >= least)
+
+
+def _is_of(folder: Path, target: str | None, network: Network) -> bool:
+    """Whether a run is of the network: by its target, one of second_order by layers that it has words of."""
+    if folder.parent.name == "second_order":
+        return bool(notes.lens_words(folder, network.data.sizes))
+    return _params(folder).get("target") == target
+
+
+def _noted(network: Network, title: str, told: dict[tuple[str, int], str]) -> Network:
+    """The network with a text of a title for some units."""
+    both = {where: {**network.notes.get(where, {}), title: text} for where, text in told.items()}
+    return replace(network, notes={**network.notes, **both})
 
 
 def _folder(text: str) -> Path:

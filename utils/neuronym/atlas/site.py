@@ -11,6 +11,7 @@ read_page   the page's own files: HTML, style and script
     columns/NAME.js                  another column of all units, loaded with the first view that shows it
     tops/NNNN.js                     the three highest images of each of 1,024 units
     units/LAYER/NNNN.js              all that is told of 256 units of a layer
+    made/LAYER/UNIT.webp             the picture made for a unit by a run of visualisation
     matches/A-B.js                   units of two layers paired one to one
     sheets/NETWORK/NNNN.webp         64 pictures each
 
@@ -34,7 +35,16 @@ from torch import Tensor
 from neuronym.activations import embed_concepts
 from neuronym.atlas import facts
 from neuronym.atlas.alike import closest
-from neuronym.atlas.pictures import ACROSS, as_seen, mean_bytes, outline, Sheets, where_firing, write_sheets
+from neuronym.atlas.pictures import (
+    ACROSS,
+    as_seen,
+    mean_bytes,
+    outline,
+    Sheets,
+    where_firing,
+    write_picture,
+    write_sheets,
+)
 from neuronym.common.types import Progress
 from neuronym.measurements import Measurements
 
@@ -76,6 +86,7 @@ class Network:
     kinds: Mapping[str, str] = field(default_factory=dict)  # concept -> kind
     command: str = ""  # that reproduces it
     notes: Mapping[tuple[str, int], Mapping[str, str]] = field(default_factory=dict)  # (layer, unit) -> more
+    made: Mapping[tuple[str, int], tuple[Path, str]] = field(default_factory=dict)  # picture made, caption
     sheets: Sheets = field(default_factory=Sheets)
     shown: np.ndarray | None = None  # [all units]: those that have pictures; None for all
 
@@ -100,7 +111,8 @@ def estimate(networks: Sequence[Network], size: int) -> dict[str, int]:
             rows.update([] if some is None else some.unique().tolist())
         one = mean_bytes(network.data.probe, as_seen(network.data), size) if rows else 0
         count = len(network.units)
-        total["pictures"] += round((len(rows) - before) * one)
+        made = sum(len(_made(network, layer)) for layer in network.data.Q)
+        total["pictures"] += round((len(rows) - before + made) * one)
         total["details"] += count * UNIT_BYTES
         total["index"] += count * (30 + 8 * network.methods["method"].nunique())
     return total
@@ -142,13 +154,15 @@ def write_site(
         (folder / name).write_text(read_page(name), encoding="utf-8")
     sizes = {"page": sum(len(read_page(name).encode()) for name in PAGE)}
     tops = np.full((sum(len(network.units) for network in networks), ON_CARD), -1, dtype=np.int32)
-    sizes["details"] = 0
+    sizes["details"] = sizes["pictures"] = 0
     first = number = 0
     for network in networks:
         first_layer = number
         where = firing_of(network, progress) if firing else {}
         for layer, q in network.data.Q.items():
             detail = layer_details(network, layer, first_layer, where.get(layer), tops[first:])
+            for unit, (file, _) in _made(network, layer).items():
+                sizes["pictures"] += write_picture(file, folder / _made_file(number, unit), size)
             for start in range(0, len(detail), SHARD):
                 part = detail[start : start + SHARD]
                 file = folder / "units" / str(number) / f"{start // SHARD:04d}.js"
@@ -165,7 +179,6 @@ def write_site(
         content = {name: packed(pairs[name].to_numpy(np.int32)) for name in ("a", "b")}
         content |= {name: packed(pairs[name].to_numpy(np.float32)) for name in ("r", "held")}
         sizes["matches"] += _script(folder / "matches" / f"{a}-{b}.js", f"ATLAS.matches({a},{b}", content)
-    sizes["pictures"] = 0
     for which, sheets in enumerate(kinds_of_pictures(networks)):
         picture = as_seen(next(network.data for network in networks if network.sheets is sheets))
         sizes["pictures"] += write_sheets(sheets, picture, folder / "sheets" / str(which), size, progress)
@@ -220,7 +233,7 @@ def layer_details(
     data, q = network.data, network.data.Q[layer]
     K = q.shape[1]
     wanted = list(range(K)) if units is None else list(units)
-    shown = set(_shown(network, layer).tolist())
+    shown, made = set(_shown(network, layer).tolist()), _made(network, layer)
     rows = facts.across_range(q)
     alike = closest(data.Q, layer) if alike is None else alike
     names = network.units[network.units["layer"] == layer]["label"].tolist()
@@ -247,8 +260,12 @@ def layer_details(
             for a, b, r in zip(*(x[unit].tolist() for x in alike))
             if np.isfinite(r)
         ]
-        if more := network.notes.get((layer, unit)):
-            told["x"] = dict(more)
+        more = dict(network.notes.get((layer, unit), {}))
+        if unit in made:
+            file, caption = _made_file(first_layer + list(data.Q).index(layer), unit), made[unit][1]
+            more = {caption: {"src": file, "alt": caption, "width": 96}, **more}
+        if more:
+            told["x"] = more
         found.append(told)
     return found
 
@@ -347,6 +364,17 @@ def _shown(network: Network, layer: str) -> np.ndarray:
     if network.shown is None:
         return np.arange(K)
     return np.flatnonzero(network.shown[(network.units["layer"] == layer).to_numpy()])
+
+
+def _made(network: Network, layer: str) -> dict[int, tuple[Path, str]]:
+    """Pictures made for those units of a layer that have pictures."""
+    shown = set(_shown(network, layer).tolist())
+    return {unit: told for (of, unit), told in network.made.items() if of == layer and unit in shown}
+
+
+def _made_file(number: int, unit: int) -> str:
+    """Where in a site the picture made for a unit lies; layers are counted over all networks."""
+    return f"made/{number}/{unit}.webp"
 
 
 def _short(pairs: Sequence[tuple[str, float]]) -> list:

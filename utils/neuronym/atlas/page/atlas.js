@@ -307,7 +307,7 @@ function mount(root, meta, source, options = {}) {
 		if (!(i >= 0))
 			return main.append(h("p", `There is no unit ${state.asked} here. `, link("#/grid", "All units")));
 		const l = layer(i), net = network(i), u = unitOf(i);
-		const slot = h("div", "loading …");
+		const slot = h("div", "…");
 		const step = (d, text) => layerOf[i + d] === layerOf[i] && link(i + d, text);
 		const all = methods.filter(m => words[by[m][i]]);
 		all.sort((m, n) => (held(i, n) || -2) - (held(i, m) || -2));
@@ -332,6 +332,7 @@ function mount(root, meta, source, options = {}) {
 			h("figcaption", part.endsWith("%") && part + ": ", d.v[k]));
 		const pictures = (title, test) => parts.some(test) &&
 			section(title, h("div.wide", parts.map((part, k) => test(part) && figure(part, k))));
+		for (const key in d.x) section(key, h(d.x[key].src ? "img" : "p", d.x[key]));
 		if (d.p) {
 			pictures("Highest activations" + (d.w ? help.line : ""), part => part === "top");
 			pictures(help.range, part => part.endsWith("%"));
@@ -340,7 +341,6 @@ function mount(root, meta, source, options = {}) {
 		section("How its activations are spread", histogram(d.h, name));
 		const best = d.k.map(([text, x]) => `${text} (${x})`).join(", ");
 		if (best) out.push(h("p.dim", `${net.main}, best first: ${best}`));
-		for (const key in d.x) section(key, h("p", d.x[key]));
 		section("Units that fire on the same images",
 			h("div.wide", d.n.map(([k, u, r]) => card(first[k] + u, "correlation " + number(r)))));
 		const partners = h("section", { hidden: "" }, h("h3", "Its partners in other networks"), h("div.wide"));
