@@ -39,6 +39,7 @@ SLOW = set(
     notebooks/test_labelling notebooks/test_refusals notebooks/test_second_order notebooks/test_smoke
     published/test_values runs/test_checks runs/test_execute runs/test_sweep second_order/test_ablation
     second_order/test_adversarial second_order/test_effects second_order/test_heat
+    sae/test_layers sae/test_naming sae/test_training
     second_order/test_pursuit second_order/test_segmentation similarity/test_kernels test_activations
     test_cache test_dlbroden test_docs test_passes test_repository test_script test_shards
     trust/test_calibration trust/test_null trust/test_counterfactual
