@@ -182,6 +182,22 @@ def test_a_network_is_found_beside_what_training_needs(tmp_path):
         load_into(Classifier, str(file))
 
 
+def test_of_weights_and_their_average_it_is_said_which_was_taken(tmp_path, recwarn):
+    state, file = net().state_dict(), tmp_path / "w.pt"
+    average = {name: value + 1 for name, value in state.items()}
+    loss = {"loss": {"weight": torch.ones(3)}, "optimizer": {"state": {}}, "epoch": 3}
+    torch.save({"state_dict": state, **loss}, file)
+    read_weights(file)
+    assert not recwarn.list
+    torch.save({"state_dict_ema": average, "state_dict": state, **loss}, file)
+    with pytest.warns(
+        UserWarning,
+        match=f"the {len(state)} tensors under 'state_dict', not those under 'state_dict_ema'; for these "
+        r"save them alone, as torch.save\(checkpoint\['state_dict_ema'\], path\)$",
+    ):
+        assert weights_key(read_weights(file)) == weights_key(state)
+
+
 def test_what_else_a_checkpoint_holds_is_said_in_one_line(tmp_path):
     torch.save({"model": net().state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "w.pth")
     with pytest.raises(

@@ -94,10 +94,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"{_reason(error)}"
         ) from error
     while isinstance(weights, Mapping):
-        inner = next((weights[k] for k in UNDER if isinstance(weights.get(k), Mapping)), None)
-        if inner is None:
+        key = next((k for k in UNDER if isinstance(weights.get(k), Mapping)), None)
+        if key is None:
             break
-        weights = inner
+        _say_which(path, weights, key)
+        weights = weights[key]
     if not isinstance(weights, Mapping) or not any(isinstance(v, Tensor) for v in weights.values()):
         keys = (
             f"; it has {', '.join(map(str, list(weights)[:5]))}"
@@ -112,6 +113,25 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in weights)), ""):
         weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return weights
+
+
+def _say_which(path: Path, checkpoint: Mapping, taken: str) -> None:
+    """Warn where a checkpoint holds other tensors by name beside those taken, at least half as many, as an
+    average of the weights beside them.
+    """
+    count = {
+        key: sum(isinstance(value, Tensor) for value in one.values())
+        for key, one in checkpoint.items()
+        if isinstance(one, Mapping)
+    }
+    others = [str(key) for key, n in count.items() if key != taken and 0 < count[taken] <= 2 * n]
+    if others:
+        warnings.warn(
+            f"{path}: loaded are the {count[taken]} tensors under '{taken}', not those under "
+            f"{' and '.join(repr(other) for other in others)}; for these save them alone, as "
+            f"torch.save(checkpoint[{others[0]!r}], path)",
+            stacklevel=3,
+        )
 
 
 def _reason(error: Exception) -> str:
