@@ -16,7 +16,7 @@ FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.r
 ORDER = (
     "common",
     "layouts",
-    "trials",
+    "trials blocks",
     "microworld runs similarity",
     "sparse",  # a layer's name may be of features, which hooks encodes
     "hooks",

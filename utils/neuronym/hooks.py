@@ -37,6 +37,7 @@ from dataclasses import replace
 import torch
 from torch import nn, Tensor
 
+from neuronym.blocks import body_of, core_of
 from neuronym.common.checks import unknown
 from neuronym.layouts import axes_of, Findings, layer_of, LayerInfo, layouts_from, matches, POSITION_AXES
 from neuronym.sparse import check_fits, features_of, load_sae, SparseAutoencoder, split_name, with_features
@@ -277,8 +278,6 @@ def _replaced(output: object, tensor: Tensor, value: Tensor) -> object:
     return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
 
 
-_LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 SCRIPTED = "is TorchScript, in which hooks do not run; give the nn.Module it was made from"
 
 
@@ -333,9 +332,11 @@ def resolve_layers(
     for pattern in parts:
         part, file = split_name(pattern)
         if not file and part in ("all", "every") and part not in survey:
-            names += _body(model, survey) if part == "all" else list(listed)
+            names += body_of(model, survey) if part == "all" else list(listed)
             continue
-        found = _named(part, survey, others, listed) or _named(_core(model)[0] + part, survey, others, listed)
+        found = _named(part, survey, others, listed) or _named(
+            core_of(model)[0] + part, survey, others, listed
+        )
         if not found:
             raise unknown("layer", part, listed)
         if file:
@@ -360,7 +361,7 @@ def suggest_layers(
     Errors: ValueError for a network in which no layer can be recorded.
     """
     survey, _ = read_trial(model, trial, example, layouts)
-    names = [name for name in _body(model, survey) if isinstance(survey[name], LayerInfo)]
+    names = [name for name in body_of(model, survey) if isinstance(survey[name], LayerInfo)]
     if not names:
         reasons = [f"'{name}' {why}" for name, why in survey.items() if isinstance(why, str)]
         why = reasons[-1] if reasons else "it has no modules inside; wrap it, nn.Sequential(module)"
@@ -374,7 +375,7 @@ def check_layer_names(model: nn.Module, patterns: str | list[str]) -> None:
     """KeyError for a name or glob that fits no module, told without running the network."""
     parts = patterns.split(",") if isinstance(patterns, str) else list(patterns)
     modules = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    prefix = _core(model)[0]
+    prefix = core_of(model)[0]
     for pattern in filter(None, map(str.strip, parts)):
         part, file = split_name(pattern)
         if file:
@@ -428,69 +429,3 @@ def _named(pattern: str, survey: Mapping, others: Mapping[str, str], listed: Map
         return [pattern]
     found = [name for name in listed if matches(name, pattern)]
     return found or [name for name, first in others.items() if first in listed and matches(name, pattern)]
-
-
-def _core(model: nn.Module) -> tuple[str, nn.Module]:
-    """The network inside of its wrappers, and their names before those of its modules: as long as a single
-    child has all the weights, it is that child.
-    """
-    prefix = ""
-    while True:
-        holders = [(key, child) for key, child in model.named_children() if _weighs(child)]
-        if (
-            len(holders) != 1
-            or next(holders[0][1].children(), None) is None
-            or next(model.parameters(recurse=False), None) is not None
-        ):
-            return prefix, model
-        prefix, model = f"{prefix}{holders[0][0]}.", holders[0][1]
-
-
-def _body(model: nn.Module, survey: Mapping[str, LayerInfo | str]) -> list[str]:
-    """The layers of "all", see `resolve_layers`; those whose layout must be asked for are among them."""
-    listed = {name for name, why in survey.items() if isinstance(why, LayerInfo) or "say layout=" in why}
-    prefix, core = _core(model)
-    plain, total = not _holds_blocks(core), len(_weighted(core))
-
-    def walk(module: nn.Module, prefix: str) -> Iterator[str]:
-        own = [(prefix + key, child) for key, child in module.named_children() if prefix + key in survey]
-        holders = [child for _, child in own if _holds_blocks(child)]
-        for name, child in own:
-            steps = sum(isinstance(c, _WEIGHTED) for c in child.children()) > 1
-            most = 2 * len(_weighted(child)) > max(total, 2) and next(child.children(), None) is not None
-            stack = plain and (steps if isinstance(child, _LISTS) else most)
-            if name not in listed or stack or (len(holders) == 1 and child is holders[0]):
-                yield from walk(child, name + ".")
-            elif _has_units(child):
-                last = list(child.named_children())[-1:] if isinstance(child, nn.Sequential) else []
-                linear = f"{name}.{last[0][0]}" if last and isinstance(last[0][1], nn.Linear) else name
-                yield linear if linear in listed else name
-
-    if isinstance(core, torch.jit.ScriptModule):
-        return []
-    return list(walk(core, prefix)) or [name for name in survey if name in listed]
-
-
-def _weighs(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
-
-
-def _weighted(module: nn.Module) -> list[nn.Module]:
-    return [part for part in module.modules() if isinstance(part, _WEIGHTED)]
-
-
-def _holds_blocks(module: nn.Module) -> bool:
-    lists = (inner for inner in module.modules() if isinstance(inner, _LISTS))
-    return any(_is_block(child) for inner in lists for child in inner.children())
-
-
-def _is_block(module: nn.Module) -> bool:
-    # a convolution may own a padding module, and a Sequential of conv, norm and ReLU is one step and no block
-    return not isinstance(module, _LISTS + _WEIGHTED) and next(module.children(), None) is not None
-
-
-def _has_units(module: nn.Module) -> bool:
-    if not _weighs(module):
-        return False
-    composite = next(module.children(), None) is not None
-    return composite or isinstance(module, _WEIGHTED) or "norm" not in type(module).__name__.lower()
