@@ -572,6 +572,67 @@ def test_networks_that_cannot_be_named(model, message):
     assert "\n" not in str(found.value)
 
 
+class Ending(torch.nn.Module):
+    """A linear layer, then a step of its own."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.fc, self.step = torch.nn.Linear(192, 5), step
+
+    def forward(self, x):
+        return self.step(self.fc(x.flatten(1)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_at_loading(value):
+    model = Ending(torch.relu)
+    with torch.no_grad():
+        model.fc.weight[1, :3] = value
+    with pytest.raises(ValueError, match="^weights .* of Ending 'fc.weight' has 3 of 960 values NaN or inf"):
+        load_target(model, preprocess=eight)
+    normed = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    normed[1].running_var[2] = value
+    with pytest.raises(ValueError, match="'1.running_var' has 1 of 4 values"):
+        load_target(normed, preprocess=eight, suggest=False)
+    masked = Ending(torch.relu)
+    masked.register_buffer("mask", torch.full((3,), -float("inf")))
+    assert load_target(masked, preprocess=eight).layers == ("fc",)
+
+
+@pytest.mark.parametrize(
+    "step, kind",
+    [
+        (lambda x: x.argmax(1), "int64"),
+        (torch.fft.fft, "complex64"),
+        (lambda x: {"mask": [x > 0]}, "bool"),
+        (torch.relu, ""),
+        (lambda x: ("logits", x.argmax(1), x), ""),
+    ],
+)
+def test_outputs_that_are_no_activations_are_said(step, kind, recwarn):
+    assert load_target(Ending(step), preprocess=eight).layers == ("fc",)
+    said = [str(one.message) for one in recwarn.list if "no activation" in str(one.message)]
+    assert [text.partition(",")[0] for text in said] == ([f"Ending gives {kind}"] if kind else [])
+
+
+def test_exit_in_a_users_code_is_said(tmp_path, monkeypatch):
+    with pytest.raises(
+        ValueError, match=r"^Ending calls exit\(\) in its forward pass on images .2, 3, 8, 8."
+    ):
+        load_target(Ending(lambda x: sys.exit()), preprocess=eight)
+    with pytest.raises(ValueError, match="a preprocess turns .*cannot: SystemExit: 3$"):
+        load_target(Ending(torch.relu), preprocess=lambda image: sys.exit(3))
+    (tmp_path / "leaving15.py").write_text("def build():\n    exit('no weights')\n")
+    (tmp_path / "script15.py").write_text("import sys\nsys.exit()\n")
+    monkeypatch.setenv("NEURONYM_FROM", str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"^leaving15:build must return a network, .* exit\('no weights'\); "
+    ):
+        load_target("leaving15:build")
+    with pytest.raises(ValueError, match=r"^script15:build must .* exit\(\); .*__main__'$"):
+        load_target("script15:build")
+
+
 class Dropped(torch.nn.Module):
     def forward(self, x):
         return torch.nn.functional.dropout(x)

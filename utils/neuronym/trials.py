@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 
@@ -34,13 +34,15 @@ ENLARGED = 128  # pictures up to this side are enlarged to see which axes are po
 @dataclass
 class Trial:
     """Each module as seen (`neuronym.layouts.Seen`), in the order in which they finished; why the network is
-    no function of one image, "" where it is; and whether pictures may be laid out with channels last.
+    no function of one image, "" where it is; whether pictures may be laid out with channels last; and the
+    type of what the network gives where that is no float tensor, as "int64".
     """
 
     seen: dict[str, Seen]
     finished: list[str]
     unsteady: str = ""
     channels_last: bool = True
+    output_kind: str = ""
 
 
 @dataclass
@@ -209,6 +211,11 @@ def _watched(
             stack.callback(module.register_forward_hook(hook_of(name)).remove)
         try:
             output = model(images.to(memory_format=order))
+        except SystemExit as error:
+            raise ValueError(
+                f"{type(model).__name__} calls exit() in its forward pass on images {list(images.shape)}, "
+                "which would end the run; raise an error there"
+            ) from error
         except Exception as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
@@ -217,20 +224,30 @@ def _watched(
                 "(model.visual), beside another its own preprocessing"
             ) from error
     tensor = _any_tensor(output)
+    other = _any_tensor(output, _itself) if tensor is None else None
+    trial.output_kind = "" if other is None else str(other.dtype).removeprefix("torch.")
     if tensor is not None:
         found.output = _sampled(tensor, len(images), row).get(0)
     return found
 
 
-def _any_tensor(output: object) -> Tensor | None:
-    """The first float tensor in what a network gives, tables and objects of outputs too."""
+def _any_tensor(output: object, of: Callable[[Tensor], Tensor | None] = first_tensor) -> Tensor | None:
+    """The first float tensor, or what `of` takes, in what a network gives, tables and objects of outputs
+    too.
+    """
     values = output.values() if hasattr(output, "values") and not isinstance(output, Tensor) else output
     if isinstance(values, Tensor):
-        return first_tensor(values)
+        return of(values)
+    if isinstance(values, (str, bytes)):  # whose parts are texts again, without end
+        return None
     try:
-        return next((t for t in map(_any_tensor, values) if t is not None), None)
+        return next((t for t in (_any_tensor(value, of) for value in values) if t is not None), None)
     except TypeError:
         return None
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
 
 
 def _sampled(x: Tensor, batch: int, row: int) -> dict[int, Tensor]:

@@ -154,15 +154,39 @@ def _tried(target: Target, suggest: bool, own: bool, layouts: dict[str, str], al
     """The target after a few passes, which tell its layers; ValueError where it is no function of one
     image.
     """
+    _check_finite(target.model)
     if not suggest and not own:
         return replace(target, layouts=layouts)
     trial = try_out(target.model, target.example)
+    if trial.output_kind:
+        warnings.warn(
+            f"{type(target.model).__name__} gives {trial.output_kind}, which is no activation: layers inside "
+            "can be named, what it gives cannot; for that return it as float, before its last step "
+            "(argmax, fft)",
+            stacklevel=4,
+        )
     if not allow_random:
         refuse(target.model, trial)
     names = target.layers
     if suggest and not names:
         names = suggest_layers(target.model, trial, target.example, layouts)
     return replace(target, layers=names, layouts=layouts, channels_last=trial.channels_last)
+
+
+def _check_finite(model: nn.Module) -> None:
+    """ValueError for weights or running statistics that are NaN or infinite; other buffers may be, as
+    masks.
+    """
+    statistics = [(n, b) for n, b in model.named_buffers() if n.rpartition(".")[2].startswith("running_")]
+    for name, value in [*model.named_parameters(), *statistics]:
+        if value.is_meta or is_lazy(value) or not (value.is_floating_point() or value.is_complex()):
+            continue
+        wrong = value.numel() - int(value.detach().isfinite().sum())
+        if wrong:
+            raise ValueError(
+                f"weights of a network must be finite, and of {type(model).__name__} '{name}' has {wrong} of "
+                f"{value.numel()} values NaN or infinite; load a checkpoint of before training diverged"
+            )
 
 
 def _plain(model: nn.Module) -> nn.Module:
@@ -205,7 +229,7 @@ def _example(preprocess: Callable, allow_random: bool) -> tuple[Callable, Tensor
     name = getattr(preprocess, "__qualname__", None) or type(preprocess).__qualname__
     try:
         given = [preprocess(picture.copy()) for _ in range(2)]
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"a preprocess turns a PIL picture into a Tensor [C, H, W], and {name} cannot: "
@@ -366,7 +390,9 @@ def _own(name: str) -> Target | tuple:
     relative paths start there.
     """
     with _at_home() as here:
-        made = own_function(name)()
+        found = own_function(name)
+        with _no_exit(name):
+            made = found()
     if here not in sys.path:  # last: what a forward pass imports is found, and ours is not hidden
         sys.path.append(here)
     if isinstance(made, Target):
@@ -388,7 +414,8 @@ def own_function(name: str) -> Callable:
     with _at_home() as here:
         try:
             importlib.invalidate_caches()
-            module = importlib.import_module(module_name)
+            with _no_exit(name):
+                module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name and f"{module_name}.".startswith(f"{error.name}."):
                 raise unknown(
@@ -413,6 +440,18 @@ def own_function(name: str) -> Callable:
             "function that calls it and returns the network"
         )
     return found
+
+
+@contextmanager
+def _no_exit(name: str) -> Iterator[None]:
+    """ValueError in place of the exit() of a user's code, which would end the run without a word."""
+    try:
+        yield
+    except SystemExit as error:
+        raise ValueError(
+            f"{name} must return a network, and called exit({'' if error.code is None else repr(error.code)})"
+            "; raise an error there, or put what runs as a script under if __name__ == '__main__'"
+        ) from error
 
 
 def _needed(function: Callable) -> list[str]:
