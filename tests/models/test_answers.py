@@ -35,6 +35,12 @@ THOUGHTS = [
     "analysisThe user wants one.assistantfinalred circle",
     "Here is my thought process: hm\nHere is my response: red circle",
     "Thought: hm\nAnswer: red circle",
+    "**Thinking:** it is round\n\n**Answer:** red circle",
+    "<|channel>thought\nhm\n<channel|>red circle",
+    "<|channel|>final <|constrain|>text<|message|>red circle<|end|>",
+    "<ctrl94>thought\nhm\n<ctrl95>red circle",
+    "hm<｜end▁of▁thinking｜>red circle",
+    "<answer>red circle</answer></think>",
 ]
 
 

@@ -27,13 +27,14 @@ BRACKETED = r"(?:think(?:ing)?|thoughts?|reasoning)"
 OPEN = (
     rf"(?:<|&lt;|◁)\s*{THOUGHT}(?:\s[^<>]*)?(?:>|&gt;|▷)|\[\s*{BRACKETED}\s*\]|"
     r"<\|\s*(?:start_thinking|begin_of_thought|think(?:ing)?|begin_of_think(?:ing)?)\s*\|>|"
-    r"<unused94>(?:thought)?|<details\b[^<>]*\breasoning\b[^<>]*>|"
+    r"<(?:unused|ctrl)94>(?:thought)?|<\|channel>\s*(?:thought|analysis)|"
+    r"<details\b[^<>]*\breasoning\b[^<>]*>|"
     r"\bhere is my (?:thought|thinking|reasoning) process:"
 )
 CLOSE = (
     rf"(?:<|&lt;|◁)\s*/\s*{THOUGHT}\s*(?:>|&gt;|▷)|\[\s*/\s*{BRACKETED}\s*\]|"
     r"<\|\s*(?:end_thinking|end_of_thought|/think(?:ing)?|end_of_think(?:ing)?)\s*\|>|"
-    r"<unused95>|</details>|\bhere is my response:"
+    r"<(?:unused|ctrl)95>|<channel\|>|<｜end▁of▁thinking｜>|</details>|\bhere is my response:"
 )
 TAG = re.compile(rf"(?is)(?P<open>{OPEN})|(?P<close>{CLOSE})")
 FINAL = r"(?:final(?:[ _-]?(?:answer|response|output))?|answer|response|output|result|conclusion|solution)"
@@ -43,7 +44,7 @@ FINAL_TAGS = re.compile(
     r"<\|(?:begin_of_(?:box|solution)|start_response)\|>(?P<c>.*?)(?:<\||$)|\\boxed\{(?P<d>[^{}]*)\}"
 )
 CHANNEL = re.compile(
-    r"(?is)<\|channel\|>\s*(?P<name>\w+)[^<]*<\|message\|>(?P<said>.*?)"
+    r"(?is)<\|channel\|>\s*(?P<name>\w+)[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>(?P<said>.*?)"
     r"(?=<\|(?:end|return|start|channel|call)\|>|$)"
 )
 BARE_CHANNELS = re.compile(r"(?s)^\s*analysis(?=[A-Z]).*?(?:assistant\s*final(?P<said>.*))?$")
@@ -123,6 +124,9 @@ def without_thoughts(text: str) -> tuple[str, bool]:
         closed = re.search(rf"(?is)<\s*({FINAL})\s*>(.+?)<\s*/\s*\1\s*>\W*$", unclosed)
         return (SPECIAL.sub("", closed[2]).strip(), False) if closed else ("", True)
     said = "".join([*kept, text[start:]])
+    if not re.search(r"\w", said):  # the answer stands before a closing tag too many
+        last = re.search(rf"(?is)<\s*({FINAL})\s*>[^<]*\w[^<]*<\s*/\s*\1\s*>\W*</\w+>\s*$", text)
+        said = text if last else said
     finals = [one["a"] or one["b"] or one["c"] or one["d"] for one in FINAL_TAGS.finditer(said)]
     finals = [one for one in finals if one and re.search(r"\w", one)]
     return SPECIAL.sub("", finals[-1] if finals else said).strip(), False
@@ -139,7 +143,9 @@ def first_line(answer: str) -> str:
 def caption_of(answer: str) -> str:
     """The first paragraph that says something, in one line, without what is taken off labels too."""
     said, cut = without_thoughts(answer)
-    said = "" if cut else _of_json(said)
+    lines = ("" if cut else _of_json(said)).splitlines()
+    answered = [i for i, line in enumerate(lines) if ANSWERED.match(line)]
+    said = "\n".join(lines[answered[-1] :] if answered else lines)
     for paragraph in re.split(r"\n\s*\n", said):
         lines = _lines(paragraph, rest=bool(said.strip() != paragraph.strip()))
         text = plain(" ".join([_introduced(line) if i == 0 else line for i, line in enumerate(lines)]))
