@@ -27,6 +27,7 @@ from neuronym.measurements import Measurements
 from neuronym.models.preprocess import seen
 from neuronym.trials import evaluating
 
+KEPT = 2**28  # bytes of images that are kept, to be read once
 ACROSS = 8  # pictures in a row of a sheet, and rows
 QUALITY = 86
 CELLS = 16  # the most of a side of a map
@@ -83,14 +84,39 @@ def sheet(pictures: Sequence[Image.Image], size: int) -> Image.Image:
     return whole
 
 
-def as_seen(data: Measurements) -> Callable[[int], Image.Image]:
-    """row -> that image of the probing set as the network sees it."""
+def remembered(probe: Probe, most: int = KEPT) -> Callable[[int], Image.Image]:
+    """row -> that image of the probing set, a copy of one that was read before; of `most` bytes in all."""
+    kept: dict[int, Image.Image] = {}
+    held = 0
+
+    def image(row: int) -> Image.Image:
+        nonlocal held
+        if row in kept:
+            return kept[row].copy()
+        found = probe.image(row)
+        size = found.width * found.height * len(found.getbands())
+        if held + size <= most:
+            kept[row], held = found.copy(), held + size
+        return found
+
+    return image
+
+
+def as_seen(
+    data: Measurements, image: Callable[[int], Image.Image] | None = None
+) -> Callable[[int], Image.Image]:
+    """row -> that image of the probing set (of `image`) as the network sees it."""
     ends: dict = {}
-    return lambda row: seen(data.target.preprocess, data.probe.image(row), ends)
+    read = image or data.probe.image
+    return lambda row: seen(data.target.preprocess, read(row), ends)
 
 
 def where_firing(
-    data: Measurements, rows: Mapping[str, Tensor], batch_size: int = 32, progress: Progress | None = None
+    data: Measurements,
+    rows: Mapping[str, Tensor],
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    image: Callable[[int], Image.Image] | None = None,
 ) -> dict[str, np.ndarray]:
     """Where each unit fires in some images: rows {layer: [n, K]} -> {layer: [K, n, h, w]} bytes, 255 for the
     unit's highest value in them and 0 for nothing or below; layers without positions are left out.
@@ -107,7 +133,7 @@ def where_firing(
     wanted = {name: rows[name].cpu() for name in layers}
     distinct = torch.cat([some.flatten() for some in wanted.values()]).unique()
     found: dict[str, Tensor] = {}
-    model = data.target.model
+    model, read = data.target.model, image or data.probe.image
     place = next(model.parameters()).device
 
     def keep(name: str, output: Tensor) -> Tensor:
@@ -117,7 +143,7 @@ def where_firing(
     with torch.inference_mode(), evaluating(model), hooks.record(model, list(layers), keep) as acts:
         for start in starts if progress is None else progress(starts, len(starts), "where units fire"):
             some = distinct[start : start + batch_size]
-            images = [data.target.preprocess(data.probe.image(int(row))) for row in some]
+            images = [data.target.preprocess(read(int(row))) for row in some]
             model(torch.stack(images).to(place))
             for name, maps in acts.items():
                 _spread(found, name, maps.cpu(), some, wanted[name])

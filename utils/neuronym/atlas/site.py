@@ -23,13 +23,14 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from torch import Tensor
 
 from neuronym.activations import embed_concepts
@@ -40,6 +41,7 @@ from neuronym.atlas.pictures import (
     as_seen,
     mean_bytes,
     outline,
+    remembered,
     Sheets,
     where_firing,
     write_picture,
@@ -155,10 +157,12 @@ def write_site(
     sizes = {"page": sum(len(read_page(name).encode()) for name in PAGE)}
     tops = np.full((sum(len(network.units) for network in networks), ON_CARD), -1, dtype=np.int32)
     sizes["details"] = sizes["pictures"] = 0
+    images = {network.data.probe.fingerprint: remembered(network.data.probe) for network in networks}
     first = number = 0
     for network in networks:
         first_layer = number
-        where = firing_of(network, progress) if firing else {}
+        image = images[network.data.probe.fingerprint]
+        where = firing_of(network, progress, image) if firing else {}
         for layer, q in network.data.Q.items():
             detail = layer_details(network, layer, first_layer, where.get(layer), tops[first:])
             for unit, (file, _) in _made(network, layer).items():
@@ -180,7 +184,8 @@ def write_site(
         content |= {name: packed(pairs[name].to_numpy(np.float32)) for name in ("r", "held")}
         sizes["matches"] += _script(folder / "matches" / f"{a}-{b}.js", f"ATLAS.matches({a},{b}", content)
     for which, sheets in enumerate(kinds_of_pictures(networks)):
-        picture = as_seen(next(network.data for network in networks if network.sheets is sheets))
+        data = next(network.data for network in networks if network.sheets is sheets)
+        picture = as_seen(data, images[data.probe.fingerprint])
         sizes["pictures"] += write_sheets(sheets, picture, folder / "sheets" / str(which), size, progress)
     sizes["index"], sizes["columns"] = write_index(
         folder, index_content(networks, title, places, list(matches or {}))
@@ -209,12 +214,14 @@ def read_page(name: str) -> str:
     return (files("neuronym.atlas") / "page" / name).read_text(encoding="utf-8")
 
 
-def firing_of(network: Network, progress: Progress | None = None) -> dict[str, np.ndarray]:
+def firing_of(
+    network: Network, progress: Progress | None = None, image: Callable[[int], Image.Image] | None = None
+) -> dict[str, np.ndarray]:
     """Where in their top images the units of every layer fire, see `pictures.where_firing`."""
     data = network.data
     top = facts.parts_of_range(data.N).count("top")
     rows = {layer: facts.across_range(q)[:top] for layer, q in data.Q.items()}
-    return where_firing(data, rows, progress=progress)
+    return where_firing(data, rows, progress=progress, image=image)
 
 
 def layer_details(
