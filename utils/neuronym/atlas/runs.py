@@ -26,7 +26,7 @@ from neuronym.common.checks import unknown
 from neuronym.common.types import Progress
 from neuronym.datasets.concepts import concept_kinds
 from neuronym.datasets.probe import load_probe
-from neuronym.dissect import clip_dissect
+from neuronym.dissect import clip_dissect, functions_for
 from neuronym.measurements import measure
 from neuronym.models.clips import load_clip
 from neuronym.models.targets import load_target
@@ -68,13 +68,17 @@ def read_network(
     *,
     smoke: bool = False,
     draws: int = 200,
+    functions: str = "run",
     seed: int = 0,
     memory: int = facts.MEMORY,
     progress: Progress | None = None,
 ) -> Network:
     """The network of a labelling run, measured from its parameters, which the cache holds; without a folder
-    that of labelling's defaults, named here.
+    that of labelling's defaults, named here. `functions` whose labels are found beside the run's own: "run"
+    those that it compared, "all" every similarity function.
     """
+    if functions not in ("run", "all"):
+        raise ValueError(f"methods is run or all, got {functions!r}")
     known = read_parameters(notebook_path("labelling"))
     params = {name: parameter.default for name, parameter in known.items()} | {"smoke": smoke}
     params |= _params(folder) if folder else {}
@@ -102,7 +106,10 @@ def read_network(
     generator = torch.Generator().manual_seed(seed)
     labels = read_labels(folder / "labels.parquet") if folder else clip_dissect(data, params["similarity"])
     main = str(labels["method"].iloc[0])
-    methods = facts.methods_table(data, labels, memory=memory, generator=generator)
+    wanted = functions_for(data.split(0.4)[0].N)
+    if functions == "run":
+        wanted = [name for name in wanted if name in params["compared"].replace(" ", "").split(",")]
+    methods = facts.methods_table(data, labels, wanted, memory=memory, generator=generator)
     units = facts.units_table(data, methods, main, draws, memory=memory, generator=generator)
     units = facts.join_trust(units, labels)
     kinds = concept_kinds(params["concepts"])
