@@ -41,6 +41,12 @@ THOUGHTS = [
     "<ctrl94>thought\nhm\n<ctrl95>red circle",
     "hm<｜end▁of▁thinking｜>red circle",
     "<answer>red circle</answer></think>",
+    "(thinking)\nred?\n(/thinking)\nred circle",
+    "hm (/thinking) red circle",
+    "```thinking\nthe user wants\n```\nred circle",
+    "``` reasoning\nhm\n```\n\nred circle",
+    "\\<think\\>hm\\</think\\>\n\nred circle",
+    "<\\think>hm</think>red circle",
 ]
 
 
@@ -59,6 +65,9 @@ def test_thoughts_are_no_part_of_an_answer(text):
         "analysisThe user wants",
         "Here is my thought process: hm",
         "<|START_THINKING|>hm",
+        "(thinking)\nThe user wants",
+        "```thinking\nThe user wants",
+        "\\<think\\>The user wants",
     ],
 )
 def test_an_answer_that_ends_in_a_thought_is_cut(text):
@@ -123,6 +132,8 @@ def test_markup_and_introductions_go_from_labels_and_captions(text):
         "a sorry dog",
         "analysis of a red circle",
         "a thinking man",
+        "(thinking) man on a bench",
+        "a man (thinking) by a window",
         "<b>circle</b><script>alert(1)</script>",
         "snake_case and x*y*z",
         "a label on a bottle",

@@ -1,4 +1,4 @@
-"""neuronym.second_order.tower, neuronym.second_order.effects, neuronym.second_order.effects: against the
+"""neuronym.second_order.tower, neuronym.second_order.effects: against the
 literal lens and the released outputs; what must not matter.
 """
 
@@ -16,7 +16,7 @@ from neuronym import cache
 from neuronym.models.clips import load_clip
 from neuronym.second_order import effects
 from neuronym.second_order.naming import second_order
-from neuronym.second_order.tower import _openai, read_tower, representation
+from neuronym.second_order.tower import _openai, chosen_layers, read_tower, representation
 from tests.helpers import reference_lens as literal
 from tests.helpers.clips import small_clip
 from tests.helpers.lens import clip_of, effects_of, N, same, transformer
@@ -339,7 +339,7 @@ def test_layers_that_have_no_effects(small, layers, message):
 
 @pytest.mark.parametrize("text, layers", [("all", [0, 1, 2, 3, 4]), ("3, 1,1", [1, 3]), ("0", [0])])
 def test_layers_by_text(text, layers):
-    assert effects.chosen_layers(load_clip("microworld:vit"), text) == layers
+    assert chosen_layers(load_clip("microworld:vit"), text) == layers
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_layers_by_text(text, layers):
 )
 def test_layers_by_text_that_are_none(text, message):
     with pytest.raises(ValueError, match=message):
-        effects.chosen_layers(load_clip("microworld:vit"), text)
+        chosen_layers(load_clip("microworld:vit"), text)
 
 
 def test_stored(made):

@@ -37,6 +37,12 @@ CLOSE = (
     r"<(?:unused|ctrl)95>|<channel\|>|<｜end▁of▁thinking｜>|</details>|\bhere is my response:"
 )
 TAG = re.compile(rf"(?is)(?P<open>{OPEN})|(?P<close>{CLOSE})")
+BACKSLASHED = re.compile(rf"(?i)\\?<\\?(/?\s*{THOUGHT}\s*)\\?>")  # tags as markdown escapes them
+FENCED = re.compile(rf"(?ims)^[ \t]*```[ \t]*{THOUGHT}[ \t]*\n(?P<said>.*?)(?P<close>^[ \t]*```[ \t]*$|\Z)")
+ROUND = re.compile(
+    rf"(?is)^\s*\(\s*{BRACKETED}\s*\)(?=\s*\n|.*\(\s*/\s*{BRACKETED}\s*\))|"
+    rf"\(\s*(?P<close>/)\s*{BRACKETED}\s*\)"
+)
 FINAL = r"(?:final(?:[ _-]?(?:answer|response|output))?|answer|response|output|result|conclusion|solution)"
 FINAL_TAGS = re.compile(
     rf"(?is)<\s*(?P<tag>{FINAL}|caption|label|concept)\s*>(?P<a>.*?)(?:<\s*/\s*(?P=tag)\s*>|$)|"
@@ -102,6 +108,9 @@ def without_thoughts(text: str) -> tuple[str, bool]:
     What stands before a closing tag that was never opened is a thought as well. Of tags or a channel for the
     final answer the last one's content is the answer.
     """
+    text = BACKSLASHED.sub(r"<\1>", text)
+    text = FENCED.sub(lambda one: f"<think>{one['said']}" + ("</think>" if one["close"] else ""), text)
+    text = ROUND.sub(lambda one: "</think>" if one["close"] else "<think>", text)
     channels = list(CHANNEL.finditer(text))
     if channels:
         final = [one["said"] for one in channels if one["name"].lower() == "final"]

@@ -3,7 +3,6 @@
 load_target    name -> Target: "microworld:resnet", "efficientnet_lite0",
                "torchvision:resnet50@IMAGENET1K_V1", ...
 build_outline  the network of a name without weights, for its modules' names
-own_function   what a user's package.module:function names
 TARGETS        name up to the colon -> loader
 
     microworld:resnet          | the small CNN trained here, whose 52 final units have true names
@@ -28,12 +27,9 @@ TARGETS        name up to the colon -> loader
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -50,6 +46,7 @@ from neuronym.datasets.concepts import load_concepts
 from neuronym.hooks import suggest_layers
 from neuronym.layouts import layouts_from
 from neuronym.models.identity import identity
+from neuronym.models.own import own_target
 from neuronym.models.preprocess import as_input, AsInput, HALF, MICRO, Preprocess, preprocess_text
 from neuronym.models.weights import is_file_or_seed, load_into, microworld_weights, random_start, read_weights
 from neuronym.runs.folders import data_dir, from_root
@@ -105,10 +102,10 @@ def load_target(
     kind, _, rest = name.partition(":")
     loader = TARGETS.get(kind)
     if loader is None and rest and all(part.isidentifier() for part in kind.split(".")):
-        loader, rest = _own, name
+        loader, rest = partial(own_target, known=list(TARGETS)), name
     if loader is None:
         raise unknown("target", name, [*TARGETS, "package.module:function"])
-    loaded, own = loader(rest), loader is _own
+    loaded, own = loader(rest), kind not in TARGETS
     made = _tried(loaded, own=own, **options) if isinstance(loaded, Target) else None
     made = made or _complete(*loaded, own=own, **options)
     made.model.to(device)
@@ -123,7 +120,7 @@ def build_outline(name: str) -> nn.Module:
     """
     kind, _, rest = name.partition(":")
     if kind not in TARGETS:
-        made = _own(name)
+        made = own_target(name, list(TARGETS))
     else:
         try:
             with torch.device("meta"), warnings.catch_warnings():
@@ -383,98 +380,6 @@ def _places365_classes(units: int) -> list[str] | None:
         stacklevel=2,
     )
     return None
-
-
-def _own(name: str) -> Target | tuple:
-    """Call a user's `package.module:function` as in the folder of the command: its modules come first and
-    relative paths start there.
-    """
-    with _at_home() as here:
-        found = own_function(name)
-        with _no_exit(name):
-            made = found()
-    if here not in sys.path:  # last: what a forward pass imports is found, and ours is not hidden
-        sys.path.append(here)
-    if isinstance(made, Target):
-        return made
-    made = made if isinstance(made, tuple) else (made,)
-    if not (len(made) in (1, 2) and isinstance(made[0], nn.Module) and all(callable(part) for part in made)):
-        raise ValueError(
-            f"{name} must return a Module, (Module, preprocess) or Target, got "
-            f"({', '.join(type(part).__name__ for part in made)})"
-        )
-    return made
-
-
-def own_function(name: str) -> Callable:
-    """What a user's `package.module:function` names; KeyError when there is no such module or function,
-    ValueError for one that takes arguments and for what is Python's own.
-    """
-    module_name, _, function = name.partition(":")
-    with _at_home() as here:
-        try:
-            importlib.invalidate_caches()
-            with _no_exit(name):
-                module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name and f"{module_name}.".startswith(f"{error.name}."):
-                raise unknown(
-                    "target", name, [*TARGETS, f"package.module:function importable from {here}"]
-                ) from error
-            raise
-    if not callable(getattr(module, function, None)):
-        raise unknown(
-            f"function in {module_name}", function, [k for k, v in vars(module).items() if callable(v)]
-        )
-    found, file = getattr(module, function), getattr(module, "__file__", None)
-    theirs = module_name.partition(".")[0] in sys.stdlib_module_names
-    if theirs and not (file and Path(file).is_relative_to(here)):
-        raise ValueError(
-            f"a target is made by a function of yours, got '{name}' of Python's own library; name one of a "
-            f"file in {here}, as my_networks:build"
-        )
-    needed = _needed(found)
-    if needed:
-        raise ValueError(
-            f"the function of a target takes no arguments, '{name}' needs {', '.join(needed)}; write a "
-            "function that calls it and returns the network"
-        )
-    return found
-
-
-@contextmanager
-def _no_exit(name: str) -> Iterator[None]:
-    """ValueError in place of the exit() of a user's code, which would end the run without a word."""
-    try:
-        yield
-    except SystemExit as error:
-        raise ValueError(
-            f"{name} must return a network, and called exit({'' if error.code is None else repr(error.code)})"
-            "; raise an error there, or put what runs as a script under if __name__ == '__main__'"
-        ) from error
-
-
-def _needed(function: Callable) -> list[str]:
-    """Arguments that a function must be given; none where it does not tell."""
-    try:
-        given = inspect.signature(function).parameters.values()
-    except (ValueError, TypeError):
-        return []
-    named = [one for one in given if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
-    return [one.name for one in named if one.default is one.empty]
-
-
-@contextmanager
-def _at_home() -> Iterator[str]:
-    """Work in the folder of the command, whose modules come first; the runner has moved to the repository."""
-    here, before = os.environ.get("NEURONYM_FROM") or os.getcwd(), os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        os.chdir(here)
-        yield here
-    finally:
-        os.chdir(before)
-        sys.path.remove(here)
 
 
 TARGETS: dict[str, Callable] = {

@@ -90,12 +90,13 @@ def check_networks(known: Mapping[str, Parameter], params: Mapping[str, Any]) ->
     if not target or not known["target"].kinds:
         return
     from neuronym.hooks import check_layer_names
-    from neuronym.models.targets import build_outline, own_function, TARGETS
+    from neuronym.models.own import own_function
+    from neuronym.models.targets import build_outline, TARGETS
 
     own = target.partition(":")[0] not in TARGETS
     try:
         if own:
-            own_function(target)
+            own_function(target, list(TARGETS))
         layers = params.get("layers", "all").split(",") + layers_named(params.get("units", ""))
         if any(part.strip() not in ("all", "every") for part in layers):
             check_layer_names(build_outline(target), layers)

@@ -11,7 +11,6 @@ layer_factors         the factors of a layer
 materialize           phi itself, of a few images and neurons
 carried               what all later heads carry of a neuron: 0 for every image where it is dead
 representations       the representations alone
-chosen_layers         layers from "all" or "8,9,10"
 compression           what the factors take of the memory that the effects would
 Mean                  the mean of effects over images
 Directions            principal directions of deviations from it
@@ -234,22 +233,6 @@ def representations(
 ) -> Tensor:
     """Embeddings of length 100, [N, d], cached: what `SCALE` makes the effects add up to with all else."""
     return SCALE * image_embeddings(clip, probe, batch_size, progress=progress)
-
-
-def chosen_layers(clip: Clip, text: str) -> list[int]:
-    """Layers from "all" (that have effects) or numbers separated by commas, ascending; ValueError for any
-    other.
-    """
-    tower = read_tower(clip)
-    parts = [part.strip() for part in text.split(",")]
-    if parts == ["all"]:
-        return list(tower.lens_layers)
-    wrong = [part for part in parts if not part.lstrip("-").isdecimal()]
-    if wrong:
-        raise ValueError(
-            f"layers are 'all' or numbers from 0 separated by commas, got '{text}'; write 8,9,10"
-        )
-    return checked_layers(tower, map(int, parts))
 
 
 def compression(effects: Effects) -> float:

@@ -23,7 +23,6 @@ from neuronym.models.clips import load_clip
 from neuronym.second_order.effects import (
     carried,
     check_images,
-    chosen_layers,
     Effects,
     mean,
     norms,
@@ -35,6 +34,7 @@ from neuronym.second_order.pool import has_pool, pool_effects, POOLED, read_pool
 from neuronym.second_order.pursuit import matching_pursuit
 from neuronym.second_order.segmentation import clip_target
 from neuronym.second_order.text_code import code_coefficients, code_table, text_pool
+from neuronym.second_order.tower import chosen_layers
 from neuronym.similarity.labels import marked
 
 

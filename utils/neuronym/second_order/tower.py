@@ -5,6 +5,7 @@ Norm               a layer norm
 TowerBlock, Tower  the matrices, and the names of the layers whose outputs are recorded
 read_tower         clip -> Tower, proved on one image
 checked_layers     layers that have second-order effects
+chosen_layers      the same from "all" or "8,9,10"
 class_attention    how the class token of a block looks at all tokens, from the residual stream before it
 class_token        the class token behind a block, without the others
 representation     last residual stream -> embedding, not normalised
@@ -135,6 +136,22 @@ def checked_layers(tower: Tower, layers: Iterable[int]) -> list[int]:
             f"no layers were given; clip '{tower.name}' has MLP layers 0 to {last - 1} to look into"
         )
     return layers
+
+
+def chosen_layers(clip: Clip, text: str) -> list[int]:
+    """Layers from "all" (that have effects) or numbers separated by commas, ascending; ValueError for any
+    other.
+    """
+    tower = read_tower(clip)
+    parts = [part.strip() for part in text.split(",")]
+    if parts == ["all"]:
+        return list(tower.lens_layers)
+    wrong = [part for part in parts if not part.lstrip("-").isdecimal()]
+    if wrong:
+        raise ValueError(
+            f"layers are 'all' or numbers from 0 separated by commas, got '{text}'; write 8,9,10"
+        )
+    return checked_layers(tower, map(int, parts))
 
 
 def class_attention(block: TowerBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
