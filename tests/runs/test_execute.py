@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import signal
@@ -10,10 +11,11 @@ import sys
 import time
 
 import nbformat
+import papermill
 import psutil
 import pytest
 
-from neuronym.runs.execute import phases
+from neuronym.runs.execute import _saved_seldom, phases, SAVED_EVERY
 from neuronym.runs.folders import ROOT
 from neuronym.runs.listing import find_runs
 from tests.helpers.notebooks import CELL, command, write_notebook
@@ -249,3 +251,20 @@ def test_modules_in_the_folder_of_the_command_are_in_nobodys_way(toy, tmp_path):
         (place / f"{name}.py").write_text("raise RuntimeError('not mine')\n")
     done = command("toy", "-p", "layers", "[a, b]", cwd=place)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_executed_notebook_is_written_seldom(tmp_path):
+    file, before = tmp_path / "notebook.ipynb", papermill.engines.NotebookExecutionManager.save
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")])
+    notebook.metadata["papermill"] = {}
+    manager = papermill.engines.NotebookExecutionManager(notebook, str(file), progress_bar=False)
+    with _saved_seldom(papermill):
+        manager.save()
+        written = file.read_text(encoding="utf-8")
+        notebook.cells[0].source = "2"
+        manager.save()
+        assert file.read_text(encoding="utf-8") == written
+        manager.last_save_time -= datetime.timedelta(seconds=SAVED_EVERY)
+        manager.save()
+        assert file.read_text(encoding="utf-8") == written.replace('"1"', '"2"') != written
+    assert papermill.engines.NotebookExecutionManager.save is before

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 BATCHES_AHEAD = 2
 LISTED = 20  # skipped files that are told by name
+REMEMBERED = 8192  # scenes, of about 2 kB
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ class Probe:
         """The microworld scene that image i shows; a ValueError for an image of another kind."""
         if not isinstance(self.items[i], int):
             raise ValueError(f"only microworld images have a scene; image {i} is {self.ids[i]}")
-        return world.scene(self.items[i])
+        return _scene(self.items[i])
 
     def told_skipped(self) -> str:
         """Lines that name the first LISTED images left out, and why, and how many more; "" without any."""
@@ -321,10 +322,16 @@ def _checked(x: Tensor) -> Tensor:
     return x
 
 
+@lru_cache(maxsize=REMEMBERED)
+def _scene(seed: int) -> Scene:
+    """Drawn once for a probing set and all its parts."""
+    return world.scene(seed)
+
+
 def _render(seed: int) -> Image.Image:
     from neuronym.microworld import render
 
-    return render.render(world.scene(seed))
+    return render.render(_scene(seed))
 
 
 def _fingerprint(rows: list[tuple[Row, str]]) -> str:

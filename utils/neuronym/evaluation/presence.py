@@ -15,6 +15,7 @@ against_oracle   how much of that a method's labels reach
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from neuronym import cache
 from neuronym.activations import embed_concepts
 from neuronym.common.checks import check_number
 from neuronym.common.memory import MEMORY, slices
@@ -145,11 +147,28 @@ def calibrated(clip: Clip, I: Tensor, probe: Probe, concepts: Sequence[str]) -> 
     What was fitted for another CLIP or other images is never used: cosines have another scale there.
     """
     if probe.scenes is not None:
-        return fit_judge(I @ embed_concepts(clip, concepts).to(I.device).T, true_presence(probe, concepts))
+        return _fitted(I, embed_concepts(clip, concepts), true_presence(probe, concepts))
     names, truth, rows = class_truth(probe)
     if len(names) < 2:
         return unfitted(I, embed_concepts(clip, concepts).to(I.device))
-    return fit_judge(I[rows.to(I.device)] @ embed_concepts(clip, names).to(I.device).T, truth)
+    return _fitted(I[rows.to(I.device)], embed_concepts(clip, names), truth)
+
+
+def _fitted(I: Tensor, T: Tensor, truth: Tensor) -> tuple[float, float]:
+    """`fit_judge` of the cosines, cached by what it is fitted to: it goes over all of them twenty times."""
+    contents = [I.cpu().numpy(), T.cpu().numpy(), truth.cpu().numpy()]
+    spec = {
+        "schema": 1,
+        "fitted to": [
+            f"{a.dtype} {a.shape} {hashlib.sha256(np.ascontiguousarray(a)).hexdigest()}" for a in contents
+        ],
+    }
+
+    def make() -> dict[str, Tensor]:
+        return {"judge": torch.tensor(fit_judge(I @ T.to(I.device).T, truth), dtype=torch.float64)}
+
+    a, b = cache.bundle("judges", spec, make)["judge"].tolist()
+    return a, b
 
 
 def calibrated_from(probe: Probe) -> str:

@@ -36,6 +36,7 @@ START = (  # a Ctrl-C is the command's until the process is a kernel
     "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path.insert(0, {!r}); "
     "from neuronym.runs.kernel import main; main(*sys.argv[1:])"
 )
+SAVED_EVERY = 5.0
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
 BEFORE = "Setup", "Load"  # how cells are named that only look at what is set
 FRAME = re.compile(r"^\s*File (\S.*?)(?::\d+|\((?:\d+)\)|, line \d+)", re.MULTILINE)  # of a traceback
@@ -77,6 +78,7 @@ def execute(
                 held.enter_context(_alone(folder))
                 new = not folder.exists()
                 _make_ready(folder, force)
+                held.enter_context(_saved_seldom(papermill))
                 papermill.execute_notebook(
                     _literally(notebook_path(notebook)),
                     _literally(folder / "notebook.ipynb"),
@@ -240,6 +242,26 @@ def _papermill() -> ModuleType:
         for name in absent:
             del sys.modules[name]
     return papermill
+
+
+@contextmanager
+def _saved_seldom(papermill: ModuleType) -> Iterator[None]:
+    """Write the executed notebook every SAVED_EVERY seconds at most, in place of twice a cell: with pictures
+    in it that is seconds, for which the kernel waits. papermill writes it at the end in any case.
+    """
+    manager = papermill.engines.NotebookExecutionManager
+    written = manager.save
+
+    def save(self: Any, **more: Any) -> None:
+        since = (self.now() - self.last_save_time).total_seconds()
+        if since >= SAVED_EVERY or not (self.output_path and Path(self.output_path).exists()):
+            written(self, **more)
+
+    manager.save = save
+    try:
+        yield
+    finally:
+        manager.save = written
 
 
 @contextmanager
