@@ -287,6 +287,8 @@ def _kernel(notebook: str, params: dict[str, Any]) -> Iterator[tuple[Any, Callab
         known = KernelSpecManager(kernel_dirs=[temporary], ensure_native_kernel=False)
         manager = AsyncKernelManager(kernel_name="neuronym", kernel_spec_manager=known)
         told = {"NEURONYM_HEADLESS": "1", "NEURONYM_FROM": os.getcwd()}
+        # threads that spin while they wait slow a run on a busy machine down several times
+        spared = {"OMP_WAIT_POLICY": "PASSIVE"}
 
         def verdict() -> None:
             file = folder / VERDICT
@@ -299,7 +301,7 @@ def _kernel(notebook: str, params: dict[str, Any]) -> Iterator[tuple[Any, Callab
 
         stopped = False
         try:
-            run_sync(manager.start_kernel)(cwd=str(ROOT), env=os.environ | told)
+            run_sync(manager.start_kernel)(cwd=str(ROOT), env=spared | os.environ | told)
             yield manager, verdict
         except KeyboardInterrupt:  # asked to end, a kernel goes on for seconds, and asks servers meanwhile
             stopped = True
