@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,7 +47,7 @@ def test_values_are_those_of_a_plain_forward(tmp_path, how):
         z = load_sae(file).encode(outputs[name])  # [N, positions, D]
         expected = {"avg": z.mean(1), "max": z.amax(1), "share": (z > 0).float().mean(1)}[how]
         close(Q[layer.name], z[:, 0] if name == "fc" else expected)
-        assert layer.units == D and layer.name == f"{name}@sae:{file}"
+        assert layer.units == D and layer.name == f"{name}@sae:{Path(file).stem}" and layer.name.file == file
     assert Q["conv"].shape[1] == 7
 
 
@@ -95,6 +97,27 @@ def test_a_feature_has_a_gradient(tmp_path):
     assert image.grad.abs().sum() > 0
 
 
+def test_layers_of_features_are_called_by_what_tells_their_files_apart(tmp_path):
+    target, example = make_target(), torch.zeros(1, 3, SIDE, SIDE)
+    (tmp_path / "one").mkdir(), (tmp_path / "two").mkdir()
+    first, second = written(tmp_path / "one", 7), written(tmp_path / "two", 7, seed=1)
+
+    def names(*layers: str) -> list[str]:
+        return [one.name for one in hooks.resolve_layers(target.model, list(layers), example)]
+
+    alone = names("conv", f"conv@sae:{first}")
+    assert alone == ["conv", "conv@sae:a7"] and alone[1].file == first
+    both = names(f"conv@sae:{first}", f"conv@sae:{second}")
+    assert both == ["conv@sae:one/a7", "conv@sae:two/a7"]
+    assert names(*both) == both and names(alone[1]) == alone[1:]  # a name that knows its file stays
+    again = copy.deepcopy(both[1])
+    assert again == both[1] and again.file == second
+    images = torch.rand(2, 3, SIDE, SIDE)
+    with torch.no_grad(), hooks.record(target.model, both) as acts:
+        target.model(images)
+    assert not torch.equal(acts["conv@sae:one/a7"], acts["conv@sae:two/a7"])
+
+
 def test_the_cache_knows_a_file_by_its_content(tmp_path):
     target, probe = make_target(), make_probe()
     layer = feature_layer(target, "conv", written(tmp_path, 7))
@@ -125,6 +148,11 @@ def test_what_is_refused(tmp_path):
         (f"nhwc@sae:{file}", ValueError, "width 7, layer 'nhwc' has 9 units; name the layer"),
         (f"cnv@sae:{file}", KeyError, "no layer 'cnv'; nearest: conv"),
         ("conv@sae:absent.safetensors", FileNotFoundError, "no sparse autoencoder at"),
+        (
+            f"conv@sae:{written(tmp_path, 7, name='b', activation='batchtopk')}",
+            ValueError,
+            "depend on its batch",
+        ),
     ):
         with pytest.raises(error, match=said):
             hooks.resolve_layers(target.model, name, example)
@@ -141,7 +169,7 @@ def test_features_of_the_microworld_are_measured_and_named(tmp_path):
     data = measure(
         "microworld:resnet", f"layer4@sae:{file},fc", "microworld:40", "microworld", words, pool="max"
     )
-    name = f"layer4@sae:{file}"
+    name = f"layer4@sae:{Path(file).stem}"
     assert data.sizes == {name: D, "fc": 52}
     labels = clip_dissect(data, "soft_wpmi")
     named = labels[(labels["layer"] == name) & (labels["rank"] == 1)]

@@ -3,6 +3,7 @@ block.
 
 record             read outputs by layer name
 edit               replace outputs by layer name
+replaced           what a module gives, one tensor replaced
 pool               one value an image and unit
 poolings           how each of several layers is pooled
 told_poolings      which of them have no class token, in words
@@ -40,7 +41,16 @@ from torch import nn, Tensor
 from neuronym.blocks import body_of, core_of
 from neuronym.common.checks import unknown
 from neuronym.layouts import axes_of, Findings, layer_of, LayerInfo, layouts_from, matches, POSITION_AXES
-from neuronym.sparse import check_fits, features_of, load_sae, SparseAutoencoder, split_name, with_features
+from neuronym.sparse import (
+    check_fits,
+    FeatureLayer,
+    features_of,
+    load_sae,
+    short_names,
+    SparseAutoencoder,
+    split_name,
+    with_features,
+)
 from neuronym.trials import eager, first_tensor, Trial, try_out
 
 Layouts = str | Mapping[str, str] | None
@@ -231,13 +241,13 @@ def _hooked(
                 )
             if name not in saes:
                 value = act(name, tensor)
-                return None if value is None else _replaced(output, tensor, value)
+                return None if value is None else replaced(output, tensor, value)
             sae = saes[name].to(tensor.device)
             features = features_of(sae, tensor)
             value = act(name, features)
             if value is None or value is features:
                 return None
-            return _replaced(output, tensor, with_features(sae, tensor, features, value))
+            return replaced(output, tensor, with_features(sae, tensor, features, value))
 
         return hook
 
@@ -271,7 +281,8 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-def _replaced(output: object, tensor: Tensor, value: Tensor) -> object:
+def replaced(output: object, tensor: Tensor, value: Tensor) -> object:
+    """The output of a module with `value` in place of the tensor that it gave."""
     if output is tensor:
         return value
     items = [value if item is tensor else item for item in output]
@@ -318,13 +329,14 @@ def resolve_layers(
     weights and is no norm, a Sequential that ends in a Linear under that Linear's name. A network without any
     list of blocks (VGG) gives its convolutions and linear layers. A layer may be called by any name that its
     module has, and without the names of wrappers around the network. Behind "@sae:" stands a file of
-    features, which every layer that the name before it means must fit. Errors: KeyError for a pattern that
-    matches nothing, ValueError for a layer that exists but cannot be recorded.
+    features, which every layer that the name before it means must fit; such a layer is called by the file's
+    short name (`neuronym.sparse.short_names`). Errors: KeyError for a pattern that matches nothing,
+    ValueError for a layer that exists but cannot be recorded.
     """
     survey, others = _survey(model, example, layouts)
     listed = {name: layer for name, layer in survey.items() if isinstance(layer, LayerInfo)}
     parts = patterns.split(",") if isinstance(patterns, str) else list(patterns)
-    parts = [part.strip() for part in parts if part.strip()]
+    parts = [part if isinstance(part, FeatureLayer) else part.strip() for part in parts if part.strip()]
     if not parts:
         raise ValueError(f"no layers named in {patterns!r}; give names, globs, 'all' or 'every'")
     names: list[str] = []
@@ -341,9 +353,10 @@ def resolve_layers(
             raise unknown("layer", part, listed)
         if file:
             saes[file] = load_sae(file)
-        names += [name + pattern.removeprefix(part) for name in found]
+        named = isinstance(pattern, FeatureLayer)
+        names += [pattern] if named else [name + pattern.removeprefix(part) for name in found]
     layers = []
-    for full in dict.fromkeys(names):
+    for full in dict.fromkeys(short_names(dict.fromkeys(names)).values()):
         name, file = split_name(full)
         layer = survey[others.get(name, name)]
         if isinstance(layer, str):

@@ -4,6 +4,8 @@ SparseAutoencoder  encode and decode, of four kinds
 Encoding           which kind, and its conventions
 save_sae           module -> FILE.safetensors, its conventions as JSON in the file's header
 load_sae           the same read back
+FeatureLayer       "layer4@sae:topk", a name that is short and knows its file
+short_names        names with files -> such names, as long as tells them apart
 split_name         "layer4@sae:FILE" -> ("layer4", "FILE")
 features_key       hash of the file that a layer's name means
 features_of        output of a layer -> features in the same layout
@@ -24,7 +26,7 @@ Gao 2024; Bussmann 2024; Rajamanoharan 2024).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -113,11 +115,7 @@ class SparseAutoencoder(nn.Module):
             best = z.flatten().topk(count)
             return torch.zeros_like(z).flatten().scatter(0, best.indices, best.values).view_as(z)
         if how.activation in ("batchtopk", "jumprelu"):
-            if self.threshold is None:
-                raise ValueError(
-                    "batchtopk without a threshold would make features of an image depend on its batch; "
-                    "train it, or convert its file with threshold=NUMBER"
-                )
+            self.check_alone()
             return z * (pre > self.threshold)
         return z
 
@@ -130,6 +128,14 @@ class SparseAutoencoder(nn.Module):
             raise ValueError(f"scaling {self.encoding.scaling} is undone by what was encoded; pass x")
         shift, scale = self._scaling(x)
         return out / scale + shift
+
+    def check_alone(self, file: str = "") -> None:
+        """ValueError where features of an image would depend on the other images of its batch."""
+        if self.encoding.activation == "batchtopk" and self.threshold is None:
+            raise ValueError(
+                f"batchtopk without a threshold would make features of an image depend on its batch"
+                f"{f', in {file}' if file else ''}; train it, or convert its file with threshold=NUMBER"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruction of x [..., d]."""
@@ -181,10 +187,45 @@ def load_sae(file: str | Path) -> SparseAutoencoder:
     return sae.eval().requires_grad_(False)
 
 
+class FeatureLayer(str):
+    """The name of a layer of features in tables and on pages, "layer4@sae:topk" of .../topk.safetensors,
+    which keeps the file that hooks read; equal to the same text.
+    """
+
+    file: str
+
+    def __new__(cls, text: str, file: str = ""):
+        name = super().__new__(cls, text)
+        name.file = file
+        return name
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """{name: name as tables have it}: of NAME@sae:FILE a `FeatureLayer` with the last part of FILE, without
+    its suffix, and with as many parts before it as tell different files apart; others as they are.
+
+    >>> short_names(["fc", "layer4@sae:runs/a/topk.safetensors"])
+    {'fc': 'fc', 'layer4@sae:runs/a/topk.safetensors': 'layer4@sae:topk'}
+    """
+    parts = {name: split_name(name) for name in names}
+    paths = {file: from_root(file).resolve().with_suffix("").parts for _, file in parts.values() if file}
+    found = {}
+    for name, (layer, file) in parts.items():
+        if not file or isinstance(name, FeatureLayer):
+            found[name] = name
+            continue
+        own, others = paths[file], {path for path in paths.values() if path != paths[file]}
+        count = 1
+        while count < len(own) and any(path[-count:] == own[-count:] for path in others):
+            count += 1
+        found[name] = FeatureLayer(f"{layer}{AT_FILE}{'/'.join(own[-count:])}", file)
+    return found
+
+
 def split_name(name: str) -> tuple[str, str]:
     """Layer and file of a name, "" for a layer of the network itself."""
     layer, _, file = name.partition(AT_FILE)
-    return layer, file
+    return layer, name.file if isinstance(name, FeatureLayer) else file
 
 
 def features_key(name: str) -> str:
@@ -194,7 +235,10 @@ def features_key(name: str) -> str:
 
 
 def check_fits(sae: SparseAutoencoder, layer: LayerInfo, file: str) -> None:
-    """ValueError unless an autoencoder is of a layer's width, on the axis that its shape tells."""
+    """ValueError unless an autoencoder is of a layer's width, on the axis that its shape tells, and says by
+    itself which features an image has.
+    """
+    sae.check_alone(file)
     if sae.d != layer.units:
         raise ValueError(
             f"{file} is of activations of width {sae.d}, layer '{layer.name}' has {layer.units} units; name "

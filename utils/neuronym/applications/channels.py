@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import fx, nn, Tensor
 
 from neuronym.common.checks import unknown
+from neuronym.sparse import AT_FILE
 
 _CONV, _BATCH_NORM = nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm
 # of every value by itself
@@ -91,7 +92,14 @@ class Graph:
     space: dict[int, Channels]
 
     def step(self, layer: str) -> Operation:
-        """The operation that gives a layer's output; KeyError for a layer that is not there."""
+        """The operation that gives a layer's output; KeyError for a layer that is not there, ValueError for
+        features of one.
+        """
+        if AT_FILE in layer:
+            raise ValueError(
+                f"'{layer}' has features of an autoencoder, which are no channels of {self.network}: they "
+                "can be turned off, not removed; name a layer of the network"
+            )
         if layer not in self.given:
             raise unknown(f"layer of {self.network} whose units can be followed", layer, self.given)
         return self.given[layer]

@@ -3,7 +3,7 @@
 write_edit    a network whose weights do what an edit of its units does
 save_edited   its state dict as safetensors, and the card as JSON and Markdown
 save_smaller  the same of a network without some units
-load_edited   either, back as a Target
+load_edited   any of them, back as a Target; an edit as it runs too (`applications.running`)
 
 An edited value c + s (y - c) is s y + (1 - s) c. Where y comes out of a convolution, linear layer or norm,
 its row takes s and its bias (1 - s) c; a ReLU in between lets s of 0 or more through. Else the columns of
@@ -23,16 +23,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 
 from neuronym.applications.channels import Graph, LINEAR, Operation, READS, trace
+from neuronym.applications.running import CARD, KIND, running, write_card
 from neuronym.applications.surgery import check_within, columns, difference, Fold, folded, removed, ROUNDING
 from neuronym.common.checks import check_number
-from neuronym.common.files import read_json, write_json
+from neuronym.common.files import read_json
 from neuronym.common.text import counted
 from neuronym.common.types import Target
 from neuronym.evaluation.pruning import HOWS, NamedUnits, pruned
 from neuronym.models.identity import identity
 from neuronym.models.targets import load_target
+from neuronym.sparse import split_name
 
-WEIGHTS, CARD = "edited.safetensors", "card.json"
+WEIGHTS = "edited.safetensors"
 THROUGH = ("relu", "relu_", "leakyrelu", "leaky_relu")  # f(s y) = s f(y) for s of 0 or more
 ZERO = (*THROUGH, "relu6", "gelu", "silu", "tanh", "hardswish", "elu", "mish")  # f(0) = 0
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
@@ -68,6 +70,12 @@ def write_edit(
     check_number("strength", strength)
     if how not in HOWS:
         raise ValueError(f"how is one of {', '.join(HOWS)}, got {how!r}")
+    features = [layer for layer in units if split_name(layer)[1]]
+    if features:
+        raise ValueError(
+            f"an edit of features ('{features[0]}') cannot be written into weights, which features are no "
+            "linear function of; keep it as it runs (applications.running.save_running)"
+        )
     graph = trace(target.model, target.example)
     made, tensors, where = copy.deepcopy(target.model), [], {}
     for layer, some in units.items():
@@ -137,14 +145,16 @@ def save_smaller(
 
 
 def load_edited(folder: Path | str, target: Target | None = None) -> Target:
-    """The network that `save_edited` or `save_smaller` left in a folder: it gives what it gave then.
+    """The network that `save_edited`, `save_smaller` or `save_running` left in a folder: it gives what it
+    gave then.
 
     `target` is the network it was made from where that is no name of `load_target`. Errors:
     FileNotFoundError; ValueError for a card of another network.
     """
     folder = Path(folder)
     card = read_json(folder / CARD)
-    if card is None or not (folder / WEIGHTS).is_file():
+    runs = card is not None and card["kind"] == KIND
+    if card is None or not runs and not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"no edited network at {folder}: it has {CARD} and {WEIGHTS}")
     base = load_target(card["network"]) if target is None else target
     if base.weights_key != card["weights_key"]:
@@ -152,6 +162,8 @@ def load_edited(folder: Path | str, target: Target | None = None) -> Target:
             f"{folder / CARD} is of {card['network']} with weights {card['weights_key']}, got "
             f"{base.weights_key}; give the network that was edited"
         )
+    if runs:
+        return running(folder, card, base)
     smaller = card["kind"] == "smaller"
     model = removed(base.model, base.example, card["units"]) if smaller else copy.deepcopy(base.model)
     state = load_file(folder / WEIGHTS)
@@ -168,19 +180,7 @@ def _save(folder: Path, model: nn.Module, card: dict) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     save_file(state, folder / WEIGHTS)
-    write_json(folder / CARD, card)
-    lines = [f"# {card['network']}, {card['kind']}", ""]
-    for key, value in card.items():
-        if isinstance(value, Mapping):
-            value = "; ".join(f"{name}: {_listed(some)}" for name, some in value.items())
-        lines.append(f"* **{key}**: {_listed(value)}")
-    text = [*lines, "", f"`load_edited` of `neuronym.applications.edited` loads {WEIGHTS}.", ""]
-    (folder / "card.md").write_text("\n".join(text), encoding="utf-8")
-    return folder
-
-
-def _listed(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return write_card(folder, card, WEIGHTS)
 
 
 def _unit_axis(step: Operation, model: nn.Module) -> int:

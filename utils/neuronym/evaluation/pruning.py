@@ -2,6 +2,7 @@
 
 NamedUnits      layer -> units
 pruned          a network without some units, for a while
+unit_edits      the edits of layers that do it
 outputs         what the network gives with each of several sets of units pruned, in one pass over the images
 effect_table    loss on the classes that match and on the others, for the units named so and for random ones
 comparable      whether there are images of both
@@ -59,8 +60,15 @@ def pruned(
     their own, as in `outputs`. Errors: KeyError for an unknown layer,
     ValueError for units that the layer does not have and for absent means.
     """
-    with edit(target.model, _edits(_layers(target, [units]), units, how, means, strength)):
+    with edit(target.model, unit_edits(target, units, how, means, strength)):
         yield
+
+
+def unit_edits(
+    target: Target, units: NamedUnits, how: str, means: Mapping[str, Tensor] | None, strength: float
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What `pruned` makes of the outputs: {layer: function of its output}, as `hooks.edit` takes it."""
+    return _edits(_layers(target, [units]), units, how, means, strength)
 
 
 def outputs(
@@ -376,14 +384,19 @@ def matching(names: Names, pattern: str) -> list[int]:
     )
 
 
-def chosen(table: pd.DataFrame, pattern: str, rank: int = 1) -> dict[str, list[int]]:
+def chosen(
+    table: pd.DataFrame, pattern: str, rank: int = 1, layers: Iterable[str] = ()
+) -> dict[str, list[int]]:
     """{layer: units} of a labels table with a match among their labels up to `rank`; layers without any left
-    out.
+    out. Layers are called as in `layers`, where these have an equal name: that of features knows its file.
     """
     some = table[table["rank"] <= rank].sort_values("rank", kind="stable")
     found = matching(zip(zip(some["layer"], some["unit"]), some["label"]), pattern)
-    layers = [layer for layer in dict.fromkeys(table["layer"]) if any(layer == name for name, _ in found)]
-    return {layer: sorted(int(unit) for name, unit in found if name == layer) for layer in layers}
+    own = {layer: layer for layer in layers}
+    there = [layer for layer in dict.fromkeys(table["layer"]) if any(layer == name for name, _ in found)]
+    return {
+        own.get(layer, layer): sorted(int(unit) for name, unit in found if name == layer) for layer in there
+    }
 
 
 def groups(table: pd.DataFrame, least: int = 2) -> pd.DataFrame:

@@ -17,8 +17,9 @@ BY = {"named": "CLIP-Dissect", "oracle": "best concept of the naming images"}
 
 @as_written
 def named_at_equal_count(table: pd.DataFrame) -> Figure:
-    """Table of `at_equal_count` with a column `pooling`: a row for each kind of unit, colours for poolings,
-    filled marks for labels and open ones for the best possible; lines are the middle 95 % of the draws.
+    """Table of `over_repeats`: a row for each kind of unit, colours for poolings, filled marks for labels and
+    open ones for the best possible; lines from the lowest to the highest repeat, of one repeat the middle
+    95 % of its draws.
     """
     kinds, pools = (list(dict.fromkeys(table[column])) for column in ("layer", "pooling"))
     size = (6.6, 0.55 * len(kinds) + 1.3)

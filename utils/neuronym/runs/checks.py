@@ -92,12 +92,15 @@ def check_networks(known: Mapping[str, Parameter], params: Mapping[str, Any]) ->
     from neuronym.hooks import check_layer_names
     from neuronym.models.own import own_function
     from neuronym.models.targets import build_outline, TARGETS
+    from neuronym.sparse import split_name
 
     own = target.partition(":")[0] not in TARGETS
     try:
         if own:
             own_function(target, list(TARGETS))
-        layers = params.get("layers", "all").split(",") + layers_named(params.get("units", ""))
+        # units name features by the short name of their file, which is found where layers are
+        chosen = [name for name in layers_named(params.get("units", "")) if not split_name(name)[1]]
+        layers = params.get("layers", "all").split(",") + chosen
         if any(part.strip() not in ("all", "every") for part in layers):
             check_layer_names(build_outline(target), layers)
     except Exception as error:
