@@ -3,7 +3,7 @@ block.
 
 record             read outputs by layer name
 edit               replace outputs by layer name
-replaced           what a module gives, one tensor replaced
+swapped            what a module gives, one tensor replaced
 pool               one value an image and unit
 poolings           how each of several layers is pooled
 told_poolings      which of them have no class token, in words
@@ -241,13 +241,13 @@ def _hooked(
                 )
             if name not in saes:
                 value = act(name, tensor)
-                return None if value is None else replaced(output, tensor, value)
+                return None if value is None else swapped(output, tensor, value)
             sae = saes[name].to(tensor.device)
             features = features_of(sae, tensor)
             value = act(name, features)
             if value is None or value is features:
                 return None
-            return replaced(output, tensor, with_features(sae, tensor, features, value))
+            return swapped(output, tensor, with_features(sae, tensor, features, value))
 
         return hook
 
@@ -281,7 +281,7 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-def replaced(output: object, tensor: Tensor, value: Tensor) -> object:
+def swapped(output: object, tensor: Tensor, value: Tensor) -> object:
     """The output of a module with `value` in place of the tensor that it gave."""
     if output is tensor:
         return value

@@ -23,7 +23,7 @@ from neuronym.common.files import digest, sha256, write_json
 from neuronym.common.text import counted
 from neuronym.common.types import Target
 from neuronym.evaluation.pruning import NamedUnits, unit_edits
-from neuronym.hooks import get_layer, replaced, resolve_layers
+from neuronym.hooks import get_layer, resolve_layers, swapped
 from neuronym.sparse import FeatureLayer, features_of, load_sae, split_name, with_features
 from neuronym.trials import first_tensor
 
@@ -136,10 +136,10 @@ def _changed(layer: str, change: Callable[[Tensor], Tensor]) -> Callable:
     def hook(module: nn.Module, inputs: object, output: object) -> object:
         tensor = first_tensor(output)
         if sae is None:
-            return replaced(output, tensor, change(tensor))
+            return swapped(output, tensor, change(tensor))
         own = sae.to(tensor.device)
         z = features_of(own, tensor)
-        return replaced(output, tensor, with_features(own, tensor, z, change(z)))
+        return swapped(output, tensor, with_features(own, tensor, z, change(z)))
 
     return hook
 

@@ -24,7 +24,7 @@ from neuronym.measurements import Measurements
 from neuronym.trust.probability import probability, ratios
 
 MEASURED = ("correlation", "trust", "precision", "distinct_labels", "entropy")
-LEVEL = 0.95  # of intervals over repeats
+SURE = 0.95  # of intervals over repeats
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def differences(
     """What the labels of each kind of unit have more of a column than those of `reference` in the same
     repeat: layer, reference, pooling, repeats, difference (mean over repeats), low, high, verdict.
 
-    The interval is Student's at `LEVEL` over n repeats, mean -+ t_(n - 1) sd / sqrt n; without one (n = 1)
+    The interval is Student's at `SURE` over n repeats, mean -+ t_(n - 1) sd / sqrt n; without one (n = 1)
     nothing is told apart. With `best` each kind is taken by the pooling of its highest mean, which pooling
     then says: "max, avg". Errors: ValueError without labels of the reference.
     """
@@ -145,7 +145,7 @@ def differences(
             other = pools[reference][0] if best else pool
             gap = (values[kind, pool] - values[reference, other]).to_numpy()
             n, mean = len(gap), float(gap.mean())
-            wide = float(t.ppf((1 + LEVEL) / 2, n - 1) * gap.std(ddof=1) / n**0.5) if n > 1 else np.inf
+            wide = float(t.ppf((1 + SURE) / 2, n - 1) * gap.std(ddof=1) / n**0.5) if n > 1 else np.inf
             verdict = "better" if mean > wide else "worse" if -mean > wide else "not told apart"
             row = {"layer": kind, "reference": reference, "pooling": f"{pool}, {other}" if best else pool}
             ends = (mean - wide, mean + wide) if n > 1 else (np.nan, np.nan)
