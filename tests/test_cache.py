@@ -615,8 +615,8 @@ def test_a_damaged_bundle_is_made_anew():
     assert torch.equal(cache.bundle("kind", spec, lambda: good)["a"], good["a"])
 
 
-READ_ONLY = """
-    import os, sys
+CLOSED = """
+    import os
     import numpy as np
     from neuronym import cache
     from neuronym.runs.folders import cache_dir
@@ -627,27 +627,43 @@ READ_ONLY = """
             os.chmod(os.path.join(folder, name), 0o444)
         os.chmod(folder, 0o555)
     os.chmod(cache_dir().parent, 0o755)
+"""
+READ_ONLY = """
+    import os
+    import numpy as np
+    import torch
+    from neuronym import cache
+
     if os.getuid() == 0:
         os.setuid(65534)  # root writes anywhere
     there = cache.array("kind", {"of": "there"}, lambda: 1 / 0)
     new = cache.array("kind", {"of": "new"}, lambda: np.arange(3.0))
     again = cache.array("kind", {"of": "new"}, lambda: 1 / 0)
-    other = cache.bundle("other", {"of": "bundle"}, lambda: {"a": __import__("torch").ones(2)})
+    other = cache.bundle("other", {"of": "bundle"}, lambda: {"a": torch.ones(2)})
     print(there.sum(), new.sum(), again.sum(), float(other["a"].sum()))
 """
 
 
-def test_a_cache_that_can_only_be_read_is_used_as_far_as_it_goes():
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_cache_that_can_only_be_read_is_used_as_far_as_it_goes(processes):
     folder = Path(tempfile.mkdtemp())  # tmp_path lies in a folder that another user may not enter
     os.chmod(folder, 0o755)
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(READ_ONLY)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "NEURONYM_CACHE": str(folder / "shared")},
-    )
-    if done.returncode and "PermissionError" in done.stderr:
-        pytest.skip("another user cannot read this Python or this folder")
-    assert done.stdout.split() == ["10.0", "3.0", "3.0", "2.0"], done.stderr
-    assert done.stderr.count("cannot be written") == 1 and "NEURONYM_CACHE" in done.stderr
+    env = {**os.environ, "NEURONYM_CACHE": str(folder / "shared")}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(CLOSED)], cwd=ROOT, env=env, check=True)
+    begun = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(READ_ONLY)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+        for _ in range(processes)
+    ]
+    for process in begun:
+        out, said = process.communicate(timeout=120)
+        if process.returncode and "PermissionError" in said:
+            pytest.skip("another user cannot read this Python or this folder")
+        assert out.split() == ["10.0", "3.0", "3.0", "2.0"], said
+        assert said.count("cannot be written") == 1 and "NEURONYM_CACHE" in said

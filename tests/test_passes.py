@@ -67,6 +67,22 @@ def test_threads_that_decode_start_no_others():
     assert set(seen) == {1} and set(during) == {before} and torch.get_num_threads() == before
 
 
+def test_exit_in_a_forward_pass_is_an_error_that_names_the_images():
+    target, seen = make_target(), []
+
+    def leaves(*_):
+        seen.append(None)
+        if len(seen) > 2:
+            raise SystemExit(0)
+
+    layers = layers_of(target, ["fc"])
+    target.model.register_forward_pre_hook(leaves)
+    with pytest.raises(
+        RuntimeError, match=r"calls exit\(\) in its forward pass on images 'image-.* to 'image-"
+    ):
+        unit_activations(target, many(), layers, batch_size=4)
+
+
 def test_what_a_network_does_in_place_reaches_no_other():
     """A target and a CLIP of one preprocessing see the same tensor of images."""
     alone = activations_and_embeddings(make_target(), layers_of(make_target(), ["fc"]), make_clip(), many(9))[

@@ -137,7 +137,18 @@ def compute(
                 if rows.stop > min(job.starts.values()):
                     batch = images[job.preprocess_spec]
                     batch = batch if len(preprocesses) == len(active) else batch.clone()  # from work in place
-                    later(_write, job, rows.start, *_fetch(read(batch)), probe)
+                    later(_write, job, rows.start, *_fetch(_given(job, read, batch, probe, rows)), probe)
+
+
+def _given(job: Job, read: Callable, batch: Tensor, probe: Probe, rows: slice) -> dict[str, Tensor]:
+    """What a batch gives; RuntimeError for exit() in a network, which would end the run without a word."""
+    try:
+        return read(batch)
+    except SystemExit as error:
+        raise RuntimeError(
+            f"{job.who} calls exit() in its forward pass on images '{probe.ids[rows.start]}' to "
+            f"'{probe.ids[rows.stop - 1]}', which would end the run; raise an error there"
+        ) from error
 
 
 def checked_rows(probe: Probe) -> list[int]:
