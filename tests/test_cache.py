@@ -22,7 +22,9 @@ import pytest
 import torch
 
 from neuronym import cache
+from neuronym.common.locks import Holder, holder, this_machine
 from neuronym.runs.folders import cache_dir, ROOT
+from neuronym.stored import own_folder
 
 SPEC = {
     "schema": 1,
@@ -284,7 +286,7 @@ def test_the_second_process_waits_and_reads(whole):
 
 
 def test_an_owner_that_is_no_more_is_not_waited_for():
-    """A lock that outlives its process: a child has inherited it, or the lock is another machine's."""
+    """A lock that outlives its process: a child has inherited it."""
     put()
     entry = folder()
     shutil.rmtree(entry)
@@ -294,7 +296,8 @@ def test_an_owner_that_is_no_more_is_not_waited_for():
     with open(lock, "w+") as file:
         fcntl = pytest.importorskip("fcntl")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.write(str(gone.pid))
+        told = Holder(gone.pid, "here", this_machine(), "", "0")
+        file.write(json.dumps(told._asdict()))
         file.flush()
         assert np.array_equal(cache.array("q", SPEC, lambda: ROWS), ROWS)
 
@@ -332,10 +335,12 @@ def test_processes_that_race_all_get_the_array():
 
 def test_a_lock_left_behind_is_taken_over():
     folder().parent.mkdir(parents=True)
-    folder().with_name(folder().name + ".lock").write_text("999999999")
+    lock = folder().with_name(folder().name + ".lock")
+    lock.write_text("999999999")
+    os.utime(lock, (0, 0))
     with pytest.raises(KeyboardInterrupt), cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
         rows.write(0, ROWS[:3])
-        assert folder().with_name(folder().name + ".lock").read_text() == str(os.getpid())
+        assert holder(lock).pid == os.getpid()
         raise KeyboardInterrupt
     with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
         assert rows.start == 3
@@ -432,6 +437,18 @@ def test_entries_say_what_they_hold_and_what_made_them():
     assert entry["spec"] == SPEC and entry["key"] == cache.key_of(SPEC) and entry["bytes"] > ROWS.nbytes
     assert {"name", "seconds", "created", "git", "torch", "numpy"} <= set(entry["info"])
     assert cache.entries("other") == []
+
+
+def test_prune_leaves_what_another_machine_is_at():
+    put()
+    own, old, far = (own_folder(folder()) for _ in range(3))
+    old = old.rename(old.with_name(f"{folder().name}.partial.999999999.ab"))
+    far = far.rename(far.with_name(f"{folder().name}.partial.999999999-0123abcd.ab"))
+    cache.prune(partial=True)
+    assert own.exists() and far.exists() and not old.exists()
+    os.utime(far, (0, 0))
+    cache.prune(partial=True)
+    assert own.exists() and not far.exists()
 
 
 def test_prune_removes_torn_entries_only_when_asked():
@@ -581,7 +598,7 @@ def test_what_is_refused_and_cannot_be_removed_is_not_used(monkeypatch, capsys):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    monkeypatch.setattr(cache, "_own_folder", refuse)
+    monkeypatch.setattr(cache, "own_folder", refuse)
     found = cache.array("q", SPEC, lambda: ROWS + 1, check=lambda kept: "old" if kept[0, 0] == 0 else "")
     assert np.array_equal(found, ROWS + 1) and np.array_equal(cache.load("q", SPEC), ROWS + 1)
     assert "NEURONYM_CACHE" in capsys.readouterr().err

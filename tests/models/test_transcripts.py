@@ -18,9 +18,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from neuronym.common import locks
 from neuronym.common.checks import UnknownName
 from neuronym.models import server as chat_server
-from neuronym.models import transcripts
+from neuronym.models import transcript_files, transcripts
 from neuronym.models.llms import Ledger, Llm, load_llm
 from neuronym.models.transcripts import (
     answers,
@@ -725,3 +726,24 @@ def test_kinds_and_texts_that_are_none(tmp_path):
         ):
             answers(transcript, "caption", ["p"], lambda some: [strange])
     assert not (tmp_path / "a").exists()
+
+
+def test_processes_without_flock_add_whole_lines(tmp_path, monkeypatch):
+    """As two machines do whose file system does not pass it on."""
+    monkeypatch.setattr(locks, "fcntl", None)
+    monkeypatch.setattr(transcript_files, "fcntl", None)
+    path, children = tmp_path / "a", []
+    line = {"kind": "llm", "model": "m", "answer": "dog", "request": {}}
+    for name in "abc":
+        children.append(os.fork())
+        if not children[-1]:
+            try:
+                for i in range(20):
+                    transcript_files.append_line(path, transcript_files.to_line(line | {"key": f"{name}{i}"}))
+                os._exit(0)
+            finally:
+                os._exit(1)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    found, damaged, _ = transcript_files.read_transcript(path)
+    assert sorted(one["key"] for one in found) == sorted(f"{name}{i}" for name in "abc" for i in range(20))
+    assert damaged == 0 and [file.name for file in tmp_path.iterdir()] == ["a"]

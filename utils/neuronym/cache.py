@@ -24,7 +24,6 @@ import atexit
 import datetime
 import math
 import os
-import secrets
 import shutil
 import tempfile
 import time
@@ -37,12 +36,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from neuronym.common.files import alive, digest, locked, read_json, sha256, write_json
+from neuronym.common.files import digest, read_json, sha256, write_json
+from neuronym.common.locks import alive, holder, locked
 from neuronym.runs.folders import cache_dir
 from neuronym.runs.run import git_state, software
-from neuronym.stored import canonical, empty_npy, key_of, npy_fits, read_meta, say_once, usable, whole
-
-STUCK = 600  # seconds without a sign of progress, after which another process is not waited for
+from neuronym.stored import (
+    canonical,
+    empty_npy,
+    in_use,
+    key_of,
+    npy_fits,
+    own_folder,
+    read_meta,
+    say_once,
+    STUCK,
+    usable,
+    whole,
+)
 
 
 def load(kind: str, spec: dict) -> np.ndarray | None:
@@ -141,12 +151,12 @@ def _gets_on(lock: Path, partial: Path, since: float) -> bool:
     """Whether the process that holds the lock lives, and wrote something in the last STUCK seconds."""
     with suppress(OSError):
         since = max([since, *(path.stat().st_mtime for path in partial.iterdir())])
-    with suppress(OSError, ValueError):  # another has just let go of it, or has not told its number yet
-        owner = int(lock.read_text())
-        if not alive(owner):
+    owner = holder(lock)
+    if owner is not None:  # who has not just let go of it, and has told who it is
+        if owner.here and not alive(owner.pid):
             return False
-        if owner != os.getpid():
-            say_once(f"process {owner} is making what this one needs in {lock.parent}; this one waits for it")
+        if not owner.here or owner.pid != os.getpid():
+            say_once(f"{owner} is making what this one needs in {lock.parent}; this one waits for it")
     return time.time() - since < STUCK
 
 
@@ -160,7 +170,7 @@ def _rows(
     if usable(folder, spec):  # made by another process since the caller looked
         yield Writer(None, folder.name, shape, dtype)
         return
-    partial = folder.with_name(folder.name + ".partial") if ours else _own_folder(folder)
+    partial = folder.with_name(folder.name + ".partial") if ours else own_folder(folder)
     partial.mkdir(exist_ok=True)
     try:
         rows = Writer(partial, folder.name, shape, dtype)
@@ -238,7 +248,7 @@ def _put_tensors(
 
     began = time.perf_counter()
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in make().items()}
-    partial = _own_folder(folder)
+    partial = own_folder(folder)
     try:
         save_file(tensors, str(partial / "data.safetensors"), {"spec": canonical(spec)})
         seconds = round(time.perf_counter() - began, 3)
@@ -254,7 +264,7 @@ def discard(kind: str, spec: dict, why: str) -> None:
         return
     say_once(f"cache entry {folder} is not used: {why}; it is computed anew")
     try:
-        aside = _own_folder(folder, "torn")
+        aside = own_folder(folder, "torn")
     except OSError:  # a cache that can only be read: this process does not look at it again
         _refused().add(folder)
         return
@@ -308,15 +318,6 @@ def _standing_in(make: bool = False) -> Path:
     return folder
 
 
-def _own_folder(folder: Path, mark: str = "partial") -> Path:
-    """A new folder beside `folder` that no other writer uses; the pid in its name tells prune whether it is
-    in use.
-    """
-    own = folder.with_name(f"{folder.name}.{mark}.{os.getpid()}.{secrets.token_hex(4)}")
-    own.mkdir(parents=True)
-    return own
-
-
 def _publish(partial: Path, folder: Path, spec: dict, file: str, info: dict, more: dict) -> None:
     """Describe the work in `partial` and make it the entry by one rename; a rival that was quicker keeps its
     own.
@@ -344,7 +345,7 @@ def _publish(partial: Path, folder: Path, spec: dict, file: str, info: dict, mor
         if usable(folder, spec):
             shutil.rmtree(partial)
             return
-        aside = _own_folder(folder, "torn")  # no reader meets half of a torn one, nor do we drop ours for it
+        aside = own_folder(folder, "torn")  # no reader meets half of a torn one, nor do we drop ours for it
         os.rename(folder, aside / "entry")
         shutil.rmtree(aside)
 
@@ -434,8 +435,7 @@ def prune(max_bytes: int | None = None, older_than_days: float | None = None, pa
             freed += _remove(entry["folder"])
     for folder in [f for f in cache_dir().glob("*/*") if f.is_dir()] if partial else ():
         key, _, mark = folder.name.partition(".")
-        owner = mark.split(".")[1:2]  # <key>.partial.<pid>.<any>, <key>.torn.<pid>.<any>
-        if owner and alive(int(owner[0])) or not mark and whole(folder, read_meta(folder)):
+        if in_use(folder) or not mark and whole(folder, read_meta(folder)):
             continue
         with locked(folder.with_name(f"{key}.lock")) as ours:
             freed += _remove(folder) if ours else 0

@@ -6,6 +6,8 @@ read_meta  what an entry says of itself; what is torn counts as missing
 whole      whether an entry's file has the size, shape and dtype that were published
 intact     whether it has the content
 usable     whether a folder is a whole entry of a spec
+own_folder a folder beside an entry that no other process uses
+in_use     whether its maker still does
 npy_fits   whether a .npy file holds rows of a shape and dtype
 empty_npy  a .npy file of the right size, zeros so far
 say_once   a sentence on the screen, once in a process
@@ -16,13 +18,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import secrets
 import sys
+import time
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from neuronym.common.files import read_json, sha256
+from neuronym.common.locks import alive, this_machine
+
+STUCK = 600  # seconds without a sign of progress, after which another process is not waited for
 
 
 def key_of(spec: dict) -> str:
@@ -125,6 +133,27 @@ def usable(folder: Path, spec: dict) -> bool:
     if not same:
         say_once(f"cache entry {folder} is damaged: it says another spec than its key; it is computed anew")
     return same and intact(folder, meta)
+
+
+def own_folder(folder: Path, mark: str = "partial") -> Path:
+    """A new folder beside `folder` that no other writer uses; its name tells `in_use` whose it is:
+    KEY.MARK.PID-MACHINE.ANY.
+    """
+    own = f"{folder.name}.{mark}.{os.getpid()}-{this_machine()}.{secrets.token_hex(4)}"
+    folder.with_name(own).mkdir(parents=True)
+    return folder.with_name(own)
+
+
+def in_use(folder: Path) -> bool:
+    """Whether the process that a folder of `own_folder` is of lives; of another machine's, whether it was
+    written to in the last STUCK seconds.
+    """
+    pid, _, machine = ".".join(folder.name.split(".")[2:3]).partition("-")
+    if not pid.isdigit():
+        return False
+    if machine in ("", this_machine()):
+        return alive(int(pid))
+    return time.time() - max(path.stat().st_mtime for path in [folder, *folder.iterdir()]) < STUCK
 
 
 def npy_fits(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:

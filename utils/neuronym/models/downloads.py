@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from neuronym.common.checks import unknown
-from neuronym.common.files import locked
+from neuronym.common.locks import locked
 from neuronym.datasets.concepts import concepts_folder
 from neuronym.datasets.tasks import GTSEGS_URL
 from neuronym.models.targets import places365_file, PLACES_URL

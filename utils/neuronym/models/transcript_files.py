@@ -22,7 +22,8 @@ from contextlib import contextmanager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from neuronym.common.files import digest, fcntl, locked
+from neuronym.common.files import digest
+from neuronym.common.locks import fcntl, locked, waited
 from neuronym.common.types import Answer
 from neuronym.models.answers import valid
 from neuronym.models.asking import Plan
@@ -129,6 +130,13 @@ def append_line(path: Path, data: bytes) -> None:
     killed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        with suppress(PermissionError):  # where no file can be made beside it, flock alone has to do
+            held.enter_context(waited(path.with_name(f".{path.name}.lock")))
+        _append(path, data)
+
+
+def _append(path: Path, data: bytes) -> None:
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
     try:
         if fcntl is not None:
@@ -172,8 +180,7 @@ def claimed(path: Path, kind: str, key: str) -> Iterator[bool]:
     """Whether an answer is this process's to ask for: hold the claim and yield True; yield False where
     another process, or another thread, asks for it now.
 
-    Claims stand beside the transcript, and are the operating system's locks: those of a process that was
-    killed are free.
+    Claims stand beside the transcript, as locks: those of a process that was killed are free.
     """
     folder = claims(path)
     for _ in range(100):

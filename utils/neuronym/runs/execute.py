@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, ExitStack, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any, IO
+from typing import Any
 
-from neuronym.common.files import fcntl
+from neuronym.common.locks import waited
 from neuronym.runs.folders import make_folder, notebook_path, PACKAGE, results_dir, ROOT
 from neuronym.runs.run import ENDS, run_folder
 
@@ -312,44 +312,15 @@ def _kernel(notebook: str, params: dict[str, Any]) -> Iterator[tuple[Any, Callab
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold a run folder for the block: of processes with the same parameters one works, the others wait.
-
-    Where a file system has no locks, nobody waits.
-    """
-    try:
-        make_folder(folder.parent)
-        file = _locked(folder.with_name(f".{folder.name}.lock"), folder)
-    except PermissionError as error:
-        raise Refused(str(error)) from None
-    try:
-        yield
-    finally:
-        if file is not None:
-            with file:
-                Path(file.name).unlink(missing_ok=True)
-
-
-def _locked(path: Path, folder: Path) -> IO[str] | None:
-    """The lock file once it is ours, None where there is no locking."""
-    said = False
-    while fcntl is not None:
-        file = open(path, "a")
+    """Hold a run folder for the block: of processes with the same parameters one works, the others wait."""
+    said = f"another process runs the same into {folder}; this one waits for it"
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-            wait = 0.0  # its last holder removed it: another file is the lock now
-        except BlockingIOError:
-            wait = 0.2
-            if not said:
-                print(f"another process runs the same into {folder}; this one waits for it", flush=True)
-                said = True
-        except OSError:
-            file.close()
-            return None
-        file.close()
-        time.sleep(wait)
-    return None
+            make_folder(folder.parent)
+            held.enter_context(waited(folder.with_name(f".{folder.name}.lock"), 0.2, said))
+        except PermissionError as error:
+            raise Refused(str(error)) from None
+        yield
 
 
 @contextmanager
