@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
 from neuronym.common.checks import UnknownName
-from neuronym.describe.examples import (
+from neuronym.describe.crops import (
     attention_crops,
     box_iou,
+    BOX_ORDER,
     crops_of,
     distinct,
     eight_bit,
@@ -53,9 +55,9 @@ SIDES = [(0, 1), (1, 0), (0, -1), (-1, 0)]
 AROUND = SIDES + [(1, 1), (1, -1), (-1, 1), (-1, -1)]
 
 
-def literal_boxes(above: np.ndarray) -> list[tuple[int, int, int, int]]:
+def literal_boxes(above: np.ndarray, ties: str = "place") -> list[tuple[int, int, int, int]]:
     """Components over sides and corners that touch, over a side, the background reached from outside the
-    picture.
+    picture; OpenCV lists those met later, line by line, first.
     """
     h, w = above.shape
 
@@ -72,7 +74,11 @@ def literal_boxes(above: np.ndarray) -> list[tuple[int, int, int, int]]:
                 if any((a + dy, b + dx) in outside for a, b in one for dy, dx in SIDES):
                     ys, xs = [a for a, _ in one], [b for _, b in one]
                     boxes.append((min(xs), min(ys), max(xs) + 1, max(ys) + 1))
-    return sorted(boxes, key=lambda b: (-(b[2] - b[0]) * (b[3] - b[1]), b[1], b[0]))
+    if ties == "place":
+        boxes.sort(key=lambda b: (b[1], b[0]))
+    else:
+        boxes.reverse()
+    return sorted(boxes, key=lambda b: -(b[2] - b[0]) * (b[3] - b[1]))
 
 
 def literal_iou(a: tuple, b: tuple) -> Fraction:
@@ -196,6 +202,7 @@ def test_outer_boxes_are_the_literal_ones(share):
         for _ in range(6):
             above = rng.random((h, w)) < share
             assert outer_boxes(above) == literal_boxes(above), above.astype(int)
+            assert outer_boxes(above, "found") == literal_boxes(above, "found"), above.astype(int)
     assert outer_boxes(np.ones((3, 4), bool)) == [(0, 0, 4, 3)] and outer_boxes(np.zeros((3, 4), bool)) == []
 
 
@@ -254,26 +261,25 @@ def test_all_of_it(shape, size, heatmap):
     for one, boxes in zip(maps, found):
         large = enlarged(eight_bit(one[None], heatmap), size, size, ENLARGEMENTS[heatmap])[0].numpy()
         above = large > literal_otsu(large.flatten().tolist())
-        assert boxes == literal_distinct(literal_boxes(above), (0, 0, size, size), 3)
+        assert boxes == literal_distinct(literal_boxes(above, BOX_ORDER[heatmap]), (0, 0, size, size), 3)
         assert attention_crops(one, size, 3, heatmap) == boxes
     assert sum(map(len, found)) > 4
     assert crops_of(maps, size, 3, heatmap, memory=16 * size * size) == found, "one map at a time"
 
 
 def released_boxes(values: np.ndarray, size: int) -> list[tuple[int, int, int, int]]:
-    """The released code's crops of one map, by its own steps: cast to bytes, Pillow's enlargement, OpenCV's
-    Otsu and outer contours, boxes by area (ties by place, where it had OpenCV's order), overlap at most .5
-    with each kept one and below .8 with the whole.
+    """The released code's crops of one map, by its own steps: torch's cast to bytes, Pillow's enlargement,
+    OpenCV's Otsu and outer contours in OpenCV's order, boxes by area, overlap at most .5 with each kept one
+    and below .8 with the whole.
     """
     import cv2
 
-    small = (values * 255).astype(np.int64).astype(np.uint8)
+    small = torch.from_numpy(values).mul(255).byte().numpy()
     large = np.array(Image.fromarray(small).resize((size, size)))
     _, binary = cv2.threshold(large, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     contours, _ = cv2.findContours(binary, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    rects = sorted(map(cv2.boundingRect, contours), key=lambda r: (-r[2] * r[3], r[1], r[0]))
     kept = []
-    for x, y, w, h in rects:
+    for x, y, w, h in sorted(map(cv2.boundingRect, contours), key=lambda r: -r[2] * r[3]):
         box = (x, y, x + w, y + h)
         if len(kept) < 4 and literal_iou(box, (0, 0, size, size)) < Fraction(4, 5):
             if all(literal_iou(box, other) <= Fraction(1, 2) for other in kept):
@@ -281,14 +287,34 @@ def released_boxes(values: np.ndarray, size: int) -> list[tuple[int, int, int, i
     return kept
 
 
-@pytest.mark.parametrize("strength", [0.3, 1.0, 12.0])
-def test_wrap_gives_the_released_crops(strength):
-    smooth = F.interpolate(noise(6, 1, 3, 3), (9, 9), mode="bicubic")[:, 0].abs()
-    maps = torch.cat([smooth, noise(6, 9, 9, seed=7).relu()]) * strength
+def maps_of_all_kinds(n: int = 6) -> torch.Tensor:
+    """Smooth and rough maps, of many strengths and of both signs, and the odd ones."""
+    dice = np.random.default_rng(20)
+    smooth = dice.random((n, 9, 9)).cumsum(1).cumsum(2) / 81 - dice.random((n, 1, 1))
+    rough = np.maximum(dice.standard_normal((n, 9, 9)), 0)
+    both = np.concatenate([smooth, rough, -rough])
+    odd = np.zeros((8, 9, 9))
+    odd[1], odd[2], odd[3, 4, 4], odd[4, 0, 0] = 0.5, -1, 1, 300
+    odd[5, ::2, ::2], odd[6, 2:7, 2:7], odd[7, :, 4:] = 1, 1, 255.5 / 255
+    scaled = [both * strength for strength in (0.01, 0.3, 1, 3.7, 40)]
+    return torch.from_numpy(np.concatenate([*scaled, odd])).float()
+
+
+def test_wrap_gives_the_released_crops():
+    maps = maps_of_all_kinds()
     found = crops_of(maps, 61, 4, "wrap")
-    for one, boxes in zip(maps.numpy(), found):
+    for one, boxes in zip(maps.numpy(), found, strict=True):
         assert boxes == released_boxes(one, 61)
-    assert sum(map(len, found)) > 12
+    assert {len(boxes) for boxes in found} == {0, 1, 2, 3, 4}
+    large = [crops_of(one[None], 375, 4, "wrap")[0] for one in maps[::9]]
+    assert large == [released_boxes(one, 375) for one in maps[::9].numpy()]
+
+
+def test_wrap_gives_what_the_release_gave():
+    """Boxes that the released code itself gave for these maps, on the CPU: released_crops.json."""
+    golden = json.loads((Path(__file__).parent / "released_crops.json").read_text(encoding="utf-8"))
+    found = crops_of(maps_of_all_kinds(), 375, 4, "wrap")
+    assert [[list(box) for box in boxes] for boxes in found] == golden
 
 
 def blobs() -> torch.Tensor:

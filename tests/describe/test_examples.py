@@ -19,7 +19,8 @@ from neuronym.common.checks import UnknownName
 from neuronym.common.types import Target
 from neuronym.datasets.probe import load_probe, Probe
 from neuronym.describe import examples as module
-from neuronym.describe.examples import attention_crops, Example, examples, picture
+from neuronym.describe.crops import attention_crops
+from neuronym.describe.examples import Example, examples, picture
 from neuronym.hooks import LayerInfo, resolve_layers
 from neuronym.microworld.render import masks
 from neuronym.microworld.world import ATOMS, concepts
