@@ -1,4 +1,4 @@
-"""neuronym.describe.naming: a dry run asks no server, and max_tokens reaches one."""
+"""neuronym.describe.naming: a dry run asks no server, max_tokens reaches one, all pictures in one request."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ import json
 import pytest
 
 from neuronym import describe_and_dissect, measure
+from neuronym.models.captioners import Captioner
 from neuronym.models.transcripts import open_transcript
 from tests.helpers.servers import read, send, serving
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEURONYM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return measure("microworld:resnet", "fc", "microworld:30", "microworld", "microworld:atoms")
 
 
 @pytest.fixture
@@ -25,8 +33,7 @@ def server(monkeypatch):
         yield asked
 
 
-def test_a_dry_run_and_a_run(server, tmp_path, capsys):
-    data = measure("microworld:resnet", "fc", "microworld:30", "microworld", "microworld:atoms")
+def test_a_dry_run_and_a_run(data, server, tmp_path, capsys):
     given = {
         "captioner": "vlm:eyes",
         "llm": "openai:m",
@@ -43,3 +50,17 @@ def test_a_dry_run_and_a_run(server, tmp_path, capsys):
         describe_and_dissect(data, **given, dry_run=True, transcript=open_transcript(tmp_path / "a"))
     table = describe_and_dissect(data, **given, max_tokens=400, transcript=tmp_path / "a")
     assert set(table["label"]) == {"red ring"} and {body["max_tokens"] for body in server} == {400}
+
+
+def test_all_pictures_of_a_unit_in_one_request(data, server, tmp_path, capsys):
+    given = {"captioner": "vlm:eyes", "units": "ids:0,1", "images": 3, "crops": 0, "together": True}
+    alone = given | {"captions_of": "examples", "transcript": tmp_path / "a"}
+    assert describe_and_dissect(data, **alone | {"transcript": None}, dry_run=True).empty and not server
+    assert "vlm:eyes: 2 requests, about " in capsys.readouterr().out
+    table = describe_and_dissect(data, **alone)
+    assert len(server) == 2 and set(table["label"]) == {"red ring"}
+    assert [len(body["messages"][0]["content"]) for body in server] == [4, 4]
+    describe_and_dissect(data, **given | {"transcript": tmp_path / "a", "ordinary": 10})
+    assert len(server) == 12, "captions of ordinary images, one by one, where candidates come from them"
+    with pytest.raises(ValueError, match="captioner=vlm:MODEL, got 'mine'"):
+        describe_and_dissect(data, **alone | {"captioner": Captioner("mine", "key", list)})

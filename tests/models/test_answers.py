@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from neuronym.models.answers import caption_of, fault_of, first_line, plain, valid, without_thoughts
+from neuronym.models.answers import (
+    caption_of,
+    fault_of,
+    first_line,
+    phrases_of,
+    plain,
+    valid,
+    without_thoughts,
+)
 
 ANSWER = "red circle"
 THOUGHTS = [
@@ -156,3 +164,24 @@ def test_half_a_character_is_replaced():
 
 def test_nested_json_is_no_answer_in_json():
     assert first_line("[" * 100_000 + "dog").startswith("[")
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("red ring\ndim light\nred ring", ["red ring", "dim light"]),
+        (
+            "Sure! Here are three phrases:\n\n1. **Red ring**\n2) 'dim light'.\n- snow",
+            ["Red ring", "dim light", "snow"],
+        ),
+        ("<think>what is it</think>red ring, dim light; snow", ["red ring", "dim light", "snow"]),
+        ('["red ring", "dim light"]', ["red ring", "dim light"]),
+        ('```json\n{"phrases": ["red ring", "dim light"]}\n```', ["red ring", "dim light"]),
+        ("red ring", ["red ring"]),
+        ("I'm sorry, I can't see pictures.", []),
+        ("<think>never ends", []),
+        (" \n--\n", []),
+    ],
+)
+def test_phrases_of_a_list(text, expected):
+    assert phrases_of(text) == expected

@@ -121,6 +121,16 @@ def test_what_a_run_leaves(whole):
     assert {"methods_by_unit.csv", "methods_by_metric.csv", "groups.csv", "done"} <= {
         p.name for p in folder.iterdir()
     }
+    recalled = pd.read_csv(folder / "candidate_recall.csv").set_index(["layer", "unit"])
+    scored = pd.read_csv(folder / "methods_by_unit.csv").set_index(["layer", "unit"])
+    for method, column in (("dnd", "correlation"), ("oracle", "word_correlation")):
+        own = scored[scored["method"] == method]["correlation"]
+        np.testing.assert_allclose(recalled[column], own.loc[recalled.index], atol=1e-4)
+    shares = pd.read_csv(folder / "recall.csv").set_index("group")
+    measured = json.loads((folder / "metrics.json").read_text())
+    assert measured["final_as_good"] == pytest.approx(shares.loc["fc", "as_good"])
+    diverse = pd.read_csv(folder / "diversity.csv").set_index(["layer", "method"])
+    assert diverse.loc[("fc", "dnd"), "distinct_labels"] <= 6 and "oracle_distinct" in diverse
     assert 0 < whole.first.shares["layer4"] < 1
 
 
@@ -223,6 +233,11 @@ def test_a_replay_that_lacks_answers_says_so(tmp_path):
         ({"answers": "again"}, ValueError, "'answers' must be one of record"),
         ({"prune": "sea; *"}, ValueError, "a part has no word in it"),
         ({"images": 0}, ValueError, "'images' must be at least 1"),
+        (
+            {"together": True},
+            ValueError,
+            "captioner=vlm:MODEL, got 'microworld'; name one, or together=False",
+        ),
     ],
 )
 def test_bad_parameters_are_errors_before_work(given, error, message, monkeypatch):
@@ -361,6 +376,30 @@ def test_units_of_which_a_server_says_nothing_are_left_out(server, capsys):
     for layer, units in made.chosen.items():
         mine = table[(table["layer"] == layer) & (table["method"] == "dnd")]
         assert sorted(set(mine["unit"])) == sorted(units)
+
+
+def test_all_examples_of_a_unit_in_one_request(server, capsys):
+    """As many requests as units, none for ordinary images, and the dry run says so beforehand."""
+    alone = {"captioner": "vlm:eyes", "together": True, "llm": "extractive", "generator": "retrieval"}
+    alone = SMALL | alone | {"captions_of": "examples", "selection": "simulate", "crops": 0}
+    with pytest.raises(DryRun):
+        execute(**alone, dry_run=True)
+    assert "vlm:eyes: 8 requests, about " in capsys.readouterr().out and not server.asked
+    made = execute(**alone)
+    assert len(server.asked) == made.spent["asked"] == 8
+    assert all(text.count("image_url") == 2 * 4 for text in server.asked), "a type and a place a picture"
+    found = {text for layer in made.described.values() for some in layer.candidates.values() for text in some}
+    assert found <= {
+        "plain moon",
+        "red",
+        "ring",
+        "for $5_0",
+        "a $x$ star",
+        "night & <i>sea</i>",
+        KEY.lower(),
+    } | {label for label in found if "circle" in label or label == "***"}
+    table = pd.read_csv(made.folder / "recall.csv")
+    assert table["group"].tolist() == ["inner layers", "fc"] and table["units"].tolist() == [4, 4]
 
 
 def test_a_budget_that_is_reached_and_raised(server, tmp_path):

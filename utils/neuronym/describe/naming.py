@@ -1,6 +1,7 @@
 """Describe-and-Dissect as one call: from what was measured to a phrase for every unit.
 
 describe_and_dissect  Measurements -> the labels table
+needs_ordinary        whether captions of ordinary images are read at all
 picture_options       what step 3 needs for pictures that are drawn, or retrieved from the probe
 image_options         what it needs where it needs no pictures
 choice_options        one or the other, by the name of the selection
@@ -28,6 +29,7 @@ from neuronym.describe.pipeline import (
 from neuronym.describe.prompts import layer_prompts
 from neuronym.describe.scoring import SCORES
 from neuronym.describe.simulation import SIMULATED
+from neuronym.describe.together import need_server
 from neuronym.measurements import Measurements
 from neuronym.models.captioners import Captioner, load_captioner
 from neuronym.models.generators import Generator, load_generator
@@ -57,6 +59,7 @@ def describe_and_dissect(
     selection: str = "simulate",
     transcript: str | Path | Transcript | None = None,
     max_tokens: int = TOKENS,
+    together: bool = False,
     dry_run: bool = False,
     batch_size: int = 64,
     seed: int = 0,
@@ -73,9 +76,11 @@ def describe_and_dissect(
     `generator`, which is loaded for them alone, or "retrieval" from the probe itself) to the network. The
     defaults need no download: captions are words of `data.concepts`. Answers of models are kept in
     `transcript` (by default among the results), so that nothing is asked twice. `max_tokens` bounds an
-    answer of `llm`. `dry_run` asks models of servers nothing, prints how much they would be asked and
-    what that would cost at the transcript's prices, and returns an empty table. Units of which no caption
-    comes are left out, and a line says so. Errors: those of the loaders.
+    answer of `llm`. `together` shows a captioner vlm:MODEL all examples of a unit in one request, which asks
+    for `tries` phrases that they share; these are the candidates of the examples, without `llm`. `dry_run`
+    asks models of servers nothing, prints how much they would be asked and what that would cost at the
+    transcript's prices, and returns an empty table. Units of which no caption comes are left out, and a
+    line says so. Errors: those of the loaders.
 
     >>> from neuronym import measure
     >>> data = measure("microworld:resnet", "fc", "microworld:60", "microworld", "microworld:atoms")
@@ -95,11 +100,15 @@ def describe_and_dissect(
     if dry_run and transcript.dry is None:
         raise ValueError("a dry run needs a transcript opened for one; open_transcript(..., dry_run=True)")
     captioner = as_recorded(transcript, captioner)
+    if together:
+        need_server(captioner)
     ask = _ask(llm, transcript, place, progress)
     wanted = data.units(units)
     prompts = layer_prompts(prompt, list(wanted), data.target.layers)
-    ordinary = ordinary_captions(data.probe, captioner, transcript, ordinary, seed, progress)
-    rows = ordinary_rows(data.N, len(ordinary), seed)
+    rows = ordinary_rows(data.N, ordinary, seed)
+    usual = []
+    if needs_ordinary(captions_of, selection, counts=ask is None and not together):
+        usual = ordinary_captions(data.probe, captioner, transcript, ordinary, seed, progress)
     tables = []
     for layer, some in wanted.items():
         examples = caption_examples(
@@ -113,13 +122,15 @@ def describe_and_dissect(
             data.clip,
             images=min(images, data.N),
             crops=crops,
+            together=tries if together else 0,
+            prompt=prompts[layer],
             batch_size=batch_size,
             device=place,
             progress=progress,
         )
         examples = of_units(examples, captioned(examples))
         if transcript.dry is not None:
-            if ask is not None and captions_of != "ordinary":
+            if ask is not None and captions_of != "ordinary" and not together:
                 told = {"tries": tries, "prompt": prompts[layer], "seed": seed, "max_tokens": max_tokens}
                 propose(examples.captions, ask, **told)
             continue
@@ -127,7 +138,7 @@ def describe_and_dissect(
             examples,
             generator,
             ask=ask,
-            reference=ordinary,
+            reference=usual,
             reference_Q=data.Q[layer][rows],
             captions_of=captions_of,
             tries=tries,
@@ -142,6 +153,13 @@ def describe_and_dissect(
         print(transcript.dry.told(transcript.prices))
         return pd.DataFrame(columns=COLUMNS)
     return pd.concat(tables, ignore_index=True)
+
+
+def needs_ordinary(captions_of: str, selection: str, counts: bool) -> bool:
+    """Whether captions of ordinary images are read: candidates come from them, a choice goes by them, or what
+    examples share is counted and compared with them.
+    """
+    return captions_of != "examples" or selection in ("agreed", "mention") or counts
 
 
 def _ask(llm: str | Llm, transcript: Transcript, device, progress: Progress | None) -> AskAll | None:

@@ -39,13 +39,14 @@ from neuronym.common.checks import check_positive_int, unknown
 from neuronym.common.files import digest
 from neuronym.common.types import Answer, Device, Progress
 from neuronym.datasets.probe import Probe, probe_from_images
-from neuronym.describe.candidates import AskAll, propose, TOKENS
+from neuronym.describe.candidates import AskAll, propose, tidy, TOKENS
 from neuronym.describe.counting import correlated
 from neuronym.describe.examples import Example, examples, picture
-from neuronym.describe.prompts import Prompt
+from neuronym.describe.prompts import named_prompt, Prompt
 from neuronym.describe.scoring import best, distinct_best
 from neuronym.describe.selection import CandidateActivations, rank_candidates
 from neuronym.describe.simulation import by_simulation, SIMULATED
+from neuronym.describe.together import need_server, shared_phrases
 from neuronym.hooks import LayerInfo
 from neuronym.models.answers import caption_of
 from neuronym.models.asking import Asking
@@ -69,8 +70,9 @@ class CaptionedExamples:
 
     layer: str
     examples: dict[int, list[Example]]
-    captions: dict[int, list[str]]
+    captions: dict[int, list[str]]  # of each example, or `together` phrases that are said of all
     E: dict[int, Tensor]  # unit -> [m, d]
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def caption_examples(
     crops: int = 4,
     keep: int = 10,
     heatmap: str = "scale",
+    together: int = 0,
+    prompt: str | Prompt = "objects",
     pool: str = "avg",
     batch_size: int = 64,
     device: Device = None,
@@ -108,8 +112,11 @@ def caption_examples(
     `examples`.
 
     Each different picture is captioned once for all units; captions are in the transcript as soon as they are
-    made, so that a killed run goes on where it was.
+    made, so that a killed run goes on where it was. `together` phrases are asked for in place of captions,
+    with all examples of a unit in one request (`together.shared_phrases`, with `prompt`).
     """
+    if together:
+        need_server(captioner)
     found = examples(
         target,
         layer,
@@ -135,14 +142,14 @@ def caption_examples(
         else progress(parts, len(parts), f"{TOGETHER} examples of {layer.name} captioned")
     ):
         shown = [picture(probe, one[key]) for key in part]
-        said |= dict(zip(part, _captions(captioner, transcript, shown)))
+        said |= {} if together else dict(zip(part, _captions(captioner, transcript, shown)))
         rows |= dict(zip(part, image_embeddings(clip, probe_from_images(shown), batch_size, device).clone()))
-    return CaptionedExamples(
-        layer.name,
-        found,
-        {unit: [said[e.image, e.box] for e in some] for unit, some in found.items()},
-        {unit: torch.stack([rows[e.image, e.box] for e in some]) for unit, some in found.items()},
-    )
+    if together:
+        captions = shared_phrases(captioner, transcript, probe, found, together, prompt)
+    else:
+        captions = {unit: [said[e.image, e.box] for e in some] for unit, some in found.items()}
+    E = {unit: torch.stack([rows[e.image, e.box] for e in some]) for unit, some in found.items()}
+    return CaptionedExamples(layer.name, found, captions, E, bool(together))
 
 
 def ordinary_captions(
@@ -191,11 +198,11 @@ def describe_units(
 
     `reference` are captions of ordinary images, `reference_Q` [n, K] what the layer does on these.
     Candidates: with `captions_of` "examples" those of `candidates.propose` with `ask` (None: the extractive
-    summariser, which compares with `reference`); "ordinary", `tries` phrases of `counting.correlated` in the
-    ordinary captions; "both", the one after the other. Choice: `selection` is one of `simulation.SIMULATED`,
-    with `options` as in `simulation.by_simulation` and no `source`; one of `scoring.SCORES`, with `source`
-    and `options` as in `selection.rank_candidates`; or "first" for the paper's variant without step 3: the
-    first candidate, scored 0, the next -1, ...
+    summariser, which compares with `reference`), or what was said of examples shown together; "ordinary",
+    `tries` phrases of `counting.correlated` in the ordinary captions; "both", the one after the other.
+    Choice: `selection` is one of `simulation.SIMULATED`, with `options` as in `simulation.by_simulation` and
+    no `source`; one of `scoring.SCORES`, with `source` and `options` as in `selection.rank_candidates`; or
+    "first" for the paper's variant without step 3: the first candidate, scored 0, the next -1, ...
     """
     told = {"tries": tries, "seed": seed, "prompt": prompt, "summary": summary, "max_tokens": max_tokens}
     candidates = _proposed(looked, ask, reference, reference_Q, captions_of, **told)
@@ -229,8 +236,15 @@ def _proposed(
     if captions_of not in CAPTIONS_OF:
         raise unknown("source of captions", captions_of, CAPTIONS_OF)
     units = list(looked.captions)
+
+    def of_examples(said: Mapping[int, Sequence[str]]) -> dict[int, list[str]]:
+        if looked.together:
+            words = named_prompt(told["prompt"]).words
+            return {unit: tidy(some, words=words) or list(some) for unit, some in said.items()}
+        return propose(said, ask, reference, tries=tries, **told)
+
     if captions_of == "examples":
-        return propose(looked.captions, ask, reference, tries=tries, **told)
+        return of_examples(looked.captions)
     if reference_Q is None:
         raise ValueError(
             "candidates from ordinary captions need the activations on their images, got none; pass "
@@ -238,7 +252,7 @@ def _proposed(
         )
     wide = dict(zip(units, correlated(reference, reference_Q[:, units], tries)))
     rest = {unit: looked.captions[unit] for unit in units if captions_of == "both" or not wide[unit]}
-    own = propose(rest, ask, reference, tries=tries, **told) if rest else {}
+    own = of_examples(rest) if rest else {}
     return {unit: list(dict.fromkeys([*own.get(unit, ()), *wide[unit]])) for unit in units}
 
 
@@ -263,6 +277,7 @@ def of_units(looked: CaptionedExamples, units: Sequence[int]) -> CaptionedExampl
     return CaptionedExamples(
         looked.layer,
         *({unit: each[unit] for unit in units} for each in (looked.examples, looked.captions, looked.E)),
+        looked.together,
     )
 
 

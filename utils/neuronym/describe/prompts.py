@@ -1,6 +1,6 @@
-"""What a language model is told in step 2 of Describe-and-Dissect: by name, from a file, by layer.
+"""What a model is told in step 2 of Describe-and-Dissect: by name, from a file, by layer.
 
-Prompt        an instruction and worked examples for each of its two tasks
+Prompt        an instruction and worked examples for each of its two tasks; one for pictures shown together
 PROMPTS       name of a domain -> Prompt
 named_prompt  a name or file:PATH -> Prompt
 layer_prompts a parameter -> the prompt of each layer
@@ -25,10 +25,18 @@ from dataclasses import asdict, dataclass, fields
 from neuronym.common.checks import unknown
 from neuronym.runs.folders import from_root
 
+_TOGETHER = (
+    "Name what these pictures have in common: {n} different phrases of 1 to 5 words, each true of most of "
+    "the pictures, the best one first. Prefer what is specific over what any picture shows. Answer with the "
+    "phrases alone, one a line: no numbers, no introduction, no explanation."
+)
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a language model is told: an instruction and worked examples for each of its two tasks."""
+    """What a language model is told: an instruction and worked examples for each of its two tasks; and what a
+    model is told that sees all pictures of a unit.
+    """
 
     shorten: str
     shortened: tuple[tuple[str, str], ...]  # caption, label
@@ -36,6 +44,7 @@ class Prompt:
     summarized: tuple[tuple[tuple[str, ...], str], ...]  # captions, concept
     words: int = 5  # of a concept, what stands in brackets at its end apart
     question: str = "Concept:"  # below the captions
+    together: str = _TOGETHER  # {n} stands for the number of phrases
 
 
 _SHORTEN = (
@@ -131,6 +140,7 @@ PROMPTS: dict[str, Prompt] = {
             "the one colour, pattern, texture or material that most of them share",
         ),
         (_FABRICS, _STRIPES),
+        together=_TOGETHER.replace("pictures have", "pictures have in colour, pattern, texture or material"),
     ),
     "satellite": Prompt(
         _SHORTEN.replace("a picture", "a satellite picture")
@@ -157,6 +167,8 @@ PROMPTS: dict[str, Prompt] = {
                 "winding waterway (river)",
             ),
         ),
+        together=_TOGETHER.replace("pictures", "satellite pictures")
+        + " Put the kind of landform in brackets after each.",
     ),
 }
 
@@ -227,7 +239,8 @@ def _read(path: str) -> Prompt:
         prompt = Prompt(**told)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{rule}, got {place} ({error}); write one with prompts.written") from error
-    wrong = [name for name in ("shorten", "summarize", "question") if not isinstance(told.get(name, ""), str)]
+    texts = ("shorten", "summarize", "question", "together")
+    wrong = [name for name in texts if not isinstance(told.get(name, ""), str)]
     if wrong or isinstance(prompt.words, bool) or not isinstance(prompt.words, int) or prompt.words < 1:
         raise ValueError(f"{rule}, got another kind of {wrong[0] if wrong else 'words'} in {place}")
     return prompt

@@ -97,9 +97,10 @@ def labels_by_variant(
     for origin in CAPTIONS_OF if reference_Q is not None else ():
         if origin != captions_of:
             made["candidates", f"captions of {origin}"] = told(own, reference, ask, captions_of=origin)
-    alone = {"summary": False, "captions_of": "examples"}
-    made["summary", "captions as candidates"] = told(own, reference, ask, **alone)
-    for other, one in models:
+    if not own.together:  # what is said of all examples is neither a caption nor read by a language model
+        alone = {"summary": False, "captions_of": "examples"}
+        made["summary", "captions as candidates"] = told(own, reference, ask, **alone)
+    for other, one in models if not own.together else ():
         made["summary", other] = told(own, reference, one)
     made["selection", "none: the first candidate"] = told(own, reference, ask, "first")
     for how in SIMULATED if seen else ():

@@ -104,12 +104,13 @@ def strips_of(
     found = []
     for unit, label in labelled[:: max(1, len(labelled) // most)][:most]:
         candidates = list(zip(described.candidates[unit], described.scores[unit].tolist()))
+        examples = captioned.examples[unit]
         strip = strip_of(
             f"{described.layer}, unit {unit}",
             label,
             probe,
-            captioned.examples[unit],
-            captioned.captions[unit],
+            examples,
+            [""] * len(examples) if captioned.together else captioned.captions[unit],
             candidates,
             names[unit] if names else None,
         )

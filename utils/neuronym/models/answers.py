@@ -4,6 +4,7 @@ fault_of          why a text is no answer: "cut" inside a thought, "empty", "ref
 without_thoughts  an answer without its thoughts, and whether it ended inside one
 first_line        the line of an answer that says something
 caption_of        the same of a picture's caption, which may go over several lines
+phrases_of        every line that says something, of an answer that lists phrases
 plain             a text without numbering, bullet, quotes, markdown and final period
 valid             a text that UTF-8 can hold
 
@@ -163,6 +164,19 @@ def caption_of(answer: str) -> str:
     return ""
 
 
+def phrases_of(answer: str) -> list[str]:
+    """The phrases of an answer that lists them: one a line, as JSON, or all in one line between commas; none
+    of a refusal.
+    """
+    said, cut = without_thoughts(answer)
+    lines = [] if cut else _lines("\n".join(_texts_of_json(said) or [said]))
+    lines = [_introduced(line) if i == 0 else line for i, line in enumerate(lines)]
+    if not lines or REFUSAL.match(lines[0]):
+        return []
+    lines = re.split(r"[,;]", lines[0]) if len(lines) == 1 else lines
+    return list(dict.fromkeys(filter(None, map(plain, lines))))
+
+
 def plain(text: str) -> str:
     """Composed Unicode in one line, without control characters, numbering or bullet, quotes, markdown and
     final period.
@@ -218,18 +232,23 @@ def _introduced(line: str) -> str:
 
 def _of_json(text: str) -> str:
     """The one text in an answer that is JSON, as {"label": "dog"}; any other as it is."""
+    return next(iter(_texts_of_json(text)), text)
+
+
+def _texts_of_json(text: str) -> list[str]:
+    """The texts in an answer that is JSON, those under a name first; none of any other."""
     inner = re.sub(r"(?s)^\s*```\w*\s*\n?(.*?)\n?```\s*$", r"\1", text).strip()
     if not inner.startswith(("{", "[")):
-        return text
+        return []
     try:
         found = json.loads(inner)
     except (ValueError, RecursionError):
-        return text
+        return []
     values = list(found.values()) if isinstance(found, dict) else found
     if not isinstance(values, list):
-        return text
+        return []
     named = (
         [v for k, v in found.items() if re.fullmatch(rf"(?i){NAMES}", k)] if isinstance(found, dict) else []
     )
-    texts = [one for one in named or values if isinstance(one, str)]
-    return texts[0] if texts else text
+    flat = [one for value in named or values for one in (value if isinstance(value, list) else [value])]
+    return [one for one in flat if isinstance(one, str)]

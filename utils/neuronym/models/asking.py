@@ -104,7 +104,7 @@ class Plan:
         texts = [message["content"] for message in request.get("messages", ())]
         letters = sum(len(text) for text in texts if isinstance(text, str)) + len(request.get("prompt", ""))
         row[0] += 1
-        row[1] += letters // LETTERS + PICTURE * (how.kind == "caption")
+        row[1] += letters // LETTERS + PICTURE * request.get("pictures", int(how.kind == "caption"))
         row[2] += request["settings"]["max_tokens"]
         # captions that are not there yet differ, as they will
         said = f"some words that a caption of picture {key} may have" if how.kind == "caption" else ""

@@ -74,6 +74,9 @@ class Captioner:
     answer: Callable[..., Answer] | None = None  # of a server: picture, max_tokens, stop -> Answer
     max_tokens: int = MOST_TOKENS  # of such an answer
     more: int = 4  # times as many when one is asked for again
+    look: Callable[..., Answer] | None = (
+        None  # the same of several pictures: pictures, question, max_tokens, stop
+    )
 
 
 def load_captioner(
@@ -264,13 +267,15 @@ def nearest(I: Tensor, T: Tensor, block: int = BLOCK) -> Tensor:
 def _vlm(model: str, device: torch.device, timeout: float, tries: int, max_tokens: int) -> Captioner:
     llm = load_llm(f"openai:{model}", timeout=timeout, tries=tries)
 
-    def answer(picture: Image.Image, most: int = max_tokens, stop: threading.Event | None = None) -> Answer:
-        file = io.BytesIO()
-        picture.convert("RGB").save(file, "PNG")
-        url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-        content = [{"type": "text", "text": PROMPT}, {"type": "image_url", "image_url": {"url": url}}]
+    def look(
+        pictures: Sequence[Image.Image], question: str, most: int, stop: threading.Event | None
+    ) -> Answer:
+        content = [{"type": "text", "text": question}, *map(_sent, pictures)]
         messages = [{"role": "user", "content": content}]
         return llm.answer(messages, stop=stop, temperature=0.0, max_tokens=most, seed=0)
+
+    def answer(picture: Image.Image, most: int = max_tokens, stop: threading.Event | None = None) -> Answer:
+        return look([picture], PROMPT, most, stop)
 
     def caption(pictures: Sequence[Image.Image]) -> list[str]:
         found: dict[int, str] = {}
@@ -289,7 +294,15 @@ def _vlm(model: str, device: torch.device, timeout: float, tries: int, max_token
         return [found[i] for i in range(len(pictures))]
 
     key = digest(llm.key, PROMPT, str(max_tokens))
-    return Captioner("", key, caption, answer, max_tokens, llm.more)
+    return Captioner("", key, caption, answer, max_tokens, llm.more, look)
+
+
+def _sent(picture: Image.Image) -> dict:
+    """A picture as a part of a message."""
+    file = io.BytesIO()
+    picture.convert("RGB").save(file, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 CAPTIONERS: dict[str, Callable[..., Captioner]] = {
