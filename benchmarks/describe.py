@@ -6,20 +6,20 @@ models?
                                   [--probe microworld:2000] [--images 10] [--pictures 10] [--repeats 2]
                                   [--threads 2] [--device cpu] [--csv FILE]
 
-"ours" is `describe.look`, `summaries.propose` and `choice.rank_candidates` for all units together, with an
-empty cache; "cached" is the same again, with what the first time has left. "literal" takes unit after unit
-and shares nothing: target and CLIP loaded anew; images, then these and their crops, through the target one by
-one; captions one by one; for every candidate its pictures drawn one by one and shown to the target, and those
-in the overall top to the CLIP, one by one. It is timed on some of the units. Boxes are found by the released
-code's own steps, a map at a time (with our bytes and enlargement, so that they agree); phrases, captioner,
-renderer and CLIP are those of `utils`, called for one thing at a time, so that the ratios are of the pattern
-alone.
+"ours" is `caption_examples`, `propose` and `rank_candidates` for all units together, with an empty cache;
+"cached" is the same again, with what the first time has left. "literal" takes unit after unit and shares
+nothing: target and CLIP loaded anew; images, then these and their crops, through the target one by one;
+captions one by one; for every candidate its pictures drawn one by one and shown to the target, and those in
+the overall top to the CLIP, one by one. It is timed on some of the units. Boxes are found by the released
+code's own steps, bytes that wrap and Pillow's enlargement included (`crops.released`), and ours with
+`heatmap=wrap`, which gives the same; phrases, captioner, renderer and CLIP are the package's, called for one
+thing at a time, so that the ratios are of the pattern alone.
 
-Seconds a unit: "crops" are the examples and their CLIP embeddings, "captions" those of the captioner,
-"summaries" the candidates, "choice" their pictures and scores. Not in it, since both need it once for all
-units: the pass over the probe, captions of ordinary images that the extractive summariser compares with, the
-captioner's loading. Then what was asked for, and how far both agree; the script fails where they differ
-beyond rounding. Compare ratios, not seconds.
+Processor seconds a unit, of all threads (with `--device cuda` those of the clock): "crops" are the examples
+and their CLIP embeddings, "captions" those of the captioner, "summaries" the candidates, "choice" their
+pictures and scores. Not in it, since both need it once for all units: the pass over the probe, captions of
+ordinary images that the extractive summariser compares with, the captioner's loading. Then what was asked
+for, and how far both agree; the script fails where they differ beyond rounding. Compare ratios, not seconds.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
-import cv2
-import numpy as np
 import torch
+from crops import released
 from similarity import write_table
 
 from neuronym import hooks
@@ -55,7 +54,6 @@ from neuronym.microworld.world import CANDIDATE_SEED, read
 from neuronym.models.captioners import load_captioner
 from neuronym.models.clips import load_clip
 from neuronym.models.generators import load_generator
-from neuronym.models.preprocess import seen_of, SIZE
 from neuronym.models.targets import load_target
 from neuronym.models.transcripts import open_transcript
 from neuronym.passes import exact_float32
@@ -67,11 +65,12 @@ CLOSE = 1e-4  # relative; beyond rounding of activations and scores in float32
 
 @contextmanager
 def timed(took, step):
-    start = time.perf_counter()
+    clock = time.perf_counter if torch.cuda.is_initialized() else time.process_time
+    start = clock()
     yield
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
-    took[step] += time.perf_counter() - start
+    took[step] += clock() - start
 
 
 def ours(args, layer, units, probe, Q, captioner, reference, folder):
@@ -103,6 +102,7 @@ def ours(args, layer, units, probe, Q, captioner, reference, folder):
             images=args.images,
             crops=CROPS,
             keep=KEEP,
+            heatmap="wrap",
             device=args.device,
         )
     took["crops"] -= took["captions"]
@@ -150,10 +150,10 @@ def literal(args, layer, unit, probe, Q, captioner, reference, took):
         top = top_images(Q[:, [unit]], args.images)[:, 0].tolist()
         found = [(Example(i, None, float(Q[i, unit])), picture(probe, Example(i, None, 0.0))) for i in top]
         if layer.layout != "fc":
-            field, shown = seen_of(target.preprocess), []
+            shown = []
             for example, image in found:
                 heat = hooks.as_maps(activation(image)[1], layer.layout, None)[0, unit].float().cpu()
-                boxes = [None, *literal_crops(heat.numpy(), field)]
+                boxes = [None, *released(heat.numpy())]
                 shown += [
                     (
                         example.image,
@@ -182,34 +182,6 @@ def literal(args, layer, unit, probe, Q, captioner, reference, took):
         acts = [[activation(image)[0] for image in images] for images in drawn]
         scores = literal_scores(acts, lambda c, i: sum(float(embedding(drawn[c][i]) @ e) for e in E) / len(E))
     return [example for example, _ in found], captions, candidates, scores
-
-
-def literal_crops(heat, field):
-    """The released code's steps for one map, with bytes and enlargement as ours: OpenCV's threshold and outer
-    contours, boxes by area, each kept unless it covers a kept one by more than half, or nearly everything.
-    """
-
-    def overlap(a, b):
-        wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-        both = max(0, wide) * max(0, high)
-        return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
-
-    left, top, right, bottom = field or (0, 0, SIZE, SIZE)
-    if heat.max() == heat.min():
-        return []
-    scaled = np.rint((heat.astype(np.float64) - heat.min()) / (float(heat.max()) - float(heat.min())) * 255)
-    large = np.rint(cv2.resize(scaled.astype(np.float32), (right - left, bottom - top))).astype(np.uint8)
-    _, binary = cv2.threshold(large, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    contours, _ = cv2.findContours(binary, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    rects = sorted(map(cv2.boundingRect, contours), key=lambda r: (-r[2] * r[3], r[1], r[0]))
-    kept = []
-    for x, y, w, h in rects:
-        box = (max(x + left, 0), max(y + top, 0), min(x + w + left, SIZE), min(y + h + top, SIZE))
-        covered = (max(left, 0), max(top, 0), min(right, SIZE), min(bottom, SIZE))
-        if box[0] < box[2] and box[1] < box[3] and overlap(box, covered) < 0.8 and len(kept) < CROPS:
-            if all(overlap(box, other) <= 0.5 for other in kept):
-                kept.append(box)
-    return kept
 
 
 def literal_scores(acts, cosine):

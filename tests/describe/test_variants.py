@@ -5,6 +5,7 @@ loops.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,7 @@ from neuronym.activations import embed_concepts
 from neuronym.common.text import names_it
 from neuronym.describe import selection
 from neuronym.describe import variants as variants_module
-from neuronym.describe.pipeline import best_labels, describe_units, ordinary_rows
+from neuronym.describe.pipeline import best_labels, describe_units, of_units, ordinary_rows
 from neuronym.describe.scoring import SCORES
 from neuronym.describe.simulation import SIMULATED
 from neuronym.describe.variants import labels_by_variant, step_ablation, VARIANTS
@@ -240,3 +241,17 @@ def test_parts_are_those_of_tables():
     assert len(set(VARIANTS)) == len(VARIANTS) and VARIANTS[0] == "all steps"
     with pytest.raises(ValueError):
         labels_by_variant({("all steps", "m"): (None, [])}, {}, {})
+
+
+def test_examples_shown_together(world):
+    """What is said of all examples are the candidates; no language model reads it, no variant has a summary."""
+    phrases = {0: ["Red ring.", "dim light"], 26: ["a star"], 43: ["a very long phrase of seven words"]}
+    look = replace(world.looked["fc"], captions=phrases, together=True)
+    assert of_units(look, [26]).together and not world.looked["fc"].together
+    found = describe_units(look, selection="first")
+    assert found.candidates == {0: ["red ring", "dim light"], 26: ["a star"], 43: ["a very long phrase"]}
+    where = {"retrieval": sources(world, "fc")["retrieval"]}
+    own = {("all steps", "the method"): (look, world.ordinary)}
+    asks = {"extractive": None, "llm": lambda requests: pytest.fail("no language model is asked")}
+    labels = labels_by_variant(own, asks, where, selection="topk_compare")
+    assert not any(part == "summary" for part, _ in labels) and len(labels) == 8
