@@ -244,7 +244,7 @@ def test_parts_are_those_of_tables():
 
 
 def test_examples_shown_together(world):
-    """What is said of all examples are the candidates; no language model reads it, no variant has a summary."""
+    """What is said of all examples are the candidates; no language model reads it."""
     phrases = {0: ["Red ring.", "dim light"], 26: ["a star"], 43: ["a very long phrase of seven words"]}
     look = replace(world.looked["fc"], captions=phrases, together=True)
     assert of_units(look, [26]).together and not world.looked["fc"].together
