@@ -98,11 +98,11 @@ def described(maps: torch.Tensor) -> tuple[dict[str, list[list[Box]]], dict[str,
         began = time.process_time()
         boxes[how] = [released(m) for m in maps.numpy()] if how == "released" else crops_of(maps, heatmap=how)
         spent[how] = 1000 * (time.process_time() - began) / len(maps)
-    found = {f"no crop, {how}": np.mean([not one for one in boxes[how]]) for how in ("scale", "wrap")}
+    found = {f"no crop {how}": np.mean([not one for one in boxes[how]]) for how in ("scale", "wrap")}
     same = [a == b for a, b in zip(boxes["wrap"], boxes["released"])]
-    found["boxes as released, wrap"] = np.mean(same)
+    found["as released wrap"] = np.mean(same)
     for how in ("wrap", "scale"):
-        found[f"IoU with the release's, {how}"] = np.mean(
+        found[f"IoU {how}"] = np.mean(
             [
                 max((box_iou(box, other) for other in ours), default=0.0)
                 for ours, theirs in zip(boxes[how], boxes["released"])
@@ -118,11 +118,7 @@ def described(maps: torch.Tensor) -> tuple[dict[str, list[list[Box]]], dict[str,
         parts.append((above.mean(), len(pieces), (right - left) * (bottom - top) / SIZE**2))
     mean = np.mean(parts, 0) if parts else [np.nan] * 3
     found |= dict(zip(("above the threshold", "pieces", "box of the largest"), mean))
-    times = {
-        "ms a map, scale": spent["scale"],
-        "ms, wrap": spent["wrap"],
-        "ms, release's steps": spent["released"],
-    }
+    times = {"ms scale": spent["scale"], "ms wrap": spent["wrap"], "ms release": spent["released"]}
     return boxes, found | times
 
 
@@ -137,7 +133,7 @@ def compared(
     boxes at random do, and the mean activation of both in parts of the picture's.
     """
     alone = [wrap if not scale else [] for scale, wrap in zip(boxes["scale"], boxes["wrap"])]
-    ways = {"scale": boxes["scale"], "wrap": boxes["wrap"], "wrap, where scale has none": alone}
+    ways = {"scale": boxes["scale"], "wrap": boxes["wrap"], "wrap where scale has none": alone}
     whole = activations(target, layer, probe, [(i, unit, None) for i, unit in places])
     rows = []
     for way, cut in ways.items():
@@ -145,11 +141,11 @@ def compared(
         some = [(i, unit, box) for (i, unit), mine in zip(places, cut) for box in mine]
         moved = [(i, unit, elsewhere(box, dice)) for i, unit, box in some]
         base = np.array([w for w, mine in zip(whole, cut) for _ in mine])
-        row = {"maps": way, "pictures with a crop": sum(map(bool, cut)), "crops": len(some)}
-        for name, shown in (("", some), ("at random, ", moved)):
+        row = {"maps": way, "pictures": sum(map(bool, cut)), "crops": len(some)}
+        for name, shown in (("", some), (" at random", moved)):
             own = activations(target, layer, probe, shown)
-            row[f"{name}more than the picture"] = np.mean(own > base) if len(own) else np.nan
-            row[f"{name}in parts of it"] = own.mean() / base.mean() if len(own) else np.nan
+            row[f"stronger{name}"] = np.mean(own > base) if len(own) else np.nan
+            row[f"parts{name}"] = own.mean() / base.mean() if len(own) else np.nan
         rows.append(row)
     return rows
 
