@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -35,6 +36,21 @@ def test_sheets_hold_each_picture_at_its_place(tmp_path):
 
 def test_small_pictures_are_not_enlarged():
     assert pictures.sheet([Image.new("RGB", (20, 20))] * 9, 96).size == (160, 40)
+
+
+def test_images_are_read_once_while_memory_lasts_and_are_copies():
+    asked = []
+
+    def read(row: int) -> Image.Image:
+        asked.append(row)
+        return Image.new("RGB", (10, 10), (row, 0, 0))
+
+    image = pictures.remembered(SimpleNamespace(image=read), most=700)  # two of 300 bytes
+    for row in (1, 2, 3, 1, 2, 3):
+        found = image(row)
+        assert found.getpixel((0, 0)) == (row, 0, 0)
+        found.paste((255, 255, 255), (0, 0, 10, 10))  # whoever draws on one draws on a copy
+    assert asked == [1, 2, 3, 3]
 
 
 def test_where_units_fire_is_what_their_maps_say(measured):

@@ -4,6 +4,8 @@ a unit fires is a line beside it.
 Sheets         images on sheets, in the order in which units ask for them
 write_sheets   sheets as WebP files
 write_picture  one picture of a file as WebP
+remembered     images of a probing set, each read once as long as memory for them lasts
+as_seen        images of a probing set as the network sees them
 where_firing   for units and their top images, where in the image the unit fires
 outline        a line around where a map is at half of its highest value or more
 """
