@@ -4,12 +4,15 @@
 
 Units, names and numbers are made up: layers of 2,048 units, a fifth as many names as units and at most
 20,000, two methods; no pictures and no details of units, which are loaded one file at a time when they are
-looked at. For each number of units: MB of all files that are loaded at the start and of the columns that
-other views load, milliseconds from opening the page, from a folder, until all is loaded, and those of the
-queries "a" (many names), "no such name", a filter by trust, and the table sorted by name (the first time,
-when its columns are loaded and the order is made, and again). A query's time is that of the page's own work
-until all is in place, without the browser's painting. Medians. Needs playwright and Debian's chromium;
-without them nothing is measured.
+looked at. For each number of units: MB of all files that are loaded at the start, and of the columns and
+names by other methods that further views and searches load; milliseconds from opening the page, from a
+folder, until all is loaded, and those of an empty page in the same browser. Then milliseconds of processor
+time on the page's own thread, which other work on the machine does not change much: to load (an empty
+page's taken off), to search "a" (many names; the first time, when names by other methods are loaded, and
+again), to search "no such name", to filter by trust, and to sort the table by name (the first time, when
+its columns are loaded and the order is made, and again). A query's is that of scripts, without the
+browser's layout and painting; what is done the first time loads files, and there it is that of everything.
+Medians. Needs playwright and Debian's chromium; without them nothing is measured.
 """
 
 from __future__ import annotations
@@ -28,25 +31,36 @@ from similarity import write_table
 from neuronym.atlas import site
 
 LAYER = 2048
-TYPED = """([name, value]) => {
-  const field = document.querySelector(name), before = performance.now();
+TYPED = """async ([name, value]) => {
+  const field = document.querySelector(name);
   field.value = value;
   field.dispatchEvent(new Event("input"));
-  return performance.now() - before;
+  while (!document.querySelector("main [role=status]")) await new Promise(done => setTimeout(done));
 }"""
 GONE = """address => new Promise(done => {
-  const before = performance.now();
-  const there = () => document.querySelector("tbody tr")
-    ? done(performance.now() - before) : setTimeout(there);
+  const there = () => document.querySelector("tbody tr") ? done() : setTimeout(there);
   addEventListener("hashchange", () => setTimeout(there), { once: true });
   location.hash = address;
 })"""
+SEARCH, LEAST = "[type=search]", "[type=range]"
+QUERIES = {  # what is done, what it is called; nothing where it only leads back
+    "many names, first": (TYPED, [SEARCH, "a"]),
+    "no name": (TYPED, [SEARCH, "no such name"]),
+    "many names, again": (TYPED, [SEARCH, "a"]),
+    "": (TYPED, [SEARCH, ""]),
+    "trust": (TYPED, [LEAST, ".5"]),
+    " ": (TYPED, [LEAST, "0"]),
+    "sort, first": (GONE, "#/table?sort=label"),
+    "  ": (GONE, "#/table?sort=layer"),
+    "sort, again": (GONE, "#/table?sort=label"),
+}
+EMPTY = '<!doctype html><title>empty</title><link rel="icon" href="data:,"><p class="card">empty'
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--units", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--csv", type=Path, help="file for the table")
     args = parser.parse_args()
     chromium = shutil.which("chromium")
@@ -63,6 +77,7 @@ def main() -> None:
         for units in args.units:
             with tempfile.TemporaryDirectory() as folder:
                 size, later = write_made_up(Path(folder), units)
+                (Path(folder) / "empty.html").write_text(EMPTY, encoding="utf-8")
                 runs = [measured(browser, Path(folder)) for _ in range(args.repeat)]
             middle = {name: f"{statistics.median(run[name] for run in runs):.0f}" for name in runs[0]}
             rows.append(
@@ -109,28 +124,42 @@ def write_made_up(folder: Path, count: int) -> tuple[int, int]:
     _, later = site.write_index(folder, content)
     for n in range(-(-count // site.TOPS)):
         none = np.full(site.TOPS * site.ON_CARD, -1, dtype=np.int32)
-        site._script(folder / "tops" / f"{n:04d}.js", f"ATLAS.tops({n}", site.packed(none))
+        site.script(folder, f"tops/{n:04d}", site.packed(none))
     return sum(file.stat().st_size for file in folder.glob("*.*")), later
 
 
 def measured(browser, folder: Path) -> dict[str, float]:
-    """Milliseconds of one visit."""
+    """Milliseconds of one visit: passed for the load, of processor time for the rest."""
+    empty, page = opened(browser, folder / "empty.html"), opened(browser, folder / "index.html")
+    took = {"load": page.loaded, "empty page": empty.loaded, "load, processor": page.busy - empty.busy}
+    for name, (done, what) in QUERIES.items():
+        kind = "TaskDuration" if name.endswith("first") else "ScriptDuration"
+        before = worked(page.session)[kind]
+        page.page.evaluate(done, what)
+        if name.strip():
+            took[name] = worked(page.session)[kind] - before
+    empty.page.close()
+    page.page.close()
+    return took
+
+
+def opened(browser, file: Path) -> SimpleNamespace:
+    """A page, its session, ms until it was loaded, and ms of processor time until then."""
     page = browser.new_page()
     page.set_default_timeout(120_000)
-    page.goto((folder / "index.html").as_uri())
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+    page.goto(file.as_uri())
     page.wait_for_selector(".card")
-    took = {"load": page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")}
-    search, least = "[type=search]", "[type=range]"
-    took["many names"] = page.evaluate(TYPED, [search, "a"])
-    took["no name"] = page.evaluate(TYPED, [search, "no such name"])
-    page.evaluate(TYPED, [search, ""])
-    took["trust"] = page.evaluate(TYPED, [least, ".5"])
-    page.evaluate(TYPED, [least, "0"])
-    took["sort, first"] = page.evaluate(GONE, "#/table?sort=label")
-    page.evaluate(GONE, "#/table?sort=layer")
-    took["sort, again"] = page.evaluate(GONE, "#/table?sort=label")
-    page.close()
-    return took
+    busy = worked(session)["TaskDuration"]
+    loaded = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
+    return SimpleNamespace(page=page, session=session, loaded=loaded, busy=busy)
+
+
+def worked(session) -> dict[str, float]:
+    """Milliseconds of processor time of the page's thread so far, by kind."""
+    told = session.send("Performance.getMetrics")["metrics"]
+    return {one["name"]: 1000 * one["value"] for one in told}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -25,9 +26,53 @@ def test_closest_units_are_those_of_highest_correlation(memory):
     whole = np.corrcoef(torch.cat([a, b], 1).T.numpy())[:5]
     np.fill_diagonal(whole, -np.inf)
     for unit in range(5):
-        order = np.argsort(-whole[unit], kind="stable")[:3]
-        assert (numbers[unit] * 5 + units[unit]).tolist() == order.tolist()
-        np.testing.assert_allclose(r[unit].numpy(), whole[unit][order], atol=1e-5)
+        own, other = (np.argsort(-some, kind="stable")[:3] for some in (whole[unit, :5], whole[unit, 5:]))
+        assert numbers[unit].tolist() == [0, 0, 0, 1, 1, 1]
+        assert units[unit].tolist() == [*own, *other]
+        expected = [*whole[unit][own], *whole[unit][5 + other]]
+        np.testing.assert_allclose(r[unit].numpy(), expected, atol=1e-5)
+
+
+def test_one_layer_has_closest_units_of_its_own():
+    a, _ = made()
+    numbers, units, r = alike.closest({"a": a}, "a", k=9)
+    assert numbers.shape == units.shape == (5, 5) and (r[:, -1] == -torch.inf).all()  # the unit itself
+
+
+def named(layer, labels, trust) -> pd.DataFrame:
+    columns = {"unit": range(len(labels)), "label": labels, "trust": trust, "held": 0.5}
+    return pd.DataFrame({"layer": layer, **columns})
+
+
+@pytest.mark.parametrize("memory", [2**28, 1])
+def test_units_of_like_names_are_those_of_highest_cosine(memory, measured):
+    rng = np.random.default_rng(0)
+    words = ["red", "orange", "circle", "large circle", "night", "", "xyzzy"]
+    first = [named(name, rng.choice(words, n), rng.random(n)) for name, n in (("a", 9), ("b", 8))]
+    first[1]["trust"] = np.nan
+    tables = [pd.concat(first, ignore_index=True), named("a", rng.choice(words, 7), rng.random(7))]
+    found = alike.same_names(tables, 0, measured.clip, k=2, memory=memory)
+    assert list(found) == ["a", "b"] and [len(some) for some in found.values()] == [9, 8]
+    units = pd.concat(tables, ignore_index=True)
+    units["number"] = [0] * 9 + [1] * 8 + [2] * 7
+    worth = units["trust"].fillna(units["held"])
+    with torch.inference_mode():
+        T = measured.clip.encode_text(words[:5]).double().numpy()
+    T /= np.linalg.norm(T, axis=1, keepdims=True)
+
+    def cosine(x: str, y: str) -> float:
+        known = x in words[:5] and y in words[:5]
+        return 1.0 if x == y else float(T[words.index(x)] @ T[words.index(y)]) if known else 0.0
+
+    for i, own in units[units["number"] < 2].iterrows():
+        expected = []
+        for group in ([own["number"]], [1 - own["number"]], [2]):
+            there = units[units["number"].isin(group) & (units["label"] != "") & (units.index != i)]
+            like = [(-cosine(own["label"], y), -worth[j], j) for j, y in there["label"].items()]
+            expected += [(j, -r) for r, _, j in sorted(like)[:2] if r < 0 and own["label"]]
+        mine = found[own["layer"]][own["unit"]]
+        assert [(a, b) for a, b, _ in mine] == [tuple(units.loc[j, ["number", "unit"]]) for j, _ in expected]
+        np.testing.assert_allclose([r for *_, r in mine], [r for _, r in expected], atol=6e-4)
 
 
 def test_matches_are_the_best_of_all_assignments_and_tested_on_other_images():

@@ -50,27 +50,48 @@ def browser():
         opened.close()
 
 
+@pytest.fixture(scope="module")
+def pages(browser):
+    """Pages that nobody looks at, by width and scheme, each with the list where it tells what went wrong."""
+    free: dict[tuple, list] = {}
+    yield free
+    for page, _ in sum(free.values(), []):
+        page.context.close()
+
+
+def new_page(browser, width: int, scheme: str) -> tuple:
+    """A page, and what was wrong in it: errors told, addresses asked for that are not of this machine."""
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page, wrong = context.new_page(), []
+    page.set_default_timeout(8000)
+    page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    inside = ("file:", "http://127.0.0.1:", "data:", "about:")
+    page.on("request", lambda r: None if r.url.startswith(inside) else wrong.append(r.url))
+    return page, wrong
+
+
 @pytest.fixture
-def visit(browser):
-    """Opens an address in a page of its own; afterwards no error was told and nobody else was asked."""
-    contexts, wrong = [], []
+def visit(browser, pages):
+    """Opens an address in a page; afterwards no error was told and nobody else was asked. Pages are used
+    again by the next test.
+    """
+    taken = []
 
     def opened(address: str, width: int = 1200, scheme: str = "light"):
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(8000)
-        page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        inside = ("file:", "http://127.0.0.1:", "data:")
-        page.on("request", lambda r: None if r.url.startswith(inside) else wrong.append(r.url))
+        kept = pages.setdefault((width, scheme), [])
+        page, wrong = kept.pop() if kept else new_page(browser, width, scheme)
+        taken.append((kept, page, wrong))
+        page.goto("about:blank")  # the address may differ by what follows # alone, which loads nothing
         page.goto(address)
         return page
 
     yield opened
-    for context in contexts:
-        context.close()
-    assert wrong == []
+    told = [text for *_, wrong in taken for text in wrong]
+    for kept, page, wrong in taken:
+        wrong.clear()
+        kept.append((page, wrong))
+    assert told == []
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +209,10 @@ def test_a_units_page_tells_what_is_known(visit, index, network):
     for told in ("null", "undefined", "NaN", "Its partners"):
         assert told not in text
     assert page.locator("figure .pic").count() == 20 and page.locator(".pic path").count() > 0
-    assert page.locator(".wide .card").count() == 6
+    for title, each in (("fire on the same images", "correlation"), ("names like its own", "cosine")):
+        alike = page.locator(f"h3:has-text('{title}') + .wide .card")
+        places = [text.split(" · ")[0] for text in alike.locator("div.dim").all_inner_texts()]
+        assert places == ["conv1"] * 3 + ["fc"] * 3 and each in alike.first.inner_text()
     for address in ("microworld%3Aresnet/conv1/99", "microworld%3Aresnet/conv1/1.5", "%E0%A4%A/%/3", "a"):
         other = visit(index + "#/unit/" + address)
         assert "no unit" in other.locator("main").inner_text()
@@ -204,7 +228,19 @@ def test_methods_and_networks_are_compared(visit, network, tmp_path):
     two = [network.methods[network.methods["method"] == m].set_index(["layer", "unit"]) for m in (own, also)]
     differ = (two[0].loc["fc"]["label"] != two[1].loc["fc"]["label"]).sum()
     page.wait_for_selector(f"text={differ} of 52 units")
-    assert page.locator("thead th").all_inner_texts() == ["left", "right", own, also]
+    assert page.locator("thead th").all_inner_texts() == ["unit", own, also]
+    page.goto(address + "#/compare?a=0&b=1")
+    page.wait_for_selector("text=names are of both layers")
+    labels = two[0]["label"], two[1]["label"]
+    names = labels[0].loc["conv1"].value_counts(), labels[1].loc["fc"].value_counts()
+    assert page.locator("tbody tr").count() == len(set(names[0].index) | set(names[1].index))
+    first = page.locator("tbody tr").first.locator("td")
+    name, left, right = first.all_inner_texts()
+    assert [int(text.split()[0]) for text in (left, right)] == [some[name] for some in names]
+    assert names[0][name] * names[1][name] == max(names[0].mul(names[1]).dropna())
+    first.nth(2).locator("a").first.click()
+    page.wait_for_selector("h2")
+    assert "/fc/" in page.url
     page.goto(address + "#/compare?a=1&b=3")
     page.wait_for_selector("text=52 pairs")
     assert page.locator("tbody tr").count() == 52
@@ -232,7 +268,7 @@ def test_the_map_draws_and_opens_what_is_clicked(visit, index, network):
 
 @pytest.mark.parametrize("view", ["grid", "table", "map", "unit/microworld%3Aresnet/fc/3"])
 def test_hostile_labels_are_text(view, visit, index):
-    page = visit(f"{index}#/{view}")
+    page = visit(f"{index}#/{view}" + "?sort=label" * (view in ("grid", "table")))
     page.wait_for_selector("canvas" if view == "map" else f"text={HOSTILE[:9]}")
     page.wait_for_timeout(100)
     assert page.evaluate("window.hacked") is None and page.locator("main img").count() == 0
@@ -274,7 +310,7 @@ def test_a_hundred_thousand_units_answer(visit, folder, network, tmp_path):
     (folder / "tops").mkdir()
     for n in range(-(-many // site.TOPS)):
         none = site.packed(np.full(site.TOPS * site.ON_CARD, -1, dtype=np.int32))
-        site._script(folder / "tops" / f"{n:04d}.js", f"ATLAS.tops({n}", none)
+        site.script(folder, f"tops/{n:04d}", none)
     page = visit((folder / "index.html").as_uri())
     assert count(page) == many
     page.get_by_label("search ( / )").fill("red")

@@ -61,7 +61,7 @@ def test_a_widget_where_anywidget_is(measured):
     widget = explorer(measured, labels)
     widget.chosen = [2, 24]
     assert widget.selected == {"conv1": [2], "fc": [0]} and widget.told == "conv1=ids:2;fc=ids:0"
-    assert widget.meta["shard"] == 1 and widget.meta["sheet"]["across"] == 1
+    assert widget.meta["shard"] == 1 and widget.meta["across"] == 1
 
 
 def test_the_plain_explorer_without_anywidget(measured, monkeypatch):

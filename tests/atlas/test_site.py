@@ -44,11 +44,17 @@ def test_columns_say_what_the_tables_say(written, network):
     index = said(folder / "index.js", "ATLAS.index(")
     units = network.units
     words = np.array(index["words"])
-    labels = [words[unpacked(text, np.uint16)] for text in index["labels"]]
+    texts = index["labels"]
+    assert [bool(text) for text in texts] == [name == network.main for name in index["methods"]]
+    texts = [
+        text or said(folder / "columns" / f"names{k}.js", f'ATLAS.file("columns/names{k}",')["codes"]
+        for k, text in enumerate(texts)
+    ]
+    labels = [words[unpacked(text, np.uint16)] for text in texts]
     assert labels[index["methods"].index(network.main)].tolist() == units["label"].tolist()
     for name in ("score", "held", "p", "active"):
         column = index["columns"].get(name)
-        column = column or said(folder / "columns" / f"{name}.js", f'ATLAS.columns("{name}",')
+        column = column or said(folder / "columns" / f"{name}.js", f'ATLAS.file("columns/{name}",')
         codes = unpacked(column["codes"], np.uint16).astype(float)
         values = np.where(codes > 0, column["low"] + (codes - 1) * column["step"], np.nan)
         np.testing.assert_allclose(values, units[name], atol=0.51 * column["step"])
@@ -76,15 +82,21 @@ def test_a_column_in_two_bytes_keeps_order_and_what_is_missing():
 
 def test_details_tell_a_units_pictures_and_neighbours(written, network):
     folder, _ = written
-    some = said(folder / "units" / "1" / "0000.js", "ATLAS.units(1,0,")
+    some = said(folder / "units" / "1" / "0000.js", 'ATLAS.file("units/1/0000",')
     assert len(some) == 52 and len(some[3]["p"]) == len(some[3]["v"]) == 20
     q = network.data.Q["fc"]
     assert some[3]["v"][0] == pytest.approx(float(q[:, 3].max()), rel=1e-3)
     assert (
-        "w" not in some[3] and len(said(folder / "units" / "0" / "0000.js", "ATLAS.units(0,0,")[0]["w"]) == 8
+        "w" not in some[3]
+        and len(said(folder / "units" / "0" / "0000.js", 'ATLAS.file("units/0/0000",')[0]["w"]) == 8
     )
     assert len(some[3]["n"]) == 6 and sum(some[3]["h"]["all"]) == 150
-    tops = unpacked(said(folder / "tops" / "0000.js", "ATLAS.tops(0,"), np.int32).reshape(-1, 3)
+    names = network.units.set_index(["layer", "unit"])["label"]
+    own = some[5]
+    assert {number for number, *_ in own["m"]} == {0, 1} and [1, 5] not in [two[:2] for two in own["m"]]
+    best = names[["conv1", "fc"][own["m"][0][0]], own["m"][0][1]]
+    assert best == names["fc", 5] or (names["fc"] == names["fc", 5]).sum() == 1
+    tops = unpacked(said(folder / "tops" / "0000.js", 'ATLAS.file("tops/0000",'), np.int32).reshape(-1, 3)
     assert tops[24 + 3].tolist() == some[3]["p"][:3]
 
 
@@ -124,5 +136,6 @@ def test_networks_over_the_same_images_share_pictures_and_are_matched(network, t
     assert set(pairs) == {(0, 2), (0, 3), (1, 2), (1, 3)} and pairs[1, 3]["held"].min() > 0.999
     site.write_site(tmp_path / "site", [network, other], size=32, matches=pairs)
     assert [folder.name for folder in (tmp_path / "site" / "sheets").iterdir()] == ["0"]
-    found = said(tmp_path / "site" / "matches" / "1-3.js", "ATLAS.matches(1,3,")
-    assert unpacked(found["a"], np.int32).tolist() == pairs[1, 3]["a"].tolist()
+    found = said(tmp_path / "site" / "matches" / "1-3.js", 'ATLAS.file("matches/1-3",')
+    assert found["a"] == pairs[1, 3]["a"].tolist()
+    np.testing.assert_allclose(found["held"], pairs[1, 3]["held"], atol=6e-5)

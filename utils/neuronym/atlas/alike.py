@@ -1,6 +1,7 @@
 """Which units are alike: in one layer, in other layers, in other networks, and on one map of them all.
 
 closest    units whose activations go along most with each unit's
+same_names units whose names are most like each unit's
 matched    one-to-one assignment of the units of two layers, and how well it holds on images held out
 matched_layers  the same for all pairs of layers of different networks
 unit_map   a place for every unit, alike ones close together
@@ -9,6 +10,7 @@ excited    units that one picture excites most
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,10 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from neuronym import hooks
+from neuronym.activations import embed_concepts
 from neuronym.common.memory import MEMORY, slices
 from neuronym.common.statistics import standard_columns
 from neuronym.common.subsets import split_evenly
-from neuronym.common.types import Progress
+from neuronym.common.types import Clip, Progress
 from neuronym.measurements import Measurements
 from neuronym.trials import evaluating
 
@@ -30,14 +33,15 @@ LARGEST_TSNE = 20_000
 
 
 def closest(
-    Q: Mapping[str, Tensor], layer: str, k: int = 6, memory: int = MEMORY
+    Q: Mapping[str, Tensor], layer: str, k: int = 3, memory: int = MEMORY
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For each unit of `layer` the k units of highest correlation over the images, in all layers of Q
-    {layer: [N, K]}, itself left out: layer numbers, units and correlations, each [K, k].
+    """For each unit of `layer` the k units of highest correlation over the images in its own layer, itself
+    left out, then the k in all other layers of Q {layer: [N, K]}: layer numbers, units and correlations,
+    each [K, 2k], or less where there are fewer units.
     """
     own = standard_columns(Q[layer]).float()
     K = own.shape[1]
-    best = None
+    best: dict[bool, tuple] = {}  # by whether it is another layer
     for number, (name, q) in enumerate(Q.items()):
         for part in slices(q.shape[1], max(1, memory // (8 * (len(q) + 2 * K)))):
             r = own.T @ standard_columns(q[:, part]).float()  # [K, some]
@@ -46,10 +50,81 @@ def closest(
                 r[units, units - part.start] = -torch.inf
             value, at = r.topk(min(k, r.shape[1]), dim=1)
             found = (torch.full_like(at, number), at + part.start, value)
-            best = found if best is None else tuple(torch.cat(pair, 1) for pair in zip(best, found))
-            order = best[2].argsort(dim=1, descending=True, stable=True)[:, :k]
-            best = tuple(x.gather(1, order) for x in best)
-    return best
+            before = best.get(name != layer)
+            some = found if before is None else tuple(torch.cat(pair, 1) for pair in zip(before, found))
+            order = some[2].argsort(dim=1, descending=True, stable=True)[:, :k]
+            best[name != layer] = tuple(x.gather(1, order) for x in some)
+    return tuple(torch.cat(parts, 1) for parts in zip(*(best[other] for other in sorted(best))))
+
+
+def same_names(
+    tables: Sequence[pd.DataFrame], which: int, clip: Clip, k: int = 3, memory: int = MEMORY
+) -> dict[str, list[list[tuple[int, int, float]]]]:
+    """For each unit of network `which` the k units whose names are most like its own in its layer, then in
+    the network's other layers, then in other networks: {layer: [(layer number, unit, cosine), ...] by unit}.
+
+    `tables` [networks] have a row a unit: layer, unit, label, held, trust; layers are numbered over all of
+    them. Names are compared by the cosine of their embeddings; units of equal cosine stand by trust, where
+    it is not known by held. A name that the CLIP understands nothing of is like itself alone.
+    """
+    units = pd.concat(tables, keys=range(len(tables)), names=["network"]).reset_index("network")
+    layer = pd.factorize(pd.MultiIndex.from_frame(units[["network", "layer"]]))[0]
+    unit, network = units["unit"].to_numpy(), units["network"].to_numpy()
+    worth = units["trust"].fillna(units["held"]).fillna(-1).to_numpy()
+    texts, name = np.unique(units["label"].to_numpy(dtype=str), return_inverse=True)
+    T = _embedded(clip, texts)
+    found = {}
+    for number in np.unique(layer[network == which]):
+        own = np.flatnonzero(layer == number)
+        near = [[] for _ in own]
+        same = layer == number
+        for group in (same, (network == which) & ~same, network != which):
+            group = np.flatnonzero(group & (texts[name] != ""))
+            _nearest(near, T, name, own, group[np.argsort(-worth[group], kind="stable")], k, memory)
+        told = [[(int(layer[i]), int(unit[i]), r) for i, r in some] for some in near]
+        found[units["layer"].iloc[own[0]]] = told
+    return found
+
+
+def _embedded(clip: Clip, texts: Sequence[str]) -> Tensor:
+    """Embeddings [W, d] of texts, nothing but zeros for those that the CLIP understands nothing of."""
+    read = [clip.reads(text) if text else "" for text in texts]
+    known = sorted({text for text in read if text})
+    if not known:
+        return torch.zeros(len(texts), 1)
+    T = embed_concepts(clip, known).cpu()
+    at = {text: i for i, text in enumerate(known)}
+    return torch.stack([T[at[text]] if text else torch.zeros_like(T[0]) for text in read])
+
+
+def _nearest(
+    near: list[list[tuple[int, float]]],
+    T: Tensor,
+    name: np.ndarray,
+    own: np.ndarray,
+    group: np.ndarray,
+    k: int,
+    memory: int,
+) -> None:
+    """Add to `near` of each of the units `own` those k of `group` whose names are most like its own."""
+    by_name: dict[int, list[int]] = {}  # a name's k + 1 first units: one of them may be the unit itself
+    for i in group.tolist():
+        some = by_name.setdefault(int(name[i]), [])
+        if len(some) <= k:
+            some.append(i)
+    if not by_name:
+        return
+    words, asked = torch.tensor(list(by_name)), torch.from_numpy(np.unique(name[own]))
+    best: dict[int, list[tuple[int, float]]] = {}
+    for part in slices(len(asked), memory // (16 * len(words))):
+        r = T[asked[part]] @ T[words].T
+        r[asked[part, None] == words] = 1
+        value, at = r.topk(min(k + 1, len(words)), dim=1)
+        for word, row, some in zip(asked[part].tolist(), value.tolist(), words[at].tolist()):
+            best[word] = [(other, cosine) for other, cosine in zip(some, row) if cosine > 0]
+    for i, told in zip(own.tolist(), near):
+        like = ((j, r) for other, r in best[int(name[i])] for j in by_name[other] if j != i)
+        told.extend((j, round(r, 3)) for j, r in itertools.islice(like, k))
 
 
 def matched(Qa: Tensor, Qb: Tensor, share: float = 0.4) -> pd.DataFrame:

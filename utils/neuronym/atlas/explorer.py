@@ -18,7 +18,16 @@ from PIL import Image
 from neuronym.atlas import facts
 from neuronym.atlas.alike import closest, excited
 from neuronym.atlas.pictures import as_seen, QUALITY, where_firing
-from neuronym.atlas.site import index_content, layer_details, Network, ON_CARD, packed, read_page, TOPS
+from neuronym.atlas.site import (
+    index_content,
+    layer_details,
+    names_alike,
+    Network,
+    ON_CARD,
+    packed,
+    read_page,
+    TOPS,
+)
 from neuronym.measurements import Measurements
 
 SIZE = 128  # pixels of a picture's side
@@ -43,7 +52,7 @@ export default { render({ model, el }) {
   };
   model.on("msg:custom", answer);
   const source = {
-    get: path => kept[path] ||= ask({ path }).then(([content]) => ATLAS.opened[path.split("/")[0]](content)),
+    get: path => kept[path] ||= ask({ path }).then(([content]) => ATLAS.opened(path, content)),
     sheet: (network, n) => kept["sheet " + n] ||= ask({ picture: n }).then(([, buffers]) =>
       URL.createObjectURL(new Blob([buffers[0]], { type: "image/webp" }))),
   };
@@ -91,6 +100,11 @@ class Answers:
         sizes = list(self.network.data.sizes.values())
         return [sum(sizes[:i]) for i in range(len(sizes))]
 
+    @cached_property
+    def named(self) -> dict[str, list]:
+        """Units of like names, of every unit."""
+        return names_alike([self.network])
+
     def details(self, number: int, unit: int) -> list[dict]:
         """What is told of one unit, as a file of one."""
         data, layer = self.network.data, self.layers[number]
@@ -103,7 +117,8 @@ class Answers:
         if data.layers[layer].layout != "fc":
             filled = rows.expand(-1, q.shape[1])
             where = where_firing(data, {layer: filled}).get(layer)
-        return layer_details(self.network, layer, 0, where, units=[unit], alike=self._alike[layer])
+        alike = self._alike[layer]
+        return layer_details(self.network, layer, 0, where, units=[unit], alike=alike, named=self.named)
 
     def tops(self, n: int) -> str:
         """Places of the highest images of TOPS units."""

@@ -6,9 +6,10 @@ write_site  the folder
 read_page   the page's own files: HTML, style and script
 
     index.html atlas.css atlas.js    the page, the same for all sites
-    index.js                         what search and the first view need of all units: labels of each method
-                                     by a dictionary of words, held-out correlation and trust in two bytes
-    columns/NAME.js                  another column of all units, loaded with the first view that shows it
+    index.js                         what the first view needs of all units: names by the main method through
+                                     a dictionary of words, and trust (or held-out correlation) in two bytes
+    columns/NAME.js                  another column or method's names, loaded with the first view or search
+                                     that needs it
     tops/NNNN.js                     the three highest images of each of 1,024 units
     units/LAYER/NNNN.js              all that is told of 256 units of a layer
     made/LAYER/UNIT.webp             the picture made for a unit by a run of visualisation
@@ -35,7 +36,7 @@ from torch import Tensor
 
 from neuronym.activations import embed_concepts
 from neuronym.atlas import facts
-from neuronym.atlas.alike import closest
+from neuronym.atlas.alike import closest, same_names
 from neuronym.atlas.pictures import (
     ACROSS,
     as_seen,
@@ -53,7 +54,6 @@ from neuronym.measurements import Measurements
 PAGE = ("index.html", "atlas.css", "atlas.js")
 SHARD, TOPS, ON_CARD = 256, 1024, 3  # units in a file of details, in a file of top images; images there
 LARGEST = 10**9  # bytes of a site
-AT_ONCE = ("held", "trust")  # columns of the index itself
 COLUMN_TITLES = {
     "layer": "layer", "label": "name", "trust": "trust", "held": "held out", "score": "score",
     "agree": "methods agree", "p": "p", "active": "above 0",
@@ -64,16 +64,41 @@ HELP = {  # sentences that the page shows
     "correlation, on images kept out of naming, of what the image-text model sees of the name with the "
     "unit's activation. p: chance that shuffled activations score as high. Methods agree: share of methods "
     "that give the same name. Above 0: share of images on which the unit is.",
-    "map": "Units that fire together lie together. Drag, wheel, click.",
+    "map": "Units that fire together lie together. Drag, wheel, click. Size: ",
     "matched": "pairs, one to one, by correlation over the images for naming; "
     "beside it that over those held out.",
-    "unmatched": "Only layers of two networks over the same images are matched.",
+    "differ": " units have another name, the largest difference first.",
+    "means": "Mean held-out correlation of these: ",
+    "shared": " names are of both layers. Units of two networks over the same images are paired one to one, "
+    "where an atlas has both.",
+    "names": "Names by each method, with held-out correlation",
+    "how": "How its activations are spread",
+    "firing": "Units that fire on the same images: of this layer, of others",
+    "partners": "Its partners in other networks",
+    "alike": "Units with names like its own: of this layer, of others, of other networks",
+    "command": "The command that reproduces it",
+    "cite": "To cite it",
+    "none": ": nothing fits; loosen what is chosen above",
+    "canvas": "map of all units; the table has them as text",
+    "search": "names, by any method",
+    "fields": {
+        "q": "search ( / )",
+        "layer": "layer",
+        "method": "method",
+        "kind": "kind of name",
+        "sort": "sort by",
+        "chance": "names no better than chance",
+        "dead": "dead and constant units",
+    },
+    "summary": "what the numbers mean",
+    "top": "Highest activations",
+    "low": "Lowest activations",
     "line": "; the line surrounds half of the highest value or more",
     "range": "Across the range: images above that share of all",
     "spread": "Images by activation, heights by square root.",
     "like": " Orange: the 5 % of images that the image-text model finds most like ",
 }
-UNIT_BYTES = 2600  # of a unit's details, about
+UNIT_BYTES = 2700  # of a unit's details, about
 
 
 @dataclass(eq=False)
@@ -159,30 +184,26 @@ def write_site(
     sizes["details"] = sizes["pictures"] = 0
     images = {network.data.probe.fingerprint: remembered(network.data.probe) for network in networks}
     first = number = 0
-    for network in networks:
+    for which, network in enumerate(networks):
         first_layer = number
+        named = names_alike(networks, which)
         image = images[network.data.probe.fingerprint]
         where = firing_of(network, progress, image) if firing else {}
         for layer, q in network.data.Q.items():
-            detail = layer_details(network, layer, first_layer, where.get(layer), tops[first:])
+            detail = layer_details(network, layer, first_layer, where.get(layer), tops[first:], named=named)
             for unit, (file, _) in _made(network, layer).items():
                 sizes["pictures"] += write_picture(file, folder / _made_file(number, unit), size)
             for start in range(0, len(detail), SHARD):
                 part = detail[start : start + SHARD]
-                file = folder / "units" / str(number) / f"{start // SHARD:04d}.js"
-                sizes["details"] += _script(file, f"ATLAS.units({number},{start // SHARD}", part)
+                sizes["details"] += script(folder, f"units/{number}/{start // SHARD:04d}", part)
             first, number = first + q.shape[1], number + 1
     sizes["tops"] = sum(
-        _script(
-            folder / "tops" / f"{n // TOPS:04d}.js", f"ATLAS.tops({n // TOPS}", packed(tops[n : n + TOPS])
-        )
-        for n in range(0, len(tops), TOPS)
+        script(folder, f"tops/{n // TOPS:04d}", packed(tops[n : n + TOPS])) for n in range(0, len(tops), TOPS)
     )
     sizes["matches"] = 0
     for (a, b), pairs in (matches or {}).items():
-        content = {name: packed(pairs[name].to_numpy(np.int32)) for name in ("a", "b")}
-        content |= {name: packed(pairs[name].to_numpy(np.float32)) for name in ("r", "held")}
-        sizes["matches"] += _script(folder / "matches" / f"{a}-{b}.js", f"ATLAS.matches({a},{b}", content)
+        content = {name: column.round(4).tolist() for name, column in pairs.items()}
+        sizes["matches"] += script(folder, f"matches/{a}-{b}", content)
     for which, sheets in enumerate(kinds_of_pictures(networks)):
         data = next(network.data for network in networks if network.sheets is sheets)
         picture = as_seen(data, images[data.probe.fingerprint])
@@ -194,14 +215,27 @@ def write_site(
 
 
 def write_index(folder: Path, content: Mapping) -> tuple[int, int]:
-    """The index of a site, and its further columns in files of their own; returns the bytes of both."""
-    later = {name: column for name, column in content["columns"].items() if name not in AT_ONCE}
-    columns = sum(
-        _script(folder / "columns" / f"{name}.js", f'ATLAS.columns("{name}"', column)
-        for name, column in later.items()
-    )
-    first = {name: column for name, column in content["columns"].items() if name in AT_ONCE}
-    return _script(folder / "index.js", "ATLAS.index(", {**content, "columns": first}), columns
+    """The index of a site, and what its first view does not show in files of their own: columns, and names
+    by others than the networks' main methods; returns the bytes of both.
+    """
+    columns, mains = content["columns"], {network["main"] for network in content["networks"]}
+    at_once = "trust" if "trust" in columns else "held"
+    later = {name: column for name, column in columns.items() if name != at_once}
+    labels = [text if name in mains else "" for name, text in zip(content["methods"], content["labels"])]
+    later |= {f"names{k}": {"codes": content["labels"][k]} for k, text in enumerate(labels) if not text}
+    size = sum(script(folder, f"columns/{name}", column) for name, column in later.items())
+    first = {"columns": {at_once: columns[at_once]}, "labels": labels}
+    return script(folder, "index", {**content, **first}), size
+
+
+def script(folder: Path, path: str, content: object) -> int:
+    """PATH.js, which hands `content` to the page; returns its bytes."""
+    call = "ATLAS.index(" if path == "index" else f'ATLAS.file("{path}",'
+    text = call + json.dumps(content, separators=(",", ":"), allow_nan=False) + ");\n"
+    file = folder / f"{path}.js"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    return len(text.encode())
 
 
 def kinds_of_pictures(networks: Sequence[Network]) -> list[Sheets]:
@@ -224,6 +258,11 @@ def firing_of(
     return where_firing(data, rows, progress=progress, image=image)
 
 
+def names_alike(networks: Sequence[Network], which: int = 0) -> dict[str, list]:
+    """Units of like names of every unit of a network, see `alike.same_names`."""
+    return same_names([network.units for network in networks], which, networks[which].data.clip)
+
+
 def layer_details(
     network: Network,
     layer: str,
@@ -232,10 +271,11 @@ def layer_details(
     tops: np.ndarray | None = None,
     units: Sequence[int] | None = None,
     alike: Sequence | None = None,
+    named: Mapping[str, list] | None = None,
 ) -> list[dict]:
     """All that is told of each unit of a layer beside the columns: pictures with values, where it fires,
-    histogram, units that are alike, labels with scores, notes. `where` is the layer's part of `firing_of`;
-    `tops` is filled with the places of the highest images.
+    histogram, units that are alike, labels with scores, notes. `where` is the layer's part of `firing_of`,
+    `named` what `names_alike` gives; `tops` is filled with the places of the highest images.
     """
     data, q = network.data, network.data.Q[layer]
     K = q.shape[1]
@@ -243,6 +283,7 @@ def layer_details(
     shown, made = set(_shown(network, layer).tolist()), _made(network, layer)
     rows = facts.across_range(q)
     alike = closest(data.Q, layer) if alike is None else alike
+    named = (named or {}).get(layer)
     names = network.units[network.units["layer"] == layer]["label"].tolist()
     likeness = _likeness(data, names)
     best = {
@@ -267,6 +308,8 @@ def layer_details(
             for a, b, r in zip(*(x[unit].tolist() for x in alike))
             if np.isfinite(r)
         ]
+        if named:
+            told["m"] = named[unit]
         more = dict(network.notes.get((layer, unit), {}))
         if unit in made:
             file, caption = _made_file(first_layer + list(data.Q).index(layer), unit), made[unit][1]
@@ -345,7 +388,7 @@ def index_content(
         "mapped": mapped,
         "matches": list(pairs),
         "parts": [facts.parts_of_range(network.data.N) for network in networks],
-        "sheet": {"across": across},
+        "across": across,
         "shard": shard,
         "tops": TOPS,
         "few": ON_CARD,
@@ -402,12 +445,3 @@ def quantised(values: np.ndarray) -> dict:
 
 def packed(values: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
-
-
-def _script(file: Path, call: str, content: object) -> int:
-    """A file that hands its content to the page: CALL(content) or CALL,content)."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    written = call + ("" if call.endswith("(") else ",") + text + ");\n"
-    file.write_text(written, encoding="utf-8")
-    return len(written.encode())

@@ -1,4 +1,4 @@
-// One renderer for the site and the explorer in JupyterLab. Texts are set as text, never as markup.
+// The site and the explorer in JupyterLab. Texts are set as text, never as markup.
 var ATLAS = (() => {
 const CONSTANT = 1, DEAD = 2, CHANCE = 4;
 const COLOURS = "#0173b2 #de8f05 #029e73 #d55e00 #cc78bc #ca9161 #8a8a8a #b8a100 #56b4e9".split(" ");
@@ -10,8 +10,9 @@ const many = n => n.toLocaleString("en");
 function unpack(text, kind) {
 	return new kind((Uint8Array.fromBase64?.(text) || Uint8Array.from(atob(text), c => c.charCodeAt(0))).buffer);
 }
+const once = make => { let made; return () => made ||= make(); };
 
-function h(tag, ...inside) {  // h("p.dim", {title: "..."}, "text", element, [more])
+function h(tag, ...inside) {  // h("p.dim", {title: "..."}, "text", element)
 	const [name, style] = tag.split("."), drawn = /^(svg|path|rect|text)$/.test(name);
 	const el = drawn ? document.createElementNS(SVG, name) : document.createElement(name);
 	if (style) el.className = style;
@@ -22,17 +23,12 @@ function h(tag, ...inside) {  // h("p.dim", {title: "..."}, "text", element, [mo
 	return el;
 }
 
-// files of a site: classic scripts beside the page, which load from file:// too
-const told = {}, waiting = {};
-function deliver(path, content) {
-	told[path] = Promise.resolve(content);
-	if (waiting[path]) waiting[path](content);
-}
+// classic scripts beside the page load from file:// too
+const told = {}, asked = {};
 const files = {
-	get: path => told[path] ||= new Promise((done, fail) => {
-		waiting[path] = done;
-		const onerror = () => fail(Error(path + ".js is not there"));
-		document.head.append(h("script", { src: path + ".js", onerror }));
+	get: path => asked[path] ||= new Promise((done, fail) => {
+		const onload = () => done(told[path]), onerror = () => fail(Error(path + ".js is not there"));
+		document.head.append(h("script", { src: path + ".js", onload, onerror }));
 	}),
 	sheet: async (network, n) => `sheets/${network}/${pad(n)}.webp`,
 };
@@ -40,38 +36,41 @@ const files = {
 function mount(root, meta, source, options = {}) {
 	const inPage = options.hash !== false, main = h("main");
 	const { layers, networks, methods, words, matches, help } = meta;
-	const first = [], col = {}, codes = {}, by = { __proto__: null }, orders = {};
+	const first = [], col = { layer: 1, label: 1 }, codes = {}, orders = {};
 	const U = layers.reduce((n, l) => (first.push(n), n + l.units), 0), layerOf = new Uint16Array(U);
 	layers.forEach((l, k) => layerOf.fill(k, first[k], first[k] + l.units));
-	const labels = text => unpack(text, meta.wide ? Uint32Array : Uint16Array);
-	function keep(name, { low, step, codes: text }) {  // code 0 stands for no value
-		const some = codes[name] = text ? unpack(text, Uint16Array) : new Uint16Array(U);
-		col[name] = Float32Array.from(some, c => c ? low + (c - 1) * step : NaN);
+	function keep(name, { low, step, codes: text }) {  // read when asked for; code 0 stands for no value
+		const kind = meta.wide && /^names/.test(name) ? Uint32Array : Uint16Array;
+		const some = codes[name] = once(() => text ? unpack(text, kind) : new kind(U));
+		col[name] = i => some()[i] ? low + (some()[i] - 1) * step : NaN;
 	}
 	for (const name in meta.columns) keep(name, meta.columns[name]);
+	meta.labels.forEach((text, k) => text && keep("names" + k, { codes: text }));
 	if (!col.trust) keep("trust", {});
-	methods.forEach((m, k) => by[m] = labels(meta.labels[k]));
-	by[""] = labels(meta.labels[0]);  // of each network its main method's
-	layers.forEach((l, k) =>
-		by[""].set(by[networks[l.network].main].subarray(first[k], first[k] + l.units), first[k]));
-	const heldBy = m => "held" + (m && methods.indexOf(m)), held = (i, m) => col[heldBy(m)][i];
+	const each = name => methods.map((_, k) => name + k), of = (name, m) => name + (m && methods.indexOf(m));
+	const ofMain = once(() => {  // of each network its main method's
+		const all = by(networks[0].main).slice();
+		layers.forEach((l, k) =>
+			all.set(by(networks[l.network].main).subarray(first[k], first[k] + l.units), first[k]));
+		return all;
+	}), by = m => m ? codes[of("names", m)]() : ofMain();
+	const held = (i, m) => col[of("held", m)](i);
 	const odd = unpack(meta.odd, Uint8Array), kindOf = unpack(meta.kindOf, Uint8Array);
-	const lower = words.map(word => " " + word.toLowerCase().replace(/[-_,]/g, " "));
-	const trusted = meta.columns.trust, worth = trusted ? col.trust : col.held, found = new Uint32Array(U);
-	const worthName = trusted ? "trust" : "held out";
+	const lower = once(() => words.map(word => " " + word.toLowerCase().replace(/[-_,]/g, " ")));
+	const sort = meta.columns.trust ? "trust" : "held", worth = col[sort], worthName = help.columns[sort];
 	const usual = { view: "grid", q: "", layer: "", method: "", kind: "", least: 0, chance: 1, dead: "", up: "",
-		sort: trusted ? "trust" : "held", a: "", b: "", ma: "", mb: "" };
+		sort, a: "", b: "", ma: "", mb: "" }, found = new Uint32Array(U);
 	let state = { ...usual }, hits = [], picked = -1, shown = 0, only = null, calls;
 
 	const layer = i => layers[layerOf[i]], network = i => networks[layer(i).network];
 	const span = (a, b = a) => `${first[a]}-${first[b] + layers[b].units}`;
 	const unitOf = i => i - first[layerOf[i]];
-	const nameOf = (i, method = state.method) => words[by[method][i]] || "(no name)";
+	const nameOf = (i, method = state.method) => words[by(method)[i]] || "(no name)";
 	const place = i => (networks[1] ? network(i).name + " · " : "") + `${layer(i).name} · unit ${unitOf(i)}`;
 
 	function order(name, up) {  // made once for each column, by counting, so that a search is one walk
 		return orders[name + up] ||= (() => {
-			const key = name === "label" ? by[""] : codes[name], all = new Uint32Array(U);
+			const key = (name === "label" ? ofMain : codes[name])?.(), all = new Uint32Array(U);
 			if (!key) return all.map((_, i) => up ? i : U - 1 - i);
 			const last = Math.max(words.length, 65536), start = new Uint32Array(last + 2);
 			const rank = x => !x && name !== "label" ? last : up ? x : last - x;
@@ -82,26 +81,24 @@ function mount(root, meta, source, options = {}) {
 		})();
 	}
 	function search() {
-		const q = state.q.trim().toLowerCase(), has = q && Uint8Array.from(lower, word => word.includes(" " + q));
-		const lists = (state.method ? [state.method] : ["", ...methods]).map(m => by[m]);
+		const q = state.q.trim().toLowerCase(), has = q && Uint8Array.from(lower(), word => word.includes(" " + q));
+		const lists = (state.method ? [state.method] : q ? ["", ...methods] : [""]).map(by);
 		const kind = state.kind && meta.kinds.indexOf(state.kind), least = +state.least;
 		const [from, to] = state.layer ? state.layer.split("-").map(Number) : [0, U];
 		const up = !!state.up !== ["layer", "label", "p"].includes(state.sort);
 		const hidden = (state.chance ? 0 : CHANCE) | (state.dead ? 0 : DEAD | CONSTANT);
-		const all = q && !has.includes(1) ? [] : only ? only.keys() : order(state.sort, up);
-		calls = i => q && !has[lists[0][i]] && methods.find(m => has[by[m][i]]);
+		const all = q && !has.includes(1) ? [] : only ? [...only.keys()] : order(state.sort, up);
+		calls = i => q && !has[lists[0][i]] && methods.find(m => has[by(m)[i]]);
 		let n = 0;
-		for (const i of all) {
-			if (i < from || i >= to || odd[i] & hidden || least > 0 && !(worth[i] >= least)) continue;
+		for (let at = 0; at < all.length; at++) {
+			const i = all[at];
+			if (i < from || i >= to || odd[i] & hidden || least > 0 && !(worth(i) >= least)) continue;
 			if (kind !== "" && kindOf[lists[0][i]] !== kind) continue;
-			let k = 0;
-			if (q) while (k < lists.length && !has[lists[k][i]]) k++;
-			if (k < lists.length) found[n++] = i;
+			if (!q || lists.some(names => has[names[i]])) found[n++] = i;
 		}
 		hits = found.subarray(0, n);
 	}
 
-	// addresses: every view and unit has one
 	const address = i =>
 		"#/unit/" + [network(i).name, layer(i).name, unitOf(i)].map(encodeURIComponent).join("/");
 	function hash(some) {
@@ -119,7 +116,7 @@ function mount(root, meta, source, options = {}) {
 			return { ...state, view, asked: parts.join("/"), unit: there ? first[k] + +unit : -1 };
 		}
 		const asked = { ...usual, ...Object.fromEntries(new URLSearchParams(query)) };
-		for (const key of ["method", "ma", "mb"]) if (!by[asked[key]]) asked[key] = "";
+		for (const key of ["method", "ma", "mb"]) if (!methods.includes(asked[key])) asked[key] = "";
 		for (const key of "ab") if (!layers[+asked[key]]) asked[key] = "";
 		if (!help.columns[asked.sort]) asked.sort = usual.sort;
 		return { ...asked, view: VIEWS[view] ? view : "grid" };
@@ -136,43 +133,49 @@ function mount(root, meta, source, options = {}) {
 	const follow = e => { if (!inPage) { e.preventDefault(); go(e.currentTarget.getAttribute("href")); } };
 	const link = (href, text) => h("a", { href: href >= 0 ? address(href) : href, onclick: follow }, text);
 
-	const matched = pair => source.get("matches/" + pair.join("-"));
+	const matched = (pair, a) => source.get("matches/" + pair.join("-")).then(m => {
+		const rows = m.a.map((u, n) => [first[pair[0]] + u, first[pair[1]] + m.b[n], m.r[n], m.held[n]]);
+		return pair[0] === a ? rows : rows.map(([i, j, ...numbers]) => [j, i, ...numbers]);
+	});
 	function pic(which, n, text = "image", line = "") {  // line: around where the unit fires
-		const { across } = meta.sheet, at = n % across ** 2;
-		const style = `--across:${across};--c:${at % across};--r:${Math.floor(at / across)}`;
+		const across = meta.across, at = n % across ** 2;
+		const style = `--across:${across};--c:${at % across};--r:${at / across | 0}`;
 		const drawn = (stroke, width) => h("path", { d: line, stroke, "stroke-width": width });
-		const el = h("span.pic", { role: "img", "aria-label": text, title: text, style },
+		const el = h("span.pic", { role: "img", "aria-label": text, style },
 			line && h("svg", { viewBox: "0 0 100 100" }, drawn("#000", 4), drawn("#fff", 2)));
-		source.sheet(which, Math.floor(n / across ** 2)).then(url => {
+		source.sheet(which, n / across ** 2 | 0).then(url => {
 			el.style.backgroundImage = `url("${url}")`;
 		});
 		return el;
 	}
-	const bar = x => h("span.bar", h("i", { style: `width:${Math.max(0, Math.min(1, x || 0)) * 100}%` }));
+	const bar = x => h("span.bar", h("i", { style: `width:${100 * Math.max(0, x || 0)}%` }));
 	const barred = x => [bar(x), " " + number(x)];
 	function badge(i) {
 		const o = odd[i];
 		return o > 0 && h("span.badge", o & CONSTANT ? "constant" : o & DEAD ? "dead" : "no better than chance");
 	}
 	function also(i) {  // which other method gives the name that was searched
-		const m = calls && calls(i);
+		const m = calls?.(i);
 		return m && h("small", ` “${nameOf(i, m)}” by ${m}`);
 	}
 	function card(i, text) {
-		const pics = h("span.pics"), z = only && only.get(i);
-		source.get("tops/" + pad(Math.floor(i / meta.tops))).then(few => {
+		const pics = h("span.pics"), z = only?.get(i);
+		source.get("tops/" + pad(i / meta.tops | 0)).then(few => {
 			const at = i % meta.tops * meta.few, some = [...few.subarray(at, at + meta.few)].filter(n => n >= 0);
 			pics.append(...some.map(n => pic(network(i).sheets, n)));
 		}, () => 0);
-		const told = text || (z ? number(z, 1) + " deviations" : `${worthName} ${number(worth[i])}`);
+		const told = text || (z ? number(z, 1) + " deviations" : worthName + " " + number(worth(i)));
 		return h("a.card", { href: address(i), onclick: follow, "data-unit": i }, pics, h("b", nameOf(i)),
-			h("div.dim", place(i), also(i)), bar(worth[i]), h("small", " ", told), badge(i));
+			h("div.dim", place(i), also(i)), bar(worth(i)), h("small", " ", told), badge(i));
 	}
 	function list(into, make, step) {
 		const more = () => {
 			into.append(...Array.from(hits.slice(shown, shown += step), i => make(i)));
 			button.hidden = shown >= hits.length;
+			seen.disconnect();
+			seen.observe(button);
 		}, button = h("button", { onclick: more }, "show more");
+		const seen = new IntersectionObserver(([last]) => last.isIntersecting && more());
 		shown = 0;
 		more();
 		main.append(h("p", button));
@@ -182,14 +185,14 @@ function mount(root, meta, source, options = {}) {
 		return h("div.scroll", { tabindex: 0, role: "region", "aria-label": "table" }, h("table", head, body));
 	}
 	function counted() {
-		const few = hits.length ? "" : ": nothing fits; loosen what is chosen above";
-		return h("p.dim", { role: "status" }, `${many(hits.length)} of ${many(U)} units${few}`);
+		const text = `${many(hits.length)} of ${many(U)} units${hits.length ? "" : help.none}`;
+		return h("p.dim", { role: "status" }, text);
 	}
 
 	function grid() {
 		const box = h("div.grid");
 		main.append(counted(), box);
-		list(box, card, 60);
+		list(box, card, 24);
 	}
 	function table() {
 		const body = h("tbody"), td = (...x) => h("td.n", ...x);
@@ -199,20 +202,20 @@ function mount(root, meta, source, options = {}) {
 		});
 		main.append(counted(), tableOf(heads, body));
 		list(body, i => h("tr", { "data-unit": i }, h("td", link(i, place(i))),
-			h("td", nameOf(i), also(i), badge(i)), td(barred(col.trust[i])), td(barred(held(i, state.method))),
-			...[col.score, col.agree, col.p, col.active].map(x => td(number(x[i], x === col.p ? 3 : 2)))), 100);
+			h("td", nameOf(i), also(i), badge(i)), td(barred(col.trust(i))), td(barred(held(i, state.method))),
+			...[col.score, col.agree, col.p, col.active].map(x => td(number(x(i), x === col.p ? 3 : 2)))), 50);
 	}
 	function map() {
-		const canvas = h("canvas", { role: "img", "aria-label": "map of all units; the table has them as text" });
+		const canvas = h("canvas", { role: "img", "aria-label": help.canvas });
 		const tip = h("p.dim", { role: "status" }, " "), kinds = meta.kinds[1], dpr = devicePixelRatio || 1;
 		const colour = k => COLOURS[k % COLOURS.length];
-		const group = i => kinds ? kindOf[by[state.method][i]] : layerOf[i];
+		const group = i => kinds ? kindOf[by(state.method)[i]] : layerOf[i];
 		const keys = (kinds ? meta.kinds : layers.map(l => l.name)).flatMap((name, k) =>
 			[h("span.key", { style: "background:" + colour(k) }), name || "other"]);
-		main.append(counted(), h("p.dim", `${help.map} Size: ${worthName}, colour: ${kinds ? "kind of name" : "layer"}.`), canvas, tip, h("p", keys));
+		main.append(counted(), h("p.dim", help.map + worthName + "."), canvas, tip, h("p", keys));
 		let zoom = .94, ox = 0, oy = 0, near = -1, from = null, moved = 0;
 		const middle = (x, size) => (1 + x * zoom) * canvas["client" + size] / 2;
-		const where = i => [middle(col.x[i] + ox, "Width"), middle(col.y[i] + oy, "Height")];
+		const where = i => [middle(col.x(i) + ox, "Width"), middle(col.y(i) + oy, "Height")];
 		function paint() {
 			const ctx = canvas.getContext("2d"), style = getComputedStyle(root), taken = new Set();
 			canvas.width = canvas.clientWidth * dpr;
@@ -223,19 +226,19 @@ function mount(root, meta, source, options = {}) {
 				ctx.globalAlpha = alpha;
 				ctx.fillStyle = colour(group(i));
 				ctx.beginPath();
-				ctx.arc(...where(i), base * (.4 + .8 * Math.max(0, worth[i] || 0)), 0, 7);
+				ctx.arc(...where(i), base * (.4 + .8 * Math.max(0, worth(i) || 0)), 0, 7);
 				ctx.fill();
 			};
 			if (hits.length < U) layerOf.forEach((_, i) => dot(i, .1));
 			hits.forEach(i => dot(i, .85));
 			Object.assign(ctx, { globalAlpha: 1, font: "12px system-ui, sans-serif", fillStyle: style.color,
 				strokeStyle: style.backgroundColor, lineWidth: 3 });
-			const best = [...hits.subarray(0, 3000)].sort((a, b) => (worth[b] || 0) - (worth[a] || 0));
+			const best = [...hits.subarray(0, 3000)].sort((a, b) => (worth(b) || 0) - (worth(a) || 0));
 			if (near >= 0) best.unshift(near);
 			for (const i of best) {
-				const [x, y] = where(i), text = nameOf(i), length = Math.ceil(ctx.measureText(text).width / 12) + 2;
-				const cells = Array.from({ length: 3 * length },
-					(_, k) => [Math.floor(x / 12) + k % length, Math.floor(y / 6) + Math.floor(k / length)] + "");
+				const [x, y] = where(i), text = nameOf(i), across = Math.ceil(ctx.measureText(text).width / 12) + 2;
+				const cells = Array.from({ length: 3 * across },
+					(_, k) => [(x / 12 | 0) + k % across, (y / 6 | 0) + (k / across | 0)] + "");
 				if (cells.some(cell => taken.has(cell))) continue;
 				cells.forEach(cell => taken.add(cell));
 				ctx.strokeText(text, x + base, y + 4);
@@ -251,7 +254,7 @@ function mount(root, meta, source, options = {}) {
 			return best;
 		}
 		canvas.onpointerdown = e => { from = e; moved = 0; canvas.setPointerCapture(e.pointerId); };
-		canvas.onpointerup = e => { from = null; if (moved < 5 && under(e) >= 0) open(under(e)); };
+		canvas.onpointerup = e => { from = null; if (moved < 5 && (near = under(e)) >= 0) open(near); };
 		canvas.onpointermove = e => {
 			if (from) {
 				const dx = e.clientX - from.clientX, dy = e.clientY - from.clientY;
@@ -271,36 +274,44 @@ function mount(root, meta, source, options = {}) {
 		requestAnimationFrame(paint);
 	}
 	function compare() {
-		const a = +state.a, b = +(state.b || a), ma = state.ma || networks[layers[a].network].main;
-		const mb = state.mb || methods.find(m => m !== ma) || ma, rows = h("tbody");
+		const a = +state.a, b = +(state.b || a), same = a === b, ma = state.ma || networks[layers[a].network].main;
+		const mb = state.mb || methods.find(m => m !== ma) || ma, rows = h("tbody"), box = h("div");
 		const every = layers.map((l, k) => [k, `${networks[l.network].name} · ${l.name}`]);
-		const pick = (text, ...what) => h("label", text, " ", choice(...what)), box = h("div");
-		const fill = (pairs, text) => {
-			const sum = (m, k) => pairs.reduce((x, pair) => x + (held(pair[k], m) || 0), 0);
-			const means = [sum(ma, 0), sum(mb, 1)].map(x => number(x / pairs.length)).join(", ");
-			box.append(h("p", `${pairs.length} ${text} Mean held-out correlation of these: ${means}.`),
-				tableOf(["left", "right", ma, mb, ...pair && a !== b ? ["match", "held out"] : []], rows));
-			rows.append(...pairs.slice(0, 300).map(([i, j, ...numbers]) => {
+		const pick = (text, ...what) => h("label", text, " ", choice(...what));
+		const unitsOf = k => Array.from({ length: layers[k].units }, (_, u) => first[k] + u);
+		const fill = (text, heads, some, row) => {
+			box.append(h("p", text), tableOf(heads, rows));
+			rows.append(...some.slice(0, 300).map(row));
+		};
+		const pairs = (some, text) => {
+			const sum = (m, k) => some.reduce((x, pair) => x + (held(pair[k], m) || 0), 0);
+			const means = [sum(ma, 0), sum(mb, 1)].map(x => number(x / some.length)).join(", ");
+			const heads = same ? ["unit", ma, mb] : ["left", "right", ma, mb, "match", "held out"];
+			fill(`${some.length} ${text} ${help.means}${means}.`, heads, some, ([i, j, ...numbers]) => {
 				const x = held(i, ma), y = held(j, mb), cell = (k, m, mine, better) =>
 					h(better ? "td.better" : "td", nameOf(k, m), " ", h("small", number(mine)));
-				return h("tr", [i, j].map(k => h("td", link(k, place(k)))), cell(i, ma, x, x > y),
+				return h("tr", (same ? [i] : [i, j]).map(k => h("td", link(k, place(k)))), cell(i, ma, x, x > y),
 					cell(j, mb, y, y > x), numbers.map(n => h("td.n", number(n))));
-			}));
+			});
 		};
-		main.append(h("p.wide", pick("left", "a", every, a), pick("by", "ma", named, ma),
-			pick("right", "b", every, b), pick("by", "mb", named, mb)), box);
+		main.append(h("p.wide", pick("left", "a", every, a), pick("by", "ma", methods, ma),
+			pick("right", "b", every, b), pick("by", "mb", methods, mb)), box);
 		const pair = matches.find(two => two.includes(a) && two.includes(b));
-		if (a === b) {
-			const gap = ([i]) => Math.abs(held(i, ma) - held(i, mb)) || 0;
-			const all = Array.from({ length: layers[a].units }, (_, u) => [first[a] + u, first[a] + u]);
-			fill(all.filter(([i]) => by[ma][i] !== by[mb][i]).sort((p, q) => gap(q) - gap(p)),
-				`of ${all.length} units have another name, the largest difference first.`);
-		} else if (!pair) box.append(h("p", help.unmatched));
-		else matched(pair).then(m => {
-			const [left, right] = pair[0] === a ? [m.a, m.b] : [m.b, m.a];
-			fill(Array.from(left, (u, k) => [first[a] + u, first[b] + right[k], m.r[k], m.held[k]]),
-				help.matched);
-		});
+		if (same) {
+			const gap = ([i]) => Math.abs(held(i, ma) - held(i, mb)) || 0, all = unitsOf(a).map(i => [i, i]);
+			pairs(all.filter(([i]) => nameOf(i, ma) !== nameOf(i, mb)).sort((p, q) => gap(q) - gap(p)),
+				`of ${all.length}${help.differ}`);
+		} else if (pair) matched(pair, a).then(some => pairs(some, help.matched));
+		else {  // the names of both layers, with how many units have them and the first of these
+			const sides = [[a, ma], [b, mb]].map(([k, m]) => Map.groupBy(unitsOf(k), i => nameOf(i, m)));
+			const all = [...new Set(sides.flatMap(side => [...side.keys()]))].map(
+				name => [name, ...sides.map(side => side.get(name) || [])]);
+			const size = ([, x, y]) => x.length * y.length || (x.length + y.length) / 1e9;
+			all.sort((p, q) => size(q) - size(p));
+			fill(`${all.filter(one => size(one) >= 1).length} of ${all.length}${help.shared}`, ["name", ma, mb], all, ([name, ...both]) =>
+				h("tr", h("td", name), both.map(some => h("td.n", some.length + " ",
+					h("small", some.slice(0, 5).flatMap(i => [" ", link(i, unitOf(i) + "")]))))));
+		}
 	}
 	function unit() {
 		const i = state.unit;
@@ -309,18 +320,18 @@ function mount(root, meta, source, options = {}) {
 		const l = layer(i), net = network(i), u = unitOf(i);
 		const slot = h("div", "…");
 		const step = (d, text) => layerOf[i + d] === layerOf[i] && link(i + d, text);
-		const all = methods.filter(m => words[by[m][i]]);
+		const all = methods.filter(m => words[by(m)[i]]);
 		all.sort((m, n) => (held(i, n) || -2) - (held(i, m) || -2));
 		main.append(h("p.wide", link(hash({ ...usual, layer: span(layerOf[i]) }), `${net.name} / ${l.name}`),
 			`unit ${u} of ${l.units}, counted from 0`, step(-1, "‹ previous"), step(1, "next ›"),
 			options.choose && h("button", { onclick: () => options.choose(i) }, "choose this unit")),
-		h("h2", nameOf(i, "")), h("p", "trust ", barred(col.trust[i]), " · held out ", barred(col.held[i]),
-			` · p ${number(col.p[i], 3)} · above 0 on ${Math.round(col.active[i] * 100)} % of ` +
+		h("h2", nameOf(i, "")), h("p", "trust ", barred(col.trust(i)), " · held out ", barred(col.held(i)),
+			` · p ${number(col.p(i), 3)} · above 0 on ${Math.round(col.active(i) * 100)} % of ` +
 			`${many(net.images)} images`, badge(i)),
-		h("h3", "Names by each method, with held-out correlation"),
+		h("h3", help.names),
 		tableOf([], h("tbody", all.map(m => h("tr", h("td", m),
 			h("td", h("b", nameOf(i, m))), h("td.n", barred(held(i, m))))))), slot);
-		source.get(`units/${layerOf[i]}/${pad(Math.floor(u / meta.shard))}`).then(
+		source.get(`units/${layerOf[i]}/${pad(u / meta.shard | 0)}`).then(
 			some => slot.replaceChildren(...details(i, some[u % meta.shard], net, l)),
 			e => { slot.textContent = e.message; });
 	}
@@ -330,30 +341,31 @@ function mount(root, meta, source, options = {}) {
 		const figure = (part, k) => h("figure",
 			pic(net.sheets, d.p[k], `${part}, activation ${d.v[k]}`, d.w?.[k]),
 			h("figcaption", part.endsWith("%") && part + ": ", d.v[k]));
-		const pictures = (title, test) => parts.some(test) &&
-			section(title, h("div.wide", parts.map((part, k) => test(part) && figure(part, k))));
+		const pictures = (title, kind) => parts.some(part => kind.test(part)) &&
+			section(title, h("div.wide", parts.map((part, k) => kind.test(part) && figure(part, k))));
 		for (const key in d.x) section(key, h(d.x[key].src ? "img" : "p", d.x[key]));
 		if (d.p) {
-			pictures("Highest activations" + (d.w ? help.line : ""), part => part === "top");
-			pictures(help.range, part => part.endsWith("%"));
-			pictures("Lowest activations", part => part === "lowest");
+			pictures(help.top + (d.w ? help.line : ""), /top/);
+			pictures(help.range, /%/);
+			pictures(help.low, /lowest/);
 		}
-		section("How its activations are spread", histogram(d.h, name));
+		section(help.how, histogram(d.h, name));
 		const best = d.k.map(([text, x]) => `${text} (${x})`).join(", ");
 		if (best) out.push(h("p.dim", `${net.main}, best first: ${best}`));
-		section("Units that fire on the same images",
-			h("div.wide", d.n.map(([k, u, r]) => card(first[k] + u, "correlation " + number(r)))));
-		const partners = h("section", { hidden: "" }, h("h3", "Its partners in other networks"), h("div.wide"));
+		const alike = (title, some, text) => some?.[0] && section(title,
+			h("div.wide", some.map(([k, u, r]) => card(first[k] + u, text + number(r)))));
+		alike(help.firing, d.n, "correlation ");
+		const partners = h("section", { hidden: "" }, h("h3", help.partners), h("div.wide"));
 		out.push(partners);
-		for (const pair of matches) if (pair.includes(layerOf[i])) matched(pair).then(m => {
-			const [own, other, k] = pair[0] === layerOf[i] ? [m.a, m.b, pair[1]] : [m.b, m.a, pair[0]];
-			const at = own.indexOf(unitOf(i));
-			if (at < 0) return;
+		for (const pair of matches) if (pair.includes(layerOf[i])) matched(pair, layerOf[i]).then(rows => {
+			const row = rows.find(([k]) => k === i);
+			if (!row) return;
 			partners.hidden = false;
-			partners.lastChild.append(card(first[k] + other[at], "held out " + number(m.held[at])));
+			partners.lastChild.append(card(row[1], "held out " + number(row[3])));
 		});
-		section("The command that reproduces it", h("pre", net.command));
-		section("To cite it", h("pre", `${net.name}, ${l.name}, unit ${unitOf(i)} (counted from 0): ` +
+		alike(help.alike, d.m, "cosine of names ");
+		section(help.command, h("pre", net.command));
+		section(help.cite, h("pre", `${net.name}, ${l.name}, unit ${unitOf(i)} (counted from 0): ` +
 			`“${name}” by ${net.cite} ${inPage ? location.href : ""}`));
 		return out;
 	}
@@ -371,51 +383,46 @@ function mount(root, meta, source, options = {}) {
 	}
 
 	const VIEWS = { __proto__: null, grid, table, ...meta.mapped && { map }, compare, unit }, least = h("span");
-	const NEEDS = { table: ["score", "agree", "p", "active"], map: ["x", "y"], unit: ["p", "active"] };
-	const named = methods.map(m => [m, m]);
+	const NEEDS = { table: ["score", "agree", "p", "active"], map: ["x", "y"], unit: ["held", "p", "active"] };
 	function choice(key, some, chosen = "") {
 		const onchange = e => go({ [key]: e.target.value });
-		const el = h("select", { onchange }, some.map(([value, text]) => h("option", { value }, text)));
-		el.value = chosen;
-		return el;
+		const each = some.map(one => [one].flat()).map(([value, text = value]) => h("option", { value }, text));
+		return Object.assign(h("select", { onchange }, each), { value: chosen });
 	}
-	const tick = key => h("input", { type: "checkbox",
-		onchange: e => go({ [key]: e.target.checked ? 1 : "" }) });
+	const tick = key => h("input", { type: "checkbox", onchange: e => go({ [key]: +e.target.checked || "" }) });
 	const typed = (key, more) => h("input", { ...more, oninput: e => go({ [key]: e.target.value }, true) });
 	const input = {
-		q: typed("q", { type: "search", placeholder: "names, by any method" }),
+		q: typed("q", { type: "search", placeholder: help.search }),
 		layer: choice("layer", [["", "all"], ...networks.flatMap((net, k) => {
 			const some = [...layers.keys()].filter(n => layers[n].network === k);
 			const each = some.map(n => [span(n), `${layers[n].name} (${layers[n].units})`]);
 			return [[span(some[0], some.at(-1)), net.name], ...each];
 		})]),
-		method: choice("method", [["", "the main one"], ...named]),
-		kind: choice("kind", [["", "all"], ...meta.kinds.filter(k => k).map(k => [k, k])]),
+		method: choice("method", [["", "the main one"], ...methods]),
+		kind: choice("kind", [["", "all"], ...meta.kinds.filter(k => k)]),
 		least: typed("least", { type: "range", min: 0, max: 1, step: .05 }),
 		sort: choice("sort", Object.entries(help.columns)),
 		chance: tick("chance"), dead: tick("dead"),
 	};
-	const titles = { q: "search ( / )", layer: "layer", method: "method", kind: "kind of name",
-		least: [worthName + " at least ", least], sort: "sort by" };
-	const filters = h("div.filters", Object.keys(titles).map(key => h("label", titles[key], input[key])),
-		h("label", input.chance, " names no better than chance"),
-		h("label", input.dead, " dead and constant units"));
+	const filters = h("div.filters", Object.keys(input).map(key => {
+		const title = key === "least" ? [worthName + " at least ", least] : help.fields[key];
+		return h("label", title, input[key]);
+	}));
 	const tabs = Object.keys(VIEWS).slice(0, -1).map(view =>
 		h("button", { "data-view": view, onclick: () => go({ view }) }, view === "grid" ? "pictures" : view));
 	root.replaceChildren(h("header", h("h1", meta.title), h("nav", tabs), filters,
-		h("details.dim", h("summary", "what the numbers mean"), help.numbers)), main);
+		h("details.dim", h("summary", help.summary), help.numbers)), main);
 
 	function show() {
-		for (const key in input)
-			if (input[key].type === "checkbox") input[key].checked = !!state[key];
-			else if (input[key].value !== String(state[key])) input[key].value = state[key];
+		for (const key in input) Object.assign(input[key], { value: state[key], checked: !!state[key] });
 		least.textContent = number(+state.least);
 		tabs.forEach(el => el.setAttribute("aria-current", el.dataset.view === state.view));
 		filters.hidden = state.view === "unit" || state.view === "compare";
 		main.replaceChildren();
-		const names = [...NEEDS[state.view] || [], ...filters.hidden ? methods.map(heldBy)
-			: [state.sort, heldBy(state.method)]];
-		const absent = names.filter(name => !col[name] && !["layer", "label"].includes(name));
+		const names = [...NEEDS[state.view] || [], ...filters.hidden ? [...each("names"), ...each("held")]
+			: [state.sort, ...state.q ? each("names") : state.method ? [of("names", state.method)] : []]];
+		if (state.view === "table") names.push(of("held", state.method));
+		const absent = names.filter(name => !col[name]);
 		if (absent[0]) {
 			const asked = state, load = name => source.get("columns/" + name).then(c => keep(name, c));
 			main.append("loading …");
@@ -461,17 +468,10 @@ function mount(root, meta, source, options = {}) {
 	return { only: some => { only = some && new Map(some); go({ ...usual }); } };
 }
 
-const opened = {  // what a file says, by its folder
-	tops: text => unpack(text, Int32Array), units: some => some, columns: some => some,
-	matches: m => Object.fromEntries(Object.entries(m).map(([key, text]) =>
-		[key, unpack(text, "ab".includes(key) ? Int32Array : Float32Array)])),
-};
+const opened = (path, content) => /^tops/.test(path) ? unpack(content, Int32Array) : content;
 return {
 	mount, opened,
 	index: meta => mount(document.getElementById("atlas"), meta, files),
-	units: (layer, n, some) => deliver(`units/${layer}/${pad(n)}`, some),
-	tops: (n, text) => deliver("tops/" + pad(n), opened.tops(text)),
-	columns: (name, some) => deliver("columns/" + name, some),
-	matches: (a, b, m) => deliver(`matches/${a}-${b}`, opened.matches(m)),
+	file: (path, content) => { told[path] = opened(path, content); },
 };
 })();
