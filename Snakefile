@@ -30,6 +30,6 @@ for row in rows:
         resources:
             mem_mb=row.memory,
             runtime=row.minutes,
-            gpu=row.gpus,
+            **({"gpu": row.gpus} if row.gpus else {}),
         shell:
             "{params.command} > {log} 2>&1"

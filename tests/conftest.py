@@ -37,7 +37,8 @@ SLOW = set(
     models/test_preprocess models/test_sentences models/test_targets models/test_transcripts
     models/test_walk notebooks/test_describe_and_dissect notebooks/test_evaluation
     notebooks/test_labelling notebooks/test_refusals notebooks/test_second_order notebooks/test_smoke
-    published/test_values runs/test_checks runs/test_execute runs/test_sweep second_order/test_ablation
+    published/test_values runs/test_checks runs/test_execute runs/test_kubernetes runs/test_sweep
+    second_order/test_ablation
     second_order/test_adversarial second_order/test_effects second_order/test_heat
     sae/test_layers sae/test_naming sae/test_training
     second_order/test_pursuit second_order/test_segmentation similarity/test_kernels test_activations
