@@ -124,7 +124,7 @@ def auroc_matrix(x: Tensor, truth: Tensor) -> Tensor:
     true, or none is: ranks of the positives, added up (Mann-Whitney).
     """
     order, below, most = sort_columns(x)
-    ranks = torch.empty_like(below, dtype=torch.float64).scatter_(0, order, (below + most + 1) / 2.0)
+    ranks = torch.empty_like(below, dtype=torch.float64).scatter_(0, order, (below + most + 1).double() / 2)
     true = truth.double()
     n = true.sum(0)
     lower = ranks.T @ true - n * (n + 1) / 2
