@@ -45,7 +45,8 @@ SECTIONS = (
         "Layers",
         ("layers",),
         "hooks",
-        after="`second_order` counts its MLP layers from 0, such as `8,9,10`; all but the last have effects.",
+        after="`second_order` counts from 0, such as `8,9,10`: a ViT's MLPs but the last, all of a SigLIP's; "
+        "a ResNet has `4`.",
     ),
     Section("Units", ("units",), "common/units"),
     Section(
@@ -66,8 +67,8 @@ SECTIONS = (
         "Image-text models",
         ("clip", "clips", "judge"),
         "models/clips",
-        ("clips", "vit_clips"),
-        after="`second_order` reads the image tower, which is a ViT: all but `conse` and `microworld:rn`.",
+        ("clips", "lens_clips"),
+        after="`second_order` reads the image tower, a ViT, a ResNet or a SigLIP: all but `conse`.",
     ),
     Section("Similarity functions", ("similarity",), "similarity/scores"),
     Section("Captioners", ("captioner",), "models/captioners", ("captioners",)),

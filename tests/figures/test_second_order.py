@@ -13,7 +13,7 @@ from PIL import Image
 from neuronym.datasets.probe import load_probe
 from neuronym.figures import second_order
 from neuronym.models.clips import load_clip
-from neuronym.second_order.segmentation import clip_target
+from neuronym.second_order.lens import clip_target
 from neuronym.similarity.labels import COLUMNS
 
 

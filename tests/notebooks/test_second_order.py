@@ -84,12 +84,68 @@ def test_photos_and_an_openai_checkpoint(checkpoint, photos, tmp_path):
     assert not (folder / "segmentation.csv").exists() and pd.read_csv(folder / "adversarial.csv").empty
 
 
+def test_a_resnet_shows_its_pairs_and_its_heads():
+    """Parts that add up; masks of pairs of neuron and head; heads as rows of the labels table."""
+    given = {"clip": "microworld:rn", "indirect_images": 4, "pairs": "", "pools": ""}
+    given |= {"smoke": "True", "device": "cpu"}
+    done = run("second_order", *(str(word) for k, v in given.items() for word in ("-p", k, v)))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (folder,) = (p.parent for p in results_dir().glob("second_order/*/metrics.json"))
+    written = pd.read_csv(folder / "written.csv").set_index("by")
+    assert list(written.index) == ["neurons of layer 4", "no neuron", "all else"]
+    assert written.loc["all else", "length"] < 1e-3 < 1 < written.loc["no neuron", "length"]
+    table = read_labels(folder / "labels.parquet")
+    units = table.groupby(["layer", "method"])["unit"].nunique().to_dict()
+    assert units == {
+        ("layer4", "second_order"): 512,
+        ("layer4", "soft_wpmi"): 512,
+        ("attnpool", "textspan"): 8,
+    }
+    methods = set(pd.read_csv(folder / "segmentation.csv")["method"])
+    assert {"50 pairs", "50 pairs, activation alone", "all pairs", "50 neurons"} <= methods
+    assert pd.read_csv(folder / "explained.csv")["layer"].tolist() == [4]
+
+
+def test_a_siglip_of_hugging_face(photos, tmp_path):
+    pytest.importorskip("transformers")
+    from tests.models.test_clips import save_hf, WORDS
+
+    (tmp_path / "words.txt").write_text("\n".join(WORDS) + "\n")
+    given = {
+        "clip": save_hf(tmp_path / "siglip", "siglip"),
+        "layer": 1,
+        "probe": f"folder:{photos}",
+        "task": f"folder:{photos}",
+        "prompts": "a {}",
+        "masks": "microworld:24",
+        "mask_classes": f"file:{tmp_path / 'words.txt'}",
+        "concepts": f"file:{tmp_path / 'words.txt'}",
+        "pools": "",
+        "words": 2,
+        "top": 5,
+        "pairs": "",
+        "head_texts": 2,
+        "indirect_images": 3,
+        "smoke": "True",
+        "device": "cpu",
+    }
+    done = run("second_order", *(str(word) for k, v in given.items() for word in ("-p", k, v)))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (folder,) = (p.parent for p in results_dir().glob("second_order/*/metrics.json"))
+    written = pd.read_csv(folder / "written.csv").set_index("by")
+    assert written.loc["all else", "length"] < 1e-2 and len(written) == 4
+    table = read_labels(folder / "labels.parquet")
+    spanned = table[table["method"] == "textspan"]
+    assert set(spanned["layer"]) == {"head.attention"} and spanned["unit"].nunique() == 3
+    assert pd.read_csv(folder / "segmentation.csv")["method"].str.contains("neurons").any()
+
+
 @pytest.mark.parametrize(
     "given, message",
     [
         (
-            {"clip": "microworld:rn"},
-            "ViT image towers of CLIPs, clip 'microworld:rn' has a ModifiedResNet; use microworld:vit",
+            {"clip": "microworld:rn", "layer": "3"},
+            "the lens of a ResNet reads its last layer, layer4, got layers '3' for clip 'microworld:rn'",
         ),
         (
             {"layer": "5"},

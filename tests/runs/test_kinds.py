@@ -17,7 +17,7 @@ from neuronym.runs.kinds import KINDS
 def test_kinds_are_those_of_the_registries():
     assert set(KINDS["targets"]) == {*TARGETS, "package.module:function"}
     assert set(KINDS["probes"]) == set(PROBES) and set(KINDS["concepts"]) == set(CONCEPTS)
-    assert set(KINDS["clips"]) == set(CLIPS) and set(KINDS["vit_clips"]) == set(CLIPS) - {"conse"}
+    assert set(KINDS["clips"]) == set(CLIPS) and set(KINDS["lens_clips"]) == set(CLIPS) - {"conse"}
     assert set(KINDS["captioners"]) == set(CAPTIONERS)
     assert set(KINDS["llms"]) == {*LLMS, "extractive"}
     assert set(KINDS["generators"]) == {*GENERATORS, "retrieval"}

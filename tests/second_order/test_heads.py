@@ -5,16 +5,18 @@ the table.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
+from neuronym import hooks
 from neuronym.datasets.probe import load_probe
 from neuronym.models.clips import load_clip
 from neuronym.second_order import effects
 from neuronym.second_order.heads import block_heads, head_outputs, head_words, text_span
 from neuronym.second_order.pool import read_pool
-from neuronym.second_order.tower import _openai
+from neuronym.second_order.tower import _openai, tokens
 from tests.helpers.lens import same
 
 
@@ -35,9 +37,11 @@ def test_heads_of_a_vit_add_up_to_its_attention(visual, images):
     for handle in handles:
         handle.remove()
     tower, post = _openai(visual), visual.ln_post
-    streams = [kept[i].transpose(0, 1) for i in range(4)]
-    found = block_heads(tower, streams, [1, 2, 3])
-    x = streams[-1][:, 0]
+    with hooks.record(visual, tower.streams, partial(tokens, tower)) as acts:
+        visual(images)
+    streams = [acts[name] for name in tower.streams]  # the one before the first block too
+    found = block_heads(tower, streams, [0, 1, 2, 3])
+    x = kept[3][0]
     sd = (x.var(1, correction=0, keepdim=True) + post.eps).sqrt()
     for i, ours in found.items():
         o = kept["o", i][0] - visual.transformer.resblocks[i].attn.out_proj.bias
@@ -93,12 +97,16 @@ def test_text_span_ends_where_nothing_is_left():
     assert len(text_span(torch.ones(40, 9), T, 5)[0]) == 0
 
 
-@pytest.mark.parametrize("name, layers", [("rn", ["attnpool"]), ("vit", ["transformer.resblocks.5 heads"])])
-def test_words_of_heads_are_rows_of_the_labels_table(name, layers):
-    table = head_words(f"microworld:{name}", "microworld:60", "microworld:atoms", 1, m=3)
-    assert table["layer"].unique().tolist() == layers and table["rank"].max() == 3
-    assert table["method"].unique().tolist() == ["textspan"] and not table.duplicated(["unit", "rank"]).any()
-    assert 0 < table.groupby("unit")["score"].sum().min() and table.groupby("unit")["score"].sum().max() <= 1
+@pytest.mark.parametrize("name, last, layers", [("rn", 1, 1), ("vit", 1, 1), ("vit", 9, 6)])
+def test_words_of_heads_are_rows_of_the_labels_table(name, last, layers):
+    table = head_words(f"microworld:{name}", "microworld:60", "microworld:atoms", last, m=3)
+    first = "attnpool" if name == "rn" else f"transformer.resblocks.{6 - layers} heads"
+    assert table["layer"].unique()[0] == first and table["layer"].nunique() == layers
+    assert table["rank"].max() == 3
+    assert table["method"].unique().tolist() == ["textspan"]
+    assert not table.duplicated(["layer", "unit", "rank"]).any()
+    shares = table.groupby(["layer", "unit"])["score"].sum()
+    assert 0 < shares.min() and shares.max() <= 1
 
 
 def test_bad_input_is_refused_in_a_sentence():

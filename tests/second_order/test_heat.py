@@ -17,8 +17,10 @@ from neuronym.datasets.probe import load_probe
 from neuronym.hooks import list_layers
 from neuronym.models.clips import load_clip
 from neuronym.second_order import ablation
-from neuronym.second_order.segmentation import attention_heat, class_weights, clip_target, neuron_heat
+from neuronym.second_order.lens import clip_target
+from neuronym.second_order.segmentation import attention_heat, class_weights, neuron_heat
 from neuronym.second_order.tower import read_tower
+from tests.helpers.clips import small_clip
 from tests.helpers.lens import clip_of
 
 N, T, K = 5, 65, 512  # microworld:vit sees 8 x 8 patches and a class token
@@ -39,7 +41,8 @@ def random(*shape, seed=0):
 
 def test_units_are_the_neurons_of_the_lens(small):
     clip, probe = small
-    target, layers = clip_target(clip)
+    target, numbered = clip_target(clip)
+    layers = [*numbered.values()]
     names = [block.activation for block in read_tower(clip).blocks]
     assert [layer.name for layer in layers] == list(target.layers) == names
     listed = {layer.name: layer for layer in list_layers(target.model, target.example)}
@@ -60,8 +63,6 @@ def test_units_are_the_neurons_of_the_lens(small):
 
 def test_the_target_of_a_hugging_face_clip(tmp_path):
     transformers = pytest.importorskip("transformers")
-    from tests.helpers.clips import small_clip
-
     config = transformers.CLIPConfig(
         projection_dim=20,
         text_config={
@@ -90,7 +91,8 @@ def test_the_target_of_a_hugging_face_clip(tmp_path):
             model.visual_projection(model.vision_model(x).pooler_output), dim=1
         ),
     )
-    target, layers = clip_target(clip)
+    target, numbered = clip_target(clip)
+    layers = [*numbered.values()]
     assert [layer.layout for layer in layers] == ["tokens"] * 3 and layers[2].shape == (5, 40)
     probe = load_probe("microworld:3")
     Q = unit_activations(target, probe, layers[1:2])[layers[1].name]
@@ -265,12 +267,11 @@ def test_heat_that_there_is_not(vit, layers, classes, message):
         )
 
 
-def test_a_clip_without_neurons():
-    clip = load_clip("microworld:rn")
+def test_a_clip_without_neurons(tmp_path):
+    clip = clip_of(small_clip(), tmp_path)
+    clip = replace(clip, name="mine", model=torch.nn.Linear(2, 2))
     for call in (clip_target, lambda clip: attention_heat(clip, load_probe("microworld:2"))):
-        with pytest.raises(
-            ValueError, match="exist in ViT image towers of CLIPs, clip 'microworld:rn' has a Mod"
-        ):
+        with pytest.raises(ValueError, match="exist in ViT image towers of CLIPs, clip 'mine' has a Linear"):
             call(clip)
     with pytest.raises(ValueError, match="neurons must be a positive whole number, got 0"):
         class_weights({0: torch.rand(4, 3)}, torch.rand(2, 3), 0)

@@ -5,19 +5,28 @@ against torch's own attention in float64; the labels table; what is refused.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
+from neuronym import hooks
 from neuronym.datasets.probe import load_probe
 from neuronym.models.clips import load_clip
+from neuronym.models.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from neuronym.models.weights import random_start
 from neuronym.second_order import effects
+from neuronym.second_order.heads import head_words
 from neuronym.second_order.map_head import (
-    _matrices,
+    _hugging_face,
+    _timm,
     map_contributions,
     map_effects,
     map_factors,
+    map_heads,
     map_layers,
+    map_representation,
     read_map_head,
 )
 from neuronym.second_order.naming import second_order
@@ -25,6 +34,10 @@ from tests.helpers.lens import same
 
 transformers = pytest.importorskip("transformers")
 from tests.models.test_clips import save_hf  # noqa: E402
+
+
+def random(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +54,7 @@ def clip(tmp_path_factory):
 def test_pairs_and_what_no_neuron_writes_add_up(clip):
     """What none writes from the formula: the stream without neurons through frozen norm and attention."""
     tower = copy.deepcopy(clip.model.vision_model).double()
-    head, post = _matrices("double", tower), tower.post_layernorm
+    head, post = _hugging_face("double", tower), tower.post_layernorm
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     kept = {}
     for i, layer in enumerate(tower.encoder.layers):
@@ -56,7 +69,7 @@ def test_pairs_and_what_no_neuron_writes_add_up(clip):
         pool.probe.expand(3, -1, -1), y, y, need_weights=True, average_attn_weights=False
     )  # a [b, H, 1, T]
     scale = 100 / theirs.norm(dim=1)
-    s, rep = map_contributions(head, x, neurons)
+    s, rep, _ = map_contributions(head, x, neurons)
     same(rep, theirs * scale[:, None])
 
     sd = (x.var(-1, correction=0, keepdim=True) + post.eps).sqrt()
@@ -82,15 +95,19 @@ def test_pairs_and_what_no_neuron_writes_add_up(clip):
         value = frozen @ V[rows].T + pool.attention.in_proj_bias[2 * D :][rows]
         rest = rest + (a[:, h, 0, :, None] * value).sum(1) @ O[:, rows].T
     same(total + rest * scale[:, None], rep)
+    same(map_contributions(head, x, neurons, alone)[2], rest * scale[:, None])
     assert total.norm(dim=1).min() > 1
 
 
 def test_effects_of_a_probe_and_their_words(clip):
     probe = load_probe("microworld:30")
-    found, other = map_effects(clip, probe, [0, 1], 7), map_effects(clip, probe, [1], 30)
+    (found, rest), (other, again) = map_effects(clip, probe, [0, 1], 7), map_effects(clip, probe, [1], 30)
     assert found[1].shape == (30, 20, 3, 12)
     torch.testing.assert_close(found[1].s, other[1].s, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found[1].rep, effects.representations(clip, probe), rtol=0, atol=1e-3)
+    whole = rest + sum(effects.materialize(of_layer).sum(1) for of_layer in found.values())
+    torch.testing.assert_close(whole, found[1].rep, rtol=0, atol=1e-3)
+    torch.testing.assert_close(again, rest, rtol=0, atol=1e-3)
     words = ["red", "a dog", "the sea", "grass"]
     table = second_order(clip, probe, words, "1", "ids:2,5", m=2, top=10)
     assert table[["unit", "rank"]].values.tolist() == [[2, 1], [2, 2], [5, 1], [5, 2]]
@@ -99,11 +116,128 @@ def test_effects_of_a_probe_and_their_words(clip):
     assert len(pairs) == 2 * 3 and pairs.groupby("layer")["share"].sum().tolist() == pytest.approx([1, 1])
 
 
+@torch.no_grad()
+def test_heads_add_up_to_what_the_pool_carries(clip):
+    """Against torch's own attention in float64, the bias of its last matrix left out."""
+    tower = copy.deepcopy(clip.model.vision_model).double()
+    x = random(3, 4, 12, seed=5)
+    y = tower.post_layernorm(x)
+    A = tower.head.attention(tower.head.probe.expand(3, -1, -1), y, y)[0][:, 0]
+    scale = 100 / tower.head(y).norm(dim=1, keepdim=True)
+    head = _hugging_face("double", tower)
+    same(map_heads(head, x).sum(1), (A - tower.head.attention.out_proj.bias) * scale)
+    same(map_representation(head, x), tower.head(y) * scale)
+
+
+def test_words_of_its_heads(clip):
+    table = head_words(clip, "microworld:30", ["red", "a dog", "the sea", "grass"], m=2)
+    assert table["layer"].unique().tolist() == ["head.attention"] and table["unit"].nunique() == 3
+    assert table.groupby("unit")["score"].sum().between(0, 1).all()
+
+
+# timm's, which open_clip has
+
+
+@pytest.fixture(scope="module")
+def trunks():
+    """A SigLIP tower of timm, float64, whose biases and norms are no trivial ones."""
+    timm = pytest.importorskip("timm", reason="pip install timm")
+    sizes = dict(patch_size=16, embed_dim=12, depth=3, num_heads=3, mlp_ratio=2, class_token=False)
+    with random_start(0):
+        trunk = timm.models.VisionTransformer(32, **sizes, global_pool="map", num_classes=0)
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in trunk.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=g)
+    return trunk.eval().requires_grad_(False)
+
+
+def held(trunk, clip):
+    """A Clip around the tower, as open_clip holds it."""
+    model = nn.Module()
+    model.visual = nn.Module()
+    model.visual.trunk = trunk
+    whole = dict(name="theirs", model=model, weights_key="theirs", d=12)
+    return replace(clip, **whole, encode_image=lambda x: nn.functional.normalize(trunk(x), dim=1))
+
+
+@torch.no_grad()
+def test_timms_pairs_and_what_no_neuron_writes_add_up(trunks, clip):
+    """Pairs literally, by torch's own attention with weights cut out of timm's."""
+    head = read_map_head(held(trunks, clip))
+    assert (head.pool, head.embeddings, head.last) == ("attn_pool", "norm_pre", "blocks.2")
+    trunk = copy.deepcopy(trunks).double()
+    head, images = _timm("double", trunk), random(3, 3, 32, 32, seed=1)
+    names = [head.embeddings, *(b.attention for b in head.blocks), *(b.neurons for b in head.blocks)]
+    with hooks.record(trunk, [*names, head.last]) as acts:
+        theirs = trunk(images)
+    neurons = {i: acts[block.neurons] for i, block in enumerate(head.blocks)}
+    others = acts[head.embeddings] + sum(acts[b.attention] + b.write_bias for b in head.blocks)
+    s, rep, rest = map_contributions(head, acts[head.last], neurons, others)
+    scale = 100 / theirs.norm(dim=1, keepdim=True)
+    same(rep, theirs * scale)
+    V = {i: map_factors(head, i).V() for i in neurons}
+    same(sum(torch.einsum("bhk,khd->bd", s[i], V[i]) for i in neurons) + rest, rep)
+
+    pool, x = trunk.attn_pool, acts[head.last]
+    plain = nn.MultiheadAttention(12, 3, batch_first=True).double()
+    plain.in_proj_weight.copy_(torch.cat([pool.q.weight, pool.kv.weight]))
+    plain.in_proj_bias.copy_(torch.cat([pool.q.bias, pool.kv.bias]))
+    plain.out_proj.load_state_dict(pool.proj.state_dict())
+    y = trunk.norm(x)
+    A, a = plain(pool.latent.expand(3, -1, -1), y, y, average_attn_weights=False)
+    same(map_heads(head, x).sum(1), (A[:, 0] - pool.proj.bias) * scale)
+    sd = (x.var(-1, correction=0, keepdim=True) + trunk.norm.eps).sqrt()
+    for layer, n, h in ((0, 3, 1), (2, 17, 2)):
+        w = trunk.blocks[layer].mlp.fc2.weight[:, n]
+        moved = neurons[layer][:, :, n, None] * w
+        moved = (moved - moved.mean(-1, keepdim=True)) / sd * trunk.norm.weight
+        rows = slice(4 * h, 4 * h + 4)
+        value = moved @ pool.kv.weight[12:][rows].T @ pool.proj.weight[:, rows].T
+        literal = (a[:, h, 0, :, None] * value).sum(1) * scale
+        same(s[layer][:, h, n, None] * V[layer][n, h], literal)
+    assert rest.norm(dim=1).min() > 1
+
+
+def test_timms_variants_are_refused(trunks, clip):
+    other = copy.deepcopy(trunks)
+    other.blocks[1].ls2 = nn.Linear(12, 12)
+    with pytest.raises(ValueError, match="the residual stream, rebuilt .* is off by .*; use hf:"):
+        read_map_head(held(other, clip))
+    other = copy.deepcopy(trunks)
+    other.attn_pool.k_norm = nn.LayerNorm(4)
+    with pytest.raises(ValueError, match="the embedding, rebuilt from its parts, is off by"):
+        read_map_head(held(other, clip))
+
+
+def test_open_clips_siglip(trunks, monkeypatch):
+    """The whole model of open_clip around a small tower that timm makes by name."""
+    open_clip = pytest.importorskip("open_clip", reason="install the extra 'open_clip' to run this")
+    import timm
+
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: copy.deepcopy(trunks))
+    vision = dict(image_size=32, timm_model_name="vit_base_patch16_siglip_224", timm_pool="map")
+    vision |= dict(timm_model_pretrained=False, timm_proj="none")
+    text = dict(context_length=8, vocab_size=50, width=16, heads=1, layers=1)
+    model = open_clip.CustomTextCLIP(12, vision, text).eval().requires_grad_(False)
+    clip = replace(load_clip("microworld:vit"), name="open_clip", model=model, weights_key="open_clip", d=12)
+    clip = replace(
+        clip,
+        encode_image=lambda x: model.encode_image(x, normalize=True),
+        preprocess=Preprocess(32, 32, "bicubic", CLIP_MEAN, CLIP_STD),
+    )
+    found, rest = map_effects(clip, load_probe("microworld:5"), [0, 1, 2])
+    assert found[2].shape == (5, 24, 3, 12)
+    whole = rest + sum(effects.materialize(of_layer).sum(1) for of_layer in found.values())
+    torch.testing.assert_close(whole, effects.representations(clip, load_probe("microworld:5")))
+
+
 def test_bad_input_is_refused_in_a_sentence(clip, tmp_path):
-    assert list(map_layers(clip, "all")[1]) == [0, 1]
+    head = read_map_head(clip)
+    assert map_layers(head, "all") == [0, 1] and map_layers(head, "1, 0,1") == [0, 1]
     for text in ("2", "0,-1", "first", ""):
         with pytest.raises(ValueError, match=f"numbers from 0 to 1 separated by commas, got '{text}'"):
-            map_layers(clip, text)
+            map_layers(head, text)
     with pytest.raises(ValueError, match="no SigLIP with an attention pool: it has a CLIP; use hf:"):
         read_map_head(load_clip("microworld:vit"))
     other = load_clip(save_hf(tmp_path, "siglip"))

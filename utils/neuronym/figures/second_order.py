@@ -49,7 +49,7 @@ def explained_by_layer(table: pd.DataFrame) -> Figure:
         fliersize=1.2,
         color=palette()[0],
     )
-    ax.set(xlabel="variance of the largest effects along one direction", ylabel="MLP layer", xlim=(0, 1))
+    ax.set(xlabel="variance of the largest effects along one direction", ylabel="layer", xlim=(0, 1))
     fig.tight_layout()
     return fig
 
@@ -76,7 +76,7 @@ def ablations_by_layer(table: pd.DataFrame, base: float) -> Figure:
     )
     ax.axhline(base, color=".4", lw=0.8, ls="--", zorder=0)
     ax.text(len(layers) - 0.48, base, " nothing\n ablated", fontsize=7, color=".4", va="center")
-    ax.set(xlabel="MLP layer", ylabel="zero-shot accuracy")
+    ax.set(xlabel="layer", ylabel="zero-shot accuracy")
     ax.legend(
         title="ablated",
         fontsize=7,

@@ -20,7 +20,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "probes": ("microworld", "folder", "broden", "imagenet_val", "cifar100_train", "cifar100_val"),
     "concepts": ("microworld", "english", "imagenet", "broden", "places365", "file"),
     "clips": ("microworld", "openai", "open_clip", "hf", "conse"),
-    "vit_clips": ("microworld", "openai", "open_clip", "hf"),
+    "lens_clips": ("microworld", "openai", "open_clip", "hf"),
     "captioners": ("microworld", "blip", "blip2", "clip_words", "vlm"),
     "llms": ("extractive", "openai", "hf", "gguf"),
     "generators": ("microworld", "diffusers", "retrieval"),

@@ -93,9 +93,9 @@ def _labels_file(name: str, text: str) -> None:
 
 
 def _layer_numbers(name: str, text: str) -> None:
-    """Layers of a text of numbers; others are named, and their networks tell."""
+    """Layers of a text of numbers, which may be empty; others are named, and their networks tell."""
     parts = [part.strip() for part in text.split(",")]
-    if text.strip() != "all" and not all(part.isdecimal() for part in parts):
+    if text.strip() not in ("all", "") and not all(part.isdecimal() for part in parts):
         raise ValueError(
             f"parameter '{name}' must be numbers of layers counted from 0, separated by commas, got '{text}'"
         )

@@ -1,4 +1,4 @@
-"""What is lost without a neuron's effects, and do its words foretell it? Ablations of a CLIP's MLP neurons.
+"""What is lost without a neuron's effects, and do its words foretell it? Ablations of a CLIP's neurons.
 
 ABLATIONS         the paper's four ways
 effect_ablation   representations without some of the second-order effects, by one of them
@@ -22,24 +22,8 @@ from neuronym.common.checks import unknown
 from neuronym.common.memory import MEMORY, slices
 from neuronym.common.types import Clip, Progress
 from neuronym.datasets.probe import Probe, subset
-from neuronym.second_order.effects import (
-    Directions,
-    Effects,
-    Mean,
-    norms,
-    projections,
-    SCALE,
-    significant,
-    total,
-)
-from neuronym.second_order.tower import (
-    checked_layers,
-    class_token,
-    read_tower,
-    recorded,
-    representation,
-    Tower,
-)
+from neuronym.second_order.effects import Directions, Effects, Mean, norms, projections, significant, total
+from neuronym.second_order.lens import Lens, read_lens, recorded
 
 ABLATIONS = ("all", "significant", "insignificant", "all but rank 1")
 
@@ -80,10 +64,10 @@ def mean_activations(
     clip: Clip, probe: Probe, layer: int, batch_size: int = 64, progress: Progress | None = None
 ) -> Tensor:
     """Mean over the images of every neuron's activation at every token, [T, K]."""
-    tower = read_tower(clip)
-    name = tower.blocks[layer].activation
+    lens = read_lens(clip)
+    name = lens.neurons[layer]
     return (
-        sum(acts[name].sum(0) for _, acts in recorded(clip, tower, probe, [name], batch_size, progress))
+        sum(acts[name].sum(0) for _, acts in recorded(clip, lens, probe, [name], batch_size, progress))
         / probe.N
     )
 
@@ -96,42 +80,31 @@ def indirect_effects(
     mean: Tensor,
     progress: Progress | None = None,
     together: int = 64,
-    tower: Tower | None = None,
+    lens: Lens | None = None,
 ) -> Tensor:
     """Representation (of length 100) less what it is when a neuron's activation is its mean at all tokens:
     [N, k, d].
 
-    One run of the blocks behind the layer for every image and unit (`together` units at once): this is what
-    second-order effects stand in for. `mean` [T, K] is that of `mean_activations`; `tower` is read and proved
+    One run of what is behind the layer for every image and unit (`together` units at once): this is what
+    second-order effects stand in for. `mean` [T, K] is that of `mean_activations`; `lens` is read and proved
     anew for every call that does not bring it.
     """
-    tower = tower or read_tower(clip)
-    checked_layers(tower, [layer])
-    block, out = tower.blocks[layer], []
+    lens = lens or read_lens(clip)
+    lens.checked([layer])
+    names, out = [lens.streams[layer], lens.neurons[layer]], []
     units = torch.as_tensor(units, device=mean.device)
-    for _, acts in recorded(clip, tower, probe, [block.residual, block.activation], 8, progress):
-        stream, p = acts[block.residual], acts[block.activation][:, :, units]  # [b, T, D], [b, T, k]
-        whole = _length_100(tower, _behind(tower, layer, stream))
+    write = lens.write(layer).T[units]  # [k, D]
+    for _, acts in recorded(clip, lens, probe, names, 8, progress):
+        stream, p = acts[names[0]], acts[names[1]][:, :, units]  # [b, T, D], [b, T, k]
+        whole = lens.onward(layer, stream)
         change = (mean[:, units] - p).transpose(1, 2)  # [b, k, T]
         for i in range(len(stream)):
             rows = []
             for some in slices(len(units), together):
-                moved = stream[i] + change[i, some, :, None] * block.write.T[units[some], None]
-                rows.append(whole[i] - _length_100(tower, _behind(tower, layer, moved)))
+                moved = stream[i] + change[i, some, :, None] * write[some, None]
+                rows.append(whole[i] - lens.onward(layer, moved))
             out.append(torch.cat(rows))
     return torch.stack(out)
-
-
-def _behind(tower: Tower, layer: int, x: Tensor) -> Tensor:
-    """The residual stream x [b, T, D] behind block `layer` -> class tokens behind the last block [b, D]."""
-    x = x.transpose(0, 1) if tower.tokens_first else x
-    for block in tower.blocks[layer + 1 : -1]:
-        x = block.run(x)
-    return class_token(tower.blocks[-1], x.transpose(0, 1) if tower.tokens_first else x)
-
-
-def _length_100(tower: Tower, x: Tensor) -> Tensor:
-    return SCALE * F.normalize(representation(tower, x), dim=1)
 
 
 def predicted_effect(weights: Tensor, present: Tensor) -> Tensor:
@@ -164,11 +137,11 @@ def logit_drop(
         raise ValueError(
             f"expected images [n, k] for k units, at least one, got {list(images.shape)} and {len(units)}"
         )
-    out, tower = [], read_tower(clip)
+    out, lens = [], read_lens(clip)
     todo = list(enumerate(units))
     for place, unit in todo if progress is None else progress(todo, len(todo), "neurons ablated"):
         some = subset(probe, images[:, place].tolist())
-        effect = indirect_effects(clip, some, layer, [unit], mean, tower=tower)[:, 0]  # [n, d]
+        effect = indirect_effects(clip, some, layer, [unit], mean, lens=lens)[:, 0]  # [n, d]
         out.append(effect.mean(0) @ T.T)
     return torch.stack(out)
 

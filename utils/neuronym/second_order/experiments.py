@@ -4,6 +4,7 @@ otherwise.
 ZeroShotTask      classes of held-out images
 check_task        enough of these
 Layer             a layer's effects on these, about a mean and along directions that other images gave
+written_by        how much of the representation is of which layer
 ablations         accuracy without some effects, layer by layer and together
 against_indirect  second-order and indirect effects on the same images
 by_code_length    accuracy when directions are sums of m words, for several pools
@@ -72,6 +73,31 @@ class Layer:
     def projection(self, memory: int = MEMORY) -> Tensor:
         """Part of each deviation along the neuron's direction: [N, K]."""
         return projections(self.effects, self.about, self.directions.r, memory)
+
+
+def written_by(
+    effects: Mapping[int, Effects], rest: Tensor | None = None, memory: int = MEMORY
+) -> pd.DataFrame:
+    """Columns by, share, length: the representation as a sum of what the neurons of each layer write, of what
+    none does (`rest` [N, d], where it is known), and of what is left.
+
+    A share is the part along the representation itself, and shares add up to 1; lengths are those of the
+    parts, of 100; both are means over images. Where nothing is left, all has been read.
+    """
+    rep = next(iter(effects.values())).rep
+    parts = {}
+    for number, found in effects.items():
+        nothing = Mean(torch.zeros_like(found.s[0]), torch.zeros_like(found.B[0]))
+        parts[f"neurons of layer {number}"] = total(found, nothing, memory=memory)
+    if rest is not None:
+        parts["no neuron"] = rest.to(rep)
+    parts["all else"] = rep - sum(parts.values())
+    size = rep.norm(dim=1)
+    rows = [
+        (name, float(((part * rep).sum(1) / size**2).mean()), float((100 * part.norm(dim=1) / size).mean()))
+        for name, part in parts.items()
+    ]
+    return pd.DataFrame(rows, columns=["by", "share", "length"])
 
 
 def ablations(layers: Mapping[int, Layer], task: ZeroShotTask, memory: int = MEMORY) -> pd.DataFrame:

@@ -10,7 +10,8 @@ norm, with the standard deviation that the model had, and the projection take to
 
     c_h(I) = C / sd_post P' diag(gamma_post) (o_h - its mean)      C = 100 / |embedding|
 
-In a ResNet the heads are those of the attention pool, and o_h itself is the head's part.
+In a ResNet the heads are those of the attention pool, and o_h itself is the head's part; in a SigLIP too,
+where the pool's own MLP, which reads all heads, belongs to none.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from neuronym.datasets.concepts import load_concepts
 from neuronym.datasets.probe import load_probe, Probe
 from neuronym.models.clips import load_clip
 from neuronym.second_order.effects import SCALE
+from neuronym.second_order.map_head import has_map_head, map_heads, read_map_head
 from neuronym.second_order.pool import cached_parts, has_pool, looks, Pool, POOLED, read_pool
 from neuronym.second_order.tower import class_attention, read_tower, representation, statistics, tokens, Tower
 from neuronym.similarity.labels import COLUMNS
@@ -40,10 +42,8 @@ LAST = 4  # blocks of a ViT, from the end, that the paper names
 def head_outputs(
     clip: Clip, probe: Probe, last: int = LAST, batch_size: int = 32, progress: Progress | None = None
 ) -> dict[str, Tensor]:
-    """{layer: outputs [N, H, d]} of the heads in the `last` blocks of a ViT, or of a ResNet's attention pool.
-
-    The first block of a ViT is left out, as the stream before it is no layer's. Errors: ValueError for other
-    towers.
+    """{layer: outputs [N, H, d]} of the heads in the `last` blocks of a ViT, or of the attention pool of a
+    ResNet or a SigLIP. Errors: ValueError for other towers.
     """
     check_positive_int("last", last)
     if has_pool(clip):
@@ -52,10 +52,17 @@ def head_outputs(
 
         def make(acts: dict[str, Tensor]) -> dict[str, Tensor]:
             return {"heads attnpool": pool_heads(pool, acts[POOLED])}
+    elif has_map_head(clip):
+        mapped = read_map_head(clip)
+        module, names, heads = mapped.module, [mapped.last], {mapped.pool: mapped.heads}
+        d = len(mapped.out)
+
+        def make(acts: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {f"heads {mapped.pool}": map_heads(mapped, acts[mapped.last])}
     else:
         tower = read_tower(clip)
-        numbers = range(max(1, len(tower.blocks) - last), len(tower.blocks))
-        names = [block.residual for block in tower.blocks[numbers[0] - 1 :]]
+        numbers = range(max(0, len(tower.blocks) - last), len(tower.blocks))
+        names = tower.streams[numbers[0] :]
         heads = {f"{tower.blocks[l].residual} heads": tower.blocks[l].heads for l in numbers}
         module, d = tower.module, tower.projection.shape[1]
 
@@ -153,8 +160,8 @@ def head_words(
     """Texts of attention heads as a labels table: method textspan, a unit for each head, ranks as chosen,
     score the share of the variance of the head's outputs that the text adds.
 
-    Layers are "... heads", the block's name before it, or "attnpool". Errors: ValueError for a CLIP that is
-    neither a ViT nor a ResNet of openai-clip's kind.
+    Layers are "... heads", the block's name before it, or the name of the pool. Errors: ValueError for a CLIP
+    that is neither a ViT, nor a ResNet of openai-clip's kind, nor a SigLIP.
 
     >>> head_words("microworld:rn", "microworld:60", "microworld:atoms", m=1)["unit"].tolist()
     [0, 1, 2, 3, 4, 5, 6, 7]

@@ -20,21 +20,10 @@ from neuronym.common.units import Units, units_by_layer
 from neuronym.datasets.concepts import load_concepts
 from neuronym.datasets.probe import load_probe, Probe
 from neuronym.models.clips import load_clip
-from neuronym.second_order.effects import (
-    carried,
-    check_images,
-    Effects,
-    mean,
-    norms,
-    principal_directions,
-    second_order_effects,
-)
-from neuronym.second_order.map_head import has_map_head, map_effects, map_layers
-from neuronym.second_order.pool import has_pool, pool_effects, POOLED, read_pool
+from neuronym.second_order.effects import carried, check_images, Effects, mean, norms, principal_directions
+from neuronym.second_order.lens import clip_target, lens_effects, lens_numbers, read_lens
 from neuronym.second_order.pursuit import matching_pursuit
-from neuronym.second_order.segmentation import clip_target
 from neuronym.second_order.text_code import code_coefficients, code_table, text_pool
-from neuronym.second_order.tower import chosen_layers
 from neuronym.similarity.labels import marked
 
 
@@ -59,8 +48,8 @@ def second_order(
 
     `layers` are "all" that have effects or numbers from 0 ("8,9,10"), layer names in `units` and in the table
     are those of the CLIP's tower; each direction, of a neuron's `top` images of largest effect, becomes a sum
-    of `m` words. A ResNet has one layer with effects, its last (Bu & Gandelsman 2025); in a Hugging Face
-    SigLIP all MLP layers have them, on its pool. With `heads` there is a code for every pair of neuron and
+    of `m` words. A ResNet has one layer with effects, its last, 4 (Bu & Gandelsman 2025); in a SigLIP all MLP
+    layers have them, on its pool. With `heads` there is a code for every pair of neuron and
     head instead (`by_head`). Dead neurons have a note and no words (`similarity.labels.marked`). Errors:
     ValueError for other CLIPs, for layers that are not there, and for fewer images than `top`.
 
@@ -70,20 +59,18 @@ def second_order(
     """
     clip = load_clip(clip)
     texts = load_concepts(words)
-    sizes, names = _layers(clip, layers)
-    wanted = units_by_layer(units, sizes)
+    lens = read_lens(clip)
+    numbers = lens_numbers(lens, layers)
+    _, infos = clip_target(clip, lens)
+    wanted = units_by_layer(units, {infos[number].name: infos[number].units for number in numbers})
     images = load_probe(probe, progress=progress)
     check_images(len(images), top)
-    if has_pool(clip):
-        effects = {0: pool_effects(clip, images, batch_size, progress)[0]}
-    elif has_map_head(clip):
-        effects = map_effects(clip, images, list(names), batch_size, progress)
-    else:
-        effects = second_order_effects(clip, images, list(names), batch_size, progress)
+    effects, _ = lens_effects(clip, images, numbers, batch_size, progress)
     device = next(iter(effects.values())).rep.device
     atoms = text_pool(embed_concepts(clip, texts, template).to(device), text_norm)
     tables = []
-    for number, name in names.items():
+    for number in numbers:
+        name = infos[number].name
         if name not in wanted:
             continue
         some, of_layer = wanted[name], {"model": clip.name, "layer": name}
@@ -126,23 +113,6 @@ def by_head(
     table = pd.concat(tables, ignore_index=True)
     total = table[table["rank"] == 1].groupby("unit")["share"].sum()
     return table.assign(share=table["share"] / table["unit"].map(total))
-
-
-def _layers(clip: Clip, layers: str) -> tuple[dict[str, int], dict[int, str]]:
-    """Neurons by name, and names by number, of the layers asked for."""
-    if has_map_head(clip):
-        return map_layers(clip, layers)
-    if not has_pool(clip):
-        numbers = chosen_layers(clip, layers)
-        _, infos = clip_target(clip)
-        names = {number: infos[number].name for number in numbers}
-        return {name: infos[number].units for number, name in names.items()}, names
-    if layers != "all":
-        raise ValueError(
-            f"the lens of a ResNet reads its last layer, {POOLED}, got layers '{layers}' for clip "
-            f"'{clip.name}'; leave 'all'"
-        )
-    return {POOLED: read_pool(clip).v.shape[1]}, {0: POOLED}
 
 
 def _directions(effects: Effects, top: int, memory: int) -> Tensor:

@@ -8,6 +8,7 @@ read_pool           clip -> Pool, proved on one image
 pool_factors        these directions, from the matrices
 looks               how much of every place each head carries
 pool_contributions  s of some images, what no neuron writes, and the representation
+pool_representation the representation alone
 pool_target         the image tower as a target network, and that layer
 pool_effects        effects of the last layer's channels for a probe, cached
 cached_parts        what is made of recorded layers for a probe, cached
@@ -141,14 +142,25 @@ def pool_contributions(pool: Pool, maps: Tensor) -> tuple[Tensor, Tensor, Tensor
     layer.
     """
     places = maps.flatten(2).transpose(1, 2)  # [b, T, K]
+    s, written, rest = _written(pool, places)
+    scale = SCALE / (written + rest).norm(dim=1, keepdim=True)
+    return s * scale[:, :, None], rest * scale, (written + rest) * scale
+
+
+def pool_representation(pool: Pool, places: Tensor) -> Tensor:
+    """Representations [b, d] of length 100; places [b, T, K] of the last layer."""
+    _, written, rest = _written(pool, places)
+    return SCALE * F.normalize(written + rest, dim=1)
+
+
+def _written(pool: Pool, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """s [b, H, K], what all pairs write and what none does, [b, d], before any scale."""
     a = looks(pool, torch.cat([places.mean(1, keepdim=True), places], dim=1))
     factors = pool_factors(pool)
     s = (a[:, :, 1:] + a[:, :, :1] / places.shape[1]) @ places
     fixed = torch.einsum("bht,tk,hek->bhe", a, pool.positions, factors.value).flatten(1) + pool.v_bias
-    rest = F.linear(fixed, pool.out, pool.out_bias)
     written = torch.einsum("bhk,hek->bhe", s, factors.value).flatten(1) @ pool.out.T
-    scale = SCALE / (written + rest).norm(dim=1, keepdim=True)
-    return s * scale[:, :, None], rest * scale, (written + rest) * scale
+    return s, written, F.linear(fixed, pool.out, pool.out_bias)
 
 
 def pool_target(clip: Clip) -> tuple[Target, LayerInfo]:

@@ -1,10 +1,10 @@
-"""Where an image shows a class, told by neurons: zero-shot segmentation from a CLIP's MLPs (section 5), and
-its score.
+"""Where an image shows a class, told by neurons: zero-shot segmentation from a CLIP's neurons (section 5),
+and its score.
 
-clip_target          a CLIP's image tower as a target network, its MLP neurons as layers
 class_weights        which neurons' activations are averaged for each class
-neuron_heat          the average, patch by patch
-attention_heat       a baseline without neurons: the last attention of the class token
+neuron_heat          the average, place by place
+pair_heat            the same of a ResNet's pairs of neuron and head (Bu & Gandelsman 2025), and of all
+attention_heat       a baseline without neurons: the last attention to each place
 METRICS              pixel accuracy, mean IoU (of background and foreground), mean average precision
 heat_to_mask         heat maps -> scores from 0 to 1 and masks of another size
 segmentation_scores  METRICS of a set, and a table by image
@@ -15,50 +15,23 @@ BASELINES            name -> scores and masks that know nothing of the picture
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from neuronym.common.checks import check_number, check_positive_int
+from neuronym.common.memory import CACHED, slices
 from neuronym.common.statistics import column_precision, sort_columns
-from neuronym.common.types import Clip, Progress, Target
+from neuronym.common.types import Clip, Progress
 from neuronym.datasets.probe import Probe
-from neuronym.hooks import resolve_layers
-from neuronym.layouts import LayerInfo
 from neuronym.models.preprocess import fit_mask, sides_of
+from neuronym.second_order.lens import Lens, read_lens, recorded
+from neuronym.second_order.pool import has_pool, pool_factors
 from neuronym.second_order.text_code import speaking_neurons
-from neuronym.second_order.tower import checked_layers, class_attention, read_tower, recorded, Tower
-
-
-def clip_target(clip: Clip) -> tuple[Target, list[LayerInfo]]:
-    """The image tower to be named like any target, and its MLP layers, first to last: units are the lens's
-    neurons.
-    """
-    tower = read_tower(clip)
-    example = (
-        torch.zeros_like(clip.preprocess(Image.new("RGB", (64, 64))))
-        .float()[None]
-        .to(tower.projection.device)
-    )
-    names = [block.activation for block in tower.blocks]
-    found = resolve_layers(tower.module, names, example)
-    layers = [replace(layer, kind="MLP") for layer in found]
-    return Target(
-        clip.name,
-        tower.module,
-        clip.preprocess,
-        clip.preprocess_spec,
-        None,
-        clip.weights_key,
-        tuple(names),
-        example,
-    ), layers
 
 
 def class_weights(
@@ -86,53 +59,106 @@ def neuron_heat(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
-    """Weighted sums of post-activations on the patches of each image, {name: [N, h, w]}; the class token is
-    left out.
+    """Weighted sums of activations at the places of each image, {name: [N, h, w]}; a class token is left out.
 
     weights {name: those of `class_weights`}, all from one pass; classes [N] says whose weights an image gets.
     Errors: ValueError for layers that have no second-order effects.
     """
-    if len(classes) != probe.N:  # one alone would be taken for all
-        raise ValueError(f"expected a class for each of the {probe.N} images, got {len(classes)}")
+    _check_classes(probe, classes)
+    lens = read_lens(clip)
+    layers = lens.checked([layer for by_layer in weights.values() for layer in by_layer])
 
-    def heat(tower: Tower, acts: dict[str, Tensor], rows: slice) -> Tensor:
+    def heat(acts: Mapping[str, Tensor], rows: slice) -> Tensor:
         sums = [
             sum(
-                torch.einsum("btk,bk->bt", acts[tower.blocks[layer].activation][:, 1:], w[classes[rows]])
+                torch.einsum("btk,bk->bt", acts[lens.neurons[layer]][:, lens.first :], w[classes[rows]])
                 for layer, w in by_layer.items()
             )
             for by_layer in weights.values()
         ]
-        return torch.stack(sums, dim=1)  # [b, names, T - 1]
+        return torch.stack(sums, dim=1)  # [b, names, places]
 
-    def names(tower: Tower) -> list[str]:
-        layers = {layer for by_layer in weights.values() for layer in by_layer}
-        return [tower.blocks[layer].activation for layer in checked_layers(tower, layers)]
+    names = [lens.neurons[layer] for layer in layers]
+    return dict(zip(weights, _places(clip, lens, probe, names, heat, batch_size, progress).unbind(1)))
 
-    return dict(zip(weights, _patches(clip, probe, names, heat, batch_size, progress).unbind(1)))
+
+def pair_heat(
+    clip: Clip,
+    probe: Probe,
+    head: Tensor,
+    classes: Tensor,
+    pairs: int = 200,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """What pairs of neuron and head of a ResNet's attention pool write along each image's class, place by
+    place, {name: [N, h, w]}; {} for other towers.
+
+    head [C, d], classes [N]. "200 pairs": those whose directions lie most along the class, their signs times
+    what they carry from a place, activation and attention; "..., activation alone": the same without
+    attention; "all pairs": the place's share of the class's logit, exactly.
+    """
+    if not has_pool(clip):
+        return {}
+    check_positive_int("pairs", pairs)
+    _check_classes(probe, classes)
+    lens = read_lens(clip)
+    factors, H = pool_factors(lens.read), lens.read.heads
+    there, of_image = classes.unique(return_inverse=True)
+    along = head[there].to(factors.value)  # [c, d]
+    some = max(1, CACHED // (8 * H * along.shape[1]))
+    reads = [F.normalize(factors.V(units), dim=2) @ along.T for units in slices(factors.value.shape[2], some)]
+    reads = torch.cat(reads).flatten(0, 1).T  # [c, K H]
+    index = reads.abs().topk(min(pairs, reads.shape[1])).indices  # [c, n]
+    sign = reads.gather(1, index).sign()
+    through = torch.einsum("hde,cd->che", factors.carry, along)
+
+    def heat(acts: Mapping[str, Tensor], rows: slice) -> Tensor:
+        x, c = acts[lens.looked], of_image[rows]  # [b, T, K], [b]
+        look = lens.attention(x)  # [b, H, T]
+        unit, by = index[c] // H, index[c] % H  # [b, n]
+        p = x.transpose(1, 2).gather(1, unit[:, :, None].expand(-1, -1, x.shape[1])) * sign[c][:, :, None]
+        carried = p * look.gather(1, by[:, :, None].expand_as(p))
+        values = torch.einsum("btk,hek,bhe->bht", x, factors.value, through[c])
+        return torch.stack([carried.mean(1), p.mean(1), (look * values).sum(1)], dim=1)
+
+    names = (f"{index.shape[1]} pairs", f"{index.shape[1]} pairs, activation alone", "all pairs")
+    return dict(zip(names, _places(clip, lens, probe, [lens.looked], heat, batch_size, progress).unbind(1)))
 
 
 def attention_heat(
     clip: Clip, probe: Probe, batch_size: int = 32, progress: Progress | None = None
 ) -> Tensor:
-    """How much the class token looks at each patch in the last block, mean over heads, [N, h, w]."""
-
-    def heat(tower: Tower, acts: dict[str, Tensor], rows: slice) -> Tensor:
-        return class_attention(tower.blocks[-1], acts[tower.blocks[-2].residual])[0].mean(1)[:, None, 1:]
-
-    return _patches(clip, probe, lambda tower: [tower.blocks[-2].residual], heat, batch_size, progress)[:, 0]
-
-
-def _patches(clip: Clip, probe: Probe, names, heat, batch_size: int, progress: Progress | None) -> Tensor:
-    """heat(tower, recorded layers, rows) [b, n, T - 1] of all images, as maps on the square grid of
-    patches.
+    """How much is looked at each place in the end, mean over heads, [N, h, w]: by the class token in a ViT's
+    last block, by the query of an attention pool.
     """
-    tower, parts = read_tower(clip), []
-    for rows, acts in recorded(clip, tower, probe, names(tower), batch_size, progress):
-        parts.append(heat(tower, acts, rows))
+    lens = read_lens(clip)
+
+    def heat(acts: Mapping[str, Tensor], rows: slice) -> Tensor:
+        return lens.attention(acts[lens.looked]).mean(1)[:, None, lens.first :]
+
+    return _places(clip, lens, probe, [lens.looked], heat, batch_size, progress)[:, 0]
+
+
+def _places(
+    clip: Clip,
+    lens: Lens,
+    probe: Probe,
+    names: Sequence[str],
+    heat: Callable[[Mapping[str, Tensor], slice], Tensor],
+    batch_size: int,
+    progress: Progress | None,
+) -> Tensor:
+    """heat(recorded layers, rows) [b, n, places] of all images, as maps on their square grid."""
+    parts = [heat(acts, rows) for rows, acts in recorded(clip, lens, probe, names, batch_size, progress)]
     flat = torch.cat(parts)
     side = round(flat.shape[2] ** 0.5)
     return flat.unflatten(2, (side, side))
+
+
+def _check_classes(probe: Probe, classes: Tensor) -> None:
+    if len(classes) != probe.N:  # one alone would be taken for all
+        raise ValueError(f"expected a class for each of the {probe.N} images, got {len(classes)}")
 
 
 METRICS = ("pixel_accuracy", "mean_iou", "mean_average_precision")

@@ -6,18 +6,18 @@ TowerBlock, Tower  the matrices, and the names of the layers whose outputs are r
 read_tower         clip -> Tower, proved on one image
 checked_layers     layers that have second-order effects
 chosen_layers      the same from "all" or "8,9,10"
+numbers_said       the numbers of such a text
 class_attention    how the class token of a block looks at all tokens, from the residual stream before it
 class_token        the class token behind a block, without the others
 representation     last residual stream -> embedding, not normalised
 statistics         mean and standard deviation of layer norm
 tokens             what a layer gives, tokens behind the batch
-recorded           layers of a tower over a probe, some images at a time
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -26,10 +26,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn, Tensor
 
-from neuronym.common.types import Clip, Progress
-from neuronym.datasets.probe import batches, Probe
+from neuronym.common.types import Clip
 from neuronym.hooks import first_tensor, record
-from neuronym.passes import inference, VIT_PIECE
+from neuronym.passes import inference
 
 TOLERANCE = 1e-3  # of what is rebuilt from the matrices, relative to its largest value
 
@@ -76,6 +75,12 @@ class Tower:
     post: Norm
     projection: Tensor
     tokens_first: bool  # residual streams are [T, b, D]
+    before: str  # layer whose output is the residual stream before the first block, [b, T, D]
+
+    @property
+    def streams(self) -> list[str]:
+        """Layers whose outputs are the residual streams before each block, and the last one."""
+        return [self.before, *(block.residual for block in self.blocks)]
 
     @property
     def lens_layers(self) -> range:
@@ -103,8 +108,7 @@ def read_tower(clip: Clip) -> Tower:
             kind = type(visual if visual is not None else clip.model).__name__
             raise ValueError(
                 f"second-order effects exist in ViT image towers of CLIPs, clip '{clip.name}' has a {kind}; "
-                "use microworld:vit, openai:ViT-B/32, open_clip:ViT-..., or hf: with a CLIPModel; in scripts "
-                "`neuronym.second_order` takes ResNets too"
+                "use microworld:vit, openai:ViT-B/32, open_clip:ViT-..., or hf: with a CLIPModel"
             )
     except AttributeError as error:
         raise _no_plain_vit(clip.name, str(error)) from error
@@ -114,7 +118,10 @@ def read_tower(clip: Clip) -> Tower:
             clip.name,
             f"its last layer norm has {len(tower.post.gamma)} values, its blocks {len(tower.blocks[0].out)}",
         )
-    _prove(tower, clip)
+    try:
+        _prove(tower, clip)
+    except KeyError as error:
+        raise _no_plain_vit(clip.name, str(error)) from error
     return tower
 
 
@@ -138,20 +145,26 @@ def checked_layers(tower: Tower, layers: Iterable[int]) -> list[int]:
     return layers
 
 
-def chosen_layers(clip: Clip, text: str) -> list[int]:
+def chosen_layers(tower: Tower, text: str) -> list[int]:
     """Layers from "all" (that have effects) or numbers separated by commas, ascending; ValueError for any
     other.
     """
-    tower = read_tower(clip)
-    parts = [part.strip() for part in text.split(",")]
-    if parts == ["all"]:
+    numbers = numbers_said(text)
+    if numbers is None:
         return list(tower.lens_layers)
-    wrong = [part for part in parts if not part.lstrip("-").isdecimal()]
-    if wrong:
+    if not numbers:
         raise ValueError(
             f"layers are 'all' or numbers from 0 separated by commas, got '{text}'; write 8,9,10"
         )
-    return checked_layers(tower, map(int, parts))
+    return checked_layers(tower, numbers)
+
+
+def numbers_said(text: str) -> list[int] | None:
+    """Whole numbers separated by commas, none where a part is none; None for "all"."""
+    parts = [part.strip() for part in text.split(",")]
+    if parts == ["all"]:
+        return None
+    return [int(part) for part in parts] if all(part.lstrip("-").isdecimal() for part in parts) else []
 
 
 def class_attention(block: TowerBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -195,33 +208,7 @@ def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 def tokens(tower: Tower, name: str, output: Tensor) -> Tensor:
     """What a recorded layer gives as [b, T, ...]; to be passed to `hooks.record`."""
-    return output.transpose(0, 1) if tower.tokens_first else output
-
-
-def recorded(
-    clip: Clip,
-    tower: Tower,
-    probe: Probe,
-    names: Sequence[str],
-    batch_size: int,
-    progress: Progress | None = None,
-) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-    """(rows, {layer: [b, T, ...]}) of some images at a time, in order; layers not named may be run by the
-    caller.
-    """
-    stream = batches(probe, [clip.preprocess], batch_size)
-    if progress is not None:
-        stream = progress(stream, -(-probe.N // batch_size), f"{clip.name} over {probe.name}")
-    with (
-        inference(tower.module, piece=VIT_PIECE) as place,
-        record(tower.module, names, partial(tokens, tower)) as acts,
-    ):
-        for rows, (images,) in stream:
-            start = rows.start
-            for piece in place(images):
-                tower.module(piece)
-                yield slice(start, start + len(piece)), acts
-                start += len(piece)
+    return output.transpose(0, 1) if tower.tokens_first and name != tower.before else output
 
 
 def _openai(visual: nn.Module) -> Tower:
@@ -255,7 +242,7 @@ def _openai(visual: nn.Module) -> Tower:
             )
         )
     tokens_first = not visual.transformer.resblocks[0].attn.batch_first
-    return Tower("", visual, tuple(blocks), _norm(visual.ln_post), visual.proj, tokens_first)
+    return Tower("", visual, tuple(blocks), _norm(visual.ln_post), visual.proj, tokens_first, "ln_pre")
 
 
 def _hf(model: nn.Module) -> Tower:
@@ -289,6 +276,7 @@ def _hf(model: nn.Module) -> Tower:
         _norm(model.vision_model.post_layernorm),
         model.visual_projection.weight.T,
         tokens_first=False,
+        before="pre_layrnorm",
     )
 
 
@@ -301,17 +289,17 @@ def _prove(tower: Tower, clip: Clip) -> None:
     size = clip.preprocess(Image.new("RGB", (64, 64))).shape
     weight = tower.projection
     image = torch.rand(1, *size, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
-    names = [name for block in tower.blocks for name in (block.residual, block.activation)]
+    names = [*tower.streams, *(block.activation for block in tower.blocks)]
     with inference(tower.module):
         with record(
             tower.module, names, partial(tokens, tower)
         ) as acts:  # blocks are run again, without the hooks
             tower.module(image)
             kept = dict(acts)
-        for before, block in zip(tower.blocks, tower.blocks[1:]):
+        for before, block in zip(tower.streams, tower.blocks):
             behind = kept[block.residual][:, 0]
             written = F.linear(kept[block.activation][:, 0], block.write, block.write_bias)
-            _same(tower, block.residual, class_token(block, kept[before.residual]), behind)
+            _same(tower, block.residual, class_token(block, kept[before]), behind)
             _same(tower, block.activation, block.mlp(behind - written), written)
         _same(
             tower,
