@@ -26,6 +26,7 @@ from neuronym.applications.visualise_columns import (
     seen_pictures,
 )
 from neuronym.applications.visualise_files import (
+    clear_pictures,
     picture_file,
     read_directions,
     read_pictures,
@@ -423,6 +424,12 @@ def test_columns_and_files_of_a_network_of_the_microworld(tmp_path):
     (tmp_path / table["file"][0]).unlink()
     with pytest.raises(FileNotFoundError, match="and not there"):
         read_pictures(tmp_path)
+    (tmp_path / "visualised" / "mine.png").touch()
+    clear_pictures(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["mine.png"]
+    clear_pictures(tmp_path)
+    write_pictures(tmp_path, columns, shown, made.alpha, "pixels")
+    assert read_pictures(tmp_path)["image"].tolist() == ["pixels", "pixels"]
     with pytest.raises(FileNotFoundError, match="has no visualised.csv"):
         read_pictures(tmp_path / "elsewhere")
 

@@ -1,6 +1,7 @@
 """Synthesised pictures in a run's folder, for figures, pages and whoever reads them.
 
 write_pictures   visualised.csv and the folder visualised/
+clear_pictures   neither of them any more
 with_alpha       a picture with transparency
 read_pictures    the table, with the folder's files checked
 picture_file     where the picture of a direction of a layer lies
@@ -63,6 +64,17 @@ def write_pictures(
         whole = pd.concat([before[~before["file"].isin(files)], table], ignore_index=True)
     write_table(whole, folder / TABLE, float_format="%.6g")
     return table
+
+
+def clear_pictures(folder: Path) -> None:
+    """Remove what `write_pictures` wrote into a run's folder: the table, and the pictures that it lists."""
+    table = folder / TABLE
+    if table.exists():
+        written = read_table(table, AS_TEXT).reindex(columns=["file", "alpha"])
+        table.unlink()
+        for file in written.stack():
+            if (folder / file).resolve().is_relative_to((folder / FOLDER).resolve()):
+                (folder / file).unlink(missing_ok=True)
 
 
 def with_alpha(picture: Image.Image, alpha: Tensor) -> Image.Image:
