@@ -19,7 +19,7 @@ from neuronym.models.targets import load_target
 from neuronym.models.weights import random_start
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score
-from neuronym.trust.probability import fit_map, kept, probability, QUICK, ratios, shipped
+from neuronym.trust.probability import EVIDENCE, evidence, fit_map, kept, probability, QUICK, ratios, shipped
 from neuronym.trust.quick import held_out_chance, quick_trust, with_trust
 from neuronym.trust.untrained import shuffled_weights, standing_out, stands_out, untrained
 
@@ -69,6 +69,24 @@ def test_ratios_are_the_literal_ones(world):
     assert not alone.to_numpy().any()
     with pytest.raises(ValueError, match="one label for each of 5 units"):
         ratios(factors, Q, [0])
+
+
+def test_evidence_is_the_literal_one(world):
+    factors, Q, labels = world
+    P = (factors.I @ factors.T.T).numpy()
+    X, found = literal_softmax(P, slope_of(P)), evidence(factors, Q, labels)
+    assert found[list(QUICK)].equals(ratios(factors, Q, labels)) and set(EVIDENCE) < set(found)
+    for k, c in enumerate(labels):
+        assert found["prevalence"][k] == pytest.approx(math.log10(M * X[:, c].sum() / N))
+        z = math.atanh(found["foreseen"][k]) * math.sqrt(N - 3)
+        assert found["evidence"][k] == pytest.approx(math.log(1 + max(0, z)))
+    assert found["images"].tolist() == pytest.approx([math.log10(N)] * K)
+    assert found["few"].tolist() == pytest.approx([1 / math.sqrt(N)] * K)
+    pd.testing.assert_frame_equal(evidence(factors, Q, labels, memory=20_000), found, rtol=1e-9)
+    alone = evidence(FactoredMatrix(factors.I, factors.T[:1]), Q, [0] * K)
+    assert not alone[["prevalence", "ratio", "soft_ratio", "evidence"]].to_numpy().any()
+    few = evidence(FactoredMatrix(factors.I[:2], factors.T), Q[:2], labels)
+    assert not few["evidence"].any() and np.isfinite(few.to_numpy()).all()
 
 
 def test_chance_is_the_literal_one(world):

@@ -1,7 +1,10 @@
 """How likely is a name to be near? Signals that need no truth, and a map from them to a probability.
 
 QUICK            the signals that cost two products a layer
+EVIDENCE         these, how common the concept is, and how many images speak
+seen_concepts    what the CLIP sees of some concepts
 ratios           what the CLIP sees of a label against the best that it sees of any concept
+evidence         the signals EVIDENCE
 fit_map          a logistic regression of what is near on signals: a map
 shipped          the maps of data/trust/map.json, with their source
 probability      signals and a map -> the probability that a name is near
@@ -23,18 +26,20 @@ import torch
 from torch import Tensor
 
 from neuronym.common.checks import check_number
-from neuronym.common.memory import MEMORY, nonzero
+from neuronym.common.memory import MEMORY, nonzero, slices
 from neuronym.common.statistics import Numbers
 from neuronym.evaluation.presence import unfitted
 from neuronym.runs.folders import ROOT
-from neuronym.similarity.columns import mean_spread
+from neuronym.similarity.columns import mean_spread, SHARPNESS
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score
 
 QUICK = ("ratio", "soft_ratio", "foreseen")
+EVIDENCE = ("prevalence", "ratio", "soft_ratio", "evidence", "images", "few")
 MAP = ROOT / "data" / "trust" / "map.json"
 NEAR_SHARE = 0.5  # of the best concept's correlation
 LEAST = 1e-6  # between cosines that can be told apart
+RAREST = 1e-3  # of a concept, in parts of an average one
 
 
 @torch.no_grad()
@@ -64,6 +69,44 @@ def ratios(
         if name == "ratio":
             found["foreseen"] = own.cpu().numpy()
     return pd.DataFrame(found, columns=list(QUICK))
+
+
+@torch.no_grad()
+def evidence(
+    P: FactoredMatrix, Q: Tensor, labels: Sequence[int] | Tensor, memory: int = MEMORY
+) -> pd.DataFrame:
+    """The signals EVIDENCE and QUICK of labels c [K] that were chosen on these very images: P [N, M], Q [N,
+    K] -> K rows.
+
+    prevalence log10(M mean_n X_nc), X the softmax over concepts, 0 for a concept as common as the average
+    one; evidence log(1 + max(0, atanh(foreseen) sqrt(N - 3))); images log10 N and few 1 / sqrt(N), since
+    ratios of labels that have seen the images are the more too high the fewer there are. All but the last
+    two are 0 where the concepts cannot be told apart (or there is one).
+    """
+    found, N = ratios(P, Q, labels, memory), len(Q)
+    chosen = torch.as_tensor(labels, dtype=torch.long, device=Q.device)
+    common = found["ratio"] * 0.0
+    if P.shape[1] > 1 and mean_spread(P) > LEAST:
+        share = seen_concepts(P, chosen, memory).double().mean(0) * P.shape[1]
+        common = share.clamp(min=RAREST).log10().cpu().numpy()
+    z = np.arctanh(found["foreseen"].clip(0, 1 - 1e-12)) * max(N - 3, 0) ** 0.5
+    more = {"prevalence": common, "evidence": np.log1p(z), "images": np.log10(N), "few": N**-0.5}
+    return found.assign(**more)
+
+
+@torch.no_grad()
+def seen_concepts(P: FactoredMatrix, chosen: Tensor, memory: int = MEMORY) -> Tensor:
+    """Softmax over concepts of each image (`soft_correlation`), of the chosen ones: [N, K]; the cosine itself
+    where there is one concept.
+    """
+    if len(P.T) == 1:
+        return (P.I @ P.T.T)[:, chosen]
+    apart = mean_spread(P)
+    out = P.I.new_empty(len(P.I), len(chosen))
+    for rows in slices(len(P.I), memory // (8 * len(P.T))):
+        x = (P.I[rows] @ P.T.to(P.I.dtype).T).mul_(SHARPNESS / apart if apart else 0)
+        out[rows] = x.softmax(1)[:, chosen]
+    return out
 
 
 def fit_map(table: pd.DataFrame, near: Numbers, signals: Sequence[str] = QUICK, C: float = 1.0) -> dict:

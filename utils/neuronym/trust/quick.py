@@ -15,13 +15,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from neuronym.common.memory import MEMORY, slices
+from neuronym.common.memory import MEMORY
 from neuronym.common.statistics import standard_columns
 from neuronym.measurements import Measurements
-from neuronym.similarity.columns import mean_spread, SHARPNESS
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.trust.null import abstain, p_values
-from neuronym.trust.probability import probability, ratios
+from neuronym.trust.probability import probability, ratios, seen_concepts
 
 DRAWS = 199
 ENOUGH = 1000  # images held out: with fewer, docs/results/trust.md has trust above what is near
@@ -82,7 +81,7 @@ def held_out_chance(
     where there is one concept. A draw deals the images anew, the same for all units. It is a test of one
     concept, valid where the label was chosen on other images. Of fewer than four images, none is below .05.
     """
-    seen = standard_columns(_seen(P, torch.as_tensor(labels, device=Q.device), memory)).float()
+    seen = standard_columns(seen_concepts(P, torch.as_tensor(labels, device=Q.device), memory)).float()
     q = standard_columns(Q).float()  # [n, K]
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     null = []
@@ -92,18 +91,6 @@ def held_out_chance(
     own = (seen * q).sum(0)
     null = torch.stack(null)
     return p_values(own + 1, null + 1)  # so that rounding of values about 0 counts as equal
-
-
-def _seen(P: FactoredMatrix, chosen: Tensor, memory: int) -> Tensor:
-    """Softmax over concepts of each image, of the chosen ones: [n, K]."""
-    if len(P.T) == 1:
-        return (P.I @ P.T.T)[:, chosen]
-    apart = mean_spread(P)
-    out = P.I.new_empty(len(P.I), len(chosen))
-    for rows in slices(len(P.I), memory // (8 * len(P.T))):
-        x = (P.I[rows] @ P.T.to(P.I.dtype).T).mul_(SHARPNESS / apart if apart else 0)
-        out[rows] = x.softmax(1)[:, chosen]
-    return out
 
 
 def with_trust(labels: pd.DataFrame, trust: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,213 @@
+"""How likely is a name to be near that has seen all images? The study of trust_seen.md.
+
+    python docs/protocols/trust_seen.py resnet vit     # signals of every unit, minutes each
+    python docs/protocols/trust_seen.py photos FOLDER  # the same of 1,000 ImageNet photos, a class each
+    python docs/protocols/trust_seen.py fit            # tables, and the map `evidence` of data/trust/map.json
+
+Signals go to docs/results/data/trust_map/, where `fit` reads them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from trust import DATA, measured, NAMERS, NETWORKS
+
+from neuronym.datasets.concepts import load_concepts
+from neuronym.datasets.probe import load_probe
+from neuronym.evaluation.presence import true_presence
+from neuronym.measurements import measure, Measurements
+from neuronym.models.sentences import load_sentence_encoder
+from neuronym.similarity.scores import score
+from neuronym.trust.probability import EVIDENCE, evidence, fit_map, kept, MAP, NEAR_SHARE, probability, ratios
+from neuronym.trust.signals import auroc_intervals, correctness, expected_calibration_error
+
+TODAY = ("today_ratio", "today_soft_ratio", "today_foreseen")
+HONEST = ("same", "honest_ratio", "honest_soft_ratio", "honest_foreseen", "images", "few")
+CANDIDATES = {
+    "today": TODAY,
+    "honest": HONEST,
+    "ratios": EVIDENCE[1:],
+    "evidence": EVIDENCE,
+    "both": (*EVIDENCE, *HONEST[:4]),
+}
+SIZES = {5000: 1, 1000: 1, 500: 2, 200: 2, 100: 3, 50: 4, 20: 6}  # scenes, and how often they are drawn
+REPORTED = (5000, 500, 100)
+FIRST = ["network", "clip", "concepts", "namer", "scenes", "draw", "layer", "place", "unit"]
+NEAR_COSINE = 0.6  # MiniLM, of a word and the true class
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="+", help="resnet, vit, photos FOLDER, or fit")
+    what = parser.parse_args().what
+    DATA.mkdir(parents=True, exist_ok=True)
+    if what[0] == "photos":
+        found = photos(Path(what[1]))
+        found.to_csv(DATA / "seen_photos.csv", index=False, float_format="%.4g")
+        return
+    for name in what:
+        if name == "fit":
+            tables()
+        else:
+            study(name).to_csv(DATA / f"seen_{name}.csv", index=False, float_format="%.4g")
+
+
+def study(network: str) -> pd.DataFrame:
+    """Signals and truth of every unit: all sizes with the CLIP and concepts of labelling, two with others."""
+    held, found = {}, []
+    for clip in ("microworld", "microworld:vit"):
+        scenes = load_probe("microworld:5000", seed=0)
+        data = measure(f"microworld:{network}", "all", scenes, clip, "microworld", pool="auto")
+        own = clip == "microworld"
+        some = SIZES if own else {5000: 1, 500: 2}
+        found += of_concepts(network, data, "all", range(len(data.concepts)), some, held)
+        atoms = set(load_concepts("microworld:atoms"))
+        for name, keep in (("single words", True), ("pairs", False)) if own else ():
+            kept_words = [i for i, word in enumerate(data.concepts) if (word in atoms) == keep]
+            found += of_concepts(network, data, name, kept_words, {5000: 1, 500: 2}, held)
+    return pd.concat(found, ignore_index=True)
+
+
+def of_concepts(
+    network: str, data: Measurements, name: str, words: list[int], sizes: dict[int, int], held: dict
+) -> list[pd.DataFrame]:
+    found, whole = [], replace(data, T=data.T[list(words)], concepts=[data.concepts[i] for i in words])
+    for N, draws in sizes.items():
+        for draw in range(draws):
+            dice = torch.Generator().manual_seed(100 * N + draw)
+            part = (
+                whole if N == data.N else whole.rows(torch.randperm(data.N, generator=dice)[:N].sort().values)
+            )
+            for namer in NAMERS if N in REPORTED and draw == 0 else NAMERS[:1]:
+                for layer in part.Q:
+                    table, label = signals_of(part, layer, namer)
+                    near = judged_among(network, layer, label, list(words), held)
+                    place = "final" if layer == data.target.layers[-1] else "inner"
+                    first = (network, data.clip.name, name, namer, N, draw, layer, place)
+                    known = dict(zip(FIRST, first)) | {"unit": range(len(table))}
+                    found.append(pd.concat([pd.DataFrame(known), table, near], axis=1))
+            print(network, data.clip.name, name, N, draw, flush=True)
+    return found
+
+
+def signals_of(part: Measurements, layer: str, namer: str) -> tuple[pd.DataFrame, Tensor]:
+    """Signals of the labels that all images of a part give to a layer, and the labels."""
+    q, (naming, test) = part.Q[layer], part.split(0.4)
+    label = score(part.P, q, namer).argmax(1)
+    before = score(naming.P, naming.Q[layer], namer).argmax(1)
+    today = ratios(test.P, test.Q[layer], label).add_prefix("today_")
+    honest = ratios(test.P, test.Q[layer], before).add_prefix("honest_")
+    table = pd.concat([evidence(part.P, q, label), today, honest], axis=1)
+    return table.assign(same=(before == label).numpy().astype(float)), label
+
+
+def judged_among(network: str, layer: str, label: Tensor, words: list[int], held: dict) -> pd.DataFrame:
+    """Near among these concepts, on 4,000 scenes of seed 1."""
+    if not held:
+        other = measured(network, "microworld:4000", seed=1)
+        held |= {"Q": other.Q, "truth": true_presence(other.probe, other.concepts)}
+    return correctness(label.tolist(), held["truth"][:, words], held["Q"][layer], None, NEAR_SHARE)[["near"]]
+
+
+def photos(folder: Path) -> pd.DataFrame:
+    """Final units of efficientnet_lite0, named from 1,000 photos by class names and by English words."""
+    found = []
+    for concepts in ("imagenet", "english:10000"):
+        images = load_probe(f"folder:{folder}")
+        data = measure("efficientnet_lite0", "_fc", images, "conse:efficientnet_lite2", concepts, pool="auto")
+        for namer in NAMERS:
+            table, label = signals_of(data, "_fc", namer)
+            said = [data.concepts[i] for i in label.tolist()]
+            if concepts == "imagenet":
+                near = np.array([a == b for a, b in zip(said, data.classes)])
+            else:
+                encode = load_sentence_encoder("minilm").encode
+                near = (encode(said) * encode(list(data.classes))).sum(1).numpy() >= NEAR_COSINE
+            known = dict(
+                zip(FIRST, ("efficientnet_lite0", data.clip.name, concepts, namer, data.N, 0, "_fc", "final"))
+            )
+            rows = pd.concat([pd.DataFrame(known | {"unit": range(len(table))}), table], axis=1)
+            found.append(rows.assign(near=near))
+    return pd.concat(found, ignore_index=True)
+
+
+def fitted(table: pd.DataFrame) -> dict[str, dict]:
+    """The candidates' maps; every size and namer has the same weight, as each has its rows repeated."""
+    sizes = table.groupby(["network", "scenes", "namer"])["near"].transform("size")
+    times = (sizes.max() / sizes).round().astype(int)
+    even = table.loc[table.index.repeat(times)]
+    return {name: fit_map(even, even["near"], of) for name, of in CANDIDATES.items()}
+
+
+def tables() -> None:
+    """Each candidate fitted to one network and tested on the other, and on photos; the map of both."""
+    every = pd.concat([pd.read_csv(DATA / f"seen_{network}.csv") for network in NETWORKS], ignore_index=True)
+    usual = every[(every["clip"] == every["clip"].iloc[0]) & (every["concepts"] == "all")]
+    rows = []
+    for network in NETWORKS:
+        maps = fitted(usual[usual["network"] != network])
+        part = every[(every["network"] == network) & (every["place"] == "inner")]
+        part = part[part["scenes"].isin((*REPORTED, 20))]
+        for known, some in part.groupby(["clip", "concepts", "namer", "scenes"], sort=False):
+            rows.append(
+                tested(some, maps).assign(
+                    tested_on=network, **dict(zip(("clip", "concepts", "namer", "scenes"), known))
+                )
+            )
+    maps = fitted(usual)
+    if (DATA / "seen_photos.csv").exists():
+        seen = pd.read_csv(DATA / "seen_photos.csv")
+        for known, some in seen.groupby(["clip", "concepts", "namer", "scenes"], sort=False):
+            rows.append(
+                tested(some, maps).assign(
+                    tested_on="photos", **dict(zip(("clip", "concepts", "namer", "scenes"), known))
+                )
+            )
+    first = [
+        "tested_on",
+        "clip",
+        "concepts",
+        "namer",
+        "scenes",
+        "trust",
+        "units",
+        "right",
+        "auroc",
+        "low",
+        "high",
+    ]
+    table = pd.concat(rows)[[*first, "ece", "kept", "near_of_kept"]]
+    table.to_csv(DATA / "seen_tests.csv", index=False, float_format="%.4g")
+    print(table.round(3).to_string(index=False))
+    shipped = json.loads(MAP.read_text(encoding="utf-8"))
+    source = (
+        "docs/protocols/trust_seen.py fit: logistic regression of near names on signals of the images that "
+        "gave them, 100 to 5,000 scenes, all layers of microworld:resnet and microworld:vit, names by "
+        + " and ".join(NAMERS)
+        + ", judged on 4,000 other scenes"
+    )
+    shipped["evidence"] = {"source": source} | maps["evidence"]
+    MAP.write_text(json.dumps(shipped, indent=1) + "\n", encoding="utf-8")
+
+
+def tested(part: pd.DataFrame, maps: dict[str, dict]) -> pd.DataFrame:
+    trust = pd.DataFrame({name: probability(part, by) for name, by in maps.items()})
+    near = part["near"].to_numpy().astype(bool)
+    table = auroc_intervals(trust, near, draws=500)
+    ece = [expected_calibration_error(trust[name].to_numpy(), near) for name in table["trust"]]
+    keep = [kept(trust[name], 0.9) for name in table["trust"]]
+    good = [near[k].mean() if k.any() else np.nan for k in keep]
+    return table.assign(ece=ece, kept=[k.mean() for k in keep], near_of_kept=good)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
