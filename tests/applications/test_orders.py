@@ -14,6 +14,7 @@ from neuronym.applications.surgery import Fold, masked, with_means
 from neuronym.common.tables import write_table
 from neuronym.measurements import measure
 from neuronym.similarity.labels import write_labels
+from neuronym.trust.quick import quick_trust
 from tests.applications.test_edited import target
 from tests.applications.test_surgery import resnet, X
 
@@ -112,8 +113,10 @@ def test_a_curve_is_the_accuracy_of_masked_networks():
 def test_names_come_from_runs_and_files(tmp_path):
     data = measure("microworld:resnet", "fc", "microworld:120", "microworld", "microworld:atoms")
     naming, testing = data.split(0.5)
-    labels = named_here(naming, testing)
-    assert labels["trust"].between(0, 1).all() and labels["trust"].max() == 1
+    labels, told = named_here(naming, testing)
+    index = {word: i for i, word in enumerate(data.concepts)}
+    as_labelling, _ = quick_trust(testing, labels, {"fc": [index[label] for label in labels["label"]]})
+    assert labels["trust"].equals(as_labelling["trust"]) and "trust: how likely a name is near" in told[-1]
     assert labels_list(labels, "fc", 52)[:2] == labels["label"].tolist()[:2]
     write_labels(labels.drop(columns="trust"), tmp_path)
     assert "trust" not in read_names(tmp_path)

@@ -15,8 +15,9 @@ from neuronym.common.tables import read_table
 from neuronym.common.types import Progress
 from neuronym.dissect import clip_dissect, DEFAULT
 from neuronym.measurements import Measurements
-from neuronym.similarity.columns import soft_correlation
 from neuronym.similarity.labels import read_labels
+from neuronym.trust.quick import quick_trust, with_trust
+from neuronym.trust.untrained import standing_out, untrained
 
 FILES = ("labels.parquet", "labels.csv", "trust.csv")
 
@@ -42,22 +43,19 @@ def read_names(path: Path | str) -> pd.DataFrame:
 
 def named_here(
     data: Measurements, held_out: Measurements, similarity: str = DEFAULT, progress: Progress | None = None
-) -> pd.DataFrame:
-    """Labels of rank 1 by CLIP-Dissect, with `trust`: the correlation of what the CLIP sees of the label
-    with the unit on images held out, as a share of the largest that any concept reaches there (0 to 1; 0
-    where that is not above 0, nothing for units without a name).
+) -> tuple[pd.DataFrame, list[str]]:
+    """Labels of rank 1 by CLIP-Dissect, with the columns of `trust.quick.quick_trust` from images held out,
+    and what is to be said of them; units without a name have no trust.
     """
     labels = clip_dissect(data, similarity, k=1, progress=progress)
-    index, parts = {word: i for i, word in enumerate(data.concepts)}, []
+    index, named = {word: i for i, word in enumerate(data.concepts)}, {}
     for layer, of_layer in labels.groupby("layer", sort=False):
-        r = soft_correlation(held_out.P, held_out.Q[layer]).cpu()  # [K, M]
-        best = r.amax(1)
-        trust = [
-            max(0.0, float(r[unit, index[label]] / best[unit])) if label and best[unit] > 0 else None
-            for unit, label in zip(of_layer["unit"], of_layer["label"])
-        ]
-        parts.append(of_layer.assign(trust=pd.Series(trust, of_layer.index, dtype=float)))
-    return pd.concat(parts, ignore_index=True)
+        named[layer] = [index.get(label, 0) for label in of_layer["label"]]
+    shares = standing_out(data, progress=progress)
+    trust, told = quick_trust(held_out, labels, named, untrained=untrained(shares))
+    labels = with_trust(labels, trust)
+    labels.loc[labels["label"] == "", "trust"] = float("nan")
+    return labels, told
 
 
 def labels_list(labels: pd.DataFrame, layer: str, K: int) -> list[str]:
