@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from neuronym import cache
-from neuronym.activations import activations_and_embeddings
+from neuronym.activations import measured_arrays
 from neuronym.runs.checks import resolve
 from neuronym.runs.command import main
 from neuronym.runs.sweep import read_sweep
@@ -38,10 +38,10 @@ def test_parts_as_written(text):
 def test_joined_parts_are_bit_identical_to_one_pass(tmp_path, monkeypatch):
     _, params = resolve("labelling", VALUES)
     one: Passes = passes(params)
-    Q, I = activations_and_embeddings(
-        one.target, one.layers, one.clip, one.probe, one.pool, one.batch_size, one.device
-    )
-    Q, I = {name: q.clone() for name, q in Q.items()}, I.clone()
+    where = {"batch_size": one.batch_size, "device": one.device}
+    Q, beside, I = measured_arrays(one.target, one.layers, one.clip, one.probe, one.pool, one.beside, **where)
+    whole = [q.clone() for layer in Q for q in (Q[layer], *beside.get(layer, {}).values())] + [I.clone()]
+    assert len(whole) > len(Q) + 1
     monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path / "other"))
     for i in (3, 1):
         compute_shard("labelling", params, i, 3)
@@ -50,7 +50,7 @@ def test_joined_parts_are_bit_identical_to_one_pass(tmp_path, monkeypatch):
     compute_shard("labelling", params, 2, 3)
     assert join_shards("labelling", params, 3).name == "joined"
     arrays = [cache.load(kind, spec) for kind, spec, _ in one.specs(one.probe)]
-    for found, wanted in zip(arrays, [*Q.values(), I]):
+    for found, wanted in zip(arrays, whole, strict=True):
         assert np.array_equal(found, wanted.numpy())
 
 

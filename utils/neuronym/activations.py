@@ -4,6 +4,8 @@ content.
 unit_activations            Q of each layer
 image_embeddings            I
 activations_and_embeddings  both, each image decoded once
+measured_arrays             the same, and Q by other poolings out of the same pass
+other_poolings              poolings beside the one that is chosen
 activation_spec             what determines Q of one layer
 embedding_spec              what determines I
 activation_maps             maps of a few images
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, ExitStack
 from typing import TYPE_CHECKING
 
@@ -98,9 +100,46 @@ def activations_and_embeddings(
     """`unit_activations` and `image_embeddings` at once; where both are missing each image is decoded once
     for both.
     """
-    units, images = _unit_job(target, probe, layers, pool, dtype), _image_job(clip, probe, dtype)
+    of_others = {"dtype": dtype, "workers": workers}
+    Q, _, I = measured_arrays(
+        target, layers, clip, probe, pool, {}, batch_size, device, progress, **of_others
+    )
+    return Q, I
+
+
+def measured_arrays(
+    target: Target,
+    layers: list[LayerInfo],
+    clip: Clip,
+    probe: Probe,
+    pool: str,
+    beside: Mapping[str, Sequence[str]],
+    batch_size: int = 64,
+    device: Device = None,
+    progress: Progress | None = None,
+    *,
+    dtype: str = "float32",
+    workers: int | None = None,
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]], Tensor]:
+    """Q of each layer, Q of the layers of `beside` {layer: poolings} by each of these poolings, and I; from
+    one pass.
+    """
+    units, images = _unit_job(target, probe, layers, pool, dtype, beside), _image_job(clip, probe, dtype)
     compute(probe, [units, images], batch_size, device, progress, workers)
-    return {layer.name: units.result(layer.name) for layer in layers}, images.result(IMAGES)
+    others = {name: {how: units.result(_array(name, how)) for how in hows} for name, hows in beside.items()}
+    return {layer.name: units.result(layer.name) for layer in layers}, others, images.result(IMAGES)
+
+
+def other_poolings(layers: Sequence[LayerInfo], how: str) -> dict[str, list[str]]:
+    """Poolings beside those that `how` stands for, of layers with positions: "avg", "max", and "cls" where
+    there is a class token; features of autoencoders have none.
+    """
+    found = {}
+    for layer, own in zip(layers, hooks.poolings(layers, how).values()):
+        if layer.layout != "fc" and not split_name(layer.name)[1]:
+            led = layer.layout.startswith("tokens") and layer.grid and layer.start
+            found[layer.name] = [one for one in ("avg", "max", *(["cls"] if led else [])) if one != own]
+    return found
 
 
 def activation_spec(
@@ -167,25 +206,39 @@ def activation_maps(
     return torch.cat(parts)
 
 
-def _unit_job(target: Target, probe: Probe, layers: list[LayerInfo], how: str, dtype: str) -> Job:
+def _unit_job(
+    target: Target,
+    probe: Probe,
+    layers: list[LayerInfo],
+    how: str,
+    dtype: str,
+    beside: Mapping[str, Sequence[str]] | None = None,
+) -> Job:
+    """An array for each layer, under its name, and one for each other pooling of those of `beside`."""
     if not layers or not all(isinstance(layer, LayerInfo) for layer in layers):
         raise ValueError(
             f"layers is a list of LayerInfo, at least one, got {layers!r}; make it with resolve_layers"
         )
-    how_of = hooks.poolings(layers, how)
-    for layer in layers:  # refuses early
-        hooks.pool(torch.zeros([1] * LAYOUTS[layer.layout][0]), layer.layout, how_of[layer.name], 1)
-    by_name = {layer.name: layer for layer in layers}
+    arrays = {}  # name -> (layer, pooling)
+    for layer, own in zip(layers, hooks.poolings(layers, how).values()):
+        arrays[layer.name] = layer, own
+        arrays |= {_array(layer.name, other): (layer, other) for other in (beside or {}).get(layer.name, ())}
+    for layer, one in arrays.values():  # refuses early
+        hooks.pool(torch.zeros([1] * LAYOUTS[layer.layout][0]), layer.layout, one, 1)
     return Job(
         "activations",
         target.name,
         target.preprocess,
         target.preprocess_spec,
-        {name: activation_spec(target, probe, layer, how_of[name], dtype) for name, layer in by_name.items()},
-        {name: layer.units for name, layer in by_name.items()},
-        lambda names, device: _unit_reader(target, [by_name[name] for name in names], how_of, device, dtype),
+        {name: activation_spec(target, probe, *of, dtype) for name, of in arrays.items()},
+        {name: layer.units for name, (layer, _) in arrays.items()},
+        lambda names, device: _unit_reader(target, {name: arrays[name] for name in names}, device, dtype),
         {"target": target.name, "probe": probe.name},
     )
+
+
+def _array(layer: str, how: str) -> str:
+    return f"{layer}, {how}"
 
 
 def _image_job(clip: Clip, probe: Probe, dtype: str) -> Job:
@@ -209,23 +262,27 @@ def _image_job(clip: Clip, probe: Probe, dtype: str) -> Job:
 
 @contextmanager
 def _unit_reader(
-    target: Target, layers: list[LayerInfo], how_of: dict[str, str], device: Device, dtype: str
+    target: Target, arrays: dict[str, tuple[LayerInfo, str]], device: Device, dtype: str
 ) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
-    layouts = {layer.name: layer.layout for layer in layers}
+    layouts = {layer.name: layer.layout for layer, _ in arrays.values()}
+    hows: dict[str, dict[str, str]] = {name: {} for name in layouts}  # layer -> {array: pooling}
+    for name, (layer, how) in arrays.items():
+        hows[layer.name][name] = how
     plain = [name for name in layouts if not split_name(name)[1]]
     count = 0
 
     def pooled(name: str, output: Tensor) -> Tensor:
-        return hooks.pool(output, layouts[name], how_of[name], count).float()  # [b, K]
+        several = [hooks.pool(output, layouts[name], how, count) for how in hows[name].values()]
+        return torch.stack(several).float()  # [poolings, b, K]
 
     def of_features(name: str, sae: SparseAutoencoder) -> Callable[[str, Tensor], Tensor]:
-        def pooled(layer: str, output: Tensor) -> Tensor:
+        def by(how: str, output: Tensor) -> Tensor:
             def one(features: Tensor, images: int) -> Tensor:
-                return hooks.pool(features, layouts[name], how_of[name], images)
+                return hooks.pool(features, layouts[name], how, images)
 
             return pooled_features(sae.to(output.device), output, layouts[name], one).float()  # [b, D]
 
-        return pooled
+        return lambda layer, output: torch.stack([by(how, output) for how in hows[name].values()])
 
     with ExitStack() as stack:
         place = stack.enter_context(inference_of(target, device, dtype))
@@ -243,9 +300,11 @@ def _unit_reader(
                 target.model(piece)
                 of_piece = {name: acts[split_name(name)[0]] for name, acts in recorded.items() if name}
                 parts.append(recorded[""] | of_piece)
-            return {
-                name: torch.cat([part[name] for part in parts])[: len(images)] for name in parts[0]
-            }  # [b, K]
+            found = {}
+            for layer in parts[0]:  # as they ran, so that what went wrong first is told
+                whole = torch.cat([part[layer] for part in parts], 1)[:, : len(images)]
+                found |= dict(zip(hows[layer], whole.unbind(0)))  # [b, K] each
+            return found
 
         yield read
 

@@ -11,14 +11,14 @@ returns.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from neuronym.activations import activations_and_embeddings, embed_concepts
+from neuronym.activations import embed_concepts, measured_arrays, other_poolings
 from neuronym.common.memory import top_images
 from neuronym.common.subsets import split_evenly
 from neuronym.common.types import Clip, Device, Progress, Target
@@ -47,6 +47,7 @@ class Measurements:
     T: Tensor
     pool: str = "avg"  # how a map became one value
     row_numbers: tuple[int, ...] = ()  # of the images measured, those that these are, where they are a part
+    beside: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # {layer: {other pooling: [N, K]}}
 
     @property
     def N(self) -> int:
@@ -85,8 +86,9 @@ class Measurements:
         numbers = tuple(before[i] for i in index.tolist())
         at = index.to(self.I.device)
         Q = {name: q[at] for name, q in self.Q.items()}
+        beside = {name: {how: q[at] for how, q in hows.items()} for name, hows in self.beside.items()}
         part = subset(self.probe, index.tolist())
-        return replace(self, probe=part, Q=Q, I=self.I[at], row_numbers=numbers)
+        return replace(self, probe=part, Q=Q, I=self.I[at], row_numbers=numbers, beside=beside)
 
     def split(self, share: float) -> tuple[Measurements, Measurements]:
         """Images to name with, and the `share` of them held out to test with, spread evenly over the
@@ -110,6 +112,7 @@ def measure(
     dtype: str = "float32",
     layout: str | Mapping[str, str] = "",
     allow_random: bool = False,
+    beside: bool = False,
     progress: Progress | None = None,
 ) -> Measurements:
     """Pass the images through a target and a CLIP, once for both, and embed the concepts; all of it is
@@ -118,9 +121,9 @@ def measure(
     Everything may be an object or the name of one (`load_target`, `load_probe`, `load_clip`,
     `load_concepts`). `layers` are names, globs or "all"; `pool` makes a map one value ("avg", "max", "cls",
     or "auto", the class token where there is one);
-    `template` stands around every concept; `layout` and `allow_random` are as in `load_target`; results are
-    on `device` (where the target is, by default). Errors: those of the loaders; ValueError for an activation
-    that is not finite.
+    `template` stands around every concept; `layout` and `allow_random` are as in `load_target`; with `beside`
+    what `other_poolings` give comes out of the same pass; results are on `device` (where the target is, by
+    default). Errors: those of the loaders; ValueError for an activation that is not finite.
 
     >>> data = measure("microworld:resnet", "fc", "microworld:40", "microworld", ["a red circle", "a star"])
     >>> data.Q["fc"].shape, data.P.shape
@@ -133,8 +136,9 @@ def measure(
     words = load_concepts(concepts)
     found = _layers(target, layers)
     images = load_probe(probe, progress=progress)
-    Q, I = activations_and_embeddings(
-        target, found, clip, images, pool, batch_size, place, progress, dtype=dtype
+    others = other_poolings(found, pool) if beside else {}
+    Q, beside_Q, I = measured_arrays(
+        target, found, clip, images, pool, others, batch_size, place, progress, dtype=dtype
     )
     return Measurements(
         target,
@@ -146,6 +150,7 @@ def measure(
         I.to(place),
         embed_concepts(clip, words, template).to(place),
         pool,
+        beside={name: {how: q.to(place) for how, q in hows.items()} for name, hows in beside_Q.items()},
     )
 
 

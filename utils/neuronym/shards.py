@@ -12,7 +12,7 @@ Parts end where batches end, so every batch is the same as in one pass.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from neuronym import cache
-from neuronym.activations import activation_spec, activations_and_embeddings, embedding_spec
+from neuronym.activations import activation_spec, embedding_spec, measured_arrays, other_poolings
 from neuronym.common.types import Clip, Target
 from neuronym.datasets.probe import load_probe, Probe, subset
 from neuronym.hooks import LayerInfo, poolings, resolve_layers
@@ -44,17 +44,15 @@ class Passes:
     dtype: str
     batch_size: int
     device: torch.device
+    beside: Mapping[str, Sequence[str]]  # {layer: other poolings}
 
     def specs(self, probe: Probe) -> list[tuple[str, dict, int]]:
         """(kind, spec, width) of every array that these passes leave in the cache."""
-        how = poolings(self.layers, self.pool)
+        own = poolings(self.layers, self.pool)
         found = [
-            (
-                "activations",
-                activation_spec(self.target, probe, layer, how[layer.name], self.dtype),
-                layer.units,
-            )
+            ("activations", activation_spec(self.target, probe, layer, how, self.dtype), layer.units)
             for layer in self.layers
+            for how in (own[layer.name], *self.beside.get(layer.name, ()))
         ]
         return [*found, ("image_embeddings", embedding_spec(self.clip, probe, self.dtype), self.clip.d)]
 
@@ -71,12 +69,13 @@ def compute_shard(notebook: str, params: Mapping[str, Any], i: int, count: int) 
     passes = _passes(params)
     part = passes.part(i, count)
     print(f"part {i} of {count}: {part.N} of {passes.probe.N} images", flush=True)
-    activations_and_embeddings(
+    measured_arrays(
         passes.target,
         passes.layers,
         passes.clip,
         part,
         passes.pool,
+        passes.beside,
         passes.batch_size,
         passes.device,
         progress,
@@ -153,9 +152,12 @@ def _passes(params: Mapping[str, Any]) -> Passes:
         layout=params.get("layout", ""),
         allow_random=params.get("allow_random", False),
     )
+    layers = resolve_layers(
+        target.model, params["layers"] or target.layers[-2:][0], target.example, target.layouts
+    )
     return Passes(
         target,
-        resolve_layers(target.model, params["layers"], target.example, target.layouts),
+        layers,
         load_clip(params["clip"], device),
         load_probe(
             params["probe"],
@@ -168,6 +170,7 @@ def _passes(params: Mapping[str, Any]) -> Passes:
         params.get("precision", "float32"),
         params.get("batch_size", 64),
         device,
+        other_poolings(layers, params["pooling"]) if params.get("other_poolings") else {},
     )
 
 
