@@ -214,6 +214,14 @@ def test_all_are_in_one_error(crowd):
     assert len(lines) == len(LISTED) + len(MADE)
 
 
+@pytest.mark.parametrize("name", READ)
+def test_what_is_odd_is_read(folder, name):
+    (folder / name).write_bytes(READ[name])
+    probe = load_probe(f"folder:{folder}")
+    seen = probe.image(0)
+    assert probe.N == 1 and seen.mode == "RGB" and max(seen.size) <= max(SIZE)
+
+
 @pytest.mark.parametrize("name", LISTED)
 def test_what_is_said_of_content(folder, name):
     content, reason = LISTED[name]
