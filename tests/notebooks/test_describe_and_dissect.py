@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from neuronym.figures import style
 from neuronym.models import captioners
 from neuronym.models import server as chat_server
 from neuronym.models.transcripts import BudgetReached, DryRun
@@ -51,14 +52,19 @@ SMALL = {
 }
 
 
-def execute(**given):
-    """Run the notebook's cells with some parameters set, and return what they leave."""
+def execute(figures=False, **given):
+    """Run the notebook's cells with some parameters set, and return what they leave; figures are made, and
+    saved where that is asked.
+    """
     cells = json.loads(notebook_path("describe_and_dissect").read_text(encoding="utf-8"))["cells"]
     left = {"__name__": "__main__"}
-    for cell in cells:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), left)
-            left |= given if "parameters" in cell["metadata"].get("tags", ()) else {}
+    with pytest.MonkeyPatch.context() as patch:
+        if not figures:
+            patch.setattr(style, "present", lambda *figures, **how: None)
+        for cell in cells:
+            if cell["cell_type"] == "code":
+                exec("".join(cell["source"]), left)
+                left |= given if "parameters" in cell["metadata"].get("tags", ()) else {}
     plt.close("all")
     return SimpleNamespace(**left)
 
@@ -92,7 +98,7 @@ def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEURONYM_CACHE", str(base / "cache"))
         patch.setenv("NEURONYM_RESULTS", str(base / "results"))
-        first = execute(**WHOLE)
+        first = execute(figures=True, **WHOLE)
         table = read_labels(first.folder / "labels.parquet")
         again = execute(**WHOLE, ablation=False)
     return SimpleNamespace(base=base, first=first, table=table, again=again)

@@ -333,7 +333,7 @@ def _publish(partial: Path, folder: Path, spec: dict, file: str, info: dict, mor
             "bytes": (partial / file).stat().st_size,
             "sha256": sha256(partial / file),
             **more,
-            "info": {**info, "created": created, "git": git_state(), **software()},
+            "info": {**info, "created": created, **_made_with()},
         },
     )
     for left in set(os.listdir(partial)) - {"meta.json", file}:  # progress, and what a kill left of it
@@ -348,6 +348,12 @@ def _publish(partial: Path, folder: Path, spec: dict, file: str, info: dict, mor
         aside = own_folder(folder, "torn")  # no reader meets half of a torn one, nor do we drop ours for it
         os.rename(folder, aside / "entry")
         shutil.rmtree(aside)
+
+
+@lru_cache(maxsize=1)
+def _made_with() -> dict:
+    """The code and the packages of this process, which git is asked about once."""
+    return {"git": git_state(), **software()}
 
 
 def _numpy(values: Any) -> np.ndarray:
