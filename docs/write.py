@@ -68,7 +68,8 @@ def main(arguments: list[str]) -> int:
 
 def numbered_pages() -> list[Path]:
     """The pages whose numbers come from files."""
-    return [ROOT / "README.md", ROOT / "data" / "README.md", *sorted(DATA.parent.glob("*.md"))]
+    own = [ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "docs" / "scale.md"]
+    return [*own, *sorted(DATA.parent.glob("*.md"))]
 
 
 def wanted_files(text: str, page: str) -> set[Path]:
