@@ -402,3 +402,15 @@ def test_pictures_that_a_preprocessing_holds():
             for c in ("red", "tan", "red")
         ]
     assert keys[0] == keys[2] != keys[1]
+
+
+def test_patterns_of_the_package_regex_are_told_as_those_of_python():
+    """Tokenizers hold them, open_clip's among them."""
+    regex = pytest.importorskip("regex")
+    assert (
+        identity_of(regex.compile("a.6"))
+        == identity_of(regex.compile("a.6"))
+        != identity_of(regex.compile("a.1"))
+    )
+    some, other = (regex.compile(r"\L<words>", words=words) for words in (["a", "b"], ["a", "c"]))
+    assert identity_of(some) != identity_of(other)

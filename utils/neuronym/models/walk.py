@@ -13,7 +13,6 @@ import enum
 import functools
 import hashlib
 import logging
-import re
 import secrets
 import sys
 import types
@@ -171,8 +170,9 @@ class Walk:
             thing, torch.dtype | torch.device | torch.layout | torch.memory_format | slice | range | PurePath
         ):
             self.put(type(thing).__name__, str(thing))
-        elif isinstance(thing, re.Pattern):
-            self.put("pattern", repr((thing.pattern, thing.flags)))
+        elif type(thing).__name__ == "Pattern" and type(thing).__module__ in ("re", "_regex"):
+            lists = [(k, sorted(words)) for k, words in sorted(getattr(thing, "named_lists", {}).items())]
+            self.put("pattern", repr((thing.pattern, thing.flags, *lists)))
         elif isinstance(thing, logging.Logger):
             self.put("logger")  # it computes nothing
         elif isinstance(thing, weakref.ref):
