@@ -17,7 +17,7 @@ from statistics import median
 import torch
 from similarity import centred_columns, cubed_columns, inputs, LOOPS, unit_columns, write_table
 
-from neuronym.similarity import columns
+from neuronym.similarity.scores import SIMILARITIES
 
 SHAPES = [  # N, M, K
     (200, 100, 50),
@@ -61,7 +61,7 @@ def main():
             prepare = LOOPS[method][0]
             calls = {
                 "released": lambda: normalise(Q).T @ prepare(P),
-                "ours": lambda: getattr(columns, method)(P, Q),
+                "ours": lambda: SIMILARITIES[method](P, Q),
                 "product": lambda: Q.T @ P,
             }
             taken = {name: [] for name in calls}

@@ -16,10 +16,10 @@ from torch.testing import assert_close
 from neuronym.common.memory import first_largest, stable_order, strongest_images
 from neuronym.similarity import matrix
 from neuronym.similarity import scores as scores_module
-from neuronym.similarity.columns import mean_spread
 from neuronym.similarity.labels import labels_table
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score, score_embeddings, SIMILARITIES, top_labels
+from neuronym.similarity.softened import mean_spread
 from tests.helpers import reference
 from tests.helpers.held import Held
 
@@ -63,8 +63,8 @@ def fast(method, P, Q, **options):
 def loops(request, monkeypatch):
     """With the compiled loops, and with the torch operations that stand in for them."""
     if request.param == "torch":
-        for module in ("pmi", "rank_reorder"):
-            monkeypatch.setattr(f"neuronym.similarity.{module}.compiled_loops", lambda device: None)
+        for module in ("columns", "softened", "pmi", "rank_reorder"):
+            monkeypatch.setattr(f"neuronym.similarity.{module}.compiled_loops", lambda *given: None)
     else:
         pytest.importorskip("numba")
 
@@ -269,7 +269,7 @@ def test_blocks_do_not_matter(method, step, monkeypatch):
     I, T, Q = inputs()
     options = FRACTION.get(method, {})
     whole = score(I @ T.T, Q, method, **options)
-    for module in ("columns", "rank_reorder", "pmi"):
+    for module in ("columns", "softened", "rank_reorder", "pmi"):
         monkeypatch.setattr(
             f"neuronym.similarity.{module}.items_within",
             lambda memory, *stages: [min(step, count) for *_, count in stages],

@@ -32,8 +32,8 @@ from neuronym.common.statistics import cross_correlation
 from neuronym.common.subsets import evenly_spaced
 from neuronym.common.types import Clip
 from neuronym.datasets.probe import Probe
-from neuronym.similarity.columns import mean_spread, SHARPNESS
 from neuronym.similarity.matrix import FactoredMatrix
+from neuronym.similarity.softened import mean_spread, SHARPNESS
 
 LOOKED_AT = 1_000  # images that an offset is found from
 WEAK = 1e6  # of the penalty on a slope, which keeps it finite where cosines tell true from false

@@ -6,6 +6,7 @@ block           some rows and columns of P
 largest         a bound of its values
 compiled_loops  loops in machine code, where there are any
 checked         the inputs of every similarity function; ValueError says what is wrong with them
+check_finite    whether all of their values are numbers
 """
 
 from __future__ import annotations
@@ -61,26 +62,26 @@ def largest(P: Tensor | FactoredMatrix) -> float:
     return math.prod(float(torch.linalg.vector_norm(X, dim=1, dtype=torch.float64).max()) for X in (P.I, P.T))
 
 
-def compiled_loops(device: torch.device) -> ModuleType | None:
-    """`neuronym.similarity.kernels`, for CPUs and where numba is installed."""
+def compiled_loops(device: torch.device, name: str = "kernels") -> ModuleType | None:
+    """`neuronym.similarity.kernels`, or its sister `column_loops`, for CPUs and where numba is installed."""
     try:
-        return importlib.import_module("neuronym.similarity.kernels") if device.type == "cpu" else None
+        return importlib.import_module(f"neuronym.similarity.{name}") if device.type == "cpu" else None
     except (ImportError, RuntimeError):  # the latter where numba finds no folder it may keep its results in
         return None
 
 
 def checked(
-    P: Tensor | FactoredMatrix, Q: Tensor | Sequence[Tensor], units: Sequence[int] | None, memory: int
+    P: Tensor | FactoredMatrix,
+    Q: Tensor | Sequence[Tensor],
+    units: Sequence[int] | None,
+    memory: int,
+    finite: bool = True,
 ) -> tuple[list[Tensor], list[Tensor], torch.dtype, int]:
     """The layers as a list, the units to score of each, the dtype to compute in, and the width d of
-    embeddings (or 0).
+    embeddings (or 0). With finite=False the caller finds out what is not finite, and has `check_finite` say
+    where.
     """
-    layers = (
-        {"Q": Q}
-        if isinstance(Q, Tensor) or not isinstance(Q, Sequence)
-        else {f"Q[{i}]": q for i, q in enumerate(Q)}
-    )
-    factors = {"I": P.I, "T": P.T} if isinstance(P, FactoredMatrix) else {"P": P}
+    factors, layers = _named(P, Q)
     for name, X in (factors | layers).items():
         if not isinstance(X, Tensor) or X.ndim != 2 or 0 in X.shape or X.is_complex():
             got = f"{X.dtype} {list(X.shape)}" if isinstance(X, Tensor) else type(X).__name__
@@ -90,7 +91,8 @@ def checked(
             f"expected one layer or more, and units for one layer only, got {len(layers)} layers"
         )
     given = factors | layers
-    if len({X.device for X in given.values()}) > 1:
+    device = next(iter(given.values())).device
+    if any(X.device != device for X in given.values()):
         found = ", ".join(f"{name} on {X.device}" for name, X in given.items())
         raise ValueError(f"expected all tensors on one device, got {found}; move them with .to(device)")
     if isinstance(P, FactoredMatrix) and P.I.shape[1] != P.T.shape[1]:
@@ -103,9 +105,8 @@ def checked(
                 f"expected {'I [N, d]' if 'I' in given else 'P [N, M]'} and {name} [N, K] with equal N, "
                 f"got {P.shape[0]} and {len(X)}"
             )
-    axes = {"P": "image concept", "I": "image dimension", "T": "concept dimension"}
-    for name, X in given.items():
-        _finite(name, X, *axes.get(name, "image unit").split())
+    if finite:
+        check_finite(P, Q)
     check_positive_int("memory", memory)
     dtype = torch.float64 if any(X.dtype == torch.float64 for X in given.values()) else torch.float32
     chosen = [_units(units, X.shape[1]).to(X.device) for X in layers.values()]
@@ -117,14 +118,30 @@ def checked(
     )
 
 
+def check_finite(P: Tensor | FactoredMatrix, Q: Tensor | Sequence[Tensor]) -> None:
+    """ValueError for the first value of P, or of its factors, or of Q, that is not finite."""
+    factors, layers = _named(P, Q)
+    axes = {"P": "image concept", "I": "image dimension", "T": "concept dimension"}
+    for name, X in (factors | layers).items():
+        _finite(name, X, *axes.get(name, "image unit").split())
+
+
+def _named(P: Tensor | FactoredMatrix, Q: Tensor | Sequence[Tensor]) -> tuple[dict, dict]:
+    """P or its factors, and the layers, by the names that messages have for them."""
+    one = isinstance(Q, Tensor) or not isinstance(Q, Sequence)
+    return (
+        {"I": P.I, "T": P.T} if isinstance(P, FactoredMatrix) else {"P": P},
+        {"Q": Q} if one else {f"Q[{i}]": q for i, q in enumerate(Q)},
+    )
+
+
 def _finite(name: str, X: Tensor, row: str, column: str) -> None:
     for part in slices(len(X), 2**22 // X.shape[1]):
-        if not bool(X[part].sum().isfinite()) and not bool(
-            X[part].isfinite().all()
-        ):  # a sum alone may overflow
-            i, j = (~X[part].isfinite()).nonzero()[0].tolist()
+        some = X if part.stop == len(X) and not part.start else X[part]
+        if not math.isfinite(float(some.sum())) and not bool(some.isfinite().all()):  # a sum may overflow
+            i, j = (~some.isfinite()).nonzero()[0].tolist()
             raise ValueError(
-                f"{name} must be finite, got {X[part][i, j].item()} at {row} {part.start + i}, "
+                f"{name} must be finite, got {some[i, j].item()} at {row} {part.start + i}, "
                 f"{column} {j}; leave that {row} or {column} out"
             )
 

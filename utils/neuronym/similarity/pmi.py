@@ -277,13 +277,18 @@ def softmax_tiles(
 
 def _exceeds(P: Tensor | FactoredMatrix, a: float, dtype: torch.dtype) -> bool:
     """Whether exp(a P) may leave the safe range; ValueError when a P itself leaves that of the dtype."""
-    bound = abs(a) * largest(P)
-    if not bound < torch.finfo(dtype).max:
+    most = largest(P)
+    check_range(a, most, dtype)
+    return abs(a) * most > SAFE * math.log(torch.finfo(dtype).max)
+
+
+def check_range(a: float, most: float, dtype: torch.dtype) -> None:
+    """ValueError when a P leaves the dtype's range, |P| <= most."""
+    if not abs(a) * most < torch.finfo(dtype).max:
         raise ValueError(
             f"a {a} times P overflows {str(dtype).removeprefix('torch.')}; "
             "pass a smaller a, or float64 inputs"
         )
-    return bound > SAFE * math.log(torch.finfo(dtype).max)
 
 
 def _parts(

@@ -39,16 +39,11 @@ from torch import Tensor
 
 from neuronym.common.checks import check_positive_int, unknown
 from neuronym.common.memory import first_largest, items_within, MEMORY, slices, SORTING_BYTES_PER_VALUE
-from neuronym.similarity.columns import (
-    combined_correlation,
-    correlation,
-    cos_similarity,
-    cos_similarity_cubed,
-    soft_correlation,
-)
+from neuronym.similarity.columns import correlation, cos_similarity, cos_similarity_cubed
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.pmi import soft_wpmi, wpmi
 from neuronym.similarity.rank_reorder import rank_reorder
+from neuronym.similarity.softened import combined_correlation, soft_correlation
 
 SAME = 1e-5  # activations that differ by less, of the largest, are one value
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from neuronym.common.checks import check_number, check_positive_int, unknown
 from neuronym.common.memory import items_within, MEMORY, slices, SORTING_BYTES_PER_VALUE, stable_order
 from neuronym.common.statistics import as_p_values, benjamini_hochberg, holm
-from neuronym.similarity.columns import dealt_best
+from neuronym.similarity.dealt import dealt_best
 from neuronym.similarity.matrix import checked, FactoredMatrix
 from neuronym.similarity.pmi import TOP_IMAGES
 from neuronym.similarity.scores import score, SIMILARITIES
@@ -84,7 +84,7 @@ def null_best(
     null serves all units without equal activations among their top images: where all are such, the result is
     [draws, 1], and the unit that a shuffled one stands for (whose share the prior lacks) is drawn. A constant
     unit has its own score in every draw. Of functions that are products of columns a draw deals the images
-    anew for all units together (`columns.dealt_best`). `memory` is for the shuffled activations, and once
+    anew for all units together (`dealt.dealt_best`). `memory` is for the shuffled activations, and once
     more for scoring them.
 
     No p-value is below 1 / (draws + 1): Holm's correction over K units needs draws > K / level to find

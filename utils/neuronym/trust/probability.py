@@ -30,9 +30,9 @@ from neuronym.common.memory import MEMORY, nonzero, slices
 from neuronym.common.statistics import Numbers
 from neuronym.evaluation.presence import unfitted
 from neuronym.runs.folders import ROOT
-from neuronym.similarity.columns import mean_spread, SHARPNESS
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score
+from neuronym.similarity.softened import mean_spread, SHARPNESS
 
 QUICK = ("ratio", "soft_ratio", "foreseen")
 EVIDENCE = ("prevalence", "ratio", "soft_ratio", "evidence", "images", "few")

@@ -1,0 +1,254 @@
+"""The loops of the similarity functions over columns and softmax rows, compiled for the processor by numba.
+
+measure       columns to be multiplied, centred and raised to a power, and the scale of each
+level_out     products of such columns, scaled
+row_spreads   standard deviation over concepts of every image's values
+soften        softmax over concepts of some images, less something near its mean
+add_moments   sums, squares and extremes of columns, a block of images after the other
+far_from_zero, of_columns   what these say: whether to take something off, and the scale of each column
+is_compiled   whether these loops take a matrix
+
+Each runs on one thread and releases Python's lock. Importing this module fails without numba: callers then
+use torch, as on a GPU. Sums over images are kept in float64, of parts of 64 images in the dtype given.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from neuronym.similarity.kernels import compiled, LOG2E, power
+
+LANES = 64  # values compared side by side
+SIDE = 4096  # values whose powers are taken together
+PART = 64  # images whose sums are taken in the dtype given
+# as in kernels, but sums may become nan: that is how values that are not finite are found
+exact = numba.njit(
+    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"}
+)
+
+
+def is_compiled(*matrices: Tensor) -> bool:
+    """Whether the loops take these matrices: of one dtype, float32 or float64, rows one after the other."""
+    dtype = matrices[0].dtype
+    return dtype in (torch.float32, torch.float64) and all(
+        X.dtype == dtype and X.is_contiguous() for X in matrices
+    )
+
+
+def measure(
+    X: Tensor, start: int, width: int, degree: int, eps: float, Y: Tensor | None
+) -> tuple[Tensor, Tensor, np.ndarray | None]:
+    """1 / max(norm, eps) of (X - mean)^degree for some columns of X [N, M], of X itself for degree 0; the
+    means, where they are taken; and which columns are odd, if any, whose scale is 1.
+
+    Y [N, width] takes the powers. Odd are columns whose squares may overflow or vanish, or are not finite, or
+    that may be constant but for rounding.
+    """
+    values = X.numpy()
+    scales, mean, odd = (np.empty(width, dtype) for dtype in (values.dtype, values.dtype, np.bool_))
+    limit = float(np.finfo(values.dtype).max) ** 0.25
+    if degree:
+        count = measure_powers(values, start, degree, eps, limit, Y.numpy(), mean, scales, odd)
+    else:
+        count = measure_values(values, start, limit, eps, scales, odd)
+    return torch.from_numpy(scales), torch.from_numpy(mean), odd if count else None
+
+
+def level_out(products: Tensor, cols: slice, of_rows: Tensor, of_cols: Tensor) -> None:
+    """Multiply products[:, cols] by of_rows [K] and of_cols [m], in place."""
+    scale_products(products.numpy(), cols.start, of_rows.numpy(), of_cols.numpy())
+
+
+def row_spreads(P: Tensor) -> Tensor:
+    """Standard deviation (divided by M) of every row: P [N, M] -> float64 [N]."""
+    spreads = np.empty(len(P))
+    deviate(P.numpy(), spreads)
+    return torch.from_numpy(spreads)
+
+
+def soften(P: Tensor, first: int, slope: float, middle: Tensor, out: Tensor) -> float:
+    """Softmax of slope P over concepts, less middle [M], of the images from `first`, into out [n, M], which
+    may be those rows; returns the largest |P| of them.
+    """
+    return float(soften_rows(P.numpy(), first, np.float32(slope * LOG2E), middle.numpy(), out.numpy()))
+
+
+def add_moments(x: Tensor, sums: Tensor, squares: Tensor, low: Tensor, high: Tensor) -> None:
+    """Add sums and squares of columns [M] (float64), and keep least and largest: x [n, M]."""
+    add_columns(*(tensor.numpy() for tensor in (x, sums, squares, low, high)))
+
+
+def far_from_zero(sums: Tensor, squares: Tensor, n: int) -> bool:
+    """Whether the mean of any column of n values is above seven times its spread."""
+    return nearly_constant(sums.numpy(), squares.numpy(), n)
+
+
+def of_columns(
+    sums: Tensor, squares: Tensor, low: Tensor, high: Tensor, middle: Tensor, n: int, noise: float
+) -> Tensor:
+    """1 / the norm of each centred column of n values, or 0 where those differ by noise (high + middle) at
+    the most.
+    """
+    scales = torch.empty_like(low)
+    invert_spreads(
+        *(tensor.numpy() for tensor in (sums, squares, low, high, middle)), n, noise, scales.numpy()
+    )
+    return scales
+
+
+@exact
+def measure_values(X, start, limit, eps, scales, odd):
+    N, m = len(X), len(scales)
+    part, total = np.empty(m, X.dtype), np.zeros(m)
+    for first in range(0, N, PART):
+        part[:] = 0
+        for n in range(first, min(N, first + PART)):
+            x = X[n][start : start + m]
+            for c in range(m):
+                part[c] += x[c] * x[c]
+        for c in range(m):
+            total[c] += part[c]
+    count = 0
+    for c in range(m):
+        norm = math.sqrt(total[c])
+        odd[c] = not (1 <= norm * limit and norm < limit)
+        count += odd[c]
+        scales[c] = 1 if odd[c] else 1 / max(norm, eps)
+    return count
+
+
+@exact
+def measure_powers(X, start, degree, eps, limit, Y, mean, scales, odd):
+    (N, m), one = Y.shape, X[0, 0] * 0 + 1
+    part, total = np.empty(m, X.dtype), np.zeros(m)
+    for first in range(0, N, PART):
+        part[:] = 0
+        for n in range(first, min(N, first + PART)):
+            x = X[n][start : start + m]
+            for c in range(m):
+                part[c] += x[c]
+        for c in range(m):
+            total[c] += part[c]
+    for c in range(m):
+        mean[c] = total[c] / N
+    total[:] = 0
+    for first in range(0, N, PART):
+        part[:] = 0
+        for n in range(first, min(N, first + PART)):
+            x, y = X[n][start : start + m], Y[n]
+            if degree == 1:
+                for c in range(m):
+                    y[c] = x[c] - mean[c]
+            else:
+                for c in range(m):
+                    apart = x[c] - mean[c]
+                    y[c] = apart * apart * apart
+            for c in range(m):
+                part[c] += y[c] * y[c]
+        for c in range(m):
+            total[c] += part[c]
+    count, root = 0, math.sqrt(N)
+    for c in range(m):
+        norm = math.sqrt(total[c])
+        flat = norm <= root * (1e-4 * abs(mean[c])) ** degree
+        odd[c] = flat or not (1 <= norm * limit and norm < limit)
+        count += odd[c]
+        scales[c] = one if odd[c] else one / max(norm, eps)
+    return count
+
+
+@exact
+def scale_products(products, start, of_rows, of_cols):
+    m = len(of_cols)
+    for k in range(len(products)):
+        row, scale = products[k][start : start + m], of_rows[k]
+        for c in range(m):
+            row[c] *= scale * of_cols[c]
+
+
+@compiled
+def deviate(P, spreads):
+    N, M = P.shape
+    for n in range(N):
+        x = P[n]
+        total = 0.0
+        for c in range(M):
+            total += x[c]
+        mean, squares = total / M, 0.0
+        for c in range(M):
+            apart = x[c] - mean
+            squares += apart * apart
+        spreads[n] = math.sqrt(squares / M)
+
+
+@compiled
+def soften_rows(P, first, slope, middle, out):
+    (n, M), most, one = out.shape, np.float32(0), np.float32(1)
+    rows = max(1, SIDE // M)  # whose powers are taken together
+    exponents, logits = np.empty(rows * M, np.int32), np.empty(rows * M, np.float32)
+    flat = out.ravel()
+    low, high = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    for start in range(0, n, rows):
+        stop = min(n, start + rows)
+        for r in range(start, stop):
+            x, y = P[first + r], logits[(r - start) * M : (r - start + 1) * M]
+            low[:], high[:] = x[0], x[0]
+            for c in range(0, M - LANES + 1, LANES):  # side by side, for a processor compares many at once
+                for i in range(LANES):
+                    low[i] = x[c + i] if x[c + i] < low[i] else low[i]
+                    high[i] = x[c + i] if x[c + i] > high[i] else high[i]
+            for c in range(M - M % LANES, M):
+                low[0], high[0] = min(low[0], x[c]), max(high[0], x[c])
+            least, largest = low[0], high[0]
+            for i in range(1, LANES):
+                least, largest = min(least, low[i]), max(largest, high[i])
+            most, shift = max(most, abs(least), abs(largest)), largest if slope > 0 else least
+            for c in range(M):
+                y[c] = slope * (x[c] - shift)
+        power(logits, one, np.float32(0), one, flat[start * M : stop * M], exponents)
+        for r in range(start, stop):
+            y, total = out[r], np.float32(0)
+            for c in range(M):
+                total += y[c]
+            share = one / total
+            for c in range(M):
+                y[c] = y[c] * share - middle[c]
+    return most
+
+
+@compiled
+def add_columns(x, sums, squares, low, high):
+    n, M = x.shape
+    for start in range(0, M, 1024):
+        stop = min(M, start + 1024)
+        s, q, l, h = sums[start:stop], squares[start:stop], low[start:stop], high[start:stop]
+        for r in range(n):
+            row = x[r, start:stop]
+            for c in range(stop - start):
+                one = float(row[c])
+                s[c] += one
+                q[c] += one * one
+            for c in range(stop - start):
+                l[c] = row[c] if row[c] < l[c] else l[c]
+                h[c] = row[c] if row[c] > h[c] else h[c]
+
+
+@compiled
+def nearly_constant(sums, squares, n):
+    for c in range(len(sums)):
+        if squares[c] * n < 1.02 * sums[c] * sums[c]:
+            return True
+    return False
+
+
+@compiled
+def invert_spreads(sums, squares, low, high, middle, n, noise, scales):
+    for c in range(len(sums)):
+        spread = squares[c] - sums[c] * sums[c] / n
+        flat = spread <= 0 or high[c] - low[c] <= noise * (high[c] + middle[c])
+        scales[c] = 0 if flat else 1 / math.sqrt(spread)
