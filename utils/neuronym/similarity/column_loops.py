@@ -1,12 +1,10 @@
-"""The loops of the similarity functions over columns and softmax rows, compiled for the processor by numba.
+"""The loops of the similarity functions over columns, compiled for the processor by numba.
 
 measure       columns to be multiplied, centred and raised to a power, and the scale of each
 level_out     products of such columns, scaled
-row_spreads   standard deviation over concepts of every image's values
-soften        softmax over concepts of some images, less something near its mean
-add_moments   sums, squares and extremes of columns, a block of images after the other
-far_from_zero, of_columns   what these say: whether to take something off, and the scale of each column
 is_compiled   whether these loops take a matrix
+Moments       sums, squares and extremes of columns, a block of images after the other
+spread_of_rows   how far apart an image's values are
 
 Each runs on one thread and releases Python's lock. Importing this module fails without numba: callers then
 use torch, as on a GPU. Sums over images are kept in float64, of parts of 64 images in the dtype given.
@@ -21,10 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuronym.similarity.kernels import compiled, LOG2E, power
+from neuronym.similarity.kernels import compiled
 
-LANES = 64  # values compared side by side
-SIDE = 4096  # values whose powers are taken together
 PART = 64  # images whose sums are taken in the dtype given
 # as in kernels, but sums may become nan: that is how values that are not finite are found
 exact = numba.njit(
@@ -64,41 +60,35 @@ def level_out(products: Tensor, cols: slice, of_rows: Tensor, of_cols: Tensor) -
     scale_products(products.numpy(), cols.start, of_rows.numpy(), of_cols.numpy())
 
 
-def row_spreads(P: Tensor) -> Tensor:
-    """Standard deviation (divided by M) of every row: P [N, M] -> float64 [N]."""
-    spreads = np.empty(len(P))
-    deviate(P.numpy(), spreads)
-    return torch.from_numpy(spreads)
+def spread_of_rows(P: Tensor) -> float:
+    """Mean over images of the standard deviation (divided by M) of each row: P [N, M]."""
+    return float(deviate(P.numpy()))
 
 
-def soften(P: Tensor, first: int, slope: float, middle: Tensor, out: Tensor) -> float:
-    """Softmax of slope P over concepts, less middle [M], of the images from `first`, into out [n, M], which
-    may be those rows; returns the largest |P| of them.
-    """
-    return float(soften_rows(P.numpy(), first, np.float32(slope * LOG2E), middle.numpy(), out.numpy()))
+class Moments:
+    """Sums, squares (float64) and extremes of M columns, of a block of rows after the other."""
 
+    def __init__(self, M: int) -> None:
+        self.sums, self.squares = np.zeros((2, M))
+        self.low, self.high = np.full((2, M), np.inf, np.float32)
+        self.high *= -1
 
-def add_moments(x: Tensor, sums: Tensor, squares: Tensor, low: Tensor, high: Tensor) -> None:
-    """Add sums and squares of columns [M] (float64), and keep least and largest: x [n, M]."""
-    add_columns(*(tensor.numpy() for tensor in (x, sums, squares, low, high)))
+    def add(self, x: Tensor) -> None:
+        """Add rows x [n, M]."""
+        add_columns(x.numpy(), self.sums, self.squares, self.low, self.high)
 
+    def far_from_zero(self, n: int) -> bool:
+        """Whether the mean of any column of n values is above seven times its spread."""
+        return nearly_constant(self.sums, self.squares, n)
 
-def far_from_zero(sums: Tensor, squares: Tensor, n: int) -> bool:
-    """Whether the mean of any column of n values is above seven times its spread."""
-    return nearly_constant(sums.numpy(), squares.numpy(), n)
-
-
-def of_columns(
-    sums: Tensor, squares: Tensor, low: Tensor, high: Tensor, middle: Tensor, n: int, noise: float
-) -> Tensor:
-    """1 / the norm of each centred column of n values, or 0 where those differ by noise (high + middle) at
-    the most.
-    """
-    scales = torch.empty_like(low)
-    invert_spreads(
-        *(tensor.numpy() for tensor in (sums, squares, low, high, middle)), n, noise, scales.numpy()
-    )
-    return scales
+    def scales(self, middle: Tensor | None, n: int, noise: float) -> Tensor:
+        """1 / the norm of each centred column of n values, or 0 where values differ by noise times the
+        largest at the most; middle [M] has been taken off all.
+        """
+        scales = np.empty_like(self.low)
+        middle = np.zeros_like(self.low) if middle is None else middle.numpy()
+        invert_spreads(self.sums, self.squares, self.low, self.high, middle, n, noise, scales)
+        return torch.from_numpy(scales)
 
 
 @exact
@@ -172,8 +162,8 @@ def scale_products(products, start, of_rows, of_cols):
 
 
 @compiled
-def deviate(P, spreads):
-    N, M = P.shape
+def deviate(P):
+    (N, M), spreads = P.shape, 0.0
     for n in range(N):
         x = P[n]
         total = 0.0
@@ -183,42 +173,8 @@ def deviate(P, spreads):
         for c in range(M):
             apart = x[c] - mean
             squares += apart * apart
-        spreads[n] = math.sqrt(squares / M)
-
-
-@compiled
-def soften_rows(P, first, slope, middle, out):
-    (n, M), most, one = out.shape, np.float32(0), np.float32(1)
-    rows = max(1, SIDE // M)  # whose powers are taken together
-    exponents, logits = np.empty(rows * M, np.int32), np.empty(rows * M, np.float32)
-    flat = out.ravel()
-    low, high = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    for start in range(0, n, rows):
-        stop = min(n, start + rows)
-        for r in range(start, stop):
-            x, y = P[first + r], logits[(r - start) * M : (r - start + 1) * M]
-            low[:], high[:] = x[0], x[0]
-            for c in range(0, M - LANES + 1, LANES):  # side by side, for a processor compares many at once
-                for i in range(LANES):
-                    low[i] = x[c + i] if x[c + i] < low[i] else low[i]
-                    high[i] = x[c + i] if x[c + i] > high[i] else high[i]
-            for c in range(M - M % LANES, M):
-                low[0], high[0] = min(low[0], x[c]), max(high[0], x[c])
-            least, largest = low[0], high[0]
-            for i in range(1, LANES):
-                least, largest = min(least, low[i]), max(largest, high[i])
-            most, shift = max(most, abs(least), abs(largest)), largest if slope > 0 else least
-            for c in range(M):
-                y[c] = slope * (x[c] - shift)
-        power(logits, one, np.float32(0), one, flat[start * M : stop * M], exponents)
-        for r in range(start, stop):
-            y, total = out[r], np.float32(0)
-            for c in range(M):
-                total += y[c]
-            share = one / total
-            for c in range(M):
-                y[c] = y[c] * share - middle[c]
-    return most
+        spreads += math.sqrt(squares / M)
+    return spreads / N
 
 
 @compiled

@@ -98,32 +98,32 @@ def _soft_by_images(
     concept, and its share of the products.
     """
     (N, M), most, dtype = P.shape, 0.0, torch.float32
-    store = centred[0].mean.new_empty(min(N, IMAGES), M)
+    store, moments = centred[0].mean.new_empty(min(N, IMAGES), M), loops.Moments(M)
     T = None if isinstance(P, Tensor) else P.T.to(dtype).T
-    scores, (sums, squares) = None, store.new_zeros(2, M, dtype=torch.float64)
-    low, high = store.new_full((M,), torch.inf), store.new_full((M,), -torch.inf)
-    middle = store.new_zeros(M)  # of shares: what is near constant is multiplied without its mean
+    scores = middle = None  # of shares: what is near constant is multiplied without its mean
     for rows in slices(N, IMAGES):
         x = store[: rows.stop - rows.start]
-        if T is not None:
-            made, first = torch.matmul(P.I[rows].to(dtype), T, out=x), 0
+        if T is None:
+            torch.mul(P[rows].to(dtype), slope, out=x)
         else:
-            made, first = (P.detach(), rows.start) if P.dtype == dtype else (P[rows].to(dtype), 0)
-        most = max(most, loops.soften(made, first, slope, middle, x))
-        loops.add_moments(x, sums, squares, low, high)
-        if scores is None and loops.far_from_zero(sums, squares, len(x)):
-            middle = (sums / len(x)).to(dtype)
+            torch.matmul(P.I[rows].to(dtype), T, out=x).mul_(slope)
+        low, high = x.aminmax()
+        most = max(most, float(high), -float(low))
+        torch.softmax(x, 1, out=x)
+        if middle is not None:
             x -= middle
-            low, high = low - middle, high - middle
-            loops.add_moments(x, sums.zero_(), squares.zero_(), low, high)
+        moments.add(x)
+        if scores is None and moments.far_from_zero(len(x)):
+            middle = torch.from_numpy(moments.sums / len(x)).to(dtype)
+            x -= middle
+            moments = loops.Moments(M)
+            moments.add(x)
         q = [layer.rows(rows) for layer in centred]
         q = torch.cat(q, 1) if len(q) > 1 else q[0]
         scores = torch.mm(q.T, x) if scores is None else scores.addmm_(q.T, x)
-    check_range(slope, most, dtype)
-    noise = softmax_noise(slope, most, dtype)
+    check_range(slope, most / abs(slope) if slope else 0, dtype)
     of_units = torch.cat([layer.scale for layer in centred])
-    of_concepts = loops.of_columns(sums, squares, low, high, middle, N, noise)
-    loops.level_out(scores, slice(0, M), of_units, of_concepts)
+    loops.level_out(scores, slice(0, M), of_units, moments.scales(middle, N, softmax_noise(1, most, dtype)))
     return scores
 
 
@@ -257,7 +257,7 @@ def mean_spread(P: Tensor | FactoredMatrix, some: int = 1024) -> float:
     if isinstance(P, Tensor):
         loops = compiled_loops(P.device, "column_loops")
         if loops and P.dtype == torch.float32 and P.is_contiguous():
-            return float(loops.row_spreads(P.detach()).mean())
+            return loops.spread_of_rows(P.detach())
         spreads = [P[rows].double().std(1, correction=0) for rows in slices(len(P), some)]
         return float(torch.cat(spreads).mean())
     middle = P.T.mean(0, dtype=torch.float64)
