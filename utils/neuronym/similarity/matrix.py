@@ -4,6 +4,7 @@ similarities.
 FactoredMatrix  P = I T' known by its factors, to be given in place of a matrix
 block           some rows and columns of P
 largest         a bound of its values
+check_range     whether so many times these stay in a dtype's range
 compiled_loops  loops in machine code, where there are any
 checked         the inputs of every similarity function; ValueError says what is wrong with them
 check_finite    whether all of their values are numbers
@@ -62,8 +63,17 @@ def largest(P: Tensor | FactoredMatrix) -> float:
     return math.prod(float(torch.linalg.vector_norm(X, dim=1, dtype=torch.float64).max()) for X in (P.I, P.T))
 
 
+def check_range(a: float, most: float, dtype: torch.dtype) -> None:
+    """ValueError when a P leaves the dtype's range, |P| <= most."""
+    if not abs(a) * most < torch.finfo(dtype).max:
+        raise ValueError(
+            f"a {a} times P overflows {str(dtype).removeprefix('torch.')}; "
+            "pass a smaller a, or float64 inputs"
+        )
+
+
 def compiled_loops(device: torch.device, name: str = "kernels") -> ModuleType | None:
-    """`neuronym.similarity.kernels`, or its sister `column_loops`, for CPUs and where numba is installed."""
+    """`neuronym.similarity.kernels`, or another module of loops, for CPUs and where numba is installed."""
     try:
         return importlib.import_module(f"neuronym.similarity.{name}") if device.type == "cpu" else None
     except (ImportError, RuntimeError):  # the latter where numba finds no folder it may keep its results in

@@ -14,8 +14,9 @@ P. With scales c_j = exp((the least + the largest such logarithm) / 2), which ke
 
 where a product is broken off only when it might leave the range of its dtype: there are two multiplications
 and an addition for each image and concept, and for each concept about one logarithm instead of top_k. The
-denominators of the softmax run over all concepts, so P is gone through twice; what the first time was made
-from embeddings is kept as far as the memory goes.
+denominators of the softmax run over all concepts. So a block of images meets all concepts at once where there
+are many (`similarity.images`); else, and where that does not fit, a block of concepts meets all images, and P
+is gone through twice: what the first time was made from embeddings is kept as far as the memory goes.
 
 Rounding, in units of u = 2^-24 (float32) or 2^-53: x is off by |a P| + 8, as in any softmax, and each factor
 and product by 4 more, so that a sum of top_k logarithms is off by at most top_k (|a P| + 12) u beside its own
@@ -43,10 +44,11 @@ from neuronym.common.memory import (
     strongest_images,
     working_bytes,
 )
-from neuronym.similarity.matrix import block, checked, compiled_loops, FactoredMatrix, largest
+from neuronym.similarity.matrix import block, check_range, checked, compiled_loops, FactoredMatrix, largest
 
 TOP_IMAGES = {"wpmi": 28, "soft_wpmi": 100}  # that they read of each unit, unless told `top_k`
 WIDE = 1024  # concepts in a block of P: enough for a fast matrix product
+MANY = 4096  # concepts from which it is a block of images that meets all of them (`similarity.images`)
 TILES = 2**25  # bytes of tiles worked on at once on a CPU; the narrower, the worse memory reads P
 
 
@@ -120,7 +122,7 @@ def _pmi(
     """
     check_number("a", a)
     check_number("lam", lam)
-    layers, units, dtype, d = checked(P, Q, units, memory)
+    layers, chosen, dtype, d = checked(P, Q, units, memory)
     (N, M), sizes, size = P.shape, [layer.shape[1] for layer in layers], dtype.itemsize
     top_k = min(usual, N) if top_k is None else top_k
     check_positive_int("top_k", top_k, N, f"N {N} images")
@@ -145,21 +147,39 @@ def _pmi(
         ]
     )
     rows, top = distinct_images(top, N)
+    beside = held if units is None else held + 4 * K * M
+    images = compiled_loops(layers[0].device, "images") if dtype == torch.float32 and M >= MANY else None
+    if images and (spare := memory - beside - images.needed(P, len(rows), K, top_k)) >= 0:
+        l = images.sums_by_images(P, rows, top, a, trust, spare)
+        if l is not None:
+            scores = [
+                _less_prior(part, None if units is None else some, lam)
+                for part, some in zip(l.split(sizes), chosen)
+            ]
+            return scores[0] if isinstance(Q, Tensor) else scores
     keep = (memory - held - column * m) // (U * m * size)
     extremes, blocks = softmax_tiles(P, rows, a, dtype, m, keep, width, work)
     runs, constant = _runs(top, trust, extremes)
-    scores = [extremes.new_empty(len(chosen), M) for chosen in units]
+    scores = [extremes.new_empty(len(some), M) for some in chosen]
     for tiles in blocks:
 
         def score_some(part: slice) -> None:
             for concepts, x in tiles[part]:
                 l = _sum_of_logs(loops, x, runs, constant, K)
-                for likely, chosen, out in zip(l.split(sizes), units, scores):
+                for likely, some, out in zip(l.split(sizes), chosen, scores):
                     prior = likely.logsumexp(0).sub_(math.log(len(likely))).mul_(lam)
-                    torch.sub(likely[chosen], prior, out=out[:, concepts])
+                    torch.sub(likely[some], prior, out=out[:, concepts])
 
         in_threads(len(tiles), threads, score_some)
     return scores[0] if isinstance(Q, Tensor) else scores
+
+
+def _less_prior(l: Tensor, units: Tensor | None, lam: float) -> Tensor:
+    """S of the units of a layer, or of some, from l [K, M], in place."""
+    for cols in slices(l.shape[1], WIDE // 4):
+        likely = l[:, cols]
+        likely -= likely.logsumexp(0).sub_(math.log(len(l))).mul_(lam)
+    return l if units is None else l[units]
 
 
 def _runs(
@@ -280,15 +300,6 @@ def _exceeds(P: Tensor | FactoredMatrix, a: float, dtype: torch.dtype) -> bool:
     most = largest(P)
     check_range(a, most, dtype)
     return abs(a) * most > SAFE * math.log(torch.finfo(dtype).max)
-
-
-def check_range(a: float, most: float, dtype: torch.dtype) -> None:
-    """ValueError when a P leaves the dtype's range, |P| <= most."""
-    if not abs(a) * most < torch.finfo(dtype).max:
-        raise ValueError(
-            f"a {a} times P overflows {str(dtype).removeprefix('torch.')}; "
-            "pass a smaller a, or float64 inputs"
-        )
 
 
 def _parts(

@@ -31,8 +31,15 @@ from neuronym.similarity.columns import (
     largest_of,
     taken,
 )
-from neuronym.similarity.matrix import check_finite, checked, compiled_loops, FactoredMatrix, largest
-from neuronym.similarity.pmi import check_range, softmax_tiles, TILES, WIDE
+from neuronym.similarity.matrix import (
+    check_finite,
+    check_range,
+    checked,
+    compiled_loops,
+    FactoredMatrix,
+    largest,
+)
+from neuronym.similarity.pmi import softmax_tiles, TILES, WIDE
 
 IMAGES = 512  # in a block that meets all concepts: enough for a fast matrix product
 UNITS = 256  # measured together
