@@ -1,9 +1,9 @@
 """The loops of the similarity functions over columns, compiled for the processor by numba.
 
-measure       columns to be multiplied, centred and raised to a power, and the scale of each
-level_out     products of such columns, scaled
-is_compiled   whether these loops take a matrix
-Moments       sums, squares and extremes of columns, a block of images after the other
+measure_columns  columns to be multiplied, centred and raised to a power, and the scale of each
+level_out        products of such columns, scaled
+is_compiled      whether these loops take a matrix
+Moments          sums, squares and extremes of columns, a block of images after the other
 spread_of_rows   how far apart an image's values are
 
 Each runs on one thread and releases Python's lock. Importing this module fails without numba: callers then
@@ -36,7 +36,7 @@ def is_compiled(*matrices: Tensor) -> bool:
     )
 
 
-def measure(
+def measure_columns(
     X: Tensor, start: int, width: int, degree: int, eps: float, Y: Tensor | None
 ) -> tuple[Tensor, Tensor, np.ndarray | None]:
     """1 / max(norm, eps) of (X - mean)^degree for some columns of X [N, M], of X itself for degree 0; the

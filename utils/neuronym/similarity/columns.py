@@ -169,7 +169,7 @@ def _in_loops(
     """`_measured` of X[:, cols] in compiled loops; ValueError where P or Q is not finite."""
     count = cols.stop - cols.start
     Y = X.new_empty(len(X), count) if power else X if count == X.shape[1] else X[:, cols]
-    scales, _, odd = loops.measure(X, cols.start, count, power, eps, Y)
+    scales, _, odd = loops.measure_columns(X, cols.start, count, power, eps, Y)
     if odd is not None:
         check_finite(P, Q)
         odd = torch.from_numpy(odd)

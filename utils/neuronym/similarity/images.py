@@ -21,16 +21,15 @@ from torch import Tensor
 from neuronym.common.memory import in_threads, slices
 from neuronym.similarity.kernels import compiled
 from neuronym.similarity.matrix import check_range, FactoredMatrix, largest
+from neuronym.similarity.pmi import IMAGES_AT_ONCE, SAFE
 
-IMAGES = 512  # in a block: enough for a fast matrix product
 CONCEPTS = 256  # of these images whose shares a processor's cache holds
-SAFE = 0.7  # share of the range of exponents that products may use
 
 
 def needed(P: Tensor | FactoredMatrix, U: int, K: int, top_k: int) -> int:
     """Bytes that `sums_by_images` uses beside its result."""
     M, d = P.shape[1], 0 if isinstance(P, Tensor) else P.T.shape[1]
-    block = min(U, IMAGES) * 4 * (M + d + 2) + 8 * CONCEPTS * K
+    block = min(U, IMAGES_AT_ONCE) * 4 * (M + d + 2) + 8 * CONCEPTS * K
     return block + 24 * K * top_k + (4 * d * M if d and P.T.dtype != torch.float32 else 0)
 
 
@@ -53,9 +52,9 @@ def sums_by_images(
     pairs = _Pairs(top.numpy().view(np.uint32), trusted[:, 0].copy(), np.maximum(trusted[:, 1], tiny))
     example = P if isinstance(P, Tensor) else P.I
     l, aside = example.new_empty(K, M, dtype=torch.float32), None
-    store = l.new_empty(min(U, IMAGES), M)
+    store = l.new_empty(min(U, IMAGES_AT_ONCE), M)
     T = None if isinstance(P, Tensor) else P.T.to(l.dtype).T
-    for part in slices(U, IMAGES):
+    for part in slices(U, IMAGES_AT_ONCE):
         x = store[: part.stop - part.start]
         _shares(P, T, rows[part], a, x)
         low, high = x.amin(1), x.amax(1)  # `aminmax` takes ten times as long

@@ -47,8 +47,11 @@ from neuronym.common.memory import (
 from neuronym.similarity.matrix import block, check_range, checked, compiled_loops, FactoredMatrix, largest
 
 TOP_IMAGES = {"wpmi": 28, "soft_wpmi": 100}  # that they read of each unit, unless told `top_k`
+IMAGES_AT_ONCE = 512  # in a block that meets all concepts: enough for a fast matrix product
 WIDE = 1024  # concepts in a block of P: enough for a fast matrix product
-MANY = 4096  # concepts from which it is a block of images that meets all of them (`similarity.images`)
+MANY_CONCEPTS = (
+    1000  # concepts from which it is a block of images that meets all of them (`similarity.images`)
+)
 TILES = 2**25  # bytes of tiles worked on at once on a CPU; the narrower, the worse memory reads P
 
 
@@ -148,7 +151,9 @@ def _pmi(
     )
     rows, top = distinct_images(top, N)
     beside = held if units is None else held + 4 * K * M
-    images = compiled_loops(layers[0].device, "images") if dtype == torch.float32 and M >= MANY else None
+    images = (
+        compiled_loops(layers[0].device, "images") if dtype == torch.float32 and M >= MANY_CONCEPTS else None
+    )
     if images and (spare := memory - beside - images.needed(P, len(rows), K, top_k)) >= 0:
         l = images.sums_by_images(P, rows, top, a, trust, spare)
         if l is not None:

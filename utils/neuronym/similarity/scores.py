@@ -66,8 +66,8 @@ def score(
     """
     if method not in SIMILARITIES:
         raise unknown("similarity function", method, SIMILARITIES)
-    parameters = inspect.signature(SIMILARITIES[method]).parameters
-    valid = [name for name in parameters if name not in ("P", "Q", "units", "memory", "generator")]
+    parameters = inspect.unwrap(SIMILARITIES[method]).__kwdefaults__
+    valid = [name for name in parameters if name not in ("units", "memory", "generator")]
     for name in options:
         if name not in valid:
             raise ValueError(f"{method} has no option '{name}'; valid: {', '.join(valid) or 'none'}")

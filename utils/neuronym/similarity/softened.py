@@ -39,9 +39,8 @@ from neuronym.similarity.matrix import (
     FactoredMatrix,
     largest,
 )
-from neuronym.similarity.pmi import softmax_tiles, TILES, WIDE
+from neuronym.similarity.pmi import IMAGES_AT_ONCE, softmax_tiles, TILES, WIDE
 
-IMAGES = 512  # in a block that meets all concepts: enough for a fast matrix product
 UNITS = 256  # measured together
 SHARPNESS = 2  # standard deviations, in nats, of an image's logits
 
@@ -81,12 +80,12 @@ def soft_correlation(
     counts = [len(units) for units in chosen]
     (N, M), size, count = P.shape, dtype.itemsize, sum(counts)
     loops = compiled_loops(layers[0].device, "column_loops") if dtype == torch.float32 else None
-    most = min(N, IMAGES)
+    most = min(N, IMAGES_AT_ONCE)
     held = (most * M + 2 * most * count + 10 * M + 2 * N * min(count, UNITS) + d * M) * size
     if slope is not None:
         check_finite(P, Q)
     if loops and max(held, 16 * d * d + 24 * most * d) <= memory and (d or P.is_contiguous()):
-        slope = _slope(P, sharpness, IMAGES) if slope is None else slope
+        slope = _slope(P, sharpness, IMAGES_AT_ONCE) if slope is None else slope
         chosen = [None] * len(layers) if units is None else chosen
         centred = [_Centred.of(loops, layer, some) for layer, some in zip(layers, chosen)]
         if not math.isfinite(slope) or not all(layer.sound for layer in centred):
@@ -105,10 +104,10 @@ def _soft_by_images(
     concept, and its share of the products.
     """
     (N, M), most, dtype = P.shape, 0.0, torch.float32
-    store, moments = centred[0].mean.new_empty(min(N, IMAGES), M), loops.Moments(M)
+    store, moments = centred[0].mean.new_empty(min(N, IMAGES_AT_ONCE), M), loops.Moments(M)
     T = None if isinstance(P, Tensor) else P.T.to(dtype).T
     scores = middle = None  # of shares: what is near constant is multiplied without its mean
-    for rows in slices(N, IMAGES):
+    for rows in slices(N, IMAGES_AT_ONCE):
         x = store[: rows.stop - rows.start]
         if T is None:
             torch.mul(P[rows].to(dtype), slope, out=x)
@@ -154,7 +153,7 @@ class _Centred:
         means, scales, first, sound = [], [], None, True
         for part in slices(count, UNITS):
             q = (Q[:, part] if units is None else Q[:, units[part]]).float().contiguous()
-            scale, mean, odd = loops.measure(q, 0, q.shape[1], 1, 0, torch.empty_like(q))
+            scale, mean, odd = loops.measure_columns(q, 0, q.shape[1], 1, 0, torch.empty_like(q))
             if odd is not None:
                 odd, sound = torch.from_numpy(odd), False
                 x = q[:, odd]
