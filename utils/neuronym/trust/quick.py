@@ -19,7 +19,6 @@ from neuronym.common.memory import MEMORY
 from neuronym.common.statistics import standard_columns
 from neuronym.measurements import Measurements
 from neuronym.similarity.matrix import FactoredMatrix
-from neuronym.similarity.softened import mean_spread, SHARPNESS
 from neuronym.trust.null import abstain, p_values
 from neuronym.trust.probability import probability, ratios, seen_concepts
 
