@@ -147,7 +147,7 @@ AT_ONCE = f"""
 {SECOND}    | clip conse:microworld:resnet           | no kind 'conse'
 {SECOND}    | layer -1                               | must be at least 0
 {SECOND}    | readout_layers a                       | numbers of layers counted from 0
-{SECOND}    | readout_layers ''                      | must not be empty
+{SECOND}    | readout_layers 1,,2                    | numbers of layers counted from 0
 {SECOND}    | prompts file:/nowhere                  | no file of prompts at /nowhere
 {SECOND}    | prompts 'no braces'                    | a template holds {{}} once
 {SECOND}    | prompts ''                             | must not be empty
@@ -196,7 +196,7 @@ LOADED = f"""
 {EVAL}      | units label:dog                        | label:dog needs labels to look in
 {DESCRIBE}  | captioner vlm:                         | no captioner 'vlm:'
 {DESCRIBE}  | prune ;*                               | has no word in it
-{SECOND}    | clip microworld:rn                     | exist in ViT image towers
+{SECOND}    | clip microworld:rn layer 3             | a ResNet reads its last layer
 {SECOND}    | layer 99 smoke true                    | there is no layer 99
 {SECOND}    | layers 99 smoke true                   | there is no layer 99
 {SECOND}    | readout_layers 99                      | there is no layer 99
