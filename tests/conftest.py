@@ -28,7 +28,9 @@ SLOW = set(
     applications/test_surgery applications/test_visualise atlas/test_browser atlas/test_explorer
     atlas/test_jupyterlab
     atlas/test_site datasets/test_concepts datasets/test_probe datasets/test_tasks
-    describe/test_examples describe/test_naming describe/test_pipeline describe/test_selection
+    describe/test_crops describe/test_examples describe/test_naming describe/test_pipeline
+    describe/test_selection describe/test_simulation second_order/test_heads second_order/test_pool
+    second_order/test_map_head models/test_downloads test_inference
     describe/test_variants evaluation/test_cosy evaluation/test_formulas evaluation/test_linear
     evaluation/test_presence evaluation/test_sanity figures/test_as_written figures/test_cards
     figures/test_comparisons figures/test_describe figures/test_published figures/test_second_order

@@ -50,7 +50,7 @@ def test_pictures_made_from_noise_come_to_their_units(visualised, network, tmp_p
     told = runs.add_run(network, visualised)
     sizes = site.write_site(tmp_path / "site", [told], size=32, firing=False)
     assert sum(sizes.values()) == sum(f.stat().st_size for f in (tmp_path / "site").rglob("*") if f.is_file())
-    units = said(tmp_path / "site" / "units" / "1" / "0000.js", "ATLAS.units(1,0,")
+    units = said(tmp_path / "site" / "units" / "1" / "0000.js", 'ATLAS.file("units/1/0000",')
     [(caption, picture)] = units[3]["x"].items()
     assert caption == found["fc", 3][1] == picture["alt"] and "x" not in units[4]
     with Image.open(tmp_path / "site" / picture["src"]) as copied:
