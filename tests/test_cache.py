@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from neuronym import cache
+from neuronym import cache, stored
 from neuronym.common.locks import Holder, holder, this_machine
 from neuronym.runs.folders import cache_dir, ROOT
 from neuronym.stored import own_folder
@@ -223,7 +223,7 @@ def test_kills_at_any_moment_never_give_another_array():
 
 def test_the_slower_of_two_writers_drops_its_own(monkeypatch):
     """Where the other does not get on: it sleeps, and this one has no patience."""
-    monkeypatch.setattr(cache, "STUCK", 0)
+    monkeypatch.setattr(stored, "STUCK", 0)
     process = start_writer()
     try:
         with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
@@ -283,6 +283,19 @@ def test_the_second_process_waits_and_reads(whole):
     assert out == (f"made\n{ROWS.sum()}\n" if whole else "11\n") and np.array_equal(
         cache.load("q", SPEC), ROWS
     )
+
+
+def test_who_has_nothing_to_write_keeps_nobody_waiting():
+    """Else jobs of many networks with one CLIP would come one after another."""
+    code = textwrap.dedent(WAITING.format(spec=SPEC, whole=True))
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
+        second = subprocess.Popen([sys.executable, "-c", code], **given)
+        assert "waits for it" in second.stderr.readline()
+        rows.write(0, ROWS)
+    with cache.writer("q", SPEC, ROWS.shape, "float32") as rows:
+        assert rows.start == 23 and not folder().with_name(folder().name + ".lock").exists()
+        assert second.communicate(timeout=60)[0] == f"{ROWS.sum()}\n"
 
 
 def test_an_owner_that_is_no_more_is_not_waited_for():

@@ -37,19 +37,19 @@ import numpy as np
 import torch
 
 from neuronym.common.files import digest, read_json, sha256, write_json
-from neuronym.common.locks import alive, holder, locked
+from neuronym.common.locks import locked
 from neuronym.runs.folders import cache_dir
 from neuronym.runs.run import git_state, software
 from neuronym.stored import (
     canonical,
     empty_npy,
+    gets_on,
     in_use,
     key_of,
     npy_fits,
     own_folder,
     read_meta,
     say_once,
-    STUCK,
     usable,
     whole,
 )
@@ -129,35 +129,25 @@ def writer(
     is kept beside the array and not hashed.
     """
     folder, dtype, shape = _place(kind, spec), np.dtype(dtype), tuple(int(n) for n in shape)
-    with _turn(folder) as ours, _rows(folder, spec, shape, dtype, info, ours) as rows:
+    with _turn(folder, spec) as ours, _rows(folder, spec, shape, dtype, info, ours) as rows:
         yield rows
 
 
 @contextmanager
-def _turn(folder: Path) -> Iterator[bool]:
+def _turn(folder: Path, spec: dict) -> Iterator[bool]:
     """Hold the lock of an entry and yield True, after a process that holds it is done with the entry or dead;
-    yield False where it holds on to it without getting on.
+    yield False where it holds on to it without getting on, and, holding nothing, where the entry is there.
     """
     lock, since = folder.with_name(folder.name + ".lock"), time.time()
-    while True:
+    while not usable(folder, spec):
         with locked(lock) as ours:
-            if ours or not _gets_on(lock, folder.with_name(folder.name + ".partial"), since):
+            if usable(folder, spec):
+                break
+            if ours or not gets_on(lock, folder.with_name(folder.name + ".partial"), since):
                 yield ours
                 return
         time.sleep(0.1)
-
-
-def _gets_on(lock: Path, partial: Path, since: float) -> bool:
-    """Whether the process that holds the lock lives, and wrote something in the last STUCK seconds."""
-    with suppress(OSError):
-        since = max([since, *(path.stat().st_mtime for path in partial.iterdir())])
-    owner = holder(lock)
-    if owner is not None:  # who has not just let go of it, and has told who it is
-        if owner.here and not alive(owner.pid):
-            return False
-        if not owner.here or owner.pid != os.getpid():
-            say_once(f"{owner} is making what this one needs in {lock.parent}; this one waits for it")
-    return time.time() - since < STUCK
+    yield False
 
 
 @contextmanager
@@ -204,7 +194,7 @@ def array(
         found = load(kind, spec)
     if found is None:
         folder = _place(kind, spec)
-        with _turn(folder) as ours:
+        with _turn(folder, spec) as ours:
             if not usable(folder, spec):
                 made = _numpy(make())
                 with _rows(folder, spec, made.shape, made.dtype, info, ours) as rows:
@@ -235,7 +225,7 @@ def bundle(
         folder = _found(kind, spec)
     if folder is None:
         folder = _place(kind, spec)
-        with _turn(folder):
+        with _turn(folder, spec):
             if not usable(folder, spec):
                 _put_tensors(folder, spec, make, info)
     return load_file(str(folder / "data.safetensors"))

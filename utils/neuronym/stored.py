@@ -8,6 +8,7 @@ intact     whether it has the content
 usable     whether a folder is a whole entry of a spec
 own_folder a folder beside an entry that no other process uses
 in_use     whether its maker still does
+gets_on    whether a process that holds an entry is worth waiting for
 npy_fits   whether a .npy file holds rows of a shape and dtype
 empty_npy  a .npy file of the right size, zeros so far
 say_once   a sentence on the screen, once in a process
@@ -22,13 +23,14 @@ import os
 import secrets
 import sys
 import time
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from neuronym.common.files import read_json, sha256
-from neuronym.common.locks import alive, this_machine
+from neuronym.common.locks import alive, holder, this_machine
 
 STUCK = 600  # seconds without a sign of progress, after which another process is not waited for
 
@@ -154,6 +156,19 @@ def in_use(folder: Path) -> bool:
     if machine in ("", this_machine()):
         return alive(int(pid))
     return time.time() - max(path.stat().st_mtime for path in [folder, *folder.iterdir()]) < STUCK
+
+
+def gets_on(lock: Path, partial: Path, since: float) -> bool:
+    """Whether the process that holds the lock lives, and wrote something in the last STUCK seconds."""
+    with suppress(OSError):
+        since = max([since, *(path.stat().st_mtime for path in partial.iterdir())])
+    owner = holder(lock)
+    if owner is not None:  # who has not just let go of it, and has told who it is
+        if owner.here and not alive(owner.pid):
+            return False
+        if not owner.here or owner.pid != os.getpid():
+            say_once(f"{owner} is making what this one needs in {lock.parent}; this one waits for it")
+    return time.time() - since < STUCK
 
 
 def npy_fits(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
