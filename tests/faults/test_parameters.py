@@ -195,6 +195,7 @@ LOADED = f"""
 {LABEL}     | device cuda:77                         | device 'cuda:77' cannot be used here
 {EVAL}      | units label:dog                        | label:dog needs labels to look in
 {DESCRIBE}  | captioner vlm:                         | no captioner 'vlm:'
+{DESCRIBE}  | together true                          | captioner=vlm:MODEL, got 'microworld'
 {DESCRIBE}  | prune ;*                               | has no word in it
 {SECOND}    | clip microworld:rn layer 3             | a ResNet reads its last layer
 {SECOND}    | layer 99 smoke true                    | there is no layer 99

@@ -149,7 +149,7 @@ def test_set_ups_that_cannot_succeed(photos):
         ("describe_and_dissect", "probe microworld:30", "pictures=10 of a candidate are retrieved"),
         (
             "describe_and_dissect",
-            "probe microworld:60 ablation False generator retrieval pictures 30",
+            "probe microworld:60 ablation False generator retrieval pictures 30 selection sq_mean",
             "pictures=30 of a candidate are retrieved .* beside 10 of the unit's own, got 36 to name from",
         ),
         (
@@ -174,6 +174,7 @@ def test_as_many_images_as_are_needed_will_do():
         ("describe_and_dissect", "probe microworld:34"),
         ("describe_and_dissect", "probe microworld:17 ablation False"),
         ("describe_and_dissect", "probe microworld:17 selection first ablation False"),
+        ("describe_and_dissect", "probe microworld:60 ablation False generator retrieval pictures 30"),
     ]:
         words = values.split()
         resolve(notebook, list(zip(words[::2], words[1::2])))

@@ -73,6 +73,11 @@ def check_setup(known: Mapping[str, Parameter], params: Mapping[str, Any]) -> No
     if params.get("units"):
         check_units(params["units"])
     _check_images(known, params)
+    if params.get("together") and not params["captioner"].startswith("vlm:"):
+        raise ValueError(
+            "examples are shown together to a model of a server, captioner=vlm:MODEL, got "
+            f"'{params['captioner']}'; name one, or together=False"
+        )
     _check_answers(known, params)
     _check_results()
 
@@ -271,7 +276,7 @@ def _check_numbers(params: Mapping[str, Any], naming: int, held: int) -> None:
                 f"images={params['images']} of a unit are the most active ones, got {told}; probe with more "
                 "images, or set images lower"
             )
-        without = ("simulate", "mention", "first")  # pictures
+        without = ("agreed", "simulate", "mention", "first")  # pictures
         retrieves = params["ablation"] or (retrieves and params["selection"] not in without)
         if retrieves and pictures + OWN > naming:
             raise ValueError(
