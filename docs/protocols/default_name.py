@@ -33,8 +33,8 @@ from neuronym.measurements import measure, Measurements
 from neuronym.models.clips import load_clip
 from neuronym.models.sentences import load_sentence_encoder
 from neuronym.runs.folders import ROOT
-from neuronym.similarity.columns import mean_spread
 from neuronym.similarity.scores import score
+from neuronym.similarity.softened import mean_spread
 
 DATA = ROOT / "docs" / "results" / "data" / "default_name"
 TARGET, NAMER, JUDGE = "efficientnet_lite0", "conse:efficientnet_lite2", "conse:efficientnet_lite1"

@@ -43,8 +43,9 @@ from neuronym.models.clips import load_clip
 from neuronym.models.generators import load_generator
 from neuronym.models.transcripts import open_transcript
 from neuronym.runs.folders import results_dir, ROOT
-from neuronym.similarity.columns import cos_similarity_cubed, mean_spread, SHARPNESS
+from neuronym.similarity.columns import cos_similarity_cubed
 from neuronym.similarity.matrix import FactoredMatrix
+from neuronym.similarity.softened import mean_spread, SHARPNESS
 
 DATA = ROOT / "docs" / "results" / "data" / "selection"
 TARGET, NAMER, JUDGE = "efficientnet_lite0", "conse:efficientnet_lite2", "conse:efficientnet_lite1"

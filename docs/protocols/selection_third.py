@@ -5,6 +5,7 @@
     python docs/protocols/selection_third.py people --photos IMAGENET CALTECH101 DTD FLICKR8K --captions FILE
     python docs/protocols/selection_third.py decide
 
+`--range` takes the candidates `range 10`, which need no captions of examples, and `--target` one network.
 Each writes a row for each unit and candidate, with a column for each signal, to
 docs/results/data/selection/third_NAME.csv, where `decide` reads them. FILE is Flickr8k's captions.txt.
 """
@@ -65,16 +66,19 @@ def main() -> None:
     parser.add_argument("what", choices=("microworld", "photos", "people", "decide"))
     parser.add_argument("--photos", nargs=4, metavar="FOLDER", help="ImageNet, Caltech-101, DTD, Flickr8k")
     parser.add_argument("--captions", type=Path, help="Flickr8k's captions.txt")
+    parser.add_argument("--range", action="store_true", help="candidates of ordinary captions alone (photos)")
+    parser.add_argument("--target", choices=list(TARGETS), help="one of the networks (photos, people)")
     given = parser.parse_args()
     if given.what == "decide":
         return decide()
     if given.what != "microworld" and not given.photos:
         parser.error("photos and people need --photos IMAGENET CALTECH101 DTD FLICKR8K")
     (results_dir() / "selection").mkdir(parents=True, exist_ok=True)
+    targets = [given.target] if given.target else list(TARGETS)
     parts = {
         "microworld": lambda: [microworld(network) for network in MICRO],
-        "photos": lambda: [photos(given.photos, target) for target in TARGETS],
-        "people": lambda: [people(given.photos[3], given.captions, target) for target in TARGETS],
+        "photos": lambda: [photos(given.photos, target, given.range) for target in targets],
+        "people": lambda: [people(given.photos[3], given.captions, target) for target in targets],
     }
     table = pd.concat(parts[given.what](), ignore_index=True)
     table.to_csv(DATA / f"third_{given.what}.csv", index=False, float_format="%.5g")
@@ -107,8 +111,8 @@ def microworld(network: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def photos(folders: Sequence[str], target: str) -> pd.DataFrame:
-    """The same of photos, rated by another image-text model."""
+def photos(folders: Sequence[str], target: str, ranged: bool = False) -> pd.DataFrame:
+    """The same of photos, rated by another image-text model; `ranged` takes no captions of examples."""
     layers, judge_name = TARGETS[target]
     probe = load_probe("+".join(f"folder:{folder}" for folder in folders))
     data = measure(target, layers, probe, NAMER, "english:10000")
@@ -129,10 +133,14 @@ def photos(folders: Sequence[str], target: str) -> pd.DataFrame:
     tables = []
     for layer, info in data.layers.items():
         units, q = of_photos(info, target), naming.Q[layer]
-        looked = caption_examples(
-            data.target, info, units, naming.probe, q, captioner, book, data.clip, crops=0
-        )
-        found = signals(naming, test, layer, looked.captions, said, truth)
+        captions = {unit: ["nothing"] for unit in units}
+        if not ranged:
+            looked = caption_examples(
+                data.target, info, units, naming.probe, q, captioner, book, data.clip, crops=0
+            )
+            captions = looked.captions
+        source = "range 10" if ranged else "both"
+        found = signals(naming, test, layer, captions, said, truth, source)
         tables.append(found.assign(setup=named("photos", layer, target), clips_own=True))
     return pd.concat(tables, ignore_index=True)
 
@@ -182,10 +190,11 @@ def signals(
     captions: Mapping[int, Sequence[str]],
     said: tuple[Sequence[str], Sequence[int]],
     truth: tuple[Callable[[Sequence[str]], Tensor], Callable[[Sequence[str]], Tensor]],
+    source: str = "both",
 ) -> pd.DataFrame:
-    """A row for each unit and candidate of `both`: layer, unit, text, c, p, m, rho, q, value."""
+    """A row for each unit and candidate of the source: layer, unit, text, c, p, m, rho, q, value."""
     q, (ordinary, rows) = naming.Q[layer], said
-    found = candidates(captions, ordinary, rows, q)["both"]
+    found = candidates(captions, ordinary, rows, q)[source]
     pairs = [(unit, text) for unit, some in found.items() for text in some]
     texts = sorted({text for _, text in pairs})
     read = [naming.clip.reads(text) for text in texts]
@@ -220,11 +229,14 @@ def by_unit(table: pd.DataFrame, q: Tensor, present: Callable[[Sequence[str]], T
 
 
 def decide() -> None:
-    """third.csv with means and paired differences, third_shares.csv, and what the protocol says."""
-    table = pd.concat(
-        [pd.read_csv(DATA / f"third_{name}.csv") for name in ("microworld", "photos", "people")]
-    )
-    table = table.reset_index(drop=True)
+    """third.csv with means and paired differences, third_shares.csv, and what the protocol says of the
+    set-ups that are there.
+    """
+    files = [DATA / f"third_{name}.csv" for name in ("microworld", "photos", "people")]
+    table = pd.concat([pd.read_csv(file) for file in files if file.exists()]).reset_index(drop=True)
+    choosing = [setup for setup in CHOOSING if setup in set(table["setup"])]
+    for setup in [setup for setup in CHOOSING if setup not in choosing]:
+        print(f"{setup} was not computed: what follows is no decision by the protocol")
     scores = {name: score(table) for name, score in CHOICES.items()} | {"best": table["q"]}
     scores |= {f"mention in {n} captions": table[f"m{n}"] for n in (2, 3)}
     wide = pd.DataFrame({name: picked(table, some) for name, some in scores.items()}).reset_index()
@@ -238,9 +250,9 @@ def decide() -> None:
         high[setup] = found.set_index("name")["against_high"]
     pd.concat(parts).to_csv(DATA / "third.csv", index=False, float_format="%.4g")
     shares = pd.DataFrame(shares)
-    least = shares.loc[list(CHOICES), list(CHOOSING)].min(axis=1)
+    least = shares.loc[list(CHOICES), choosing].min(axis=1)
     first = next(name for name in CHOICES if least[name] >= least.max() - 0.005)
-    others = [setup for setup in shares if setup not in CHOOSING]
+    others = [setup for setup in shares if setup not in choosing]
     held = shares.loc[[first, "agreed"], others].min(axis=1)
     replaces = (
         all(high[setup][first] >= 0 for setup in others)
