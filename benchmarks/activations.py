@@ -30,9 +30,8 @@ import torch
 from PIL import Image
 from similarity import write_table
 
-from neuronym.activations import activations_and_embeddings, unit_activations
+from neuronym.activations import activations_and_embeddings, target_layers, unit_activations
 from neuronym.datasets.probe import batches, load_probe
-from neuronym.hooks import resolve_layers
 from neuronym.models.clips import load_clip
 from neuronym.models.targets import load_target
 from neuronym.passes import inference
@@ -76,7 +75,7 @@ def largest():
 
 def fresh_pass(args, target, clip, probe):
     """Everything that a user waits for: checks, forward passes, rows on disk."""
-    layers = resolve_layers(target.model, list(target.layers), target.example)
+    layers = target_layers(target, list(target.layers))
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NEURONYM_CACHE"] = folder
         options = {

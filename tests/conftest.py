@@ -44,7 +44,7 @@ SLOW = set(
     second_order/test_adversarial second_order/test_effects second_order/test_heat
     sae/test_layers sae/test_naming sae/test_training
     second_order/test_pursuit second_order/test_segmentation similarity/test_kernels test_activations
-    test_cache test_dlbroden test_docs test_passes test_repository test_script test_shards
+    test_cache test_dlbroden test_docs test_fake_device test_passes test_repository test_script test_shards
     trust/test_calibration trust/test_null trust/test_counterfactual
     trust/test_polysemy trust/test_quick""".split()
 )

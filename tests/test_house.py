@@ -22,6 +22,7 @@ ORDER = (
     "hooks",
     "stored",
     "cache datasets",
+    "jobs",
     "passes",
     "activations",
     "models",

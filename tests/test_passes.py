@@ -10,15 +10,26 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from neuronym import cache, passes
-from neuronym.activations import activations_and_embeddings, unit_activations
+from neuronym.activations import (
+    activations_and_embeddings,
+    image_embeddings,
+    image_job,
+    IMAGES,
+    unit_activations,
+    unit_job,
+)
 from neuronym.datasets import probe as probes
-from neuronym.datasets.probe import Probe
+from neuronym.datasets.probe import load_probe, Probe
+from neuronym.models.clips import load_clip
+from neuronym.second_order.effects import second_order_effects
+from neuronym.second_order.lens import clip_target
 from tests.helpers.networks import close, layers_of, make_clip, make_target, SIDE, to_tensor
 
 MANY = 200
@@ -94,6 +105,53 @@ def test_what_a_network_does_in_place_reaches_no_other():
         target, layers_of(target, ["fc"]), make_clip(weights_key="1"), many(9)
     )[1]
     close(beside, alone)
+
+
+def counted(module):
+    """How many images each forward pass of a module has, as they come."""
+    passed = []
+    module.register_forward_pre_hook(lambda _, given: passed.append(len(given[0])))
+    return passed
+
+
+def test_one_forward_pass_serves_labelling_embeddings_and_the_lens(monkeypatch, tmp_path):
+    clip, probe = load_clip("microworld:vit"), load_probe("microworld:20")
+    target, infos = clip_target(clip)
+    units, images = unit_job(target, probe, [infos[2], infos[3]]), image_job(clip, probe)
+    passed = counted(target.model)
+    found = second_order_effects(clip, probe, [2], 8, beside=[units, images])
+    assert sum(n for n in passed if n > 1) == probe.N  # single images prove that the tower is read rightly
+    together = [found[2].s, found[2].B, found[2].rep, images.result(IMAGES), units.result(infos[3].name)]
+
+    monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path / "alone"))
+    passed.clear()
+    alone = second_order_effects(clip, probe, [2], 8)[2]
+    Q = unit_activations(target, probe, [infos[2], infos[3]], batch_size=8)
+    I = image_embeddings(clip, probe, batch_size=8)
+    assert sum(n for n in passed if n > 1) == 3 * probe.N
+    for ours, theirs in zip(together, [alone.s, alone.B, alone.rep, I, Q[infos[3].name]]):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+def test_one_forward_pass_serves_several_lists_of_layers():
+    target, probe = make_target(), many(10)
+    jobs = [unit_job(target, probe, layers_of(target, names)) for names in (["conv", "fc"], ["fc", "norm"])]
+    passed = counted(target.model)
+    passes.compute(probe, jobs, 4, None, None, None)
+    assert sum(passed) == probe.N
+    for job in jobs:
+        alone = unit_activations(target, replace(probe, fingerprint="b"), layers_of(target, list(job.specs)))
+        assert all(torch.equal(job.result(name), q) for name, q in alone.items())
+
+
+def test_networks_that_get_other_pictures_pass_alone():
+    target, probe = make_target(), many(10)
+    other = replace(target, preprocess=lambda image: -to_tensor(image), preprocess_spec="negative")
+    jobs = [unit_job(one, probe, layers_of(target, ["fc"])) for one in (target, other)]
+    passed = counted(target.model)
+    passes.compute(probe, jobs, 4, None, None, None)
+    assert sum(passed) == 2 * probe.N
+    assert not torch.equal(jobs[0].result("fc"), jobs[1].result("fc"))
 
 
 KILLED = """

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
+from neuronym.activations import target_layers
+from neuronym.measurements import measure
+from neuronym.models.targets import load_target
 from neuronym.trials import evaluating, refuse, try_out
 
 SQUARE = torch.zeros(1, 3, 32, 32)
@@ -106,6 +112,36 @@ def test_a_trial_leaves_the_network_as_it_was():
     assert model.training and not model.norm.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not any(len(m._forward_hooks) for m in model.modules())
+
+
+def small(image):
+    return torch.full((3, 32, 32), image.getpixel((0, 0))[0] / 255)
+
+
+def test_what_a_network_is_loaded_with_chooses_its_layers_too():
+    """Three forward passes at loading, of 2, 3 and 2 pictures, and none for any list of layers."""
+    net, sizes = Net(lambda net, x: x), []
+    net.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    target = load_target(net, preprocess=small)
+    assert sizes == [2, 3, 2]
+    for names in ("all", "every", "conv,fc", ["norm"], "**"):
+        target_layers(target, names)
+    measure(target, "conv", [Image.new("RGB", (9, 9))] * 2, "microworld", ["red"])
+    assert sizes[:4] == [2, 3, 2, 2] and len(sizes) == 4  # the pass itself
+
+
+def test_other_modules_than_were_tried_are_tried_anew():
+    target = load_target(Net(lambda net, x: x), preprocess=small)
+    assert [layer.units for layer in target_layers(target, "fc")] == [5]
+    for change in (
+        lambda: setattr(target.model, "fc", nn.Linear(6, 4)),
+        lambda: setattr(target.model.conv, "bias", None),
+        lambda: setattr(target, "example", torch.zeros(1, 3, 40, 40)),
+        lambda: setattr(target, "model", copy.deepcopy(target.model)),
+    ):
+        change()
+        target.model.calls = 0
+        assert [layer.units for layer in target_layers(target, "fc")] == [4] and target.model.calls == 3
 
 
 def test_a_train_that_returns_nothing():

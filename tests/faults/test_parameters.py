@@ -190,8 +190,8 @@ LOADED = f"""
 {LABEL}     | clip conse:openai:RN50                 | no target 'openai:RN50'
 {LABEL}     | units ids:9999                         | has units 0 to 23, got 9999
 {LABEL}     | units layer9=3                         | no layer 'layer9'
-{LABEL}     | device cpu:7                           | device is auto, cpu, cuda, cuda:N or mps, got 'cpu:7'
-{LABEL}     | device tpu                             | device is auto, cpu, cuda, cuda:N or mps, got 'tpu'
+{LABEL}     | device cpu:7                           | device is auto, cpu, cuda or cuda:N, got 'cpu:7'
+{LABEL}     | device tpu                             | device is auto, cpu, cuda or cuda:N, got 'tpu'
 {LABEL}     | device cuda:77                         | device 'cuda:77' cannot be used here
 {EVAL}      | units label:dog                        | label:dog needs labels to look in
 {DESCRIBE}  | captioner vlm:                         | no captioner 'vlm:'

@@ -49,3 +49,7 @@ def test_auto_leaves_out_mps_which_has_no_float64(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     assert chosen_device("auto").type == "cpu"
+    with pytest.raises(
+        ValueError, match="statistics need float64, which device 'mps' does not have; take cpu"
+    ):
+        chosen_device("mps")

@@ -78,7 +78,7 @@ def test_the_generator_is_the_only_thing_seeded(toy):
         ({"layers": [1]}, ValueError, r"'layers' must be list\[str\]"),
         ({"lam": float("nan")}, ValueError, "'lam' must be float"),
         ({"method": "cosine"}, ValueError, "one of wpmi, soft_wpmi"),
-        ({"device": "warp"}, ValueError, "device is auto, cpu, cuda, cuda:N or mps, got 'warp'"),
+        ({"device": "warp"}, ValueError, "device is auto, cpu, cuda or cuda:N, got 'warp'"),
         (
             {"In": ["", "top_k = 5", "# Parameters\ntop_kk = 5\n"]},
             KeyError,

@@ -295,19 +295,19 @@ def test_second_order_is_cached_and_batch_size_does_not_matter(small, monkeypatc
 
 def test_a_killed_pass_is_taken_up(small, monkeypatch):
     clip, probe = small
-    seen, real = [], effects.coefficients
+    seen, real = [], effects._of_layer
 
-    def failing(tower, images, factors):
-        seen.append(len(images))
+    def failing(factors, p, *more):
+        seen.append(len(p))
         if sum(seen) > 8:
             raise KeyboardInterrupt
-        return real(tower, images, factors)
+        return real(factors, p, *more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(effects, "coefficients", failing)
+        patch.setattr(effects, "_of_layer", failing)
         with pytest.raises(KeyboardInterrupt):
             effects.second_order_effects(clip, probe, [0], batch_size=4)
-        patch.setattr(effects, "coefficients", lambda *a: seen.append(len(a[1])) or real(*a))
+        patch.setattr(effects, "_of_layer", lambda *a: seen.append(len(a[1])) or real(*a))
         seen.clear()
         resumed = effects.second_order_effects(clip, probe, [0], batch_size=4)[0]
     assert sum(seen) == 3

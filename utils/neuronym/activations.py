@@ -1,11 +1,13 @@
 """The matrices everything is built on: unit activations Q [N, K] and image embeddings I [N, d], cached by
 content.
 
+target_layers               layers of a target by name
 unit_activations            Q of each layer
 image_embeddings            I
 activations_and_embeddings  both, each image decoded once
 measured_arrays             the same, and Q by other poolings out of the same pass
 other_poolings              poolings beside the one that is chosen
+unit_job, image_job         what either has a pass compute, for a pass that computes more
 activation_spec             what determines Q of one layer
 embedding_spec              what determines I
 activation_maps             maps of a few images
@@ -21,25 +23,34 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, ExitStack
+from contextlib import contextmanager, ExitStack, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn, Tensor
 
 from neuronym import cache, hooks
 from neuronym.common.types import Device, Progress
 from neuronym.datasets.probe import Probe
+from neuronym.jobs import Job
 from neuronym.layouts import LayerInfo, LAYOUTS
-from neuronym.passes import ALIKE, CHECKED, compute, differ_by, inference, inference_of, Job, spread
+from neuronym.passes import ALIKE, CHECKED, compute, differ_by, inference_of, spread
 from neuronym.sparse import features_key, load_sae, pooled_features, SparseAutoencoder, split_name
+from neuronym.trials import holds, try_out
 
 if TYPE_CHECKING:
     from neuronym.common.types import Clip, Target
 
 SCHEMA = 1
 IMAGES = "image embeddings"
+
+
+def target_layers(target: Target, patterns: str | list[str]) -> list[LayerInfo]:
+    """`hooks.resolve_layers` of a target, from the passes at its loading; of other modules from new ones."""
+    if not holds(target.trial, target.model, target.example):
+        target.trial = try_out(target.model, target.example)
+    return hooks.resolve_layers(target.model, patterns, target.example, target.layouts, target.trial)
 
 
 def unit_activations(
@@ -61,7 +72,7 @@ def unit_activations(
     progress(batches, total, text) wraps the loop. Errors: ValueError for a pooling that a layer's layout does
     not have, and for an activation that is not finite.
     """
-    job = _unit_job(target, probe, layers, pool, dtype)
+    job = unit_job(target, probe, layers, pool, dtype)
     compute(probe, [job], batch_size, device, progress, workers)
     return {layer.name: job.result(layer.name) for layer in layers}
 
@@ -79,7 +90,7 @@ def image_embeddings(
     """Embedding of every image by the CLIP's image tower: I [N, d], unit rows; on the device it was loaded
     on.
     """
-    job = _image_job(clip, probe, dtype)
+    job = image_job(clip, probe, dtype, device)
     compute(probe, [job], batch_size, device, progress, workers)
     return job.result(IMAGES)
 
@@ -124,7 +135,8 @@ def measured_arrays(
     """Q of each layer, Q of the layers of `beside` {layer: poolings} by each of these poolings, and I; from
     one pass.
     """
-    units, images = _unit_job(target, probe, layers, pool, dtype, beside), _image_job(clip, probe, dtype)
+    units = unit_job(target, probe, layers, pool, dtype, beside)
+    images = image_job(clip, probe, dtype, device)
     compute(probe, [units, images], batch_size, device, progress, workers)
     others = {name: {how: units.result(_array(name, how)) for how in hows} for name, hows in beside.items()}
     return {layer.name: units.result(layer.name) for layer in layers}, others, images.result(IMAGES)
@@ -206,15 +218,17 @@ def activation_maps(
     return torch.cat(parts)
 
 
-def _unit_job(
+def unit_job(
     target: Target,
     probe: Probe,
     layers: list[LayerInfo],
-    how: str,
-    dtype: str,
+    how: str = "avg",
+    dtype: str = "float32",
     beside: Mapping[str, Sequence[str]] | None = None,
 ) -> Job:
-    """An array for each layer, under its name, and one for each other pooling of those of `beside`."""
+    """What `unit_activations` has a pass compute, for a pass that computes more: an array for each layer,
+    under its name, and one for each other pooling of those of `beside`.
+    """
     if not layers or not all(isinstance(layer, LayerInfo) for layer in layers):
         raise ValueError(
             f"layers is a list of LayerInfo, at least one, got {layers!r}; make it with resolve_layers"
@@ -232,8 +246,11 @@ def _unit_job(
         target.preprocess_spec,
         {name: activation_spec(target, probe, *of, dtype) for name, of in arrays.items()},
         {name: layer.units for name, (layer, _) in arrays.items()},
-        lambda names, device: _unit_reader(target, {name: arrays[name] for name in names}, device, dtype),
+        target.model,
+        lambda names, count: _unit_taker(target.model, {name: arrays[name] for name in names}, count),
         {"target": target.name, "probe": probe.name},
+        dtype=dtype,
+        placed={"channels_last": target.channels_last, "alone": False},
     )
 
 
@@ -241,7 +258,15 @@ def _array(layer: str, how: str) -> str:
     return f"{layer}, {how}"
 
 
-def _image_job(clip: Clip, probe: Probe, dtype: str) -> Job:
+def image_job(clip: Clip, probe: Probe, dtype: str = "float32", device: Device = None) -> Job:
+    """What `image_embeddings` has a pass compute, for a pass that computes more."""
+    home = None if clip.model is None else next(clip.model.parameters()).device
+    if device is not None and home is not None and torch.device(device).type != home.type:
+        raise ValueError(
+            f"a CLIP runs where it was loaded; clip '{clip.name}' is on {home}, asked for {device}; use "
+            "load_clip(name, device)"
+        )
+
     def check(block: Tensor) -> None:
         gap = (block.norm(dim=1) - 1).abs().max()
         if gap > 1e-2:
@@ -254,25 +279,36 @@ def _image_job(clip: Clip, probe: Probe, dtype: str) -> Job:
         clip.preprocess_spec,
         {IMAGES: embedding_spec(clip, probe, dtype)},
         {IMAGES: clip.d},
-        lambda names, device: _image_reader(clip, device, dtype),
+        image_tower(clip),
+        lambda names, count: nullcontext(lambda embeddings: {IMAGES: embeddings.float()}),  # [b, d]
         {"clip": clip.name, "probe": probe.name},
+        clip.encode_image,
+        clip.model,
+        home,
+        dtype,
+        {"channels_last": clip.channels_last},
         check,
     )
 
 
+def image_tower(clip: Clip) -> nn.Module | None:
+    """The module that `clip.encode_image` calls once with the images as they are; None for none known."""
+    towers = (getattr(clip.model, name, None) for name in ("visual", "vision_model"))
+    return next((tower for tower in towers if isinstance(tower, nn.Module)), None)
+
+
 @contextmanager
-def _unit_reader(
-    target: Target, arrays: dict[str, tuple[LayerInfo, str]], device: Device, dtype: str
-) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
+def _unit_taker(
+    model: nn.Module, arrays: dict[str, tuple[LayerInfo, str]], count: Callable[[], int]
+) -> Iterator[Callable[[object], dict[str, Tensor]]]:
     layouts = {layer.name: layer.layout for layer, _ in arrays.values()}
     hows: dict[str, dict[str, str]] = {name: {} for name in layouts}  # layer -> {array: pooling}
     for name, (layer, how) in arrays.items():
         hows[layer.name][name] = how
     plain = [name for name in layouts if not split_name(name)[1]]
-    count = 0
 
     def pooled(name: str, output: Tensor) -> Tensor:
-        several = [hooks.pool(output, layouts[name], how, count) for how in hows[name].values()]
+        several = [hooks.pool(output, layouts[name], how, count()) for how in hows[name].values()]
         return torch.stack(several).float()  # [poolings, b, K]
 
     def of_features(name: str, sae: SparseAutoencoder) -> Callable[[str, Tensor], Tensor]:
@@ -285,46 +321,22 @@ def _unit_reader(
         return lambda layer, output: torch.stack([by(how, output) for how in hows[name].values()])
 
     with ExitStack() as stack:
-        place = stack.enter_context(inference_of(target, device, dtype))
-        recorded = {"": stack.enter_context(hooks.record(target.model, plain, pooled))}
+        recorded = {"": stack.enter_context(hooks.record(model, plain, pooled))}
         for name in layouts.keys() - set(plain):  # features of one image can be many: a few images at a time
             layer, file = split_name(name)
-            reads = hooks.record(target.model, [layer], of_features(name, load_sae(file)))
+            reads = hooks.record(model, [layer], of_features(name, load_sae(file)))
             recorded[name] = stack.enter_context(reads)
 
-        def read(images: Tensor) -> dict[str, Tensor]:
-            nonlocal count
-            parts = []
-            for piece in place(images):
-                count = len(piece)
-                target.model(piece)
-                of_piece = {name: acts[split_name(name)[0]] for name, acts in recorded.items() if name}
-                parts.append(recorded[""] | of_piece)
+        def take(_: object) -> dict[str, Tensor]:
+            given = {name: acts[split_name(name)[0]] for name, acts in recorded.items() if name}
             found = {}
-            for layer in parts[0]:  # as they ran, so that what went wrong first is told
-                whole = torch.cat([part[layer] for part in parts], 1)[:, : len(images)]
-                found |= dict(zip(hows[layer], whole.unbind(0)))  # [b, K] each
+            for layer, several in (
+                recorded[""] | given
+            ).items():  # as they ran: what went wrong first is told
+                found |= dict(zip(hows[layer], several.unbind(0)))  # [b, K] each
             return found
 
-        yield read
-
-
-@contextmanager
-def _image_reader(clip: Clip, device: Device, dtype: str) -> Iterator[Callable]:
-    home = None if clip.model is None else next(clip.model.parameters()).device
-    if device is not None and home is not None and torch.device(device).type != home.type:
-        raise ValueError(
-            f"a CLIP runs where it was loaded; clip '{clip.name}' is on {home}, asked for {device}; use "
-            "load_clip(name, device)"
-        )
-    with inference(clip.model, home, dtype, channels_last=clip.channels_last) as place:
-
-        def read(images: Tensor) -> dict[str, Tensor]:
-            return {
-                IMAGES: torch.cat([clip.encode_image(piece).float() for piece in place(images)])
-            }  # [b, d]
-
-        yield read
+        yield take
 
 
 def _within(numbers: Iterable[int], count: int, what: str) -> list[int]:

@@ -315,7 +315,11 @@ def list_layers(model: nn.Module, example: Tensor, layouts: Layouts = None) -> l
 
 
 def resolve_layers(
-    model: nn.Module, patterns: str | list[str], example: Tensor, layouts: Layouts = None
+    model: nn.Module,
+    patterns: str | list[str],
+    example: Tensor,
+    layouts: Layouts = None,
+    trial: Trial | None = None,
 ) -> list[LayerInfo]:
     """The layers meant by names and globs (a list, or one comma-separated string), in the order given, each
     once.
@@ -330,10 +334,10 @@ def resolve_layers(
     list of blocks (VGG) gives its convolutions and linear layers. A layer may be called by any name that its
     module has, and without the names of wrappers around the network. Behind "@sae:" stands a file of
     features, which every layer that the name before it means must fit; such a layer is called by the file's
-    short name (`neuronym.sparse.short_names`). Errors: KeyError for a pattern that matches nothing,
-    ValueError for a layer that exists but cannot be recorded.
+    short name (`neuronym.sparse.short_names`). With a `trial` of the model nothing runs. Errors: KeyError for
+    a pattern that matches nothing, ValueError for a layer that exists but cannot be recorded.
     """
-    survey, others = _survey(model, example, layouts)
+    survey, others = _survey(model, example, layouts, trial)
     listed = {name: layer for name, layer in survey.items() if isinstance(layer, LayerInfo)}
     parts = patterns.split(",") if isinstance(patterns, str) else list(patterns)
     parts = [part if isinstance(part, FeatureLayer) else part.strip() for part in parts if part.strip()]
@@ -432,8 +436,10 @@ def read_trial(
     return {name: found.get(name, why) for name, why in silent.items()}, others
 
 
-def _survey(model: nn.Module, example: Tensor, layouts: Layouts) -> tuple[dict, dict[str, str]]:
-    return read_trial(model, try_out(model, example), example, layouts)
+def _survey(
+    model: nn.Module, example: Tensor, layouts: Layouts, trial: Trial | None = None
+) -> tuple[dict, dict[str, str]]:
+    return read_trial(model, trial or try_out(model, example), example, layouts)
 
 
 def _named(pattern: str, survey: Mapping, others: Mapping[str, str], listed: Mapping) -> list[str]:

@@ -18,14 +18,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from neuronym.activations import embed_concepts, measured_arrays, other_poolings
+from neuronym.activations import embed_concepts, measured_arrays, other_poolings, target_layers
 from neuronym.common.memory import top_images
 from neuronym.common.subsets import split_evenly
 from neuronym.common.types import Clip, Device, Progress, Target
 from neuronym.common.units import Units, units_by_layer
 from neuronym.datasets.concepts import load_concepts
 from neuronym.datasets.probe import load_probe, Probe, subset
-from neuronym.hooks import LayerInfo, resolve_layers
+from neuronym.layouts import LayerInfo
 from neuronym.models.clips import load_clip
 from neuronym.models.targets import load_target
 from neuronym.similarity.matrix import FactoredMatrix
@@ -123,7 +123,8 @@ def measure(
     or "auto", the class token where there is one);
     `template` stands around every concept; `layout` and `allow_random` are as in `load_target`; with `beside`
     what `other_poolings` give comes out of the same pass; results are on `device` (where the target is, by
-    default). Errors: those of the loaders; ValueError for an activation that is not finite.
+    default), but on the CPU where that has no float64, as Apple's mps. Errors: those of the loaders;
+    ValueError for an activation that is not finite.
 
     >>> data = measure("microworld:resnet", "fc", "microworld:40", "microworld", ["a red circle", "a star"])
     >>> data.Q["fc"].shape, data.P.shape
@@ -140,6 +141,7 @@ def measure(
     Q, beside_Q, I = measured_arrays(
         target, found, clip, images, pool, others, batch_size, place, progress, dtype=dtype
     )
+    place = place if _has_float64(place) else torch.device("cpu")
     return Measurements(
         target,
         {layer.name: layer for layer in found},
@@ -176,8 +178,15 @@ def top_images_table(data: Measurements, k: int = 5) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def _has_float64(device: torch.device) -> bool:
+    try:
+        return torch.zeros(1, dtype=torch.float64, device=device).dtype == torch.float64
+    except TypeError:
+        return False
+
+
 def _layers(target: Target, layers: str | Sequence) -> list[LayerInfo]:
     """Layers by name or glob, or as they were resolved before."""
     if not isinstance(layers, str) and all(isinstance(layer, LayerInfo) for layer in layers):
         return list(layers)
-    return resolve_layers(target.model, layers, target.example, target.layouts)
+    return target_layers(target, layers)

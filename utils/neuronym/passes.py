@@ -1,6 +1,5 @@
 """One pass over a probe fills the cache with all that one or more networks lack of it.
 
-Job            arrays that one network gives for one probe: where they are cached and how a batch is made
 compute        the pass: each image decoded once, rows written as they come, taken up where a kill stopped it
 checked_rows   images whose cached rows are compared with fresh ones
 spread         some numbers of many
@@ -22,7 +21,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, ExitStack
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -32,63 +30,12 @@ from torch import nn, Tensor
 from neuronym import cache
 from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import batches, Probe
+from neuronym.jobs import groups_of, Job, rounds_of
 from neuronym.trials import evaluating
 
 CHECKED = 3  # images whose cached rows are computed anew
 ALIKE, ALIKE_UNDER_AUTOCAST = 1e-3, 2e-2  # how far rows may be apart, as a share of the largest value there
 CALLS_BEHIND = 4  # blocks that wait to be written: two batches of a target and a CLIP
-
-
-@dataclass
-class Job:
-    """Arrays that one network gives for one probe: where they are cached and how a batch of them is made."""
-
-    kind: str
-    who: str
-    preprocess: Callable
-    preprocess_spec: str
-    specs: dict[str, dict]
-    widths: dict[str, int]
-    # (names, device) -> context manager of a function: images [b, 3, H, W] -> {name: [b, width]}
-    reader: Callable
-    info: dict
-    check: Callable[[Tensor], None] = lambda block: None  # refuses values that cannot be right
-    writers: dict = field(default_factory=dict)
-    starts: dict[str, int] = field(default_factory=dict)
-
-    def missing(self) -> list[str]:
-        """Names of the arrays that the cache does not have."""
-        return [name for name, spec in self.specs.items() if cache.load(self.kind, spec) is None]
-
-    def stale(self, probe: Probe, images: list[Image], device: Device) -> list[str]:
-        """Names of cached arrays that differ from what the images `checked_rows` give now, beyond rounding.
-
-        This catches what no key can: a network that was changed after it was loaded, code that a hash cannot
-        reach. Batches of 1 to 64 and 1 to 4 threads differ by less than a hundredth of what is allowed.
-        """
-        cached = {name: cache.load(self.kind, spec) for name, spec in self.specs.items()}
-        cached = {name: array for name, array in cached.items() if array is not None}
-        if not cached:
-            return []
-        rows = checked_rows(probe)
-        inputs = torch.stack([self.preprocess(image.copy()) for image in images])
-        with self.reader(list(cached), device) as read:
-            fresh = {name: block.float().cpu() for name, block in read(inputs).items()}
-        found = []
-        for name, block in fresh.items():
-            kept = torch.from_numpy(np.array(cached[name][rows]))
-            exact = self.specs[name].get("dtype", "float32") == "float32"
-            if not differ_by(kept, block) <= (ALIKE if exact else ALIKE_UNDER_AUTOCAST):
-                found.append(name)
-        return found
-
-    def result(self, name: str) -> Tensor:
-        """A cached array as a tensor over its file."""
-        found = cache.load(self.kind, self.specs[name])
-        # mode "c": what a caller writes stays in memory; torch warns of tensors over arrays that cannot be
-        # written
-        private = np.memmap(found.filename, found.dtype, "c", found.offset, found.shape)
-        return torch.from_numpy(np.asarray(private))
 
 
 def compute(
@@ -99,17 +46,33 @@ def compute(
     progress: Progress | None,
     workers: int | None,
 ) -> None:
-    """Fill the cache with what the jobs lack, in one pass over the images that none of the arrays has yet."""
+    """Fill the cache with what the jobs lack, in one pass over the images that none of the arrays has yet.
+
+    A network passes once for all jobs that read it; one that is asked for other pictures too, in a further
+    pass.
+    """
     if probe.N < 1:
         raise ValueError(f"probe '{probe.name}' has no images")
     if batch_size < 1:
         raise ValueError(f"batch_size is at least 1, got {batch_size}")
     _discard_stale(probe, jobs, device)
+    for groups in rounds_of(groups_of(jobs)):
+        _pass(probe, groups, batch_size, device, progress, workers)
+
+
+def _pass(
+    probe: Probe,
+    groups: list[list[Job]],
+    batch_size: int,
+    device: Device,
+    progress: Progress | None,
+    workers: int | None,
+) -> None:
+    """One pass over the images: each is decoded once, and goes through the network of each group once."""
+    jobs = [job for group in groups for job in group]
     with ExitStack() as stack:
-        todo = [(job, name) for job in jobs for name in job.missing()]
-        for job, name in sorted(
-            todo, key=lambda item: cache.key_of(item[0].specs[item[1]])
-        ):  # one order of locks
+        todo = {cache.key_of(job.specs[name]): (job, name) for job in jobs for name in job.missing()}
+        for _, (job, name) in sorted(todo.items()):  # one order of locks
             shape = (probe.N, job.widths[name])
             writer = cache.writer(job.kind, job.specs[name], shape, np.float32, {**job.info, "name": name})
             job.writers[name] = stack.enter_context(writer)
@@ -117,7 +80,13 @@ def compute(
         active = [job for job in jobs if any(start < probe.N for start in job.starts.values())]
         if not active:
             return
-        reads = [stack.enter_context(job.reader(list(job.writers), device)) for job in active]
+        groups = [
+            some for group in groups if (some := [job for job in group if any(job is one for one in active)])
+        ]
+        reads = [
+            stack.enter_context(_reading(group, [list(job.writers) for job in group], device))
+            for group in groups
+        ]
         start = min(start for job in active for start in job.starts.values())
         workers = min(os.cpu_count() or 1, 8) if workers is None else workers
         preprocesses = {job.preprocess_spec: job.preprocess for job in active}  # equal ones run once
@@ -128,19 +97,59 @@ def compute(
         )
         if progress is not None:
             stream = progress(
-                stream, -(-(probe.N - start) // batch_size), " + ".join(job.who for job in active)
+                stream,
+                -(-(probe.N - start) // batch_size),
+                " + ".join(dict.fromkeys(job.who for job in active)),
             )
         later = stack.enter_context(_behind())
         for rows, inputs in stream:
             images = dict(zip(preprocesses, inputs))
-            for job, read in zip(active, reads):
-                if rows.stop > min(job.starts.values()):
-                    batch = images[job.preprocess_spec]
-                    batch = batch if len(preprocesses) == len(active) else batch.clone()  # from work in place
-                    later(_write, job, rows.start, *_fetch(_given(job, read, batch, probe, rows)), probe)
+            for group, read in zip(groups, reads):
+                if rows.stop > min(start for job in group for start in job.starts.values()):
+                    batch = images[group[0].preprocess_spec]
+                    batch = batch if len(preprocesses) == len(groups) else batch.clone()  # from work in place
+                    for job, blocks in zip(group, _given(group[0], read, batch, probe, rows)):
+                        later(_write, job, rows.start, *_fetch(blocks), probe)
 
 
-def _given(job: Job, read: Callable, batch: Tensor, probe: Probe, rows: slice) -> dict[str, Tensor]:
+@contextmanager
+def _reading(
+    jobs: list[Job], names: list[list[str]], device: Device
+) -> Iterator[Callable[[Tensor], list[dict[str, Tensor]]]]:
+    """Yield the function that brings images [b, 3, H, W] through the network of the jobs, one after another
+    {name: [b, width]} of each.
+    """
+    first, count = jobs[0], 0
+    place_of = next((job.device for job in jobs if job.device is not None), device)
+    pieces = [job.placed["piece"] for job in jobs if "piece" in job.placed]
+    orders = {key: all(job.placed.get(key, True) for job in jobs) for key in ("channels_last", "alone")}
+    model = first.module if first.run is None else first.model
+    with ExitStack() as stack:
+        most = max(pieces, default=None)
+        place = stack.enter_context(inference(model, place_of, first.dtype, most, **orders))
+        takes = [stack.enter_context(job.taker(some, lambda: count)) for job, some in zip(jobs, names)]
+
+        def read(images: Tensor) -> list[dict[str, Tensor]]:
+            nonlocal count
+            parts: list[list[dict[str, Tensor]]] = [[] for _ in jobs]
+            for piece in place(images):
+                count = len(piece)
+                output = (first.run or first.module)(piece)
+                for part, take in zip(parts, takes):
+                    part.append(take(output))
+            return [
+                {
+                    name: torch.cat([blocks[name] for blocks in part])[: len(images)]
+                    for name in part[0]
+                    if name in some
+                }
+                for part, some in zip(parts, names)
+            ]
+
+        yield read
+
+
+def _given(job: Job, read: Callable, batch: Tensor, probe: Probe, rows: slice) -> list[dict[str, Tensor]]:
     """What a batch gives; RuntimeError for exit() in a network, which would end the run without a word."""
     try:
         return read(batch)
@@ -171,9 +180,32 @@ def _discard_stale(probe: Probe, jobs: list[Job], device: Device) -> None:
     hits = [job for job in jobs if len(job.missing()) < len(job.specs)]
     images = [probe.image(row) for row in checked_rows(probe)] if hits else []
     for job in hits:
-        for name in job.stale(probe, images, device):
+        for name in _stale(job, probe, images, device):
             why = f"'{name}' of {job.who} gives other values for a few images now"
             cache.discard(job.kind, job.specs[name], why)
+
+
+def _stale(job: Job, probe: Probe, images: list[Image], device: Device) -> list[str]:
+    """Names of cached arrays that differ from what the images `checked_rows` give now, beyond rounding.
+
+    This catches what no key can: a network that was changed after it was loaded, code that a hash cannot
+    reach. Batches of 1 to 64 and 1 to 4 threads differ by less than a hundredth of what is allowed.
+    """
+    cached = {name: cache.load(job.kind, spec) for name, spec in job.specs.items()}
+    cached = {name: array for name, array in cached.items() if array is not None}
+    if not cached:
+        return []
+    rows = checked_rows(probe)
+    inputs = torch.stack([job.preprocess(image.copy()) for image in images])
+    with _reading([job], [list(cached)], device) as read:
+        fresh = {name: block.float().cpu() for name, block in read(inputs)[0].items()}
+    found = []
+    for name, block in fresh.items():
+        kept = torch.from_numpy(np.array(cached[name][rows]))
+        exact = job.specs[name].get("dtype", "float32") == "float32"
+        if not differ_by(kept, block) <= (ALIKE if exact else ALIKE_UNDER_AUTOCAST):
+            found.append(name)
+    return found
 
 
 @contextmanager

@@ -21,10 +21,16 @@ import numpy as np
 import torch
 
 from neuronym import cache
-from neuronym.activations import activation_spec, embedding_spec, measured_arrays, other_poolings
+from neuronym.activations import (
+    activation_spec,
+    embedding_spec,
+    measured_arrays,
+    other_poolings,
+    target_layers,
+)
 from neuronym.common.types import Clip, Target
 from neuronym.datasets.probe import load_probe, Probe, subset
-from neuronym.hooks import LayerInfo, poolings, resolve_layers
+from neuronym.hooks import LayerInfo, poolings
 from neuronym.models.clips import load_clip
 from neuronym.models.targets import load_target
 from neuronym.runs.folders import chosen_device
@@ -152,9 +158,7 @@ def _passes(params: Mapping[str, Any]) -> Passes:
         layout=params.get("layout", ""),
         allow_random=params.get("allow_random", False),
     )
-    layers = resolve_layers(
-        target.model, params["layers"] or target.layers[-2:][0], target.example, target.layouts
-    )
+    layers = target_layers(target, params["layers"] or target.layers[-2:][0])
     return Passes(
         target,
         layers,

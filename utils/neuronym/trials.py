@@ -3,6 +3,7 @@ image.
 
 Trial        what the passes told
 try_out      a network and an example -> Trial
+holds        whether what they told is of the network as it is now
 refuse       one sentence for a network that is no function of one image
 evaluating   evaluation mode for the block
 first_tensor the tensor that stands for a module's output
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn, Tensor
+from torch.nn.parameter import is_lazy
 
 from neuronym.layouts import Seen
 
@@ -34,8 +36,9 @@ ENLARGED = 128  # pictures up to this side are enlarged to see which axes are po
 @dataclass
 class Trial:
     """Each module as seen (`neuronym.layouts.Seen`), in the order in which they finished; why the network is
-    no function of one image, "" where it is; whether pictures may be laid out with channels last; and the
-    type of what the network gives where that is no float tensor, as "int64".
+    no function of one image, "" where it is; whether pictures may be laid out with channels last; the type
+    of what the network gives where that is no float tensor, as "int64"; and of what network and size of
+    pictures all this is.
     """
 
     seen: dict[str, Seen]
@@ -43,6 +46,8 @@ class Trial:
     unsteady: str = ""
     channels_last: bool = True
     output_kind: str = ""
+    network: tuple = ()
+    size: tuple[int, ...] = ()
 
 
 @dataclass
@@ -92,7 +97,15 @@ def try_out(model: nn.Module, example: Tensor) -> Trial:
             _watched(model, modules, trial, other, "other")
         except ValueError:
             pass  # what ran before it failed has told
+    trial.network, trial.size = _parts(model), tuple(example.shape[1:])
     return trial
+
+
+def holds(trial: Trial | None, model: nn.Module, example: Tensor) -> bool:
+    """Whether a trial is of this model, its modules the same objects with weights of the same shapes, on
+    pictures of the example's size [., C, H, W].
+    """
+    return trial is not None and (trial.network, trial.size) == (_parts(model), tuple(example.shape[1:]))
 
 
 def refuse(model: nn.Module, trial: Trial) -> None:
@@ -148,6 +161,18 @@ def hooked_modules(model: nn.Module) -> dict[str, nn.Module]:
         for name, module in model.named_modules()
         if name and not isinstance(module, torch.jit.ScriptModule)
     }
+
+
+def _parts(model: nn.Module) -> tuple:
+    """Every module by name, not kept alive, with the shapes of its own weights."""
+    return tuple(
+        (
+            name,
+            weakref.ref(module),
+            tuple(() if is_lazy(weight) else weight.shape for weight in module.parameters(recurse=False)),
+        )
+        for name, module in model.named_modules()
+    )
 
 
 def _pictures(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 from torch import nn, Tensor
 
+from neuronym.activations import target_layers
 from neuronym.common.files import digest, sha256, write_json
 from neuronym.common.text import counted
 from neuronym.common.types import Target
 from neuronym.evaluation.pruning import NamedUnits, unit_edits
-from neuronym.hooks import get_layer, resolve_layers, swapped
+from neuronym.hooks import get_layer, swapped
 from neuronym.sparse import FeatureLayer, features_of, load_sae, split_name, with_features
 from neuronym.trials import first_tensor
 
@@ -122,7 +123,7 @@ def _means(base: Target, card: Mapping, units: NamedUnits) -> dict[str, Tensor] 
     if "means" not in card:
         return None
     found = {}
-    for layer in resolve_layers(base.model, list(units), base.example, base.layouts):
+    for layer in target_layers(base, list(units)):
         found[layer.name] = torch.zeros(layer.units)
         found[layer.name][list(units[layer.name])] = torch.tensor(card["means"][layer.name])
     return found

@@ -11,11 +11,12 @@ distinct_images   the different ones among chosen images
 in_threads        work on parts, one a thread
 nonzero           a divisor without zeros
 top_images        the most activated images of every unit, inputs checked
+where_it_fits     tensors on a device, or where they are
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -122,6 +123,13 @@ def in_threads(count: int, n: int, work: Callable[[slice], None]) -> None:
 def nonzero(x: Tensor) -> Tensor:
     """x with 1 for 0, to divide by."""
     return torch.where(x == 0, 1, x)
+
+
+def where_it_fits(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The tensors on a CUDA device if they take at most half of what is free there, else where they are."""
+    size = sum(tensor.nbytes for tensor in tensors)
+    fits = device.type == "cuda" and 2 * size <= torch.cuda.mem_get_info(device)[0]
+    return [tensor.to(device) if fits else tensor for tensor in tensors]
 
 
 RANKING_BYTES = 2**27

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -36,6 +36,7 @@ class Target:
     example: Tensor  # [1, C, H, W]
     layouts: dict[str, str] = field(default_factory=dict)  # what the user said (`layouts.layouts_from`)
     channels_last: bool = True  # whether pictures may pass in that order of memory, faster on CPUs
+    trial: Any = None  # what a few passes told (`trials.Trial`), so that they are not run again
 
 
 @dataclass

@@ -30,6 +30,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from neuronym.activations import target_layers
 from neuronym.common.checks import check_number, check_positive_int
 from neuronym.common.statistics import draw_neurons, rank_of
 from neuronym.common.text import singular, STOP
@@ -37,7 +38,7 @@ from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import batches, Probe
 from neuronym.evaluation.metrics import auprc
 from neuronym.evaluation.replay import under_each
-from neuronym.hooks import edit, resolve_layers
+from neuronym.hooks import edit
 from neuronym.layouts import LayerInfo, LAYOUTS
 from neuronym.passes import inference_of
 
@@ -223,11 +224,7 @@ def comparable(truth: Tensor, classes: Sequence[int]) -> bool:
 
 def _layers(target: Target, conditions: Sequence[NamedUnits]) -> dict[str, LayerInfo]:
     names = list(dict.fromkeys(name for units in conditions for name in units))
-    return (
-        {layer.name: layer for layer in resolve_layers(target.model, names, target.example, target.layouts)}
-        if names
-        else {}
-    )
+    return {layer.name: layer for layer in target_layers(target, names)} if names else {}
 
 
 def _edits(

@@ -167,7 +167,7 @@ def _tried(target: Target, suggest: bool, own: bool, layouts: dict[str, str], al
     names = target.layers
     if suggest and not names:
         names = suggest_layers(target.model, trial, target.example, layouts)
-    return replace(target, layers=names, layouts=layouts, channels_last=trial.channels_last)
+    return replace(target, layers=names, layouts=layouts, channels_last=trial.channels_last, trial=trial)
 
 
 def _check_finite(model: nn.Module) -> None:

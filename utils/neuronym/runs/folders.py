@@ -98,14 +98,19 @@ def _folder(variable: str, default: Path) -> Path:
 
 def chosen_device(name: str) -> torch.device:
     """The device of that name, auto for cuda where there is one, else cpu; ValueError when it cannot be used
-    here. Apple's mps has no float64, which statistics need: it must be asked for by name.
+    here. Apple's mps has no float64, which statistics need; in scripts `measure` takes it for passes.
     """
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.partition(":")[0] not in ("cpu", "cuda", "mps") or name.startswith("cpu:"):
-        raise ValueError(f"device is auto, cpu, cuda, cuda:N or mps, got '{name}'")
+    if name.partition(":")[0] == "mps":
+        raise ValueError(
+            f"statistics need float64, which device '{name}' does not have; take cpu, or in a script "
+            "measure(..., device='mps'), whose results are on the CPU"
+        )
+    if name.partition(":")[0] not in ("cpu", "cuda") or name.startswith("cpu:"):
+        raise ValueError(f"device is auto, cpu, cuda or cuda:N, got '{name}'")
     try:
         return torch.empty(0, device=name).device  # also tells whether the device is really there
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -40,7 +40,7 @@ are taken a few at a time, as many as `memory` bytes hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -50,11 +50,12 @@ import torch
 from torch import Tensor
 
 from neuronym.activations import image_embeddings
-from neuronym.common.memory import items_within, MEMORY, slices
+from neuronym.common.memory import items_within, MEMORY, slices, where_it_fits
 from neuronym.common.types import Clip, Progress
 from neuronym.datasets.probe import Probe
 from neuronym.hooks import record
-from neuronym.passes import compute, inference, Job, VIT_PIECE
+from neuronym.jobs import Job
+from neuronym.passes import compute, VIT_PIECE
 from neuronym.second_order.tower import (
     checked_layers,
     class_attention,
@@ -104,7 +105,7 @@ class Effects:
     B[i].
     """
 
-    s: Tensor  # [N, J, K]
+    s: Tensor  # [N, J, K]; on the CPU where a GPU that has the rest has no room for it
     B: Tensor  # [N, d]
     factors: Directed
     rep: Tensor  # [N, d]: representations of length 100, what the effects are parts of
@@ -117,12 +118,18 @@ class Effects:
 
 
 def second_order_effects(
-    clip: Clip, probe: Probe, layers: Iterable[int], batch_size: int = 32, progress: Progress | None = None
+    clip: Clip,
+    probe: Probe,
+    layers: Iterable[int],
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    beside: Sequence[Job] = (),
 ) -> dict[int, Effects]:
     """Effects of every neuron of the given MLP layers (counted from 0) for every image: {layer: Effects}.
 
-    What the cache lacks is computed in one pass over the images, all layers together; s stays in the cached
-    file. Errors: ValueError for a clip without ViT, and for layers outside the tower or the last one.
+    What the cache lacks is computed in one pass over the images, all layers together, with what the jobs
+    `beside` lack (activations of the same tower, embeddings); s stays in the cached file, but where a GPU has
+    room for all layers'. Errors: ValueError for a clip without ViT, for layers outside the tower, the last.
     """
     tower = read_tower(clip)
     layers = checked_layers(tower, layers)
@@ -138,16 +145,18 @@ def second_order_effects(
         clip.preprocess_spec,
         specs,
         widths,
-        lambda names, device: _reader(tower, names),
+        tower.module,
+        lambda names, count: _taker(tower, names),
         {"clip": clip.name, "probe": probe.name},
+        placed={"piece": VIT_PIECE},
     )
-    compute(probe, [job], batch_size, None, progress, None)
-    part = {name: job.result(name).to(tower.projection.device) for name in widths}
+    compute(probe, [job, *beside], batch_size, None, progress, None)
+    device, part = tower.projection.device, {name: job.result(name) for name in widths}
+    large = where_it_fits([part[f"s {layer}"] for layer in factors], device)
+    rep = part["rep"].to(device)
     return {
-        layer: Effects(
-            part[f"s {layer}"].unflatten(1, (len(f.heads), -1)), part[f"B {layer}"], f, part["rep"]
-        )
-        for layer, f in factors.items()
+        layer: Effects(s.unflatten(1, (len(f.heads), -1)), part[f"B {layer}"].to(device), f, rep)
+        for s, (layer, f) in zip(large, factors.items())
     }
 
 
@@ -155,23 +164,33 @@ def coefficients(
     tower: Tower, images: Tensor, factors: Iterable[Factors]
 ) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor]:
     """One forward pass of images [b, 3, H, W] -> {layer: (s [b, J, K], B [b, d])}, representations [b, d]."""
-    factors = list(factors)
+    with _watched(tower, list(factors)) as made:
+        tower.module(images)
+        return made()
+
+
+@contextmanager
+def _watched(tower: Tower, factors: Sequence[Factors]) -> Iterator[Callable]:
+    """Yield the function that gives the `coefficients` of the images that passed last."""
     first = min(f.layer for f in factors)
     names = [tower.blocks[f.layer].activation for f in factors] + [b.residual for b in tower.blocks[first:]]
     with record(tower.module, names, partial(tokens, tower)) as acts:
-        tower.module(images)
-        last = acts[tower.blocks[-1].residual][:, 0]
-        post_mean, post_sd = statistics(last, tower.post.eps)
-        rep = representation(tower, last)
-        scale = SCALE / rep.norm(dim=1)  # C, [b]
-        seen = {
-            m: class_attention(tower.blocks[m], acts[tower.blocks[m - 1].residual])
-            for m in range(first + 1, len(tower.blocks))
-        }
-        return {
-            f.layer: _of_layer(f, acts[tower.blocks[f.layer].activation], seen, scale, post_mean, post_sd)
-            for f in factors
-        }, rep * scale[:, None]
+
+        def made() -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor]:
+            last = acts[tower.blocks[-1].residual][:, 0]
+            post_mean, post_sd = statistics(last, tower.post.eps)
+            rep = representation(tower, last)
+            scale = SCALE / rep.norm(dim=1)  # C, [b]
+            seen = {
+                m: class_attention(tower.blocks[m], acts[tower.blocks[m - 1].residual])
+                for m in range(first + 1, len(tower.blocks))
+            }
+            return {
+                f.layer: _of_layer(f, acts[tower.blocks[f.layer].activation], seen, scale, post_mean, post_sd)
+                for f in factors
+            }, rep * scale[:, None]
+
+        yield made
 
 
 def layer_factors(tower: Tower, layer: int) -> Factors:
@@ -216,7 +235,7 @@ def materialize(
     effects: Effects, images: slice | Sequence[int] = slice(None), units: slice | Sequence[int] = slice(None)
 ) -> Tensor:
     """The effects phi [n, k, d] themselves, of the images and units chosen; d values each, so choose."""
-    s = effects.s[images][:, :, units]
+    s = effects.s[images][:, :, units].to(effects.B.device)
     return torch.einsum("njk,kjd->nkd", s, effects.factors.V(units)) + effects.B[images][:, None]
 
 
@@ -225,7 +244,7 @@ def carried(effects: Effects) -> Tensor:
     positive weights. A dead neuron's are 0, though its effects, which have a share of the biases, are not.
     """
     parts = slices(len(effects.s), MEMORY // (4 * effects.s[0].nbytes))
-    return torch.cat([effects.s[part].sum(1) for part in parts])
+    return torch.cat([effects.s[part].sum(1) for part in parts]).to(effects.B.device)
 
 
 def representations(
@@ -265,26 +284,20 @@ def _of_layer(
 
 
 @contextmanager
-def _reader(tower: Tower, names: Sequence[str]) -> Iterator:
+def _taker(tower: Tower, names: Sequence[str]) -> Iterator:
     layers = sorted({int(name.split()[1]) for name in names if name != "rep"}) or [0]
-    factors = [layer_factors(tower, layer) for layer in layers]
-    with inference(tower.module, piece=VIT_PIECE) as place:
+    with _watched(tower, [layer_factors(tower, layer) for layer in layers]) as made:
 
-        def read(images: Tensor) -> dict[str, Tensor]:
-            parts = []
-            for piece in place(images):
-                made, rep = coefficients(tower, piece, factors)
-                parts.append(
-                    {
-                        f"{name} {layer}": x.flatten(1)
-                        for layer, both in made.items()
-                        for name, x in zip("sB", both)
-                    }
-                    | {"rep": rep}
-                )
-            return {name: torch.cat([part[name] for part in parts]) for name in names}
+        def take(_: object) -> dict[str, Tensor]:
+            found, rep = made()
+            parts = {
+                f"{name} {layer}": x.flatten(1)
+                for layer, both in found.items()
+                for name, x in zip("sB", both)
+            }
+            return parts | {"rep": rep}
 
-        yield read
+        yield take
 
 
 def _spec(clip: Clip, probe: Probe, part: str) -> dict:
@@ -320,7 +333,7 @@ class Directions:
 
 def mean(effects: Effects) -> Mean:
     """Mean over the images."""
-    return Mean(effects.s.mean(0), effects.B.mean(0))
+    return Mean(effects.s.mean(0).to(effects.B.device), effects.B.mean(0))
 
 
 def norms(effects: Effects, about: Mean, memory: int = MEMORY) -> Tensor:
@@ -334,7 +347,7 @@ def norms(effects: Effects, about: Mean, memory: int = MEMORY) -> Tensor:
     b = (effects.B - about.B).double()
     axes, along = _axes(b)  # [C, d], [N, C]
     squares, C = b.pow(2).sum(1), len(axes)
-    out = effects.s.new_empty(N, K)
+    out = effects.B.new_empty(N, K)
     for units, x, V in _some(
         effects, about, memory, 8 * (4 * N * J + 2 * N * C + J * (4 * d + J + C)), torch.float64
     ):
@@ -356,7 +369,7 @@ def principal_directions(
     N, K, J, d = effects.shape
     check_images(N, top)
     best, b = lengths.topk(top, dim=0), effects.B - about.B
-    r, explained = effects.s.new_empty(K, d), effects.s.new_empty(K)
+    r, explained = b.new_empty(K, d), b.new_empty(K)
     for units, x, V in _some(
         effects, about, memory, 8 * (3 * N * J + 5 * J * d + top * (4 * d + 4 * J) + 8 * top * top)
     ):
@@ -421,7 +434,7 @@ def _some(
     K = effects.shape[1]
     (some,) = items_within(memory, (0, size, K))
     for units in slices(K, some):
-        x = (effects.s[:, :, units] - about.s[:, units]).permute(2, 0, 1)
+        x = (effects.s[:, :, units].to(about.s.device) - about.s[:, units]).permute(2, 0, 1)
         yield (
             units,
             x.to(dtype or x.dtype, memory_format=torch.contiguous_format),

@@ -22,9 +22,11 @@ from PIL import Image
 from torch import nn, Tensor
 from torch.nn.functional import normalize
 
+from neuronym.activations import target_layers
 from neuronym.common.types import Clip, Progress, Target
 from neuronym.datasets.probe import batches, Probe
-from neuronym.hooks import record, resolve_layers
+from neuronym.hooks import record
+from neuronym.jobs import Job
 from neuronym.layouts import LayerInfo
 from neuronym.passes import inference, VIT_PIECE
 from neuronym.second_order.effects import Effects, SCALE, second_order_effects
@@ -199,29 +201,34 @@ def clip_target(clip: Clip, lens: Lens | None = None) -> tuple[Target, dict[int,
     example = torch.zeros_like(clip.preprocess(Image.new("RGB", (64, 64)))).float()[None].to(device)
     names = tuple(lens.neurons.values())
     kind = {} if isinstance(lens.read, Pool) else {"kind": "MLP"}
-    layers = [replace(layer, **kind) for layer in resolve_layers(lens.module, names, example)]
     target = Target(
         clip.name, lens.module, clip.preprocess, clip.preprocess_spec, None, clip.weights_key, names, example
     )
+    layers = [replace(layer, **kind) for layer in target_layers(target, list(names))]
     return target, dict(zip(lens.neurons, layers))
 
 
 def lens_effects(
-    clip: Clip, probe: Probe, layers: Sequence[int], batch_size: int = 32, progress: Progress | None = None
+    clip: Clip,
+    probe: Probe,
+    layers: Sequence[int],
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    beside: Sequence[Job] = (),
 ) -> tuple[dict[int, Effects], Tensor | None]:
     """Effects of every neuron of the layers for every image, {layer: Effects}, cached; and what no neuron of
     any layer writes, `rest` [N, d], None for a ViT, in which neurons are read on their way through later
-    layers.
+    layers. Their pass fills the cache with what the jobs `beside` lack, too.
 
     Errors: ValueError for other CLIPs, and for layers without effects.
     """
     if has_pool(clip):
         _of_pool(clip.name, layers)
-        found, rest = pool_effects(clip, probe, batch_size, progress)
+        found, rest = pool_effects(clip, probe, batch_size, progress, beside)
         return {POOLED_NUMBER: found}, rest
     if has_map_head(clip):
-        return map_effects(clip, probe, layers, batch_size, progress)
-    return second_order_effects(clip, probe, layers, batch_size, progress), None
+        return map_effects(clip, probe, layers, batch_size, progress, beside)
+    return second_order_effects(clip, probe, layers, batch_size, progress, beside), None
 
 
 def recorded(

@@ -37,9 +37,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn, Tensor
 
+from neuronym.common.memory import where_it_fits
 from neuronym.common.types import Clip, Progress
 from neuronym.datasets.probe import Probe
 from neuronym.hooks import first_tensor, record
+from neuronym.jobs import Job
 from neuronym.passes import inference
 from neuronym.second_order.effects import Effects, SCALE
 from neuronym.second_order.pool import cached_parts, PoolFactors
@@ -261,7 +263,12 @@ def map_layers(head: MapHead, text: str) -> list[int]:
 
 
 def map_effects(
-    clip: Clip, probe: Probe, layers: Sequence[int], batch_size: int = 32, progress: Progress | None = None
+    clip: Clip,
+    probe: Probe,
+    layers: Sequence[int],
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    beside: Sequence[Job] = (),
 ) -> tuple[dict[int, Effects], Tensor]:
     """Effects of every neuron of the layers for every image, {layer: Effects}, B is 0; and `rest` [N, d],
     what no neuron of any layer writes; cached.
@@ -280,13 +287,13 @@ def map_effects(
 
     names = [head.embeddings, *(block.attention for block in head.blocks), head.last]
     names += [head.blocks[layer].neurons for layer in layers]
-    part = cached_parts(clip, probe, head.module, names, widths, make, batch_size, progress)
+    part = cached_parts(clip, probe, head.module, names, widths, make, batch_size, progress, beside)
     rep, rest = (part[name].to(head.out.device) for name in ("map rep", "map rest"))
-    found = {}
-    for layer, f in factors.items():
-        s = part[f"map s {layer}"].to(rep.device).unflatten(1, (head.heads, -1))
-        found[layer] = Effects(s, torch.zeros_like(rep), f, rep)
-    return found, rest
+    large = where_it_fits([part[f"map s {layer}"] for layer in factors], rep.device)
+    return {
+        layer: Effects(s.unflatten(1, (head.heads, -1)), torch.zeros_like(rep), f, rep)
+        for s, (layer, f) in zip(large, factors.items())
+    }, rest
 
 
 def _others(head: MapHead, acts: Mapping[str, Tensor]) -> Tensor:

@@ -101,7 +101,7 @@ def by_head(
     A pair writes along one direction V for every image, which is coded; its share is that of the pair's
     standard deviation over the images, ||V|| sd(s), in the sum over the neuron's heads. atoms [M, d].
     """
-    tables, spread = [], effects.s.std(0)
+    tables, spread = [], effects.s.std(0).to(effects.B.device)
     for j, head in enumerate(effects.factors.heads):
         V = effects.factors.V(units)[:, j]
         order = matching_pursuit(normalize(V, dim=1), atoms, m, memory=memory)

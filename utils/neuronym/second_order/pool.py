@@ -35,11 +35,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn, Tensor
 
+from neuronym.activations import target_layers
+from neuronym.common.memory import where_it_fits
 from neuronym.common.types import Clip, Progress, Target
 from neuronym.datasets.probe import Probe
-from neuronym.hooks import record, resolve_layers
+from neuronym.hooks import record
+from neuronym.jobs import Job
 from neuronym.layouts import LayerInfo
-from neuronym.passes import compute, inference, Job
+from neuronym.passes import compute, inference
 from neuronym.second_order.effects import Effects, SCALE
 from neuronym.second_order.tower import TOLERANCE
 
@@ -170,15 +173,17 @@ def pool_target(clip: Clip) -> tuple[Target, LayerInfo]:
     """
     pool = read_pool(clip)
     example = torch.zeros_like(clip.preprocess(Image.new("RGB", (64, 64)))).float()[None].to(pool.out.device)
-    (layer,) = resolve_layers(pool.module, [POOLED], example)
     spec = clip.preprocess_spec
-    return Target(
-        clip.name, pool.module, clip.preprocess, spec, None, clip.weights_key, (POOLED,), example
-    ), layer
+    target = Target(clip.name, pool.module, clip.preprocess, spec, None, clip.weights_key, (POOLED,), example)
+    return target, *target_layers(target, [POOLED])
 
 
 def pool_effects(
-    clip: Clip, probe: Probe, batch_size: int = 64, progress: Progress | None = None
+    clip: Clip,
+    probe: Probe,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+    beside: Sequence[Job] = (),
 ) -> tuple[Effects, Tensor]:
     """Effects of every channel of the last layer for every image, and `rest` [N, d]; cached.
 
@@ -191,8 +196,9 @@ def pool_effects(
     def make(acts: dict[str, Tensor]) -> dict[str, Tensor]:
         return dict(zip(widths, pool_contributions(pool, acts[POOLED])))
 
-    part = cached_parts(clip, probe, pool.module, [POOLED], widths, make, batch_size, progress)
-    s, rest, rep = (part[name].to(pool.out.device) for name in widths)
+    part = cached_parts(clip, probe, pool.module, [POOLED], widths, make, batch_size, progress, beside)
+    rest, rep = (part[name].to(pool.out.device) for name in ("pool rest", "pool rep"))
+    [s] = where_it_fits([part["pool s"]], rep.device)
     return Effects(s.unflatten(1, (pool.heads, -1)), torch.zeros_like(rep), factors, rep), rest
 
 
@@ -205,6 +211,7 @@ def cached_parts(
     make: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     batch_size: int,
     progress: Progress | None,
+    beside: Sequence[Job] = (),
 ) -> dict[str, Tensor]:
     """{part: [N, width]} that `make` gives from the recorded `layers` of images; what the cache lacks is
     computed in one pass.
@@ -218,31 +225,28 @@ def cached_parts(
         clip.preprocess_spec,
         specs,
         widths,
-        lambda names, device: _reader(module, layers, make, names),
+        module,
+        lambda names, count: _taker(module, layers, make, names),
         {"clip": clip.name, "probe": probe.name},
     )
-    compute(probe, [job], batch_size, None, progress, None)
+    compute(probe, [job, *beside], batch_size, None, progress, None)
     return {name: job.result(name) for name in widths}
 
 
 @contextmanager
-def _reader(
+def _taker(
     module: nn.Module,
     layers: Sequence[str],
     make: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     names: Sequence[str],
 ) -> Iterator:
-    with inference(module) as place, record(module, layers) as acts:
+    with record(module, layers) as acts:
 
-        def read(images: Tensor) -> dict[str, Tensor]:
-            parts = []
-            for piece in place(images):
-                module(piece)
-                made = make(acts)
-                parts.append({name: made[name].flatten(1) for name in names})
-            return {name: torch.cat([part[name] for part in parts]) for name in names}
+        def take(_: object) -> dict[str, Tensor]:
+            made = make(acts)
+            return {name: made[name].flatten(1) for name in names}
 
-        yield read
+        yield take
 
 
 def _prove(pool: Pool, clip: Clip) -> None:

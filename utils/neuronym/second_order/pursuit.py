@@ -93,7 +93,8 @@ def _pursue(R: Tensor, atoms: Atoms, order: Tensor, share: slice) -> None:
         left = (torch.linalg.vector_norm(r, dim=1) > noise).nonzero()[:, 0]
         if len(left) < len(rows):
             rows, r = rows[left], r[left]
-            for part in slices(len(left), 16):  # in place: a basis is only ever moved down
+            # in place: a basis is only ever moved down
+            for part in slices(len(left), 16 if Q.device.type == "cpu" else len(rows) // 8):
                 Q[part] = Q[left[part]]
         if not len(rows):
             return
@@ -106,7 +107,7 @@ def _pursue(R: Tensor, atoms: Atoms, order: Tensor, share: slice) -> None:
         q /= norm
         Q[: len(rows), n] = q
         r -= (q * r).sum(1, keepdim=True) * q
-        r[ends] = 0  # so that the next step leaves these units out
+        r.masked_fill_(ends[:, None], 0)  # so that the next step leaves these units out
 
 
 def _unit(X: Tensor) -> Tensor:
@@ -131,6 +132,7 @@ def _orthogonal(Q: Tensor, n: int, t: Tensor) -> Tensor:
 
 BLOCK = 32  # atoms whose largest correlation is looked at before any of them
 TILE = 2048  # atoms of one product, whose correlations stay in cache; BLOCK divides it
+COMPARED = 8  # atoms of a residual that a GPU compares exactly
 BITS = {
     torch.bfloat16: (torch.int16, 2**15 - 1),
     torch.float32: (torch.int32, 2**31 - 1),
@@ -179,16 +181,14 @@ def screened(T: Tensor, dtype: torch.dtype) -> Atoms:
     """
     M, d = T.shape
     parts = list(slices(M, CACHED // (16 * d)))
-    largest = (
-        max(float(torch.linalg.vector_norm(T[part], dim=1, dtype=torch.float64).max()) for part in parts)
-        or 1.0
-    )
-    coarse, error, size = T.new_zeros(math.ceil(M / BLOCK) * BLOCK, d, dtype=dtype), 0.0, 0.0
+    norms = [torch.linalg.vector_norm(T[part], dim=1, dtype=torch.float64).max() for part in parts]
+    largest = float(torch.stack(norms).max()) or 1.0
+    coarse, found = T.new_zeros(math.ceil(M / BLOCK) * BLOCK, d, dtype=dtype), []
     for part in parts:
         exact = T[part].double() / largest
         rounded = coarse[part].copy_(exact).double()
-        error = max(error, float((exact - rounded).norm(dim=1).max()))
-        size = max(size, float(rounded.norm(dim=1).max()))
+        found.append(torch.stack([(exact - rounded).norm(dim=1).max(), rounded.norm(dim=1).max()]))
+    error, size = torch.stack(found).amax(0).tolist()
     products = (
         2.0 * d * 2.0 ** (-53 if dtype == torch.float64 else -24) + d * 2.0**-120
     )  # the latter for what underflows
@@ -219,6 +219,10 @@ def best_atoms(atoms: Atoms, r: Tensor, C: Tensor, tops: Tensor) -> Tensor:
     off = _off(atoms, unit, rounded)
     least = (tops.amax(0).view(C.dtype).double() * (1 - atoms.rounding) - 2 * off) / (1 + atoms.rounding)
     least = least.clamp(min=0).to(C.dtype).view(bits) - 1  # one below, as it may have been rounded up
+    if r.device.type != "cpu":
+        found = _best_of_few(atoms.T, exact, C.view(bits), tops, least)
+        if found is not None:
+            return found
     blocks, units = (tops >= least).nonzero(as_tuple=True)
     value, index = exact.new_full((U,), -1.0), torch.full((U,), len(atoms.T), device=r.device)
     work = working_bytes(2 * CACHED, r.device, CACHED // 8)
@@ -233,6 +237,25 @@ def best_atoms(atoms: Atoms, r: Tensor, C: Tensor, tops: Tensor) -> Tensor:
         if found:
             value, index = _better(value, index, u, j, torch.cat(found))
     return index
+
+
+def _best_of_few(T: Tensor, r: Tensor, C: Tensor, tops: Tensor, least: Tensor) -> Tensor | None:
+    """`best_atoms` where no residual has more than COMPARED blocks and atoms that may be the best, else None:
+    a device is waited for once.
+    """
+    some = min(COMPARED, len(tops))
+    top, blocks = tops.topk(some, dim=0)  # [some, U]
+    at = (blocks[:, None] * BLOCK + torch.arange(BLOCK, device=r.device)[:, None]).flatten(
+        0, 1
+    )  # [some BLOCK, U]
+    values, places = C.gather(0, at).topk(some, dim=0)
+    j = at.gather(0, places)
+    behind = [values[-1]] + ([top[-1]] if some < len(tops) else [])
+    if bool((torch.stack(behind) >= least).any()):  # what comes behind may be the best too
+        return None
+    exact = [T.index_select(0, row.clamp(max=len(T) - 1)).double().mul_(r).sum(1).abs_() for row in j]
+    exact = torch.stack(exact).masked_fill((values < least) | (j >= len(T)), -1)
+    return j.masked_fill(exact < exact.amax(0), 2**62).amin(0)
 
 
 def _off(atoms: Atoms, unit: Tensor, rounded: Tensor) -> Tensor:

@@ -19,11 +19,10 @@ from dataclasses import replace
 import torch
 from torch import nn, Tensor
 
-from neuronym.activations import unit_activations
+from neuronym.activations import target_layers, unit_activations
 from neuronym.common.memory import MEMORY
 from neuronym.common.subsets import evenly_spaced
 from neuronym.common.types import Progress
-from neuronym.hooks import resolve_layers
 from neuronym.measurements import Measurements
 from neuronym.similarity.scores import score
 
@@ -75,7 +74,7 @@ def standing_out(
     some, layers, own = part.probe, [data.layers[name] for name in data.Q], dict(part.Q)
     last = data.target.layers[-1:]
     if last and last[0] not in own:
-        extra = resolve_layers(data.target.model, last[0], data.target.example, data.target.layouts)
+        extra = target_layers(data.target, last[0])
         layers += extra
         own |= unit_activations(data.target, some, extra, "auto", batch_size, device, progress)
     others: dict[str, list[Tensor]] = {name: [] for name in own}
