@@ -23,6 +23,17 @@ def test_a_cpu_gets_a_few_images_at_a_time(threads, side, size, monkeypatch):
     assert all(piece.is_contiguous(memory_format=torch.channels_last) for piece in pieces)
 
 
+def test_more_images_pass_a_network_of_tokens_at_once():
+    """Products of few rows are slow; convolutions make maps, of which few fit into a cache."""
+    patches, images = nn.Conv2d(3, 4, 32, 32), torch.zeros(20, 3, 224, 224)
+    for model, size in (
+        (nn.Sequential(patches, nn.Linear(7, 5)), 16),
+        (nn.Sequential(patches, nn.Conv2d(4, 4, 1)), 2),
+    ):
+        with inference(model) as place:
+            assert len(next(place(images))) == min(20, size * torch.get_num_threads())
+
+
 def test_images_take_the_kind_of_the_weights():
     with inference(nn.Conv2d(3, 1, 1).double()) as place:
         assert [piece.dtype for piece in place(torch.zeros(2, 3, 5, 7))] == [torch.float64]

@@ -6,6 +6,7 @@ spread         some numbers of many
 differ_by      how far two arrays are apart
 DTYPES         precision of a pass
 PIECE          pixels that pass a network on a CPU at once
+piece_of       the same of a network
 inference      a network made ready to be read: evaluation mode, its device, no gradients, exact float32
 inference_of   the same of a target
 exact_float32  without the shortened formats that stand in for float32
@@ -284,11 +285,11 @@ def inference(
     it.
 
     What it gives are pieces of the images, in order, to be passed one after another: a few images each on a
-    CPU (of `piece` pixels a thread, PIECE by default), and on a GPU all, copied beside what it computes where
-    they come from pinned memory. `device` None is where the model is. `channels_last` False is for networks
-    that do not run in that order of memory, `alone` False for those that lose the batch of a single image: it
-    is there twice, and callers take as many rows as there are images. Device, modes and precision switches
-    are given back at the end. Errors: ValueError for an unknown dtype.
+    CPU (of `piece` pixels a thread, by default those of `piece_of`), and on a GPU all, copied beside what it
+    computes where they come from pinned memory. `device` None is where the model is. `channels_last` False is
+    for networks that do not run in that order of memory, `alone` False for those that lose the batch of a
+    single image: it is there twice, and callers take as many rows as there are images. Device, modes and
+    precision switches are given back at the end. Errors: ValueError for an unknown dtype.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -299,13 +300,12 @@ def inference(
     order = torch.channels_last if faster else torch.contiguous_format
     kind = weight.dtype if weight.is_floating_point() else torch.float32
     copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+    pixels = (piece or piece_of(model)) * torch.get_num_threads()
 
     def place(images: Tensor) -> Iterator[Tensor]:
         size = len(images)
         if device.type == "cpu":  # a few at a time are as fast, and in memory that no batch size raises
-            size = max(
-                1 if alone else 2, round((piece or PIECE) * torch.get_num_threads() / images[0, 0].numel())
-            )
+            size = max(1 if alone else 2, round(pixels / images[0, 0].numel()))
         for part in images.split(size) if alone else _none_alone(images, size):
             yield _moved(part, device, copies).to(kind, memory_format=order)
 
@@ -323,6 +323,15 @@ def inference(
         if DTYPES[dtype]:
             stack.enter_context(torch.autocast(device.type, DTYPES[dtype]))
         yield place
+
+
+def piece_of(model: nn.Module | None) -> int:
+    """Pixels per thread that pass a network at once on a CPU: more where no convolution but one makes maps,
+    that of the patches of a ViT.
+    """
+    if model is None:
+        return PIECE
+    return PIECE if sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1 else VIT_PIECE
 
 
 def inference_of(target: Target, device: Device = None, dtype: str = "float32"):
