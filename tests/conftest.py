@@ -42,7 +42,7 @@ SLOW = set(
     published/test_values runs/test_checks runs/test_execute runs/test_kubernetes runs/test_sweep
     second_order/test_ablation
     second_order/test_adversarial second_order/test_effects second_order/test_heat
-    sae/test_layers sae/test_naming sae/test_training
+    sae/test_layers sae/test_measured sae/test_naming sae/test_training applications/test_running
     second_order/test_pursuit second_order/test_segmentation similarity/test_kernels test_activations
     test_cache test_dlbroden test_docs test_fake_device test_passes test_repository test_script test_shards
     trust/test_calibration trust/test_null trust/test_counterfactual

@@ -30,6 +30,7 @@ from neuronym.similarity.labels import labels_table
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.pmi import TOP_IMAGES
 from neuronym.similarity.scores import score_layers, SIMILARITIES
+from neuronym.similarity.sparse_columns import score_blocks, SparseColumns
 
 DEFAULT = "combined_correlation"  # the winner of docs/protocols/default_name.md
 PAPER = {"inner": {"a": 10, "lam": 1, "top_k": 100}, "final": {"a": 2, "lam": 0.6, "top_k": 28}}
@@ -52,8 +53,9 @@ def clip_dissect(
 
     Layers share the blocks of P [N, M]; what a function normalises over units is normalised over all units
     of a layer, also where `units` names some. Units that are dead, constant or saturated have a note and no
-    name (`neuronym.similarity.labels.unit_notes`). `options` go to the function; `preset` "paper" is
-    CLIP-Dissect as published, soft_wpmi with a 10, lam 1, top_k 100 for inner layers and a 2, lam .6, top_k
+    name (`neuronym.similarity.labels.unit_notes`). Layers held as SparseColumns are scored in blocks of
+    units, as large as `memory` holds dense. `options` go to the function; `preset` "paper" is CLIP-Dissect as
+    published, soft_wpmi with a 10, lam 1, top_k 100 for inner layers and a 2, lam .6, top_k
     28 for the final one. Errors: KeyError for an unknown function, ValueError for units that are not there,
     and for a preset with options of one's own.
 
@@ -68,20 +70,30 @@ def clip_dissect(
     if preset:
         similarity = "soft_wpmi"
     given = {"memory": memory, "generator": generator}
-    pairs = scored_layers(data.P, {name: data.Q[name] for name in wanted}, similarity, by_layer, **given)
-    tables = [
-        labels_table(
-            scores[wanted[layer]],
-            data.concepts,
-            model=data.target.name,
-            layer=layer,
-            method=similarity,
-            k=k,
-            units=wanted[layer],
-            activations=data.Q[layer],
-        )
-        for layer, scores in (pairs if progress is None else progress(pairs, len(wanted), "layers scored"))
-    ]
+    sparse = {name: data.Q[name] for name in wanted if isinstance(data.Q[name], SparseColumns)}
+    dense = {name: data.Q[name] for name in wanted if name not in sparse}
+    pairs = scored_layers(data.P, dense, similarity, by_layer, **given)
+    about = {"model": data.target.name, "method": similarity, "k": k}
+    tables = {}
+    for layer, scores in pairs if progress is None else progress(pairs, len(dense), "layers scored"):
+        some = {"units": wanted[layer], "activations": data.Q[layer], **about}
+        tables[layer] = labels_table(scores[wanted[layer]], data.concepts, layer=layer, **some)
+    for layer, q in sparse.items():
+        found = score_blocks(data.P, q, similarity, **given, **by_layer[layer])
+        tables[layer] = _labels_of_blocks(found, data.concepts, wanted[layer], layer=layer, **about)
+    return pd.concat([tables[layer] for layer in wanted], ignore_index=True)
+
+
+def _labels_of_blocks(
+    blocks: Iterator[tuple[slice, Tensor, Tensor]], concepts: Sequence[str], units: Sequence[int], **about
+) -> pd.DataFrame:
+    """The labels table of a layer scored block by block: (units, columns, scores) of each."""
+    tables, wanted = [], set(units)
+    for some, q, scores in blocks:
+        own = [unit - some.start for unit in range(some.start, some.stop) if unit in wanted]
+        if own:
+            table = labels_table(scores[own], concepts, units=own, activations=q, **about)
+            tables.append(table.assign(unit=table["unit"] + some.start))
     return pd.concat(tables, ignore_index=True)
 
 
