@@ -7,6 +7,7 @@ import json
 import pytest
 
 from neuronym.runs.folders import notebook_path
+from tests.helpers.features import written
 
 
 def stopped(notebook, **given):
@@ -46,6 +47,30 @@ UNICORN = "label:unicorn names units by their label, and none of the 392 concept
     ],
 )
 def test_units_and_numbers_are_refused_in_the_cell_that_loads(notebook, given, said):
+    cell, told = stopped(notebook, smoke=True, device="cpu", **given)
+    assert cell == "Load" and said in told and "\n" not in told
+
+
+@pytest.mark.parametrize(
+    "notebook, given, said",
+    [
+        ("trust", {"layers": "layer4@sae:NARROW"}, "width 7, layer 'layer4' has 192 units; name the layer"),
+        ("visualisation", {"layers": "layer4@sae:BATCH"}, "depend on its batch, in"),
+        ("editing", {"layers": "layer3", "prune_layers": "layer4@sae:FILE"}, "be turned off, not removed"),
+        (
+            "labelling",
+            {"layers": "layer4@sae:FILE", "units": "layer4@sae:a192=ids:13"},
+            "units 0 to 12, got 13",
+        ),
+    ],
+)
+def test_features_that_cannot_be_had_are_refused_in_the_cell_that_loads(notebook, given, said, tmp_path):
+    files = {"NARROW": written(tmp_path, 7), "FILE": written(tmp_path, 192)}
+    files["BATCH"] = written(tmp_path, 192, name="b", activation="batchtopk")
+    for name, file in files.items():
+        given = given | {"layers": given["layers"].replace(name, file)}
+        if "prune_layers" in given:
+            given["prune_layers"] = given["prune_layers"].replace(name, file)
     cell, told = stopped(notebook, smoke=True, device="cpu", **given)
     assert cell == "Load" and said in told and "\n" not in told
 

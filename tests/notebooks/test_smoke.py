@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from neuronym.runs.folders import ROOT
+from tests.helpers.features import written
 
+LAYERS = {  # that smoke takes by itself; features of a layer are named beside them
+    "trust": "layer4,fc",
+    "evaluation": "fc",
+    "describe_and_dissect": "layer4,fc",
+    "visualisation": "layer4",
+    "editing": "layer2,layer3,layer4",
+}
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -41,6 +49,8 @@ def past_run(folder: Path, params: dict, metrics: dict) -> None:
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_notebook_runs(notebook, tmp_path, request):
     call = [sys.executable, "-m", "neuronym", notebook, "-p", "smoke", "True", "-p", "device", "cpu"]
+    if notebook in LAYERS:
+        call += ["-p", "layers", f"{LAYERS[notebook]},layer4@sae:{written(tmp_path, 192)}"]
     if notebook == "data_analysis":  # reads published files, which only this notebook needs
         call += ["-p", "folder", str(request.getfixturevalue("shared") / "published")]
     if notebook == "sweep":
@@ -55,3 +65,7 @@ def test_notebook_runs(notebook, tmp_path, request):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     (folder,) = (tmp_path / "results" / notebook).iterdir()
     check_run(folder)
+    if notebook in LAYERS:  # features are called by their file's short name, wherever layers are
+        tables = [path.read_text(encoding="utf-8") for path in folder.glob("*.csv")]
+        assert any("layer4@sae:a192" in table for table in tables)
+        assert not any(str(tmp_path) in table for table in tables)

@@ -14,18 +14,11 @@ from neuronym import hooks
 from neuronym.activations import activation_maps, activation_spec, unit_activations
 from neuronym.evaluation.replay import under_each
 from neuronym.measurements import measure
-from neuronym.sparse import Encoding, load_sae, pooled_features, save_sae, SparseAutoencoder
+from neuronym.sparse import load_sae, pooled_features
+from tests.helpers.features import D, written
 from tests.helpers.networks import close, layers_of, make_probe, make_target, SIDE
 
-D = 13
 WIDTHS = {"conv": 7, "nhwc": 9, "tokens": 8, "first": 8, "fc": 11}
-
-
-def written(tmp_path, d: int, seed: int = 0, name: str = "a", **how) -> str:
-    g = torch.Generator().manual_seed(seed)
-    parts = [torch.randn(shape, generator=g) for shape in ((d, D), (D,), (D, d), (d,))]
-    encoding = Encoding(**{"activation": "topk", "k": 4} | how)
-    return str(save_sae(SparseAutoencoder(*parts, encoding), tmp_path / f"{name}{d}.safetensors"))
 
 
 def feature_layer(target, layer: str, file: str) -> hooks.LayerInfo:

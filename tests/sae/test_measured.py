@@ -12,8 +12,9 @@ from neuronym.evaluation.meaning import MEANING, meaning_columns
 from neuronym.measurements import measure
 from neuronym.sae import measured
 from neuronym.sae.measured import measure_features, sparse_activations
+from tests.helpers.features import D, written
 from tests.helpers.networks import close, make_probe, make_target, SIDE
-from tests.sae.test_layers import D, feature_layer, written
+from tests.sae.test_layers import feature_layer
 
 
 @pytest.mark.parametrize("how", ["avg", "max", "share"])

@@ -73,8 +73,8 @@ def write_edit(
     features = [layer for layer in units if split_name(layer)[1]]
     if features:
         raise ValueError(
-            f"an edit of features ('{features[0]}') cannot be written into weights, which features are no "
-            "linear function of; keep it as it runs (applications.running.save_running)"
+            f"an edit of features ('{features[0]}') cannot be written into weights: features are no linear "
+            "function of a layer; keep it as it runs (applications.running.save_running)"
         )
     graph = trace(target.model, target.example)
     made, tensors, where = copy.deepcopy(target.model), [], {}

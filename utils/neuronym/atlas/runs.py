@@ -4,6 +4,7 @@ chosen_runs    run folders by name or path
 read_networks  runs as networks of an atlas
 read_network   one run of labelling
 add_run        what a run of another notebook says of the same network's units
+check_features refuses runs of other features that are called alike
 command        the command that makes a run again
 trusted_only   fewer pictures
 """
@@ -34,6 +35,7 @@ from neuronym.runs.checks import SMOKE
 from neuronym.runs.folders import from_root, notebook_path, results_dir
 from neuronym.runs.parameters import differing, read_parameters
 from neuronym.similarity.labels import read_labels
+from neuronym.sparse import features_key, short_names, split_name
 
 READ = ("labelling", "trust", "describe_and_dissect", "visualisation", "second_order")
 
@@ -141,6 +143,21 @@ def add_run(network: Network, folder: Path) -> Network:
     return replace(network, methods=pd.concat([network.methods, found], ignore_index=True))
 
 
+def check_features(folder: Path, network: Network) -> None:
+    """ValueError where features in a run have the name of features of the network (`sparse.short_names`) and
+    are of another file: two files can share their last part.
+    """
+    parts = [part.strip() for part in str(_params(folder).get("layers", "")).split(",")]
+    own = {name: name for name in network.data.Q}
+    for name in short_names(parts).values():
+        file, there = split_name(name)[1], split_name(own.get(name, ""))[1]
+        if file and there and from_root(file).is_file() and features_key(name) != features_key(own[name]):
+            raise ValueError(
+                f"{folder} is of features of {file}, and those called '{name}' here are of {there}; make "
+                "both from one file, or give the files different names"
+            )
+
+
 def read_networks(folders: Sequence[Path], device: str | torch.device = "cpu", **options) -> list[Network]:
     """A Network for each run of labelling (for the defaults of labelling where there are no runs at all),
     with what the runs of other notebooks say of it; options as for `read_network`.
@@ -162,6 +179,7 @@ def read_networks(folders: Sequence[Path], device: str | torch.device = "cpu", *
                 "name a run of labelling of the same network beside it"
             )
         for i in of:
+            check_features(folder, networks[i])
             networks[i] = add_run(networks[i], folder)
     return networks
 

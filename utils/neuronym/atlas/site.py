@@ -286,9 +286,9 @@ def layer_details(
     named = (named or {}).get(layer)
     names = network.units[network.units["layer"] == layer]["label"].tolist()
     likeness = _likeness(data, names)
+    named = network.labels[(network.labels["layer"] == layer) & (network.labels["label"] != "")]
     best = {
-        unit: list(zip(some["label"], some["score"].astype(float)))
-        for unit, some in network.labels[network.labels["layer"] == layer].groupby("unit")
+        unit: list(zip(some["label"], some["score"].astype(float))) for unit, some in named.groupby("unit")
     }
     values = q.gather(0, rows).cpu().numpy()
     rows, q = rows.cpu(), q.float().cpu().numpy()
