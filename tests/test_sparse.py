@@ -13,6 +13,7 @@ from neuronym.sparse import (
     features_key,
     features_of,
     load_sae,
+    loaded_sae,
     pooled_features,
     save_sae,
     SparseAutoencoder,
@@ -108,6 +109,14 @@ def test_a_file_gives_the_same_back_and_its_key_is_its_content(tmp_path, activat
         sae.b_enc += 1
     save_sae(sae, file, {"seed": 3})
     assert features_key(f"layer4@sae:{file}") != key and features_key("layer4") == ""
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path):
+    file = save_sae(made(), tmp_path / "a.safetensors")
+    first = loaded_sae(file)
+    assert loaded_sae(str(file)) is first and load_sae(file) is not first
+    save_sae(made("topk"), file)
+    assert loaded_sae(file).encoding.activation == "topk"
 
 
 def test_names():

@@ -45,7 +45,7 @@ from neuronym.sparse import (
     check_fits,
     FeatureLayer,
     features_of,
-    load_sae,
+    loaded_sae,
     short_names,
     SparseAutoencoder,
     split_name,
@@ -217,7 +217,7 @@ def _hooked(
         raise ValueError(f"layers is a list of names, got the string {layers!r}")
     # all names are checked before the first hook is set
     modules = {name: get_layer(model, split_name(name)[0]) for name in layers}
-    saes = {name: load_sae(file) for name in layers if (file := split_name(name)[1])}
+    saes = {name: loaded_sae(file) for name in layers if (file := split_name(name)[1])}
     network = type(model).__name__
     ran: set[str] | None = None  # None outside a forward pass of the model
 
@@ -356,7 +356,7 @@ def resolve_layers(
         if not found:
             raise unknown("layer", part, listed)
         if file:
-            saes[file] = load_sae(file)
+            saes[file] = loaded_sae(file)
         named = isinstance(pattern, FeatureLayer)
         names += [pattern] if named else [name + pattern.removeprefix(part) for name in found]
     layers = []
@@ -396,7 +396,7 @@ def check_layer_names(model: nn.Module, patterns: str | list[str]) -> None:
     for pattern in filter(None, map(str.strip, parts)):
         part, file = split_name(pattern)
         if file:
-            load_sae(file)
+            loaded_sae(file)
         if part in ("all", "every"):
             continue
         if not any(matches(name, glob) for name in modules for glob in (part, prefix + part)):

@@ -4,6 +4,7 @@ SparseAutoencoder  encode and decode, of four kinds
 Encoding           which kind, and its conventions
 save_sae           module -> FILE.safetensors, its conventions as JSON in the file's header
 load_sae           the same read back
+loaded_sae         the same for those who only read it, from disk once
 FeatureLayer       "layer4@sae:topk", a name that is short and knows its file
 short_names        names with files -> such names, as long as tells them apart
 split_name         "layer4@sae:FILE" -> ("layer4", "FILE")
@@ -28,6 +29,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -185,6 +187,20 @@ def load_sae(file: str | Path) -> SparseAutoencoder:
             "neuronym.sae.published.convert(FILE, OUT)"
         ) from error
     return sae.eval().requires_grad_(False)
+
+
+def loaded_sae(file: str | Path) -> SparseAutoencoder:
+    """`load_sae`, of a file that has not changed since from memory: hooks are set for every few images. Not
+    to be changed.
+    """
+    path = _existing(file)
+    state = path.stat()
+    return _loaded(str(path), state.st_mtime_ns, state.st_size, state.st_ino)
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: str, changed: int, size: int, inode: int) -> SparseAutoencoder:
+    return load_sae(path)
 
 
 class FeatureLayer(str):

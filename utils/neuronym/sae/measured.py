@@ -30,7 +30,7 @@ from neuronym.models.clips import load_clip
 from neuronym.models.targets import load_target
 from neuronym.passes import ALIKE, differ_by, inference_of
 from neuronym.similarity.sparse_columns import from_rows, SparseColumns
-from neuronym.sparse import load_sae, pooled_features, split_name
+from neuronym.sparse import loaded_sae, pooled_features, split_name
 
 CHUNK = 1024  # images of an entry of the cache
 KIND = "sparse_activations"
@@ -179,7 +179,7 @@ def _active(
 
 
 def _pooled(layer: LayerInfo, how: str, memory: int) -> Callable[[str, Tensor], Tensor]:
-    sae = load_sae(split_name(layer.name)[1])
+    sae = loaded_sae(split_name(layer.name)[1])
 
     def one(features: Tensor, images: int) -> Tensor:
         return pooled_positions(features, layer.layout, how, images)
