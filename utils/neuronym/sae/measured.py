@@ -33,6 +33,7 @@ from neuronym.similarity.sparse_columns import from_rows, SparseColumns
 from neuronym.sparse import loaded_sae, pooled_features, split_name
 
 CHUNK = 1024  # images of an entry of the cache
+AT_ONCE = 2**26  # most bytes of features in work: larger blocks are no faster, and leave holes in the heap
 KIND = "sparse_activations"
 
 
@@ -185,7 +186,7 @@ def _pooled(layer: LayerInfo, how: str, memory: int) -> Callable[[str, Tensor], 
         return pooled_positions(features, layer.layout, how, images)
 
     def read(_: str, output: Tensor) -> Tensor:
-        return pooled_features(sae.to(output.device), output, layer.layout, one, memory).float()
+        return pooled_features(sae.to(output.device), output, layer.layout, one, min(memory, AT_ONCE)).float()
 
     return read
 
