@@ -58,7 +58,7 @@ def test_columns_and_images_are_those_of_the_dense_form(chunk):
 @pytest.mark.parametrize("method", list(SIMILARITIES))
 @pytest.mark.parametrize("memory", [60_000, 2**22])
 def test_every_function_scores_it_as_the_dense_form(method, memory, monkeypatch):
-    monkeypatch.setattr(sparse_columns, "SHARE", 30)  # small blocks beside what functions need
+    monkeypatch.setattr(sparse_columns, "BLOCKED", 30)  # small blocks beside what functions need
     Q, P = dense(), embeddings()
     options = {"top_k": 9} if "top_k" in inspect.signature(SIMILARITIES[method]).parameters else {}
     options |= {"top_fraction": 0.2} if method == "rank_reorder" else {}
@@ -76,7 +76,7 @@ def test_every_function_scores_it_as_the_dense_form(method, memory, monkeypatch)
 
 
 def test_a_prior_runs_over_all_units_whether_scores_are_kept_or_not(monkeypatch):
-    monkeypatch.setattr(sparse_columns, "SHARE", 30)
+    monkeypatch.setattr(sparse_columns, "BLOCKED", 30)
     Q, P = dense(), embeddings()
     for lam in (0, 0.6, 1):
         expected = score(P, Q, "wpmi", lam=lam, top_k=9)

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 
 from neuronym.applications.channels import Graph, LINEAR, Operation, READS, trace
-from neuronym.applications.running import CARD, KIND, running, write_card
+from neuronym.applications.running import CARD, running, RUNS, write_card
 from neuronym.applications.surgery import check_within, columns, difference, Fold, folded, removed, ROUNDING
 from neuronym.common.checks import check_number
 from neuronym.common.files import read_json
@@ -153,7 +153,7 @@ def load_edited(folder: Path | str, target: Target | None = None) -> Target:
     """
     folder = Path(folder)
     card = read_json(folder / CARD)
-    runs = card is not None and card["kind"] == KIND
+    runs = card is not None and card["kind"] == RUNS
     if card is None or not runs and not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"no edited network at {folder}: it has {CARD} and {WEIGHTS}")
     base = load_target(card["network"]) if target is None else target

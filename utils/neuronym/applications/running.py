@@ -28,7 +28,7 @@ from neuronym.hooks import get_layer, swapped
 from neuronym.sparse import FeatureLayer, features_of, load_sae, split_name, with_features
 from neuronym.trials import first_tensor
 
-CARD, KIND = "card.json", "as it runs"
+CARD, RUNS = "card.json", "as it runs"
 
 
 def write_card(folder: Path, card: Mapping, loads: str) -> Path:
@@ -71,7 +71,7 @@ def save_running(
         {} if how == "zero" else {layer: means[layer][some].tolist() for layer, some in chosen.items()}
     )
     card = {
-        "kind": KIND,
+        "kind": RUNS,
         "network": target.name,
         "weights_key": target.weights_key,
         "units": chosen,

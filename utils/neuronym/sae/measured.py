@@ -34,7 +34,7 @@ from neuronym.sparse import loaded_sae, pooled_features, split_name
 
 CHUNK = 1024  # images of an entry of the cache
 AT_ONCE = 2**26  # most bytes of features in work: larger blocks are no faster, and leave holes in the heap
-KIND = "sparse_activations"
+ENTRIES = "sparse_activations"
 
 
 def sparse_activations(
@@ -89,7 +89,7 @@ def sparse_activations(
 
             spec = activation_spec(target, part, layer, how[layer.name], dtype) | {"form": "what is active"}
             info = {"target": target.name, "probe": probe.name, "name": layer.name, "first": start}
-            found = cache.bundle(KIND, spec, make, info, differs)
+            found = cache.bundle(ENTRIES, spec, make, info, differs)
             parts[layer.name].append((found["images"].long() + start, found["units"], found["values"]))
     return {layer.name: from_rows(parts[layer.name], probe.N, layer.units) for layer in layers}
 

@@ -26,9 +26,9 @@ from neuronym.common.memory import MEMORY, slices
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import constant_units, score, SIMILARITIES
 
-SHARE = 4  # of the memory, what a dense block takes; the rest is the function's
+BLOCKED = 4  # of the memory, what a dense block takes; the rest is the function's
 HELD = 0.5  # of the memory, up to which (soft-)WPMI keeps its likelihoods and scores blocks once
-Part = tuple[Tensor, Tensor, Tensor]  # images [n], units [n], values [n]
+Active = tuple[Tensor, Tensor, Tensor]  # images [n], units [n], values [n]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +76,8 @@ class SparseColumns:
         return SparseColumns(*parts, self.N)
 
     def blocks(self, memory: int = MEMORY) -> Iterator[tuple[slice, Tensor]]:
-        """(units, their columns [N, n]) of all units in order, `SHARE` parts of a block in `memory`."""
-        for some in slices(self.shape[1], memory // (SHARE * 4 * self.N)):
+        """(units, their columns [N, n]) of all units in order, `BLOCKED` parts of a block in `memory`."""
+        for some in slices(self.shape[1], memory // (BLOCKED * 4 * self.N)):
             yield some, self._columns(some)
 
     def _columns(self, units: slice | int | Sequence[int] | Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class SparseColumns:
         return SparseColumns(before[self.starts], moved[kept], self.values[kept], len(chosen))
 
 
-def from_rows(parts: Sequence[Part], N: int, K: int) -> SparseColumns:
+def from_rows(parts: Sequence[Active], N: int, K: int) -> SparseColumns:
     """Activations [N, K] from parts: images, units and values of what is not 0, images of a later part behind
     those of an earlier one.
     """
@@ -143,7 +143,7 @@ def score_blocks(
     parameters = inspect.signature(SIMILARITIES[method]).parameters
     if "generator" in parameters and generator is None:  # one for all blocks, as one call has
         generator = torch.Generator().manual_seed(0)
-    given = {"memory": memory - memory // SHARE, "generator": generator, **options}
+    given = {"memory": memory - memory // BLOCKED, "generator": generator, **options}
     lam = options.get("lam", parameters["lam"].default) if "lam" in parameters else 0
     if not lam:
         for some, q in Q.blocks(memory):
