@@ -5,6 +5,7 @@ weights and probing sets of three images get no trusted name.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -161,6 +162,27 @@ def test_weights_come_back_whatever_happens():
         assert torch.equal(net[0].weight.flatten().sort().values, before["0.weight"].flatten().sort().values)
         raise RuntimeError("stop")
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_units_that_do_the_same_are_looked_at_again(monkeypatch):
+    """Where two shuffles leave it open, six more are made, and a layer that stands out no more than a
+    shuffled one counts 0.
+    """
+    data = measure("microworld:resnet", "layer3,fc", "microworld:24", "microworld", "microworld:atoms")
+    monkeypatch.setattr("neuronym.trust.untrained.ENOUGH_OUT", 0)
+    monkeypatch.setattr("neuronym.trust.untrained.SURE", 1.1)
+    found, Q = standing_out(data), []
+    for seed in range(8):
+        with shuffled_weights(data.target.model, seed):
+            target = replace(data.target, weights_key=f"shuffled {seed}")
+            Q.append(measure(target, "layer3,fc", data.probe, data.clip, data.concepts).Q)
+    for layer, share in found.items():
+        own, *others = (score(data.P, q[layer], "soft_correlation") for q in (data.Q, *Q))
+        pooled, *of_shuffled = (
+            float(stands_out(one, torch.cat([x for x in others if x is not one])).double().mean())
+            for one in (own, *others)
+        )
+        assert share == pytest.approx(pooled if pooled > max(of_shuffled) else 0)
 
 
 def trusted(data) -> tuple[pd.DataFrame, list[str]]:
