@@ -1,10 +1,11 @@
 """How likely is a name to be near that has seen all images? The study of trust_seen.md.
 
-    python docs/protocols/trust_seen.py resnet vit     # signals of every unit, minutes each
+    python docs/protocols/trust_seen.py resnet vit     # signals of every unit, a minute each
+    python docs/protocols/trust_seen.py resnet+ vit+   # the same with the other CLIP
     python docs/protocols/trust_seen.py photos FOLDER  # the same of 1,000 ImageNet photos, a class each
     python docs/protocols/trust_seen.py fit            # tables, and the map `evidence` of data/trust/map.json
 
-Signals go to docs/results/data/trust_map/, where `fit` reads them.
+Signals go to results/trust_seen/, where `fit` reads them; its table goes to docs/results/data/trust_map/.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from neuronym.datasets.probe import load_probe
 from neuronym.evaluation.presence import true_presence
 from neuronym.measurements import measure, Measurements
 from neuronym.models.sentences import load_sentence_encoder
+from neuronym.runs.folders import results_dir
 from neuronym.similarity.scores import score
 from neuronym.trust.probability import EVIDENCE, evidence, fit_map, kept, MAP, NEAR_SHARE, probability, ratios
 from neuronym.trust.signals import auroc_intervals, correctness, expected_calibration_error
@@ -38,41 +40,46 @@ CANDIDATES = {
     "evidence": EVIDENCE,
     "both": (*EVIDENCE, *HONEST[:4]),
 }
-SIZES = {5000: 1, 1000: 1, 500: 2, 200: 2, 100: 3, 50: 4, 20: 6}  # scenes, and how often they are drawn
+SIZES = {5000: 1, 1000: 1, 500: 1, 200: 1, 100: 2, 50: 2, 20: 4}  # scenes, and how often they are drawn
 REPORTED = (5000, 500, 100)
 FIRST = ["network", "clip", "concepts", "namer", "scenes", "draw", "layer", "place", "unit"]
+SETUP = ["clip", "concepts", "namer", "scenes"]
+MEASURED = ["units", "right", "auroc", "low", "high", "ece", "kept", "near_of_kept"]
 NEAR_COSINE = 0.6  # MiniLM, of a word and the true class
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="+", help="resnet, vit, photos FOLDER, or fit")
+    parser.add_argument("what", nargs="+", help="resnet, vit, resnet+, vit+, photos FOLDER, or fit")
     what = parser.parse_args().what
-    DATA.mkdir(parents=True, exist_ok=True)
+    _file("").parent.mkdir(parents=True, exist_ok=True)
     if what[0] == "photos":
         found = photos(Path(what[1]))
-        found.to_csv(DATA / "seen_photos.csv", index=False, float_format="%.4g")
+        found.to_csv(_file("photos"), index=False, float_format="%.4g")
         return
     for name in what:
         if name == "fit":
             tables()
         else:
-            study(name).to_csv(DATA / f"seen_{name}.csv", index=False, float_format="%.4g")
+            study(name).to_csv(_file(name), index=False, float_format="%.4g")
 
 
-def study(network: str) -> pd.DataFrame:
+def _file(name: str) -> Path:
+    return results_dir() / "trust_seen" / f"{name.replace('+', '_other_clip')}.csv"
+
+
+def study(name: str) -> pd.DataFrame:
     """Signals and truth of every unit: all sizes with the CLIP and concepts of labelling, two with others."""
-    held, found = {}, []
-    for clip in ("microworld", "microworld:vit"):
-        scenes = load_probe("microworld:5000", seed=0)
-        data = measure(f"microworld:{network}", "all", scenes, clip, "microworld", pool="auto")
-        own = clip == "microworld"
-        some = SIZES if own else {5000: 1, 500: 2}
-        found += of_concepts(network, data, "all", range(len(data.concepts)), some, held)
-        atoms = set(load_concepts("microworld:atoms"))
-        for name, keep in (("single words", True), ("pairs", False)) if own else ():
-            kept_words = [i for i, word in enumerate(data.concepts) if (word in atoms) == keep]
-            found += of_concepts(network, data, name, kept_words, {5000: 1, 500: 2}, held)
+    network, other = name.removesuffix("+"), name.endswith("+")
+    clip = "microworld:vit" if other else "microworld"
+    scenes = load_probe("microworld:5000", seed=0)
+    data = measure(f"microworld:{network}", "all", scenes, clip, "microworld", pool="auto")
+    held, found, two = {}, [], {5000: 1, 500: 1}
+    found += of_concepts(network, data, "all", range(len(data.concepts)), two if other else SIZES, held)
+    atoms = set(load_concepts("microworld:atoms"))
+    for kind, keep in () if other else (("single words", True), ("pairs", False)):
+        some = [i for i, word in enumerate(data.concepts) if (word in atoms) == keep]
+        found += of_concepts(network, data, kind, some, two, held)
     return pd.concat(found, ignore_index=True)
 
 
@@ -149,48 +156,24 @@ def fitted(table: pd.DataFrame) -> dict[str, dict]:
 
 def tables() -> None:
     """Each candidate fitted to one network and tested on the other, and on photos; the map of both."""
-    every = pd.concat([pd.read_csv(DATA / f"seen_{network}.csv") for network in NETWORKS], ignore_index=True)
+    files = [_file(name) for name in (*NETWORKS, *(f"{network}+" for network in NETWORKS))]
+    every = pd.concat([pd.read_csv(file) for file in files if file.exists()], ignore_index=True)
     usual = every[(every["clip"] == every["clip"].iloc[0]) & (every["concepts"] == "all")]
     rows = []
     for network in NETWORKS:
-        maps = fitted(usual[usual["network"] != network])
         part = every[(every["network"] == network) & (every["place"] == "inner")]
         part = part[part["scenes"].isin((*REPORTED, 20))]
-        for known, some in part.groupby(["clip", "concepts", "namer", "scenes"], sort=False):
-            rows.append(
-                tested(some, maps).assign(
-                    tested_on=network, **dict(zip(("clip", "concepts", "namer", "scenes"), known))
-                )
-            )
+        rows += tested(part, fitted(usual[usual["network"] != network]), network)
     maps = fitted(usual)
-    if (DATA / "seen_photos.csv").exists():
-        seen = pd.read_csv(DATA / "seen_photos.csv")
-        for known, some in seen.groupby(["clip", "concepts", "namer", "scenes"], sort=False):
-            rows.append(
-                tested(some, maps).assign(
-                    tested_on="photos", **dict(zip(("clip", "concepts", "namer", "scenes"), known))
-                )
-            )
-    first = [
-        "tested_on",
-        "clip",
-        "concepts",
-        "namer",
-        "scenes",
-        "trust",
-        "units",
-        "right",
-        "auroc",
-        "low",
-        "high",
-    ]
-    table = pd.concat(rows)[[*first, "ece", "kept", "near_of_kept"]]
+    if _file("photos").exists():
+        rows += tested(pd.read_csv(_file("photos")), maps, "photos")
+    table = pd.concat(rows)[["tested_on", *SETUP, "trust", *MEASURED]]
     table.to_csv(DATA / "seen_tests.csv", index=False, float_format="%.4g")
     print(table.round(3).to_string(index=False))
     shipped = json.loads(MAP.read_text(encoding="utf-8"))
     source = (
         "docs/protocols/trust_seen.py fit: logistic regression of near names on signals of the images that "
-        "gave them, 100 to 5,000 scenes, all layers of microworld:resnet and microworld:vit, names by "
+        "gave them, 20 to 5,000 scenes, all layers of microworld:resnet and microworld:vit, names by "
         + " and ".join(NAMERS)
         + ", judged on 4,000 other scenes"
     )
@@ -198,14 +181,19 @@ def tables() -> None:
     MAP.write_text(json.dumps(shipped, indent=1) + "\n", encoding="utf-8")
 
 
-def tested(part: pd.DataFrame, maps: dict[str, dict]) -> pd.DataFrame:
-    trust = pd.DataFrame({name: probability(part, by) for name, by in maps.items()})
-    near = part["near"].to_numpy().astype(bool)
-    table = auroc_intervals(trust, near, draws=500)
-    ece = [expected_calibration_error(trust[name].to_numpy(), near) for name in table["trust"]]
-    keep = [kept(trust[name], 0.9) for name in table["trust"]]
-    good = [near[k].mean() if k.any() else np.nan for k in keep]
-    return table.assign(ece=ece, kept=[k.mean() for k in keep], near_of_kept=good)
+def tested(table: pd.DataFrame, maps: dict[str, dict], on: str) -> list[pd.DataFrame]:
+    """AUROC with intervals, calibration and names kept of each map, for each set-up of the table."""
+    found = []
+    for known, part in table.groupby(SETUP, sort=False):
+        trust = pd.DataFrame({name: probability(part, by) for name, by in maps.items()})
+        near = part["near"].to_numpy().astype(bool)
+        rows = auroc_intervals(trust, near, draws=500)
+        rows["ece"] = [expected_calibration_error(trust[name].to_numpy(), near) for name in rows["trust"]]
+        keep = [kept(trust[name], 0.9) for name in rows["trust"]]
+        rows["kept"] = [k.mean() for k in keep]
+        rows["near_of_kept"] = [near[k].mean() if k.any() else np.nan for k in keep]
+        found.append(rows.assign(tested_on=on, **dict(zip(SETUP, known))))
+    return found
 
 
 if __name__ == "__main__":
