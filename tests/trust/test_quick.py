@@ -170,7 +170,7 @@ def test_units_that_do_the_same_are_looked_at_again(monkeypatch):
     """
     data = measure("microworld:resnet", "layer3,fc", "microworld:24", "microworld", "microworld:atoms")
     monkeypatch.setattr("neuronym.trust.untrained.ENOUGH_OUT", 0)
-    monkeypatch.setattr("neuronym.trust.untrained.SURE", 1.1)
+    monkeypatch.setattr("neuronym.trust.untrained.LEARNED", 1.1)
     found, Q = standing_out(data), []
     for seed in range(8):
         with shuffled_weights(data.target.model, seed):

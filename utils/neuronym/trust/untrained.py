@@ -26,9 +26,9 @@ from neuronym.common.types import Progress
 from neuronym.measurements import Measurements
 from neuronym.similarity.scores import score
 
-LOOKED_ON, SHUFFLES, MORE = 500, 2, 6
+LOOKED_ON, SHUFFLES, FURTHER = 500, 2, 6
 FEWEST = 20  # images that a correlation is looked at on
-QUANTILE, ENOUGH_OUT, SURE = 0.95, 0.5, 0.98
+QUANTILE, ENOUGH_OUT, LEARNED = 0.95, 0.5, 0.98
 
 
 @contextmanager
@@ -66,8 +66,8 @@ def standing_out(
     stands out if its t is above the .95 quantile of the shuffled units' own. The network's last layer is
     looked at too where it was not measured: what follows from its first layer alone is in any network. Units
     of a network with random weights do much the same (of 192, some do as few as three things), so that where
-    two shuffles leave it open, the largest share being from ENOUGH_OUT to SURE, MORE are made, and a layer
-    counts 0 where one of the shuffled networks stands out from the others as much. Passes are cached.
+    two shuffles leave it open, the largest share being from ENOUGH_OUT to LEARNED, FURTHER ones are made, and
+    a layer counts 0 where one of the shuffled networks stands out from the others as much. Passes are cached.
     """
     if data.N < FEWEST or len(data.concepts) < 2:
         return {}
@@ -95,11 +95,11 @@ def standing_out(
             score(part.P, q, "soft_correlation", memory=memory) for q in (own[name].to(device), *others[name])
         ]
 
-    first = seed * (SHUFFLES + MORE)
+    first = seed * (SHUFFLES + FURTHER)
     shuffle(range(first, first + SHUFFLES))
     shares = {name: _share(*scored(name)) for name in own}
-    if ENOUGH_OUT <= max(shares.values()) < SURE:
-        shuffle(range(first + SHUFFLES, first + SHUFFLES + MORE))
+    if ENOUGH_OUT <= max(shares.values()) < LEARNED:
+        shuffle(range(first + SHUFFLES, first + SHUFFLES + FURTHER))
         for name in own:
             real, *chance = scored(name)
             share = _share(real, *chance)
