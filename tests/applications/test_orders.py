@@ -115,7 +115,9 @@ def test_names_come_from_runs_and_files(tmp_path):
     naming, testing = data.split(0.5)
     labels, told = named_here(naming, testing)
     index = {word: i for i, word in enumerate(data.concepts)}
-    as_labelling, _ = quick_trust(testing, labels, {"fc": [index[label] for label in labels["label"]]})
+    as_labelling, _ = quick_trust(
+        naming, testing, labels, {"fc": [index[label] for label in labels["label"]]}
+    )
     assert labels["trust"].equals(as_labelling["trust"]) and "trust: how likely a name is near" in told[-1]
     assert labels_list(labels, "fc", 52)[:2] == labels["label"].tolist()[:2]
     write_labels(labels.drop(columns="trust"), tmp_path)

@@ -44,15 +44,15 @@ def read_names(path: Path | str) -> pd.DataFrame:
 def named_here(
     data: Measurements, held_out: Measurements, similarity: str = DEFAULT, progress: Progress | None = None
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Labels of rank 1 by CLIP-Dissect, with the columns of `trust.quick.quick_trust` from images held out,
-    and what is to be said of them; units without a name have no trust.
+    """Labels of rank 1 by CLIP-Dissect, with the columns of `trust.quick.quick_trust`, and what is to be said
+    of them; units without a name have no trust.
     """
     labels = clip_dissect(data, similarity, k=1, progress=progress)
     index, named = {word: i for i, word in enumerate(data.concepts)}, {}
     for layer, of_layer in labels.groupby("layer", sort=False):
         named[layer] = [index.get(label, 0) for label in of_layer["label"]]
     shares = standing_out(data, progress=progress)
-    trust, told = quick_trust(held_out, labels, named, untrained=untrained(shares))
+    trust, told = quick_trust(data, held_out, labels, named, untrained=untrained(shares))
     labels = with_trust(labels, trust)
     labels.loc[labels["label"] == "", "trust"] = float("nan")
     return labels, told

@@ -39,6 +39,7 @@ EVIDENCE = ("prevalence", "ratio", "soft_ratio", "evidence", "images", "few")
 MAP = ROOT / "data" / "trust" / "map.json"
 NEAR_SHARE = 0.5  # of the best concept's correlation
 LEAST = 1e-6  # between cosines that can be told apart
+LEARNT = 20, 5000  # images that the map of EVIDENCE was learnt with
 RAREST = 1e-3  # of a concept, in parts of an average one
 
 
@@ -80,17 +81,18 @@ def evidence(
 
     prevalence log10(M mean_n X_nc), X the softmax over concepts, 0 for a concept as common as the average
     one; evidence log(1 + max(0, atanh(foreseen) sqrt(N - 3))); images log10 N and few 1 / sqrt(N), since
-    ratios of labels that have seen the images are the more too high the fewer there are. All but the last
-    two are 0 where the concepts cannot be told apart (or there is one).
+    ratios of labels that have seen the images are the more too high the fewer there are. N in these is
+    within LEARNT. All but the last two are 0 where the concepts cannot be told apart (or there is one).
     """
-    found, N = ratios(P, Q, labels, memory), len(Q)
+    found, N = ratios(P, Q, labels, memory), min(len(Q), LEARNT[1])
     chosen = torch.as_tensor(labels, dtype=torch.long, device=Q.device)
     common = found["ratio"] * 0.0
     if P.shape[1] > 1 and mean_spread(P) > LEAST:
         share = seen_concepts(P, chosen, memory).double().mean(0) * P.shape[1]
         common = share.clamp(min=RAREST).log10().cpu().numpy()
     z = np.arctanh(found["foreseen"].clip(0, 1 - 1e-12)) * max(N - 3, 0) ** 0.5
-    more = {"prevalence": common, "evidence": np.log1p(z), "images": np.log10(N), "few": N**-0.5}
+    n = max(N, LEARNT[0])
+    more = {"prevalence": common, "evidence": np.log1p(z), "images": np.log10(n), "few": n**-0.5}
     return found.assign(**more)
 
 

@@ -20,14 +20,14 @@ from neuronym.common.statistics import standard_columns
 from neuronym.measurements import Measurements
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.trust.null import abstain, p_values
-from neuronym.trust.probability import probability, ratios, seen_concepts
+from neuronym.trust.probability import evidence, LEARNT, probability, seen_concepts, shipped
 
 DRAWS = 199
-ENOUGH = 1000  # images held out: with fewer, docs/results/trust.md has trust above what is near
 TRUST = ["trust", "chance", "abstain"]
 
 
 def quick_trust(
+    data: Measurements,
     test: Measurements,
     labels: pd.DataFrame,
     named: Mapping[str, Sequence[int] | Tensor],
@@ -39,27 +39,28 @@ def quick_trust(
     """A row for each unit of `labels` (rank 1): layer, unit, trust, chance, abstain; and sentences for the
     user.
 
-    `test` are the images held out. `named` {layer: [K]} are the concepts that the other images name the units
-    by: `chance` is the p-value of these (`held_out_chance`), since the labels may have been found on all
-    images. `trust` is the probability that the label is near (`neuronym.trust.probability`). Abstained from
-    is what has no name, what is no better than chance (Benjamini and Hochberg over a layer at `level`), and
-    everything where the network is `untrained`; its trust is 0.
+    `data` are the images that gave the labels: `trust` is the probability that a label is near, from these
+    alone (`neuronym.trust.probability.evidence`; how many they are is part of it). `test` are images held
+    out, and `named` {layer: [K]} the concepts that all others name the units by: `chance` is the p-value of
+    these (`held_out_chance`). Abstained from is what has no name, what is no better than chance (Benjamini
+    and Hochberg over a layer at `level`), and everything where the network is `untrained`. Trust is 0 where
+    there is no name, where the network is untrained, and for fewer images than the map was learnt with.
     """
     best = labels[labels["rank"] == 1]
-    where = {concept: i for i, concept in reversed(list(enumerate(test.concepts)))}
-    tables = []
+    where = {concept: i for i, concept in reversed(list(enumerate(data.concepts)))}
+    tables, learnt = [], shipped("evidence")
     for layer, rows in best.groupby("layer", sort=False):
-        units = torch.tensor(rows["unit"].to_numpy(), dtype=torch.long, device=test.I.device)
-        q = test.Q[layer][:, units]
+        units = torch.tensor(rows["unit"].to_numpy(), dtype=torch.long, device=data.I.device)
         own = torch.tensor([where.get(label, 0) for label in rows["label"]], device=units.device)
-        found = ratios(test.P, q, own, memory)
+        found = evidence(data.P, data.Q[layer][:, units], own, memory)
         other = torch.as_tensor(named[layer], device=units.device)[units]
-        p = held_out_chance(test.P, q, other, memory=memory)
+        p = held_out_chance(test.P, test.Q[layer][:, units], other, memory=memory)
         without = torch.tensor((rows["label"] == "").to_numpy(), device=units.device)
         p = p.masked_fill(without, 1.0)
         table = pd.DataFrame({"layer": layer, "unit": rows["unit"].to_numpy(), "chance": p.cpu().numpy()})
         away = (abstain(p, level) | without | bool(untrained)).cpu().numpy()
-        tables.append(table.assign(abstain=away, trust=probability(found) * ~away))
+        nothing = without.cpu().numpy() | bool(untrained) | (data.N < LEARNT[0])
+        tables.append(table.assign(abstain=away, trust=probability(found, learnt) * ~nothing))
     table = pd.concat(tables, ignore_index=True)[["layer", "unit", *TRUST]]
     return table, _told(table, test, untrained)
 
@@ -106,16 +107,14 @@ def _told(table: pd.DataFrame, test: Measurements, untrained: str) -> list[str]:
     said = [untrained] if untrained else []
     if away == K and not untrained:
         said.append(
-            f"no name is trusted: on {test.N} {'image' if test.N == 1 else 'images'} held out none is better "
-            "than chance; probe with more images"
+            f"no name is better than chance on {test.N} {'image' if test.N == 1 else 'images'} held out; "
+            "probe with more images"
         )
     elif away and not untrained:
-        said.append(f"{away} of {K} names are no better than chance on {test.N} images held out: trust 0")
-    if away < K:
-        few = f"; learnt with more than the {test.N} images held out here, it comes out too high"
         said.append(
-            "trust: how likely a name is near"
-            + ("" if known else ", learnt in the microworld: here it orders names and is not calibrated")
-            + (few if test.N < ENOUGH else "")
+            f"{away} of {K} names are no better than chance on {test.N} images held out: marked abstain"
         )
+    if away < K:
+        elsewhere = "" if known else ", learnt in the microworld: here it orders names and is not calibrated"
+        said.append(f"trust: how likely a name is near{elsewhere}")
     return said
