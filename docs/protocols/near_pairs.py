@@ -1,6 +1,6 @@
 """Can near pairs of photos stand in for scenes that differ in one attribute? The study of near_pairs.md.
 
-    python docs/protocols/near_pairs.py microworld       # AUROC of near names, minutes
+    python docs/protocols/near_pairs.py microworld       # AUROC of near names; also --renderer, minutes
     python docs/protocols/near_pairs.py photos FOLDER    # in how many words nearest photos differ
 
 Tables go to docs/results/data/trust_map/.
@@ -38,10 +38,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("microworld", "photos"))
     parser.add_argument("folder", nargs="?")
+    parser.add_argument("--renderer", action="store_true", help="beside scenes changed in one attribute")
     given = parser.parse_args()
     DATA.mkdir(parents=True, exist_ok=True)
     if given.what == "microworld":
-        table = pd.concat([study(network) for network in NETWORKS])
+        table = pd.concat([study(network, given.renderer) for network in NETWORKS])
         table.to_csv(DATA / "near_pairs.csv", index=False, float_format="%.4g")
     else:
         table = photos(Path(given.folder))
@@ -60,18 +61,19 @@ def changed(Q: Tensor, C: Tensor, to: Tensor) -> Tensor:
     return causal_scores(Q[to] - Q, C[to] - C)
 
 
-def study(network: str) -> pd.DataFrame:
+def study(network: str, renderer: bool = False) -> pd.DataFrame:
     """AUROC of near names by every score, inner layers."""
     data = measured(network)
     naming, test = data.split(0.4)
     scenes = [test.probe.scene(i) for i in range(test.N)]
     said = mentions([caption(one, i % 5) for i, one in enumerate(scenes)], test.concepts)
     true = true_presence(test.probe, test.concepts)
-    to = nearest(image_embeddings(load_clip(OTHER), test.probe))
+    to = nearest(image_embeddings(load_clip(OTHER), data.probe)[list(test.row_numbers)])
     dealt = torch.randperm(test.N, generator=torch.Generator().manual_seed(0))
-    drawn = pairs(400)
-    rendered, rows = drawn_scenes([*drawn.before, *drawn.after])
-    moved = unit_activations(data.target, rendered, list(data.layers.values()), data.pool)
+    if renderer:
+        drawn = pairs(400)
+        rendered, rows = drawn_scenes([*drawn.before, *drawn.after])
+        moved = unit_activations(data.target, rendered, list(data.layers.values()), data.pool)
     held, parts = {}, []
     for layer in list(data.Q)[:-1]:
         q = test.Q[layer]
@@ -82,8 +84,9 @@ def study(network: str) -> pd.DataFrame:
             "random pairs": changed(q, said, dealt),
             "random pairs, true": changed(q, true, dealt),
             "mention": cross_correlation(q, said),
-            "renderer": causal_scores(*changes(drawn, moved[layer], rows, data.concepts)),
         }
+        if renderer:
+            scores["renderer"] = causal_scores(*changes(drawn, moved[layer], rows, data.concepts))
         names = [data.concepts[i] for i in label.tolist()]
         columns = {name: x.gather(1, label[:, None])[:, 0].numpy() for name, x in scores.items()}
         columns["trust"] = probability(ratios(test.P, q, label))
