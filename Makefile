@@ -62,7 +62,7 @@ figures: .venv/set-up-base
 	  cp results/second_order/figures-*/figures/$$name.png figures/second_order_$$name.png || exit 1; \
 	done
 	$(PY) -m neuronym evaluation -p run_name figures
-	for name in methods sanity; do \
+	for name in methods sanity names_layer4 names_fc weights_clip; do \
 	  cp results/evaluation/figures-*/figures/$$name.png figures/evaluation_$$name.png || exit 1; \
 	done
 	$(PY) -m neuronym trust -p run_name figures

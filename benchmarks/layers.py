@@ -1,14 +1,16 @@
 """How long does it take to name the layers of a ResNet-50, as the release does it and as we do (CLIP-Dissect,
 table 4)?
 
-    python benchmarks/layers.py [--images 300] [--M 20000] [--csv FILE]
+    python benchmarks/layers.py [--N 1000] [--M 2000] [--photos 32] [--csv FILE]
 
 conv1 and layer1 to layer4 of torchvision's ResNet-50, with openai-clip's ViT-B/32 as namer, both with random
-weights, made-up JPEGs of 500 x 375 pixels and made-up text embeddings; by soft-WPMI. Literal is the release's
-order of work: every image decoded once for the network and once for the CLIP, batches, hooks that take the
-mean over positions, then for each layer the matrix of images and concepts, its softmax and a loop over units.
-Processor seconds on one thread, of one run of each, which other work on the machine hardly moves; labels that
-differ are counted. Embedding the texts is left out: it is the same work for both, done once for all networks.
+weights. Literal is the release's order of work: every image decoded once for the network and once for the
+CLIP, batches, hooks that take the mean over positions, then for each layer the matrix of images and concepts,
+its softmax and a loop over units, by soft-WPMI. Passes are timed on --photos made-up JPEGs of 500 x 375 and
+on a quarter of them, which tells what is done once from what is done for each, and scaled to N images; units
+are named from made-up activations and embeddings of N images and M concepts, and those whose label differs
+are counted. Processor seconds on one thread, which other work on the machine hardly moves. Embedding the
+texts is left out: it is the same work for both, done once for all networks.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 import torch
 from activations import make_photos
 from PIL import Image
-from similarity import LOOPS, write_table
+from similarity import inputs, LOOPS, write_table
 from torch.nn.functional import normalize
 
 from neuronym.activations import activations_and_embeddings
@@ -37,7 +39,7 @@ from neuronym.similarity.scores import score
 
 LAYERS = ["conv1", "layer1", "layer2", "layer3", "layer4"]
 BATCH = 50  # images of a literal batch
-PASSES = "passes"
+PASSES, ALL = "passes", "all"
 
 
 def random_clip(folder, text_layers=12):
@@ -89,47 +91,60 @@ def literal_labels(I, T, q):
     return finish(torch.stack([unit(prepared, q[:, k], None) for k in range(q.shape[1])])).argmax(1)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--M", type=int, default=20000, help="concepts")
-    parser.add_argument("--csv", type=Path, help="file for the table")
-    args = parser.parse_args()
-    if args.images < 100:
-        parser.error("soft-WPMI reads 100 images; take --images 100 or more")
-    torch.set_num_threads(1)
+def timed_passes(photos, N):
+    """Seconds of the literal passes and of ours over N photos, and the units of every layer."""
+    counts, taken = (photos // 4, photos), []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["NEURONYM_CACHE"] = str(folder / "cache")
-        (folder / "photos").mkdir()
-        make_photos(folder / "photos", args.images)
         target, clip = load_target("torchvision:resnet50@random:0"), random_clip(folder, 1)
-        T = normalize(torch.randn(args.M, clip.d, generator=torch.Generator().manual_seed(0)), dim=1)
-        files = sorted((folder / "photos").iterdir())
-        literal, ours, different = {}, {}, {}
-        literal[PASSES], (Q, I) = processor_seconds(lambda: literal_passes(files, target, clip))
+        for count in counts:
+            place = folder / str(count)
+            place.mkdir()
+            make_photos(place, count)
 
-        def passes():  # with the look at every file, the choice of layers, the rows on disk
-            probe = load_probe(f"folder:{folder / 'photos'}")
-            layers = resolve_layers(target.model, LAYERS, target.example)
-            return activations_and_embeddings(target, layers, clip, probe, workers=0)
+            def ours():  # with the look at every file, the choice of layers, the rows on disk
+                probe = load_probe(f"folder:{place}")
+                layers = resolve_layers(target.model, LAYERS, target.example)
+                return activations_and_embeddings(target, layers, clip, probe, workers=0)
 
-        ours[PASSES], (our_Q, our_I) = processor_seconds(passes)
-        P = FactoredMatrix(our_I, T)
-        score(FactoredMatrix(our_I[:200], T[:50]), our_Q["conv1"][:200], "soft_wpmi")  # compiles once
-        for layer in LAYERS:
-            literal[layer], theirs = processor_seconds(lambda: literal_labels(I, T, Q[layer]))
-            ours[layer], scores = processor_seconds(lambda: score(P, our_Q[layer], "soft_wpmi"))
-            different[layer] = int((scores.argmax(1) != theirs).sum())
+            literal, (Q, I) = processor_seconds(lambda: literal_passes(sorted(place.iterdir()), target, clip))
+            seconds, (our_Q, our_I) = processor_seconds(ours)
+            taken.append((literal, seconds))
+    off = max(float((Q[name] - our_Q[name]).abs().max() / Q[name].abs().max()) for name in LAYERS)
+    print(f"passes differ by {max(off, float((I - our_I).abs().max())):.0e} of the largest value")
+    whole = []
+    for few, many in zip(*taken):
+        each = (many - few) / (counts[1] - counts[0])
+        print(f"{each:.3f} s a photo, {few - counts[0] * each:.1f} s once")
+        whole.append(few + each * (N - counts[0]))
+    return *whole, {name: q.shape[1] for name, q in Q.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in {"N": 1000, "M": 2000, "photos": 40}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--csv", type=Path, help="file for the table")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    *passes, units = timed_passes(args.photos, args.N)
+    taken = {PASSES: (*passes, "", "")}
+    I, T, _ = inputs(args.N, args.M, 1, 512, "cpu")
+    P = FactoredMatrix(I, T)
+    for seed, (layer, K) in enumerate(units.items()):
+        q = torch.randn(args.N, K, generator=torch.Generator().manual_seed(seed)).relu()
+        if not seed:
+            score(P, q, "soft_wpmi")  # the first call compiles
+        literal, theirs = processor_seconds(lambda: literal_labels(I, T, q))
+        ours, scores = processor_seconds(lambda: score(P, q, "soft_wpmi"))
+        taken[layer] = literal, ours, K, int((scores.argmax(1) != theirs).sum())
+    numbers = [[row[i] for row in taken.values() if row[i] != ""] for i in range(4)]
+    taken[ALL] = tuple(map(sum, numbers))
     rows = []
-    for step in [PASSES, *LAYERS, "all"]:
-        a, b = (taken.get(step, sum(taken.values())) for taken in (literal, ours))
-        units = {"all": sum(q.shape[1] for q in Q.values())}.get(step) or (
-            Q[step].shape[1] if step in Q else ""
-        )
-        other = {"all": sum(different.values())}.get(step, different.get(step, ""))
-        rows.append({"step": step, "units": units, "literal s": f"{a:.1f}", "ours s": f"{b:.1f}"})
-        rows[-1] |= {"ratio": f"{a / b:.1f}", "other labels": other}
+    for step, (literal, ours, K, other) in taken.items():
+        rows.append({"step": step, "units": K, "literal s": f"{literal:.2f}", "ours s": f"{ours:.2f}"})
+        rows[-1] |= {"ratio": f"{literal / ours:.1f}", "other labels": other}
         print(rows[-1], flush=True)
     write_table(rows, args.csv)
 
