@@ -60,6 +60,9 @@ def test_units_of_like_names_are_those_of_highest_cosine(memory, measured):
         T = measured.clip.encode_text(words[:5]).double().numpy()
     T /= np.linalg.norm(T, axis=1, keepdims=True)
 
+    known = [i for i, word in enumerate(words[:5]) if (units["label"] == word).any()]
+    level = np.quantile((T @ T.T)[np.ix_(known, known)][np.triu_indices(len(known), 1)], 0.95)
+
     def cosine(x: str, y: str) -> float:
         known = x in words[:5] and y in words[:5]
         return 1.0 if x == y else float(T[words.index(x)] @ T[words.index(y)]) if known else 0.0
@@ -69,7 +72,7 @@ def test_units_of_like_names_are_those_of_highest_cosine(memory, measured):
         for group in ([own["number"]], [1 - own["number"]], [2]):
             there = units[units["number"].isin(group) & (units["label"] != "") & (units.index != i)]
             like = [(-cosine(own["label"], y), -worth[j], j) for j, y in there["label"].items()]
-            expected += [(j, -r) for r, _, j in sorted(like)[:2] if r < 0 and own["label"]]
+            expected += [(j, -r) for r, _, j in sorted(like)[:2] if -r > level and own["label"]]
         mine = found[own["layer"]][own["unit"]]
         assert [(a, b) for a, b, _ in mine] == [tuple(units.loc[j, ["number", "unit"]]) for j, _ in expected]
         np.testing.assert_allclose([r for *_, r in mine], [r for _, r in expected], atol=6e-4)
@@ -107,7 +110,8 @@ def test_units_that_fire_together_lie_together():
     base = torch.randn(80, 3, generator=generator)
     Q = torch.cat([base[:, [k]] + 0.05 * torch.randn(80, 12, generator=generator) for k in range(3)], 1)
     places = alike.unit_map({"layer": Q}, seed=0)
-    assert places.shape == (36, 2) and np.abs(places).max() == pytest.approx(1, abs=1e-6)
+    assert places.shape == (36, 2)
+    np.testing.assert_allclose([places.min(0), places.max(0)], [[-1, -1], [1, 1]], atol=1e-6)
     centres = np.stack([places[12 * k : 12 * k + 12].mean(0) for k in range(3)])
     spread = max(np.linalg.norm(places[12 * k : 12 * k + 12] - centres[k], axis=1).max() for k in range(3))
     apart = min(np.linalg.norm(centres[i] - centres[j]) for i, j in itertools.combinations(range(3), 2))

@@ -4,7 +4,7 @@ const CONSTANT = 1, DEAD = 2, CHANCE = 4;
 const COLOURS = "#0173b2 #de8f05 #029e73 #d55e00 #cc78bc #ca9161 #8a8a8a #b8a100 #56b4e9".split(" ");
 const SVG = "http://www.w3.org/2000/svg";
 const pad = n => String(n).padStart(4, "0");
-const number = (x, digits = 2) => Number.isFinite(x) ? x.toFixed(digits).replace(/^(-?)0\./, "$1.") : "–";
+const number = (x, digits = 2) => isFinite(x) ? x.toFixed(digits).replace(/^(-?)0\./, "$1.") : "–";
 const many = n => n.toLocaleString("en");
 
 function unpack(text, kind) {
@@ -18,7 +18,7 @@ function h(tag, ...inside) {  // h("p.dim", {title: "..."}, "text", element)
 	if (style) el.className = style;
 	if (inside[0]?.constructor === Object)
 		for (const [key, value] of Object.entries(inside.shift()))
-			key.startsWith("on") ? el.addEventListener(key.slice(2), value) : el.setAttribute(key, value);
+			/^on/.test(key) ? el.addEventListener(key.slice(2), value) : el.setAttribute(key, value);
 	el.append(...inside.flat().filter(x => x || x === 0));
 	return el;
 }
@@ -68,7 +68,7 @@ function mount(root, meta, source, options = {}) {
 	const nameOf = (i, method = state.method) => words[by(method)[i]] || "(no name)";
 	const place = i => (networks[1] ? network(i).name + " · " : "") + `${layer(i).name} · unit ${unitOf(i)}`;
 
-	function order(name, up) {  // made once for each column, by counting, so that a search is one walk
+	function order(name, up) {  // by counting, once for each column
 		return orders[name + up] ||= (() => {
 			const key = (name === "label" ? ofMain : codes[name])?.(), all = new Uint32Array(U);
 			if (!key) return all.map((_, i) => up ? i : U - 1 - i);
@@ -84,7 +84,7 @@ function mount(root, meta, source, options = {}) {
 		const q = state.q.trim().toLowerCase(), has = q && Uint8Array.from(lower(), word => word.includes(" " + q));
 		const lists = (state.method ? [state.method] : q ? ["", ...methods] : [""]).map(by);
 		const kind = state.kind && meta.kinds.indexOf(state.kind), least = +state.least;
-		const [from, to] = state.layer ? state.layer.split("-").map(Number) : [0, U];
+		const [from, to] = (state.layer || "0-" + U).split("-").map(Number);
 		const up = !!state.up !== ["layer", "label", "p"].includes(state.sort);
 		const hidden = (state.chance ? 0 : CHANCE) | (state.dead ? 0 : DEAD | CONSTANT);
 		const all = q && !has.includes(1) ? [] : only ? [...only.keys()] : order(state.sort, up);
@@ -102,7 +102,7 @@ function mount(root, meta, source, options = {}) {
 	const address = i =>
 		"#/unit/" + [network(i).name, layer(i).name, unitOf(i)].map(encodeURIComponent).join("/");
 	function hash(some) {
-		const set = Object.keys(usual).filter(key => key !== "view" && String(some[key]) !== String(usual[key]));
+		const set = Object.keys(usual).filter(key => key !== "view" && some[key] != usual[key]);
 		return `#/${some.view}?` + new URLSearchParams(set.map(key => [key, some[key]]));
 	}
 	function read(text) {
@@ -148,7 +148,7 @@ function mount(root, meta, source, options = {}) {
 		});
 		return el;
 	}
-	const bar = x => h("span.bar", h("i", { style: `width:${100 * Math.max(0, x || 0)}%` }));
+	const bar = x => h("span.bar", { style: `background-size:${100 * Math.max(0, x || 0)}% 100%` });
 	const barred = x => [bar(x), " " + number(x)];
 	function badge(i) {
 		const o = odd[i];
@@ -158,15 +158,15 @@ function mount(root, meta, source, options = {}) {
 		const m = calls?.(i);
 		return m && h("small", ` “${nameOf(i, m)}” by ${m}`);
 	}
-	function card(i, text) {
+	function card(i, text, x) {
 		const pics = h("span.pics"), z = only?.get(i);
 		source.get("tops/" + pad(i / meta.tops | 0)).then(few => {
 			const at = i % meta.tops * meta.few, some = [...few.subarray(at, at + meta.few)].filter(n => n >= 0);
 			pics.append(...some.map(n => pic(network(i).sheets, n)));
 		}, () => 0);
-		const told = text || (z ? number(z, 1) + " deviations" : worthName + " " + number(worth(i)));
+		const told = text ? text + number(x) : z ? number(z, 1) + " deviations" : worthName + " " + number(worth(i));
 		return h("a.card", { href: address(i), onclick: follow, "data-unit": i }, pics, h("b", nameOf(i)),
-			h("div.dim", place(i), also(i)), bar(worth(i)), h("small", " ", told), badge(i));
+			h("div.dim", place(i), also(i)), bar(text ? x : worth(i)), h("small", " ", told), badge(i));
 	}
 	function list(into, make, step) {
 		const more = () => {
@@ -236,7 +236,8 @@ function mount(root, meta, source, options = {}) {
 			const best = [...hits.subarray(0, 3000)].sort((a, b) => (worth(b) || 0) - (worth(a) || 0));
 			if (near >= 0) best.unshift(near);
 			for (const i of best) {
-				const [x, y] = where(i), text = nameOf(i), across = Math.ceil(ctx.measureText(text).width / 12) + 2;
+				const [at, y] = where(i), text = nameOf(i), wide = ctx.measureText(text).width;
+				const x = Math.min(at, canvas.clientWidth - wide - base), across = Math.ceil(wide / 12) + 2;
 				const cells = Array.from({ length: 3 * across },
 					(_, k) => [(x / 12 | 0) + k % across, (y / 6 | 0) + (k / across | 0)] + "");
 				if (cells.some(cell => taken.has(cell))) continue;
@@ -283,16 +284,15 @@ function mount(root, meta, source, options = {}) {
 			box.append(h("p", text), tableOf(heads, rows));
 			rows.append(...some.slice(0, 300).map(row));
 		};
+		const two = ["left by " + ma, "right by " + mb];
+		const cell = (k, m, other) => h(held(k, m) > other ? "td.better" : "td",
+			nameOf(k, m), " ", h("small", number(held(k, m))));
 		const pairs = (some, text) => {
-			const sum = (m, k) => some.reduce((x, pair) => x + (held(pair[k], m) || 0), 0);
-			const means = [sum(ma, 0), sum(mb, 1)].map(x => number(x / some.length)).join(", ");
-			const heads = same ? ["unit", ma, mb] : ["left", "right", ma, mb, "match", "held out"];
-			fill(`${some.length} ${text} ${help.means}${means}.`, heads, some, ([i, j, ...numbers]) => {
-				const x = held(i, ma), y = held(j, mb), cell = (k, m, mine, better) =>
-					h(better ? "td.better" : "td", nameOf(k, m), " ", h("small", number(mine)));
-				return h("tr", (same ? [i] : [i, j]).map(k => h("td", link(k, place(k)))), cell(i, ma, x, x > y),
-					cell(j, mb, y, y > x), numbers.map(n => h("td.n", number(n))));
-			});
+			const mean = (m, k) => number(some.reduce((x, pair) => x + (held(pair[k], m) || 0), 0) / some.length);
+			fill(`${some.length} ${text} ${help.means}${mean(ma, 0)}, ${mean(mb, 1)}.`,
+				same ? ["unit", ...two] : ["left", "right", ...two, "match", "held out"], some, ([i, j, ...numbers]) =>
+					h("tr", (same ? [i] : [i, j]).map(k => h("td", link(k, "unit " + unitOf(k)))),
+						cell(i, ma, held(j, mb)), cell(j, mb, held(i, ma)), numbers.map(n => h("td.n", number(n)))));
 		};
 		main.append(h("p.wide", pick("left", "a", every, a), pick("by", "ma", methods, ma),
 			pick("right", "b", every, b), pick("by", "mb", methods, mb)), box);
@@ -308,14 +308,14 @@ function mount(root, meta, source, options = {}) {
 				name => [name, ...sides.map(side => side.get(name) || [])]);
 			const size = ([, x, y]) => x.length * y.length || (x.length + y.length) / 1e9;
 			all.sort((p, q) => size(q) - size(p));
-			fill(`${all.filter(one => size(one) >= 1).length} of ${all.length}${help.shared}`, ["name", ma, mb], all, ([name, ...both]) =>
+			fill(`${all.filter(one => size(one) >= 1).length} of ${all.length}${help.shared}`, ["name", ...two], all, ([name, ...both]) =>
 				h("tr", h("td", name), both.map(some => h("td.n", some.length + " ",
 					h("small", some.slice(0, 5).flatMap(i => [" ", link(i, unitOf(i) + "")]))))));
 		}
 	}
 	function unit() {
 		const i = state.unit;
-		if (!(i >= 0))
+		if (i < 0)
 			return main.append(h("p", `There is no unit ${state.asked} here. `, link("#/grid", "All units")));
 		const l = layer(i), net = network(i), u = unitOf(i);
 		const slot = h("div", "…");
@@ -333,14 +333,14 @@ function mount(root, meta, source, options = {}) {
 			h("td", h("b", nameOf(i, m))), h("td.n", barred(held(i, m))))))), slot);
 		source.get(`units/${layerOf[i]}/${pad(u / meta.shard | 0)}`).then(
 			some => slot.replaceChildren(...details(i, some[u % meta.shard], net, l)),
-			e => { slot.textContent = e.message; });
+			e => slot.replaceChildren(e.message));
 	}
 	function details(i, d, net, l) {
 		const out = [], parts = meta.parts[l.network], name = nameOf(i, "");
 		const section = (title, ...inside) => out.push(h("h3", title), ...inside);
 		const figure = (part, k) => h("figure",
 			pic(net.sheets, d.p[k], `${part}, activation ${d.v[k]}`, d.w?.[k]),
-			h("figcaption", part.endsWith("%") && part + ": ", d.v[k]));
+			h("figcaption", /%/.test(part) && part + ": ", d.v[k]));
 		const pictures = (title, kind) => parts.some(part => kind.test(part)) &&
 			section(title, h("div.wide", parts.map((part, k) => kind.test(part) && figure(part, k))));
 		for (const key in d.x) section(key, h(d.x[key].src ? "img" : "p", d.x[key]));
@@ -353,17 +353,17 @@ function mount(root, meta, source, options = {}) {
 		const best = d.k.map(([text, x]) => `${text} (${x})`).join(", ");
 		if (best) out.push(h("p.dim", `${net.main}, best first: ${best}`));
 		const alike = (title, some, text) => some?.[0] && section(title,
-			h("div.wide", some.map(([k, u, r]) => card(first[k] + u, text + number(r)))));
+			h("div.grid", some.map(([k, u, r]) => card(first[k] + u, text, r))));
 		alike(help.firing, d.n, "correlation ");
-		const partners = h("section", { hidden: "" }, h("h3", help.partners), h("div.wide"));
+		const partners = h("section", { hidden: "" }, h("h3", help.partners), h("div.grid"));
 		out.push(partners);
 		for (const pair of matches) if (pair.includes(layerOf[i])) matched(pair, layerOf[i]).then(rows => {
 			const row = rows.find(([k]) => k === i);
 			if (!row) return;
 			partners.hidden = false;
-			partners.lastChild.append(card(row[1], "held out " + number(row[3])));
+			partners.lastChild.append(card(row[1], "held out ", row[3]));
 		});
-		alike(help.alike, d.m, "cosine of names ");
+		alike(help.alike, d.m, "cosine ");
 		section(help.command, h("pre", net.command));
 		section(help.cite, h("pre", `${net.name}, ${l.name}, unit ${unitOf(i)} (counted from 0): ` +
 			`“${name}” by ${net.cite} ${inPage ? location.href : ""}`));
@@ -406,7 +406,7 @@ function mount(root, meta, source, options = {}) {
 	};
 	const filters = h("div.filters", Object.keys(input).map(key => {
 		const title = key === "least" ? [worthName + " at least ", least] : help.fields[key];
-		return h("label", title, input[key]);
+		return h("label", ...input[key].type === "checkbox" ? [input[key], " ", title] : [title, input[key]]);
 	}));
 	const tabs = Object.keys(VIEWS).slice(0, -1).map(view =>
 		h("button", { "data-view": view, onclick: () => go({ view }) }, view === "grid" ? "pictures" : view));
@@ -465,7 +465,7 @@ function mount(root, meta, source, options = {}) {
 		state = read(location.hash);
 	}
 	show();
-	return { only: some => { only = some && new Map(some); go({ ...usual }); } };
+	return { only: some => { only = some && new Map(some); go(usual); } };
 }
 
 const opened = (path, content) => /^tops/.test(path) ? unpack(content, Int32Array) : content;
