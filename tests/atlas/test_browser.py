@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -293,6 +295,40 @@ def test_texts_can_be_read_and_inputs_have_labels(scheme, visit, index):
         found = page.evaluate(CONTRAST)
         assert len(found) > 5 and [(what, ratio) for what, ratio in found if ratio < 4.5] == []
         assert page.evaluate(UNLABELLED) == []
+
+
+def axe() -> str:
+    """axe-core's script, of the file that NEURONYM_AXE names or of a node_modules beside or above here."""
+    asked = os.environ.get("NEURONYM_AXE")
+    above = [
+        Path(__file__).parents[2],
+        *Path(__file__).parents[2].parents,
+        Path("/usr/local/lib"),
+        Path("/usr/lib"),
+    ]
+    places = [folder / "node_modules" / "axe-core" / "axe.min.js" for folder in above]
+    found = [file for file in ([Path(asked)] if asked else places) if file.is_file()]
+    if not found:
+        pytest.skip(
+            "no axe-core here: npm install axe-core above the repository, or NEURONYM_AXE=its axe.min.js"
+        )
+    return found[0].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 800, 400])
+def test_axe_finds_nothing(width, scheme, visit, index):
+    """What the test above looks at, and all else that axe-core knows, where it is installed."""
+    script = axe()
+    page = visit(index, width, scheme)
+    views = {"grid": ".card", "compare?a=0&b=1": "td", "compare?a=1": "td", "map": "canvas"}
+    for view, there in {**views, "unit/microworld%3Aresnet/fc/3": "pre"}.items():
+        page.goto(f"{index}#/{view}")
+        page.wait_for_selector(there)
+        page.evaluate(f"{script}; 0")
+        found = page.evaluate("axe.run(document, { preload: false })")  # files are not read by XMLHttpRequest
+        wrong = [(rule["id"], [node["html"][:200] for node in rule["nodes"]]) for rule in found["violations"]]
+        assert wrong == [] and len(found["passes"]) > 20, view
 
 
 def test_a_hundred_thousand_units_answer(visit, folder, network, tmp_path):

@@ -80,7 +80,7 @@ HELP = {  # sentences that the page shows
     "cite": "To cite it",
     "none": ": nothing fits; loosen what is chosen above",
     "canvas": "map of all units; the table has them as text",
-    "search": "names, by any method",
+    "search": "by any method",
     "fields": {
         "q": "search ( / )",
         "layer": "layer",

@@ -1,4 +1,4 @@
-// The site and the explorer in JupyterLab. Texts are set as text, never as markup.
+// The site and the explorer. Texts are set as text, never as markup.
 var ATLAS = (() => {
 const CONSTANT = 1, DEAD = 2, CHANCE = 4;
 const COLOURS = "#0173b2 #de8f05 #029e73 #d55e00 #cc78bc #ca9161 #8a8a8a #b8a100 #56b4e9".split(" ");
@@ -291,7 +291,7 @@ function mount(root, meta, source, options = {}) {
 			const mean = (m, k) => number(some.reduce((x, pair) => x + (held(pair[k], m) || 0), 0) / some.length);
 			fill(`${some.length} ${text} ${help.means}${mean(ma, 0)}, ${mean(mb, 1)}.`,
 				same ? ["unit", ...two] : ["left", "right", ...two, "match", "held out"], some, ([i, j, ...numbers]) =>
-					h("tr", (same ? [i] : [i, j]).map(k => h("td", link(k, "unit " + unitOf(k)))),
+					h("tr", (same ? [i] : [i, j]).map(k => h("td.n", link(k, "unit " + unitOf(k)))),
 						cell(i, ma, held(j, mb)), cell(j, mb, held(i, ma)), numbers.map(n => h("td.n", number(n)))));
 		};
 		main.append(h("p.wide", pick("left", "a", every, a), pick("by", "ma", methods, ma),
