@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import sys
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from neuronym import clip_dissect
@@ -28,6 +31,15 @@ def test_details_come_one_unit_at_a_time(answers):
     )
     first = answered(answers, {"id": "2", "path": "units/0/0005"}, [])[0]["content"][0]
     assert len(first["w"]) == 8 and any(first["w"])
+
+
+def test_cards_have_the_highest_images_of_any_range_of_units(answers, measured, monkeypatch):
+    q = torch.cat(list(measured.Q.values()), 1)
+    wanted = q.topk(3, dim=0).values.T
+    monkeypatch.setattr("neuronym.atlas.explorer.TOPS", 20)  # a range begins and ends within a layer
+    found = [np.frombuffer(base64.b64decode(answers.tops(n)), np.int32).reshape(-1, 3) for n in range(4)]
+    rows = torch.from_numpy(np.concatenate(found)).long()
+    torch.testing.assert_close(q.T.gather(1, rows), wanted)
 
 
 def test_pictures_are_sent_and_mistakes_told(answers):

@@ -122,8 +122,12 @@ class Answers:
 
     def tops(self, n: int) -> str:
         """Places of the highest images of TOPS units."""
-        best = [facts.top_images(q, min(ON_CARD, len(q))).T.cpu() for q in self.network.data.Q.values()]
-        rows = torch.cat(best).int()[n * TOPS : (n + 1) * TOPS]
+        found, start = [], n * TOPS
+        for first, q in zip(self.first, self.network.data.Q.values()):
+            some = q[:, max(0, start - first) : max(0, start + TOPS - first)]
+            if some.shape[1]:
+                found.append(facts.top_images(some, min(ON_CARD, len(q))).T.cpu())
+        rows = torch.cat(found).int()
         padded = torch.full((len(rows), ON_CARD), -1, dtype=torch.int32)
         padded[:, : rows.shape[1]] = rows
         return packed(padded.numpy())

@@ -64,7 +64,7 @@ def held_correlation(test: Measurements, table: pd.DataFrame) -> np.ndarray:
     activation: one value a row of `table` (layer, unit, label).
     """
     held = np.full(len(table), np.nan)
-    read = table["label"].map(test.clip.reads)
+    read = table["label"].map({label: test.clip.reads(label) for label in table["label"].unique()})
     texts = [text for text in dict.fromkeys(read) if text]
     if not texts:
         return held
