@@ -44,15 +44,15 @@ GONE = """address => new Promise(done => {
 })"""
 SEARCH, LEAST = "[type=search]", "[type=range]"
 QUERIES = {  # what is done, what it is called; nothing where it only leads back
-    "many names, first": (TYPED, [SEARCH, "a"]),
+    "many names at first": (TYPED, [SEARCH, "a"]),
     "no name": (TYPED, [SEARCH, "no such name"]),
-    "many names, again": (TYPED, [SEARCH, "a"]),
+    "many names again": (TYPED, [SEARCH, "a"]),
     "": (TYPED, [SEARCH, ""]),
     "trust": (TYPED, [LEAST, ".5"]),
     " ": (TYPED, [LEAST, "0"]),
-    "sort, first": (GONE, "#/table?sort=label"),
+    "sort at first": (GONE, "#/table?sort=label"),
     "  ": (GONE, "#/table?sort=layer"),
-    "sort, again": (GONE, "#/table?sort=label"),
+    "sort again": (GONE, "#/table?sort=label"),
 }
 EMPTY = '<!doctype html><title>empty</title><link rel="icon" href="data:,"><p class="card">empty'
 
@@ -131,7 +131,7 @@ def write_made_up(folder: Path, count: int) -> tuple[int, int]:
 def measured(browser, folder: Path) -> dict[str, float]:
     """Milliseconds of one visit: passed for the load, of processor time for the rest."""
     empty, page = opened(browser, folder / "empty.html"), opened(browser, folder / "index.html")
-    took = {"load": page.loaded, "empty page": empty.loaded, "load, processor": page.busy - empty.busy}
+    took = {"load": page.loaded, "empty page": empty.loaded, "processor to load": page.busy - empty.busy}
     for name, (done, what) in QUERIES.items():
         kind = "TaskDuration" if name.endswith("first") else "ScriptDuration"
         before = worked(page.session)[kind]

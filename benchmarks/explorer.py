@@ -164,8 +164,8 @@ def measured(browser, address: str) -> dict[str, float]:
     return {
         "first cards": took["cards"] / 1000,
         "first pictures": took["pictures"] / 1000,
-        "Python, processor": float(said.split()[1]),
-        "page, processor": busy,
+        "processor of Python": float(said.split()[1]),
+        "processor of the page": busy,
     }
 
 
