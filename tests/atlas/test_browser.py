@@ -251,6 +251,29 @@ def test_methods_and_networks_are_compared(visit, network, tmp_path):
     page.wait_for_selector("text=Its partners in other networks")
 
 
+def test_compare_in_the_explorer_has_no_address(visit, network, tmp_path):
+    """The page as the explorer mounts it: all columns at once, and the notebook's address left alone."""
+    for name in site.PAGE:
+        (tmp_path / name).write_text(site.read_page(name), encoding="utf-8")
+    site.script(tmp_path, "index", site.index_content([network], "Explorer", shard=1, across=1))
+    mounted = """<script>ATLAS.index = meta => ATLAS.mount(document.getElementById("atlas"), meta,
+      { get: () => Promise.reject(Error("asked")), sheet: async () => "" }, { hash: false })</script>"""
+    page = tmp_path / "index.html"
+    last = '<script src="index.js">'
+    page.write_text(page.read_text(encoding="utf-8").replace(last, mounted + last), encoding="utf-8")
+    shown = visit(page.as_uri())
+    shown.get_by_role("button", name="compare").click()
+    own, also = network.methods["method"].unique()[:2]
+    two = [network.methods[network.methods["method"] == m].set_index(["layer", "unit"]) for m in (own, also)]
+    differ = (two[0].loc["conv1"]["label"] != two[1].loc["conv1"]["label"]).sum()
+    shown.wait_for_selector(f"text={differ} of 24 units")
+    choose(shown, "right", index=1)
+    shown.wait_for_selector("text=names are of both layers")
+    shown.locator("tbody a").first.click()
+    shown.wait_for_selector("h2")
+    assert shown.url == page.as_uri() and "asked" in shown.locator("main").inner_text()
+
+
 def test_the_map_draws_and_opens_what_is_clicked(visit, index, network):
     page = visit(index + "#/map")
     drawn = """() => { const c = document.querySelector("canvas");
