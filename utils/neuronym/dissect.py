@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from neuronym.common.checks import RANKED, unknown
-from neuronym.common.memory import MEMORY
 from neuronym.common.types import Progress
 from neuronym.common.units import Units
 from neuronym.measurements import Measurements
@@ -44,7 +43,7 @@ def clip_dissect(
     units: Units = "all",
     *,
     preset: str = "",
-    memory: int = MEMORY,
+    memory: int | None = None,
     generator: torch.Generator | None = None,
     progress: Progress | None = None,
     **options,
@@ -150,7 +149,7 @@ def scored_layers(
     similarity: str,
     options: Mapping[str, dict],
     *,
-    memory: int = MEMORY,
+    memory: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """(layer, scores [K, M]) of each layer of Q {layer: [N, K]} with its options; those of equal options
@@ -199,7 +198,7 @@ def labels_of_units(
     similarity: str = DEFAULT,
     options: Mapping[str, dict] | None = None,
     *,
-    memory: int = MEMORY,
+    memory: int | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, list[str]]:
     """The best concept of every unit: P [N, M], Q {layer: [N, K]} -> {layer: K concepts}; `options` are those

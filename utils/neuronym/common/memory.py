@@ -1,6 +1,7 @@
 """Work in bounded memory: sizes from a budget, stable sorting, largest values, and parts in threads.
 
-MEMORY            the default budget
+MEMORY            the least default budget
+budget            the bytes given, or a share of what is free
 items_within      how many items a budget holds
 working_bytes     bytes to work on at a time, for speed
 slices            the ranges of so many items
@@ -18,13 +19,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-MEMORY = 2**28  # default budget, bytes
+MEMORY = 2**28  # bytes: the default budget where no more is asked for, or free
+FREE_SHARE = 8  # the default budget is an eighth of what is free
+CGROUP = Path("/sys/fs/cgroup")
 CACHED = 2**23  # bytes that a processor works on quickly: on a CPU, larger temporaries only cost time
 SORTING_BYTES_PER_VALUE = 40  # at the most, for each value that `stable_order` sorts
+
+
+def budget(memory: int | None, device: torch.device, wanted: int) -> int:
+    """The bytes given; else, where more than MEMORY is wanted, an eighth of what is free on the device, or
+    MEMORY if that is more.
+    """
+    if memory is not None or wanted <= MEMORY:
+        return MEMORY if memory is None else memory
+    return max(MEMORY, _free(device) // FREE_SHARE)
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that programs may still take on the device, 0 where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = 1024 * int(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return 0
+    try:  # in a container
+        most, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):
+        return free
+    return min(free, max(0, most - used))
 
 
 def items_within(memory: int, *stages: tuple[int, int, int]) -> list[int]:
@@ -86,6 +115,8 @@ def first_largest(values: Tensor, n: int) -> Tensor:
     """
     best = values.topk(min(n + 1, values.shape[1]), dim=1)
     top, equal = best.indices[:, :n].clone(), best.values[:, 1:] == best.values[:, :-1]
+    if not bool(equal.any()):
+        return top
     tied = equal.any(1)  # topk puts equal values in any order ...
     chosen = top[tied].sort(dim=1).values
     top[tied] = chosen.gather(1, stable_order(values[tied].gather(1, chosen).neg()))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from neuronym.common.checks import check_number
-from neuronym.common.memory import CACHED, items_within, MEMORY, nonzero, slices, working_bytes
+from neuronym.common.memory import CACHED, items_within, MEMORY, nonzero, slices
 from neuronym.similarity.matrix import block, check_finite, checked, compiled_loops, FactoredMatrix
 from neuronym.similarity.pmi import WIDE
 
@@ -30,7 +30,7 @@ TILE_BYTES = 2**18  # bytes of a tile that passes of columns share
 
 @torch.no_grad()
 def cos_similarity(
-    P: Tensor | FactoredMatrix, Q: Tensor, *, units: Sequence[int] | None = None, memory: int = MEMORY
+    P: Tensor | FactoredMatrix, Q: Tensor, *, units: Sequence[int] | None = None, memory: int | None = None
 ) -> Tensor:
     """Cosine of columns, not centred; 0 for a column of zeros. P [N, M], Q [N, K] -> scores [K, M]
 
@@ -46,7 +46,7 @@ def cos_similarity_cubed(
     *,
     eps: float = 1e-3,
     units: Sequence[int] | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> Tensor:
     """Cosine of columns centred and cubed; 0 for a constant column. P [N, M], Q [N, K] -> scores [K, M]
 
@@ -64,7 +64,7 @@ def correlation(
     slope: float = 0,
     offset: float = 0,
     units: Sequence[int] | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> Tensor:
     """Pearson correlation of columns; 0 for a constant column. P [N, M], Q [N, K] -> scores [K, M]
 
@@ -98,7 +98,7 @@ def _column_products(
     if loops and units is None and _plain(loops, P, Q, memory, power):
         return _one_block(loops, P.detach(), Q.detach(), power, normalise, eps)
     whole = units is None and isinstance(Q, Tensor)
-    layers, units, dtype, d = checked(P, Q, units, memory, finite=concept is not None)
+    layers, units, dtype, d, memory = checked(P, Q, units, memory, finite=concept is not None)
     device = layers[0].device
     loops = compiled_loops(device, "column_loops")
     if not loops and not concept:
@@ -106,7 +106,8 @@ def _column_products(
     (N, M), size, counts = P.shape, dtype.itemsize, [len(chosen) for chosen in units]
     [m] = items_within(memory, (0, (6 * N + 3 * d) * size, max(M, sum(counts))))
     as_given = isinstance(P, Tensor) and P.dtype == dtype and concept is None
-    near = m if as_given and not power else max(WIDE, working_bytes(memory, device) // (N * size))
+    near = max(WIDE, (CACHED if power or not as_given else 8 * CACHED) // (N * size))
+    near = min(m, near) if device.type == "cpu" else m
     scores = layers[0].new_empty(sum(counts), M, dtype=dtype)
 
     def measured(X: Tensor, cols: slice) -> tuple[Tensor, Tensor]:
@@ -118,7 +119,7 @@ def _column_products(
         columns = layers[0] if whole else taken(layers, units, part)
         columns, some = columns.to(dtype), part if whole else slice(0, part.stop - part.start)
         columns, of_units = measured(columns, some)
-        for cols in slices(M, min(m, near)):
+        for cols in slices(M, near):
             if as_given:
                 values, of_concepts = measured(P.detach(), cols)
             else:
@@ -134,15 +135,19 @@ def _column_products(
     return scores if isinstance(Q, Tensor) else list(scores.split(counts))
 
 
-def _plain(loops: ModuleType, P: Tensor, Q: Tensor, memory: int, power: int) -> bool:
+def _plain(loops: ModuleType, P: Tensor, Q: Tensor, memory: int | None, power: int) -> bool:
     """Whether P and Q are whole matrices of one dtype that fit, with all that is made of them, into the
     budget and a processor's cache: what `checked` would say of others is not said here.
     """
-    if not isinstance(Q, Tensor) or P.ndim != 2 or Q.ndim != 2 or type(memory) is not int:
+    if not isinstance(Q, Tensor) or P.ndim != 2 or Q.ndim != 2 or type(memory) not in (int, type(None)):
         return False
     (N, M), (rows, K) = P.shape, Q.shape
     near = not power or N * max(M, K) * P.itemsize <= CACHED
-    fits = N == rows and 0 not in (N, M, K) and (6 * N + 1) * max(M, K) * P.itemsize <= memory
+    fits = (
+        N == rows
+        and 0 not in (N, M, K)
+        and (6 * N + 1) * max(M, K) * P.itemsize <= (MEMORY if memory is None else memory)
+    )
     return near and fits and P.device == Q.device and loops.is_compiled(P, Q)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from neuronym.common.memory import items_within, MEMORY, slices
+from neuronym.common.memory import items_within, slices
 from neuronym.similarity.columns import centred_columns, cubed_columns, extremes, unit_columns
 from neuronym.similarity.matrix import block, checked, FactoredMatrix, largest
 from neuronym.similarity.softened import mean_spread, SHARPNESS, softmax_noise
@@ -16,7 +16,7 @@ from neuronym.similarity.softened import mean_spread, SHARPNESS, softmax_noise
 
 @torch.no_grad()
 def dealt_best(
-    P: Tensor | FactoredMatrix, Q: Tensor, method: str, deals: Tensor, *, memory: int = MEMORY, **options
+    P: Tensor | FactoredMatrix, Q: Tensor, method: str, deals: Tensor, *, memory: int | None = None, **options
 ) -> Tensor:
     """Best score over concepts of Q[deal] for each of the deals [draws, N]: P [N, M], Q [N, K] -> [draws, K]
 
@@ -25,7 +25,7 @@ def dealt_best(
     the two correlations of `combined_correlation` share one product. A block of concepts after the other
     meets all draws.
     """
-    [q], _, dtype, d = checked(P, Q, None, memory)
+    [q], _, dtype, d, memory = checked(P, Q, None, memory)
     (N, M), (draws, K) = P.shape, (len(deals), Q.shape[1])
     given = {"sharpness": SHARPNESS, "eps": 0 if method == "combined_correlation" else 1e-3} | options
     soft, slope = method in ("soft_correlation", "combined_correlation"), given.get("slope")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from neuronym.common.checks import check_positive_int
-from neuronym.common.memory import slices, working_bytes
+from neuronym.common.memory import budget, slices, working_bytes
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ def checked(
     P: Tensor | FactoredMatrix,
     Q: Tensor | Sequence[Tensor],
     units: Sequence[int] | None,
-    memory: int,
+    memory: int | None,
     finite: bool = True,
-) -> tuple[list[Tensor], list[Tensor], torch.dtype, int]:
-    """The layers as a list, the units to score of each, the dtype to compute in, and the width d of
-    embeddings (or 0). With finite=False the caller finds out what is not finite, and has `check_finite` say
-    where.
+) -> tuple[list[Tensor], list[Tensor], torch.dtype, int, int]:
+    """The layers as a list, the units to score of each, the dtype to compute in, the width d of embeddings
+    (or 0), and the bytes to use. With finite=False the caller finds out what is not finite, and has
+    `check_finite` say where.
     """
     factors, layers = _named(P, Q)
     for name, X in (factors | layers).items():
@@ -117,7 +117,8 @@ def checked(
             )
     if finite:
         check_finite(P, Q)
-    check_positive_int("memory", memory)
+    if memory is not None:
+        check_positive_int("memory", memory)
     dtype = torch.float64 if any(X.dtype == torch.float64 for X in given.values()) else torch.float32
     chosen = [_units(units, X.shape[1]).to(X.device) for X in layers.values()]
     return (
@@ -125,7 +126,14 @@ def checked(
         chosen,
         dtype,
         P.I.shape[1] if isinstance(P, FactoredMatrix) else 0,
+        budget(memory, device, dtype.itemsize * _values(P, layers)),
     )
+
+
+def _values(P: Tensor | FactoredMatrix, layers: dict[str, Tensor]) -> int:
+    """How many values would let every function work on all of P at once."""
+    (N, M), K = P.shape, sum(layer.shape[1] for layer in layers.values())
+    return 8 * (N * M + N * K + K * M)
 
 
 def check_finite(P: Tensor | FactoredMatrix, Q: Tensor | Sequence[Tensor]) -> None:

@@ -38,7 +38,6 @@ from neuronym.common.memory import (
     distinct_images,
     in_threads,
     items_within,
-    MEMORY,
     slices,
     SORTING_BYTES_PER_VALUE,
     strongest_images,
@@ -65,7 +64,7 @@ def wpmi(
     lam: float = 0.6,
     eps: float = 1e-7,
     units: Sequence[int] | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> Tensor | list[Tensor]:
     """Weighted pointwise mutual information of unit and concept. P [N, M], Q [N, K] -> scores [K, M]
 
@@ -89,7 +88,7 @@ def soft_wpmi(
     p_end: float = 0.97,
     eps: float = 1e-7,
     units: Sequence[int] | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> Tensor | list[Tensor]:
     """WPMI that trusts the j-th image with probability p_j = p_start - (j / top_k)(p_start - p_end). ->
     scores [K, M]
@@ -125,7 +124,7 @@ def _pmi(
     """
     check_number("a", a)
     check_number("lam", lam)
-    layers, chosen, dtype, d = checked(P, Q, units, memory)
+    layers, chosen, dtype, d, memory = checked(P, Q, units, memory)
     (N, M), sizes, size = P.shape, [layer.shape[1] for layer in layers], dtype.itemsize
     top_k = min(usual, N) if top_k is None else top_k
     check_positive_int("top_k", top_k, N, f"N {N} images")

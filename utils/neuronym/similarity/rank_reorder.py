@@ -13,7 +13,6 @@ from neuronym.common.memory import (
     distinct_images,
     in_threads,
     items_within,
-    MEMORY,
     nonzero,
     slices,
     SORTING_BYTES_PER_VALUE,
@@ -37,7 +36,7 @@ def rank_reorder(
     as_shipped: bool = False,
     generator: torch.Generator | None = None,
     units: Sequence[int] | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> Tensor | list[Tensor]:
     """How well a concept orders a unit's n = int(top_fraction N) top images. P [N, M], Q [N, K] -> scores [K,
     M]
@@ -58,7 +57,7 @@ def rank_reorder(
         raise ValueError(f"p and eps must be positive, got p {p} and eps {eps}")
     if n_permutations is not None:
         check_positive_int("n_permutations", n_permutations)
-    layers, units, dtype, d = checked(P, Q, units, memory)
+    layers, units, dtype, d, memory = checked(P, Q, units, memory)
     (N, M), size, counts = P.shape, dtype.itemsize, [len(chosen) for chosen in units]
     n, count = int(top_fraction * N), sum(counts)
     if n < 2:

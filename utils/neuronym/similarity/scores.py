@@ -12,8 +12,9 @@ retrieved             the images nearest to texts
 
 N images, K units, M concepts, d embedding width. Higher is better, and comparable only within one function
 and set-up. All functions take `units`, those to score (what is normalised over units is normalised over all
-K); `memory`, the bytes they may use beside inputs and result, which changes the time but not the scores; a
-`FactoredMatrix` in place of a matrix P; and a list of layers in place of Q, which gives a list of scores.
+K); `memory`, the bytes they may use beside inputs and result, which changes the time but not the scores
+(256 MiB, or an eighth of what is free where the sizes ask for more); a `FactoredMatrix` in place of a matrix
+P; and a list of layers in place of Q, which gives a list of scores.
 Among equal activations the image of lower index comes first. Half precision is computed in float32.
 A unit whose activation is one value has one score for all concepts, the mean of what the function gives: of
 its images none is first, so that an order of concepts would be that of the images' names.
@@ -38,7 +39,14 @@ import torch
 from torch import Tensor
 
 from neuronym.common.checks import check_positive_int, unknown
-from neuronym.common.memory import first_largest, items_within, MEMORY, slices, SORTING_BYTES_PER_VALUE
+from neuronym.common.memory import (
+    budget,
+    first_largest,
+    items_within,
+    MEMORY,
+    slices,
+    SORTING_BYTES_PER_VALUE,
+)
 from neuronym.similarity.columns import correlation, cos_similarity, cos_similarity_cubed
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.pmi import soft_wpmi, wpmi
@@ -54,7 +62,7 @@ def score(
     method: str = "soft_wpmi",
     *,
     units: Sequence[int] | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
     generator: torch.Generator | None = None,
     **options,
 ) -> Tensor | list[Tensor]:
@@ -104,7 +112,7 @@ def score_embeddings(
     method: str = "soft_wpmi",
     *,
     units: Sequence[int] | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
     generator: torch.Generator | None = None,
     **options,
 ) -> Tensor | list[Tensor]:
@@ -117,7 +125,7 @@ def score_layers(
     Q: Mapping[str, Tensor],
     method: str = "soft_wpmi",
     *,
-    memory: int = MEMORY,
+    memory: int | None = None,
     generator: torch.Generator | None = None,
     **options,
 ) -> Iterator[tuple[str, Tensor]]:
@@ -126,6 +134,9 @@ def score_layers(
     P is made once for as many layers as `memory` holds the scores of.
     """
     waiting, held = list(Q), 0
+    if Q:
+        first = next(iter(Q.values()))
+        memory = budget(memory, first.device, sum(4 * q.shape[1] * P.shape[1] for q in Q.values()))
     while waiting:
         names = []
         while waiting and (not names or held + 4 * Q[waiting[0]].shape[1] * P.shape[1] <= memory):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from neuronym.common.checks import check_number
-from neuronym.common.memory import items_within, MEMORY, nonzero, slices, working_bytes
+from neuronym.common.memory import items_within, nonzero, slices, working_bytes
 from neuronym.similarity.columns import (
     centred_columns,
     correlation,
@@ -41,6 +41,7 @@ from neuronym.similarity.matrix import (
 )
 from neuronym.similarity.pmi import IMAGES_AT_ONCE, softmax_tiles, TILES, WIDE
 
+WHOLE = 2**26  # bytes up to which P is made at once
 UNITS = 256  # measured together
 SHARPNESS = 2  # standard deviations, in nats, of an image's logits
 
@@ -53,7 +54,7 @@ def soft_correlation(
     sharpness: float = SHARPNESS,
     slope: float | None = None,
     units: Sequence[int] | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> Tensor | list[Tensor]:
     """Pearson correlation of activations with the softmax over concepts of a P. P [N, M], Q [N, K] -> scores
     [K, M]
@@ -76,14 +77,17 @@ def soft_correlation(
     check_number("sharpness", sharpness)
     if slope is not None:
         check_number("slope", slope)
-    layers, chosen, dtype, d = checked(P, Q, units, memory, finite=False)
+    layers, chosen, dtype, d, memory = checked(P, Q, units, memory, finite=False)
     counts = [len(units) for units in chosen]
     (N, M), size, count = P.shape, dtype.itemsize, sum(counts)
     loops = compiled_loops(layers[0].device, "column_loops") if dtype == torch.float32 else None
     most = min(N, IMAGES_AT_ONCE)
     held = (most * M + 2 * most * count + 10 * M + 2 * N * min(count, UNITS) + d * M) * size
-    if slope is not None:
+    whole = bool(d and loops) and N * M * size <= WHOLE and held + N * M * size <= memory
+    if slope is not None or whole:
         check_finite(P, Q)
+    if whole:  # the covariance of its factors takes longer than their product
+        P, d = torch.matmul(P.I.to(dtype), P.T.to(dtype).T), 0
     if loops and max(held, 16 * d * d + 24 * most * d) <= memory and (d or P.is_contiguous()):
         slope = _slope(P, sharpness, IMAGES_AT_ONCE) if slope is None else slope
         chosen = [None] * len(layers) if units is None else chosen
@@ -232,7 +236,7 @@ def combined_correlation(
     *,
     sharpness: float = SHARPNESS,
     units: Sequence[int] | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> Tensor | list[Tensor]:
     """Sum of correlation, cubed cosine and soft correlation, without weights. P [N, M], Q [N, K] -> scores
     [K, M]
