@@ -9,7 +9,8 @@ of `score_embeddings`, which makes P in blocks (the loop is charged for making P
 largest difference of scores, and units whose label differs; the peak of memory beside inputs; and the
 roofline: the least time that memory, cache or matrix products need at the rates measured in this run, and the
 share of it that `score` reaches. A loop over many units is timed on some of them, evenly spread, and scaled
-up; which is stated. Compare ratios, not seconds. --csv writes the table to a file, for `make docs`.
+up; which is stated. With --threads 1 seconds are the processor's, which other work on the machine hardly
+moves, else those of a clock. Compare ratios, not seconds. --csv writes the table to a file, for `make docs`.
 """
 
 from __future__ import annotations
@@ -113,13 +114,19 @@ def loop(method, P, Q, units):
     `finish`.
     """
     prepare, unit, _ = LOOPS[method]
-    generator, start = torch.Generator().manual_seed(0), time.perf_counter()
+    clock = clock_for(P)
+    generator, start = torch.Generator().manual_seed(0), clock()
     prepared = prepare(P)
     synchronize(P)
-    between = time.perf_counter()
+    between = clock()
     rows = torch.stack([unit(prepared, Q[:, k], generator) for k in units])
     synchronize(P)
-    return between - start + (time.perf_counter() - between) * Q.shape[1] / len(units), rows
+    return between - start + (clock() - between) * Q.shape[1] / len(units), rows
+
+
+def clock_for(X):
+    """Of the processor where one thread works, else of the wall."""
+    return time.perf_counter if X.is_cuda or torch.get_num_threads() > 1 else time.process_time
 
 
 def synchronize(X):
@@ -129,12 +136,12 @@ def synchronize(X):
 
 def seconds(call, X, repeats):
     """Shortest of the repeats, and the last result."""
-    shortest = math.inf
+    shortest, clock = math.inf, clock_for(X)
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = clock()
         result = call()
         synchronize(X)
-        shortest = min(shortest, time.perf_counter() - start)
+        shortest = min(shortest, clock() - start)
     return shortest, result
 
 
@@ -277,7 +284,8 @@ def main():
         row = {"N": N, "M": M, "K": K, "similarity": method}
         row |= {name: f"{value:.3g}" for name, value in seconds_of.items()}
         row |= {name: f"{value:.1f}" for name, value in ratios.items()}
-        table.append(row | {name: f"{value:.0f}" for name, value in sizes_of.items()})
+        row |= {name: f"{value:.0f}" for name, value in sizes_of.items()}
+        table.append(row | {"labels": labels, "of": len(rows)})
         if args.profile:
             with cProfile.Profile() as profile:
                 calls["score"]()

@@ -1,6 +1,7 @@
 """Sums of logarithms over a unit's top images where each image meets all concepts once: P is made once, and
 the result [K, M] is what products are gathered in.
 
+shares_of       softmax over concepts of some images
 sums_by_images  l of `similarity.pmi`, or None where the range of float32 does not allow it
 
 A block of images after the other: its rows of P, their softmax over all concepts, and of every unit the
@@ -56,7 +57,7 @@ def sums_by_images(
     T = None if isinstance(P, Tensor) else P.T.to(l.dtype).T
     for part in slices(U, IMAGES_AT_ONCE):
         x = store[: part.stop - part.start]
-        _shares(P, T, rows[part], a, x)
+        shares_of(P, T, rows[part], a, x)
         low, high = x.amin(1), x.amax(1)  # `aminmax` takes ten times as long
         if not float(low.min()) > 0:
             check_range(a, largest(P), l.dtype)
@@ -82,7 +83,7 @@ def sums_by_images(
     return l
 
 
-def _shares(P: Tensor | FactoredMatrix, T: Tensor | None, rows: Tensor, a: float, x: Tensor) -> None:
+def shares_of(P: Tensor | FactoredMatrix, T: Tensor | None, rows: Tensor, a: float, x: Tensor) -> None:
     """Softmax over concepts of a P[rows] into x."""
     whole = int(rows[-1]) - int(rows[0]) + 1 == len(rows)  # they ascend
     X = P if T is None else P.I

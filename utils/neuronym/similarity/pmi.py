@@ -3,6 +3,7 @@
 TOP_IMAGES     how many images they read of each unit
 wpmi           weighted pointwise mutual information
 soft_wpmi      the same, trusting the j-th image the less the larger j
+less_prior     scores of a layer from its sums
 Source         where blocks of P come from: a matrix, or stores of what was made from embeddings
 softmax_tiles  the softmax over concepts of a P, for some images and a few concepts at a time, in bounded
                memory
@@ -157,7 +158,7 @@ def _pmi(
         l = images.sums_by_images(P, rows, top, a, trust, spare)
         if l is not None:
             scores = [
-                _less_prior(part, None if units is None else some, lam)
+                less_prior(part, None if units is None else some, lam)
                 for part, some in zip(l.split(sizes), chosen)
             ]
             return scores[0] if isinstance(Q, Tensor) else scores
@@ -178,7 +179,7 @@ def _pmi(
     return scores[0] if isinstance(Q, Tensor) else scores
 
 
-def _less_prior(l: Tensor, units: Tensor | None, lam: float) -> Tensor:
+def less_prior(l: Tensor, units: Tensor | None, lam: float) -> Tensor:
     """S of the units of a layer, or of some, from l [K, M], in place."""
     for cols in slices(l.shape[1], WIDE // 4):
         likely = l[:, cols]
