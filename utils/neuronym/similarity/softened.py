@@ -41,7 +41,7 @@ from neuronym.similarity.matrix import (
 )
 from neuronym.similarity.pmi import IMAGES_AT_ONCE, softmax_tiles, TILES, WIDE
 
-WHOLE = 2**26  # bytes up to which P is made at once
+WHOLE_P = 2**26  # bytes up to which P is made at once
 UNITS = 256  # measured together
 SHARPNESS = 2  # standard deviations, in nats, of an image's logits
 
@@ -83,7 +83,7 @@ def soft_correlation(
     loops = compiled_loops(layers[0].device, "column_loops") if dtype == torch.float32 else None
     most = min(N, IMAGES_AT_ONCE)
     held = (most * M + 2 * most * count + 10 * M + 2 * N * min(count, UNITS) + d * M) * size
-    whole = bool(d and loops) and N * M * size <= WHOLE and held + N * M * size <= memory
+    whole = bool(d and loops) and N * M * size <= WHOLE_P and held + N * M * size <= memory
     if slope is not None or whole:
         check_finite(P, Q)
     if whole:  # the covariance of its factors takes longer than their product
