@@ -33,11 +33,9 @@ from neuronym.evaluation.presence import true_presence
 from neuronym.models.clips import load_clip
 from neuronym.runs.folders import ROOT
 from neuronym.second_order import effects
-from neuronym.second_order.pool import has_pool, pool_effects, pool_target
+from neuronym.second_order.lens import clip_target, lens_effects, lens_numbers, read_lens
 from neuronym.second_order.pursuit import matching_pursuit
-from neuronym.second_order.segmentation import clip_target
 from neuronym.second_order.text_code import code_coefficients, text_pool
-from neuronym.second_order.tower import read_tower
 from neuronym.similarity.scores import score
 
 DATA = ROOT / "docs" / "results" / "data" / "lens_words"
@@ -94,14 +92,9 @@ def study(clip: Clip, probe: Probe, judge: Probe, vocabulary: list[str]) -> tupl
 
 def layers(clip: Clip, probe: Probe, judge: Probe) -> Iterator[tuple]:
     """(name, effects on the probe, on the judge's scenes, and activations on both) of each layer."""
-    if has_pool(clip):
-        target, layer = pool_target(clip)
-        infos = {0: layer}
-        found, held = ({0: pool_effects(clip, images)[0]} for images in (probe, judge))
-    else:
-        target, all_layers = clip_target(clip)
-        infos = {number: all_layers[number] for number in read_tower(clip).lens_layers}
-        found, held = (effects.second_order_effects(clip, images, list(infos)) for images in (probe, judge))
+    target, every = clip_target(clip)
+    infos = {number: every[number] for number in lens_numbers(read_lens(clip), "all")}
+    found, held = (lens_effects(clip, images, list(infos))[0] for images in (probe, judge))
     Q, held_Q = (unit_activations(target, images, [*infos.values()]) for images in (probe, judge))
     for number, info in infos.items():
         yield info.name, found[number], held[number], Q[info.name], held_Q[info.name]

@@ -4,7 +4,7 @@
     [--held-out microworld:1000] [--out FOLDER]
 
 Directions, codes and CLIP-Dissect's labels come from the probe; every number is of the scenes held out, which
-have other seeds. Five tables, by default in docs/results/data/resnet_lens/:
+have other seeds. Six tables, by default in docs/results/data/resnet_lens/:
 
 words.csv      correlation over scenes of what a word predicts with a neuron's mean activation and its effect
                along its own direction, mean over neurons and over the tenth of largest effect; a word's value
@@ -14,6 +14,8 @@ pairs.csv      the same for the pairs of a neuron, each with its head's activati
 precision.csv  labelling's measure of first words: `label_quality` with the truth held out
 heads.csv      TextSpan's texts of the pool's heads, the share of the variance of their outputs they have,
                and that of as many texts drawn at random, mean of 100 draws, by the same algorithm
+segments.csv   masks of 300 scenes whose objects have one shape, from neurons and from pairs of neuron and
+               head that speak for it (the class is the CLIP's choice), beside masks that know nothing
 summary.csv    metric, value: rank 1, what the heads share, and what no neuron writes
 """
 
@@ -30,14 +32,16 @@ from torch.nn.functional import normalize
 from neuronym.activations import embed_concepts, unit_activations
 from neuronym.datasets.concepts import load_concepts
 from neuronym.datasets.probe import load_probe
-from neuronym.datasets.tasks import load_task
+from neuronym.datasets.tasks import load_masks, load_task
 from neuronym.evaluation.label_quality import label_quality
 from neuronym.evaluation.presence import presence_oracle, true_presence
+from neuronym.microworld.world import SHAPES
 from neuronym.models.clips import load_clip
 from neuronym.runs.folders import ROOT
-from neuronym.second_order import effects, experiments
+from neuronym.second_order import effects, experiments, segmentation
 from neuronym.second_order.heads import head_outputs, text_span
-from neuronym.second_order.pool import pool_effects, pool_target
+from neuronym.second_order.lens import clip_target, POOLED_NUMBER
+from neuronym.second_order.pool import pool_effects
 from neuronym.second_order.pursuit import matching_pursuit
 from neuronym.second_order.text_code import code_coefficients, text_pool
 from neuronym.similarity.scores import score
@@ -45,6 +49,7 @@ from neuronym.similarity.scores import score
 DATA = ROOT / "docs" / "results" / "data" / "resnet_lens"
 WORDS, TOP = 16, 100
 TEXTS, DRAWS = 5, 100
+MASKS, NEURONS = "microworld:300", (10, 50, 200)
 DISSECTED = ("soft_wpmi", "combined_correlation")
 
 
@@ -67,7 +72,8 @@ def main() -> None:
 
 def study(clip, probe, held_probe, vocabulary) -> dict[str, pd.DataFrame]:
     """All tables of one CLIP."""
-    target, layer = pool_target(clip)
+    target, layers = clip_target(clip)
+    (layer,) = layers.values()
     (found, rest), (held, _) = pool_effects(clip, probe), pool_effects(clip, held_probe)
     Q = unit_activations(target, probe, [layer])[layer.name]
     held_Q = unit_activations(target, held_probe, [layer])[layer.name]
@@ -94,6 +100,7 @@ def study(clip, probe, held_probe, vocabulary) -> dict[str, pd.DataFrame]:
         "pairs": pairs(found, held, T, present, one),
         "precision": precision(weights, presence_oracle(held_Q, truth)),
         "heads": heads(clip, probe, T, vocabulary),
+        "segments": segments(clip, directions.r, target.example.shape[-1]),
         "summary": summary(found, rest, directions, T, len(vocabulary)),
     }
 
@@ -158,6 +165,27 @@ def heads(clip, probe, T: Tensor, vocabulary: list[str]) -> pd.DataFrame:
         texts = ", ".join(vocabulary[j] for j in chosen.tolist())
         rows.append((head, texts, float(shares.sum()), chance))
     return pd.DataFrame(rows, columns=["head", "texts", "share", "of random texts"])
+
+
+def segments(clip, R: Tensor, size: int) -> pd.DataFrame:
+    """A row for each way to a mask: METRICS, and the lower and upper ends of the intervals of mean IoU."""
+    data = load_masks(MASKS)
+    names = embed_concepts(clip, list(SHAPES))
+    guess = (effects.representations(clip, data.probe) @ names.T).argmax(1)
+    heats = {"last attention": segmentation.attention_heat(clip, data.probe)}
+    for n in NEURONS:
+        weights = {f"{n} neurons": segmentation.class_weights({POOLED_NUMBER: R}, names, n)}
+        heats |= segmentation.neuron_heat(clip, data.probe, weights, guess)
+        heats |= segmentation.pair_heat(clip, data.probe, names, guess, n)
+    every = heats.pop("all pairs")
+    found, _ = segmentation.segment(heats | {"all pairs": every}, data.mask, size)
+    rows = []
+    for name, result in found.items():
+        ranges = segmentation.bootstrap(result["table"], generator=torch.Generator().manual_seed(0))
+        low, high = ranges["mean_iou"]
+        row = {metric: result[metric] for metric in segmentation.METRICS}
+        rows.append({"method": name} | row | {"iou low": low, "iou high": high})
+    return pd.DataFrame(rows)
 
 
 def summary(found, rest: Tensor, directions, T: Tensor, M: int) -> pd.DataFrame:

@@ -5,6 +5,7 @@ against torch's own attention in float64; the labels table; what is refused.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -27,9 +28,12 @@ from neuronym.second_order.map_head import (
     map_heads,
     map_layers,
     map_representation,
+    MapBlock,
+    MapHead,
     read_map_head,
 )
 from neuronym.second_order.naming import second_order
+from neuronym.second_order.tower import Norm
 from tests.helpers.lens import same
 
 transformers = pytest.importorskip("transformers")
@@ -97,6 +101,77 @@ def test_pairs_and_what_no_neuron_writes_add_up(clip):
     same(total + rest * scale[:, None], rep)
     same(map_contributions(head, x, neurons, alone)[2], rest * scale[:, None])
     assert total.norm(dim=1).min() > 1
+
+
+def literal(head, x, neurons, after):
+    """phi {layer: [K, H, d]} and rest [d] of one image, number by number, before any scale: x [T, D] the last
+    stream, neurons {layer: [T, K]}, the pool's own MLP as a function of what heads carry.
+    """
+    T, D, H = len(x), x.shape[1], head.heads
+    gamma, beta, size = head.post.gamma.tolist(), head.post.beta.tolist(), x.shape[1] // head.heads
+    means = [math.fsum(row) / D for row in x.tolist()]
+    sds = [
+        math.sqrt(math.fsum((v - m) ** 2 for v in row) / D + head.post.eps)
+        for row, m in zip(x.tolist(), means)
+    ]
+    y = [
+        [(v - m) / sd * g + b for v, g, b in zip(row, gamma, beta)]
+        for row, m, sd in zip(x.tolist(), means, sds)
+    ]
+    phi = {l: torch.zeros(p.shape[1], H, D, dtype=torch.float64) for l, p in neurons.items()}
+    left, carried = x.clone(), head.out_bias.clone()
+    for l, p in neurons.items():
+        for i in range(T):
+            for n in range(p.shape[1]):
+                left[i] -= p[i, n] * head.blocks[l].write[:, n]
+    rest = head.out_bias.clone()
+    for h in range(H):
+        logits = [math.fsum(a * b for a, b in zip(head.asks[h].tolist(), token)) for token in y]
+        powers = [math.exp(z - max(logits)) for z in logits]
+        a = [power / math.fsum(powers) for power in powers]
+        for e in range(h * size, (h + 1) * size):
+            value, column = head.v[e].tolist(), head.out[:, e]
+            for i in range(T):
+                said = math.fsum(v * u for v, u in zip(value, y[i])) + float(head.v_bias[e])
+                carried += a[i] * said * column
+                centred = (left[i] - left[i].mean()).tolist()
+                others = [v / sds[i] * g + b for v, g, b in zip(centred, gamma, beta)]
+                said = math.fsum(v * u for v, u in zip(value, others)) + float(head.v_bias[e])
+                rest += a[i] * said * column
+                for l, p in neurons.items():
+                    w = head.blocks[l].write
+                    for n in range(p.shape[1]):
+                        middle = math.fsum(w[:, n].tolist()) / D
+                        read = math.fsum(
+                            v * g * (u - middle) for v, g, u in zip(value, gamma, w[:, n].tolist())
+                        )
+                        phi[l][n, h] += a[i] * float(p[i, n]) / sds[i] * read * column
+    added = after(carried)
+    return phi, rest + added, carried + added
+
+
+def test_pairs_number_by_number():
+    """A pool of three tokens, width six, two heads and two layers of three and two neurons, all random."""
+    D, H, T = 6, 2, 3
+    blocks = [MapBlock("", "", "", random(D, K, seed=K), random(D, seed=9), lambda x: x) for K in (3, 2)]
+    post = Norm(random(D, seed=1), random(D, seed=2), 1e-5)
+    sizes = [(H, D), (D, D), (D,), (D, D), (D,)]
+    matrices = [random(*size, seed=10 + i) for i, size in enumerate(sizes)]
+    mlp = random(D, D, seed=20)
+    head = MapHead(
+        "random", nn.Identity(), "", "", tuple(blocks), post, H, *matrices, lambda A: (A @ mlp).tanh()
+    )
+    x, neurons = random(2, T, D, seed=30), {0: random(2, T, 3, seed=31), 1: random(2, T, 2, seed=32)}
+    others = x - sum(p @ blocks[l].write.T for l, p in neurons.items())
+    s, rep, rest = map_contributions(head, x, neurons, others)
+    for i in range(2):
+        phi, left, whole = literal(head, x[i], {l: p[i] for l, p in neurons.items()}, head.after)
+        scale = 100 / whole.norm()
+        same(rep[i], scale * whole)
+        same(rest[i], scale * left)
+        for l in neurons:
+            same(torch.einsum("hk,khd->khd", s[l][i], map_factors(head, l).V()), scale * phi[l])
+        same(sum(p.sum((0, 1)) for p in phi.values()) + left, whole)
 
 
 def test_effects_of_a_probe_and_their_words(clip):

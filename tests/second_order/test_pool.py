@@ -150,7 +150,7 @@ def test_words_of_every_head(name, heads):
 
 def test_the_study_of_the_docs_runs_on_few_scenes():
     run = runpy.run_path(str(ROOT / "docs" / "protocols" / "resnet_lens.py"))
-    run["study"].__globals__["DRAWS"] = 5
+    run["study"].__globals__.update(DRAWS=5, MASKS="microworld:12", NEURONS=(10,))
     clip, words = load_clip("microworld:rn"), load_concepts("microworld:atoms")
     tables = run["study"](clip, load_probe("microworld:60"), load_task("microworld:40").probe, words)
     mean = tables["words"].set_index(["by", "predicted", "method"])["mean"]
@@ -161,8 +161,45 @@ def test_the_study_of_the_docs_runs_on_few_scenes():
     values = tables["summary"].set_index("metric")["value"]
     assert values["largest gap of the sum, of 100"] < 1e-3 and 0 < values["explained by rank 1, least"] <= 1
     assert (tables["heads"]["share"] > tables["heads"]["of random texts"]).all() and len(tables["heads"]) == 8
+    ways = ["10 neurons", "10 pairs", "10 pairs, activation alone", "all pairs"]
+    segments = tables["segments"].set_index("method")
+    assert set(ways) < set(segments.index) and segments["mean_iou"].between(0, 1).all()
+    assert (segments["iou low"] <= segments["iou high"]).all()
     assert tables["pairs"]["rank"].tolist() == [*range(1, 9)] * 2
     assert tables["pairs"]["share"].iloc[:8].sum() == pytest.approx(1, abs=1e-3)
+
+
+def literal_auroc(x, truth):
+    pairs = [(a, b) for a, t in zip(x, truth) if t for b, u in zip(x, truth) if not u]
+    return sum(1 if a > b else 0.5 if a == b else 0 for a, b in pairs) / len(pairs) if pairs else 0.5
+
+
+def test_do_words_say_when_a_neuron_fires_runs_on_few_scenes():
+    run = runpy.run_path(str(ROOT / "docs" / "protocols" / "lens_words.py"))
+    x, truth = random(30, 4, seed=1).mul(3).round(), random(30, 5, seed=2) > 0.4
+    truth[:, 3], truth[:, 4] = True, False
+    A = run["auroc_matrix"](x, truth)
+    for n in range(4):
+        expected = [literal_auroc(x[:, n].tolist(), truth[:, m].tolist()) for m in range(5)]
+        assert A[n].tolist() == pytest.approx(expected, abs=1e-12)
+    word, sign = torch.tensor([0, 1, 1, 2]), torch.tensor([1.0, -1.0, 1.0, 0.0])
+    table, own = run["by_method"](A, {"a": (word, sign)}, torch.tensor([1]))
+    signed = [float(A[0, 0]), 1 - float(A[1, 1]), float(A[2, 1]), 0.5]
+    assert own["a"].tolist() == pytest.approx(signed) and table["auroc"][0] == pytest.approx(sum(signed) / 4)
+    assert table["strongest"].tolist() == pytest.approx([signed[1], float(torch.maximum(A, 1 - A)[1].max())])
+    everywhere = [1 - float(A[0, 1]), float(A[0, 1]), 0.5], [float(A[1, 0]), float(A[1, 1]), 0.5]
+    everywhere += (
+        [float(A[2, 0]), 1 - float(A[2, 1]), 0.5],
+        [float(A[3, 0]), 1 - float(A[3, 1]), float(A[3, 1])],
+    )
+    others = [sum(row) / 3 for row in everywhere]
+    assert table["other words"][0] == pytest.approx(sum(others) / 4)
+    clip, words = load_clip("microworld:rn"), load_concepts("microworld:atoms")
+    said, codes = run["study"](clip, load_probe("microworld:150"), load_probe("microworld:60", seed=1), words)
+    said = said.set_index(["value", "method"])
+    assert said.loc[("effect", "lens, 1 word"), "low"] > 0.05
+    assert said.loc[("effect", "best word"), "auroc"] >= said["auroc"].max() - 1e-9
+    assert codes["16 words"][0] > codes["1 words"][0] > 0.1 > abs(codes["16 words, other neurons'"][0])
 
 
 # bad input

@@ -9,7 +9,6 @@ pool_factors        these directions, from the matrices
 looks               how much of every place each head carries
 pool_contributions  s of some images, what no neuron writes, and the representation
 pool_representation the representation alone
-pool_target         the image tower as a target network, and that layer
 pool_effects        effects of the last layer's channels for a probe, cached
 cached_parts        what is made of recorded layers for a probe, cached
 
@@ -35,13 +34,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn, Tensor
 
-from neuronym.activations import target_layers
 from neuronym.common.memory import where_it_fits
-from neuronym.common.types import Clip, Progress, Target
+from neuronym.common.types import Clip, Progress
 from neuronym.datasets.probe import Probe
 from neuronym.hooks import record
 from neuronym.jobs import Job
-from neuronym.layouts import LayerInfo
 from neuronym.passes import compute, inference
 from neuronym.second_order.effects import Effects, SCALE
 from neuronym.second_order.tower import TOLERANCE
@@ -164,18 +161,6 @@ def _written(pool: Pool, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     fixed = torch.einsum("bht,tk,hek->bhe", a, pool.positions, factors.value).flatten(1) + pool.v_bias
     written = torch.einsum("bhk,hek->bhe", s, factors.value).flatten(1) @ pool.out.T
     return s, written, F.linear(fixed, pool.out, pool.out_bias)
-
-
-def pool_target(clip: Clip) -> tuple[Target, LayerInfo]:
-    """The image tower to be named like any target, and its last layer, whose channels are the lens's neurons.
-
-    Errors: ValueError for a CLIP without such a pool.
-    """
-    pool = read_pool(clip)
-    example = torch.zeros_like(clip.preprocess(Image.new("RGB", (64, 64)))).float()[None].to(pool.out.device)
-    spec = clip.preprocess_spec
-    target = Target(clip.name, pool.module, clip.preprocess, spec, None, clip.weights_key, (POOLED,), example)
-    return target, *target_layers(target, [POOLED])
 
 
 def pool_effects(
