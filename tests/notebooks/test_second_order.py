@@ -64,6 +64,7 @@ def test_photos_and_an_openai_checkpoint(checkpoint, photos, tmp_path):
         "words": 4,
         "top": 5,
         "pairs": "",
+        "head_texts": 0,
         "indirect_images": 0,
         "batch_size": 5,
         "smoke": "True",
