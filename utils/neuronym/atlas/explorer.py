@@ -118,7 +118,7 @@ class Answers:
             filled = rows.expand(-1, q.shape[1])
             where = where_firing(data, {layer: filled}).get(layer)
         alike = self._alike[layer]
-        return layer_details(self.network, layer, 0, where, units=[unit], alike=alike, named=self.named)
+        return layer_details(self.network, layer, 0, where, units=[unit], alike=alike, like_named=self.named)
 
     def tops(self, n: int) -> str:
         """Places of the highest images of TOPS units."""

@@ -190,7 +190,9 @@ def write_site(
         image = images[network.data.probe.fingerprint]
         where = firing_of(network, progress, image) if firing else {}
         for layer, q in network.data.Q.items():
-            detail = layer_details(network, layer, first_layer, where.get(layer), tops[first:], named=named)
+            detail = layer_details(
+                network, layer, first_layer, where.get(layer), tops[first:], like_named=named
+            )
             for unit, (file, _) in _made(network, layer).items():
                 sizes["pictures"] += write_picture(file, folder / _made_file(number, unit), size)
             for start in range(0, len(detail), SHARD):
@@ -271,11 +273,11 @@ def layer_details(
     tops: np.ndarray | None = None,
     units: Sequence[int] | None = None,
     alike: Sequence | None = None,
-    named: Mapping[str, list] | None = None,
+    like_named: Mapping[str, list] | None = None,
 ) -> list[dict]:
     """All that is told of each unit of a layer beside the columns: pictures with values, where it fires,
     histogram, units that are alike, labels with scores, notes. `where` is the layer's part of `firing_of`,
-    `named` what `names_alike` gives; `tops` is filled with the places of the highest images.
+    `like_named` what `names_alike` gives; `tops` is filled with the places of the highest images.
     """
     data, q = network.data, network.data.Q[layer]
     K = q.shape[1]
@@ -283,7 +285,7 @@ def layer_details(
     shown, made = set(_shown(network, layer).tolist()), _made(network, layer)
     rows = facts.across_range(q)
     alike = closest(data.Q, layer) if alike is None else alike
-    named = (named or {}).get(layer)
+    same = (like_named or {}).get(layer)
     names = network.units[network.units["layer"] == layer]["label"].tolist()
     likeness = _likeness(data, names)
     named = network.labels[(network.labels["layer"] == layer) & (network.labels["label"] != "")]
@@ -308,8 +310,8 @@ def layer_details(
             for a, b, r in zip(*(x[unit].tolist() for x in alike))
             if np.isfinite(r)
         ]
-        if named:
-            told["m"] = named[unit]
+        if same:
+            told["m"] = same[unit]
         more = dict(network.notes.get((layer, unit), {}))
         if unit in made:
             file, caption = _made_file(first_layer + list(data.Q).index(layer), unit), made[unit][1]
