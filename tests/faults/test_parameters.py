@@ -143,6 +143,7 @@ AT_ONCE = f"""
 {DESCRIBE}  | budget -1                              | must be at least 0
 {DESCRIBE}  | pruned_to x                            | must be one of zero, mean
 {DESCRIBE}  | selection best                         | must be one of
+{DESCRIBE}  | together true                          | captioner=vlm:MODEL, got 'microworld'
 {DESCRIBE}  | units layer4=label:                    | label: needs a word
 {SECOND}    | clip conse:microworld:resnet           | no kind 'conse'
 {SECOND}    | layer -1                               | must be at least 0
@@ -195,7 +196,6 @@ LOADED = f"""
 {LABEL}     | device cuda:77                         | device 'cuda:77' cannot be used here
 {EVAL}      | units label:dog                        | label:dog needs labels to look in
 {DESCRIBE}  | captioner vlm:                         | no captioner 'vlm:'
-{DESCRIBE}  | together true                          | captioner=vlm:MODEL, got 'microworld'
 {DESCRIBE}  | prune ;*                               | has no word in it
 {SECOND}    | clip microworld:rn layer 3             | a ResNet reads its last layer
 {SECOND}    | layer 99 smoke true                    | there is no layer 99
