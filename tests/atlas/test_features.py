@@ -31,7 +31,7 @@ def test_a_run_over_features_becomes_a_site(tmp_path):
     page = (tmp_path / "site" / "index.js").read_text(encoding="utf-8")
     assert '"name":"layer4@sae:a192","units":13' in page
     dead = (data.Q["layer4@sae:a192"] == 0).all(0).nonzero()[:, 0].tolist()
-    details = said(tmp_path / "site" / "units" / "1" / "0000.js", "ATLAS.units(1,0,")
+    details = said(tmp_path / "site" / "units" / "1" / "0000.js", 'ATLAS.file("units/1/0000",')
     assert dead and all(
         (details[unit]["k"] == []) == (unit in dead) for unit in range(13)
     )  # no name, no score

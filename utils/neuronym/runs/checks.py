@@ -73,7 +73,7 @@ def check_setup(known: Mapping[str, Parameter], params: Mapping[str, Any]) -> No
     if params.get("units"):
         check_units(params["units"])
     _check_images(known, params)
-    if params.get("together") and not params["captioner"].startswith("vlm:"):
+    if params.get("together") and not params.get("captioner", "vlm:").startswith("vlm:"):
         raise ValueError(
             "examples are shown together to a model of a server, captioner=vlm:MODEL, got "
             f"'{params['captioner']}'; name one, or together=False"

@@ -127,7 +127,7 @@ def score_blocks(
     Q: SparseColumns,
     method: str,
     *,
-    memory: int = MEMORY,
+    memory: int | None = None,
     generator: torch.Generator | None = None,
     **options,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -139,6 +139,7 @@ def score_blocks(
     """
     if method not in SIMILARITIES:
         raise unknown("similarity function", method, SIMILARITIES)
+    memory = MEMORY if memory is None else memory
     check_positive_int("memory", memory)
     parameters = inspect.signature(SIMILARITIES[method]).parameters
     if "generator" in parameters and generator is None:  # one for all blocks, as one call has
