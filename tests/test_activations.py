@@ -237,7 +237,8 @@ def test_a_second_target_reuses_the_embeddings_and_other_concepts_every_pass(tar
 
 @pytest.mark.parametrize("pixels", [1, 3 * SIDE**2, 10**6])
 def test_pieces_of_a_batch_do_not_matter(target, clip, probe, pixels, monkeypatch):
-    monkeypatch.setattr("neuronym.passes.PIECE", pixels / torch.get_num_threads())
+    for piece in ("PIECE", "VIT_PIECE"):
+        monkeypatch.setattr(f"neuronym.passes.{piece}", pixels / torch.get_num_threads())
     sizes = []
     target.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     Q, I = activations_and_embeddings(target, layers_of(target), clip, probe, batch_size=10)
