@@ -82,8 +82,26 @@ def test_training_curves_read_both_layouts(tmp_path):
 def test_the_plain_explorer_redraws_what_is_chosen(table):
     asked = []
     box = style.plain_explorer(table, lambda layer, unit: asked.append((layer, unit)) or plt.figure())
-    layer, search, unit = box.children[0].children
+    layer, search, unit, told = box.children[0].children
+    first = asked[0]
     layer.value = "fc"
+    assert first == ("layer1", 0) and asked[-1] == ("fc", 0)  # another card, though it is unit 0 again
+    search.value = "RED"
+    unit.value = "fc", 5
+    assert [where for _, where in unit.options] == [("fc", 1), ("fc", 3), ("fc", 5)]
+    assert asked[-1] == ("fc", 5) and told.value.startswith("3 of ")
+    drawn = len(asked)
+    search.value = "no such name"
+    assert unit.value is None and told.value.startswith("0 of ") and len(asked) == drawn
+    layer.value = None
     search.value = "red"
-    unit.value = 5
-    assert unit.options == (1, 3, 5) and asked[0] == ("layer1", 0) and asked[-1] == ("fc", 5)
+    assert len(unit.options) > 3 and asked[-1] == unit.options[0][1]
+
+
+def test_the_plain_explorer_ranks_one_method(table):
+    both = pd.concat([table, table.assign(method="another", label="other")], ignore_index=True)
+    box = style.plain_explorer(both, lambda layer, unit: plt.figure())
+    search, unit = box.children[0].children[1:3]
+    assert len(unit.options) == (table["rank"] == 1).sum()
+    search.value = "other"
+    assert unit.options == ()

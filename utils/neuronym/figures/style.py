@@ -352,35 +352,40 @@ def present(figures: Mapping[str, Figure], folder: Path, pixels: bool = False) -
 
 
 def plain_explorer(table: pd.DataFrame, draw: Callable[[str, int], Figure]):
-    """A widget that shows any unit: choose layer and unit, or search labels; `draw(layer, unit)` gives its
-    figure.
+    """A widget that shows any unit: choose a layer or search labels, then one of what fits; `draw(layer,
+    unit)` gives its figure. Of several methods' labels the first one's are read.
     """
     import ipywidgets as widgets
     from IPython.display import display
 
-    best = table[table["rank"] == 1]
-    layer = widgets.Dropdown(options=list(dict.fromkeys(best["layer"])), description="layer")
+    best = table[(table["rank"] == 1) & (table["method"] == table["method"].iloc[0])]
+    layer = widgets.Dropdown(
+        options=[("all", None), *dict.fromkeys((name, name) for name in best["layer"])], description="layer"
+    )
     search = widgets.Text(description="label has", continuous_update=False)
-    unit = widgets.SelectionSlider(options=[0], description="unit", continuous_update=False)
-    out = widgets.Output()
+    unit, told, out = widgets.Dropdown(description="unit"), widgets.Label(), widgets.Output()
 
     def fill(*_) -> None:
         has = best["label"].str.casefold().str.contains(search.value.casefold(), regex=False)
-        found = best[(best["layer"] == layer.value) & has]
-        unit.options = found["unit"].tolist() or [0]
+        found = best[has & (best["layer"].eq(layer.value) | (layer.value is None))]
+        told.value = f"{len(found)} of {len(best)} units"
+        unit.options = [
+            (f"{row.layer} {row.unit}: {row.label}", (row.layer, row.unit)) for row in found.itertuples()
+        ]
+        unit.index = 0 if len(found) else None
 
     def change(*_) -> None:
         with out:
-            out.clear_output(wait=True)
-            fig = draw(layer.value, unit.value)
-            display(fig)
-            plt.close(fig)
+            out.clear_output(wait=unit.value is not None)
+            if unit.value is not None:
+                fig = draw(*unit.value)
+                display(fig)
+                plt.close(fig)
 
     for widget, act in ((layer, fill), (search, fill), (unit, change)):
         widget.observe(act, "value")
     fill()
-    change()
-    return widgets.VBox([widgets.HBox([layer, search, unit]), out])
+    return widgets.VBox([widgets.HBox([layer, search, unit, told]), out])
 
 
 def legible(name: str) -> str:
