@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from similarity import write_table
 
-from neuronym.atlas import site
+from neuronym.atlas import contents, site
 
 LAYER = 2048
 TYPED = """async ([name, value]) => {
@@ -117,14 +117,14 @@ def write_made_up(folder: Path, count: int) -> tuple[int, int]:
         probe=SimpleNamespace(name="none"),
         concepts=list(names),
     )
-    network = site.Network(data, own, units, methods, "one")
+    network = contents.Network(data, own, units, methods, "one")
     for name in site.PAGE:
         (folder / name).write_text(site.read_page(name), encoding="utf-8")
-    content = site.index_content([network], "Made up", rng.random((count, 2)) * 2 - 1)
+    content = contents.index_content([network], "Made up", rng.random((count, 2)) * 2 - 1)
     _, later = site.write_index(folder, content)
-    for n in range(-(-count // site.TOPS)):
-        none = np.full(site.TOPS * site.ON_CARD, -1, dtype=np.int32)
-        site.script(folder, f"tops/{n:04d}", site.packed(none))
+    for n in range(-(-count // contents.TOPS)):
+        none = np.full(contents.TOPS * contents.ON_CARD, -1, dtype=np.int32)
+        site.script(folder, f"tops/{n:04d}", contents.packed(none))
     return sum(file.stat().st_size for file in folder.glob("*.*")), later
 
 

@@ -9,8 +9,8 @@ import torch
 
 from neuronym import clip_dissect, measure
 from neuronym.atlas import facts
+from neuronym.atlas.contents import Network
 from neuronym.atlas.pictures import Sheets
-from neuronym.atlas.site import Network
 
 HOSTILE = '</script><img src=x onerror="window.hacked=1">'
 

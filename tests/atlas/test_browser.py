@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from neuronym.atlas import alike, site
+from neuronym.atlas import alike, contents, site
 from neuronym.atlas.pictures import Sheets
 from tests.atlas.conftest import HOSTILE
 
@@ -255,7 +255,7 @@ def test_compare_in_the_explorer_has_no_address(visit, network, tmp_path):
     """The page as the explorer mounts it: all columns at once, and the notebook's address left alone."""
     for name in site.PAGE:
         (tmp_path / name).write_text(site.read_page(name), encoding="utf-8")
-    site.script(tmp_path, "index", site.index_content([network], "Explorer", shard=1, across=1))
+    site.script(tmp_path, "index", contents.index_content([network], "Explorer", shard=1, across=1))
     mounted = """<script>ATLAS.index = meta => ATLAS.mount(document.getElementById("atlas"), meta,
       { get: () => Promise.reject(Error("asked")), sheet: async () => "" }, { hash: false })</script>"""
     page = tmp_path / "index.html"
@@ -363,12 +363,12 @@ def test_a_hundred_thousand_units_answer(visit, folder, network, tmp_path):
         **{name: getattr(network.data, name) for name in ("N", "target", "clip", "probe", "concepts")},
         sizes={"wide": many},
     )
-    wide = site.Network(data, network.labels, units, methods, network.main, network.kinds)
-    site.write_index(folder, site.index_content([wide], "Many"))
+    wide = contents.Network(data, network.labels, units, methods, network.main, network.kinds)
+    site.write_index(folder, contents.index_content([wide], "Many"))
     shutil.rmtree(folder / "tops")  # of the small one; whoever has no pictures still has cards
     (folder / "tops").mkdir()
-    for n in range(-(-many // site.TOPS)):
-        none = site.packed(np.full(site.TOPS * site.ON_CARD, -1, dtype=np.int32))
+    for n in range(-(-many // contents.TOPS)):
+        none = contents.packed(np.full(contents.TOPS * contents.ON_CARD, -1, dtype=np.int32))
         site.script(folder, f"tops/{n:04d}", none)
     page = visit((folder / "index.html").as_uri())
     assert count(page) == many

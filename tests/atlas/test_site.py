@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from neuronym.atlas import alike, site
+from neuronym.atlas import alike, contents, site
 from tests.atlas.conftest import HOSTILE
 
 
@@ -67,7 +67,7 @@ def test_columns_say_what_the_tables_say(written, network):
 def test_a_column_in_two_bytes_keeps_order_and_what_is_missing():
     values = np.random.default_rng(0).normal(size=500)
     values[[3, 7]] = np.nan, np.inf
-    column = site.quantised(values)
+    column = contents.quantised(values)
     codes = unpacked(column["codes"], np.uint16)
     assert codes[3] == codes[7] == 0 and codes.max() == 65535
     there = np.isfinite(values)
@@ -75,9 +75,9 @@ def test_a_column_in_two_bytes_keeps_order_and_what_is_missing():
     assert (np.diff(codes[there][order].astype(int)) >= 0).all()
     read = column["low"] + (codes[there] - 1.0) * column["step"]
     assert np.abs(read - values[there]).max() <= 0.5001 * column["step"]
-    same = site.quantised(np.array([2.5, 2.5]))
+    same = contents.quantised(np.array([2.5, 2.5]))
     assert same["low"] == 2.5 and unpacked(same["codes"], np.uint16).tolist() == [1, 1]
-    assert unpacked(site.quantised(np.full(3, np.nan))["codes"], np.uint16).tolist() == [0, 0, 0]
+    assert unpacked(contents.quantised(np.full(3, np.nan))["codes"], np.uint16).tolist() == [0, 0, 0]
 
 
 def test_details_tell_a_units_pictures_and_neighbours(written, network):
@@ -101,8 +101,8 @@ def test_details_tell_a_units_pictures_and_neighbours(written, network):
 
 
 def test_without_places_there_is_no_map(network):
-    assert not site.index_content([network], "An atlas")["mapped"]
-    assert site.index_content([network], "An atlas", alike.unit_map(network.data.Q))["mapped"]
+    assert not contents.index_content([network], "An atlas")["mapped"]
+    assert contents.index_content([network], "An atlas", alike.unit_map(network.data.Q))["mapped"]
 
 
 def test_markup_in_labels_is_text(written):

@@ -17,17 +17,9 @@ from PIL import Image
 
 from neuronym.atlas import facts
 from neuronym.atlas.alike import closest, excited
+from neuronym.atlas.contents import index_content, Network, ON_CARD, packed, TOPS
 from neuronym.atlas.pictures import as_seen, QUALITY, where_firing
-from neuronym.atlas.site import (
-    index_content,
-    layer_details,
-    names_alike,
-    Network,
-    ON_CARD,
-    packed,
-    read_page,
-    TOPS,
-)
+from neuronym.atlas.site import layer_details, names_alike, read_page
 from neuronym.measurements import Measurements
 
 SIZE = 128  # pixels of a picture's side

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 
 from neuronym.atlas import facts, notes
-from neuronym.atlas.site import Network
+from neuronym.atlas.contents import Network
 from neuronym.common.checks import unknown
 from neuronym.common.types import Progress
 from neuronym.datasets.concepts import concept_kinds

@@ -1,0 +1,199 @@
+"""What the page of an atlas knows of all units from the start, in columns.
+
+Network            a network with all that the atlas tells of it
+kinds_of_pictures  the different sheets of several networks
+index_content      networks, layers, the dictionary of words, a column of each number
+at_first           what of it the first view shows, and the rest
+quantised          a column in two bytes a value
+packed             an array as text
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from neuronym.atlas import facts
+from neuronym.atlas.pictures import ACROSS, Sheets
+from neuronym.measurements import Measurements
+
+SHARD, TOPS, ON_CARD = 256, 1024, 3  # units in a file of details, in a file of top images; images there
+COLUMN_TITLES = {
+    "layer": "layer", "label": "name", "trust": "trust", "held": "held out", "score": "score",
+    "agree": "methods agree", "p": "p", "active": "above 0",
+}  # fmt: skip
+HELP = {  # sentences that the page shows
+    "columns": COLUMN_TITLES,
+    "numbers": "Trust: how far a name can be trusted, by the notebook trust; 1 is best. Held out: "
+    "correlation, on images kept out of naming, of what the image-text model sees of the name with the "
+    "unit's activation. p: chance that shuffled activations score as high. Methods agree: share of methods "
+    "that give the same name. Above 0: share of images on which the unit is.",
+    "map": "Units that fire together lie together. Drag, wheel, click. Size: ",
+    "matched": "pairs, one to one, by correlation over the images for naming; "
+    "beside it that over those held out.",
+    "differ": " units have another name, the largest difference first.",
+    "means": "Mean held-out correlation of these: ",
+    "shared": " names are of both layers. Units of two networks over the same images are paired one to one, "
+    "where an atlas has both.",
+    "names": "Names by each method, with held-out correlation",
+    "how": "How its activations are spread",
+    "firing": "Units that fire on the same images: of this layer, of others",
+    "partners": "Its partners in other networks",
+    "alike": "Units with names like its own: of this layer, of others, of other networks",
+    "command": "The command that reproduces it",
+    "cite": "To cite it",
+    "none": ": nothing fits; loosen what is chosen above",
+    "canvas": "map of all units; the table has them as text",
+    "search": "by any method",
+    "fields": {
+        "q": "search ( / )",
+        "layer": "layer",
+        "method": "method",
+        "kind": "kind of name",
+        "sort": "sort by",
+        "chance": "names no better than chance",
+        "dead": "dead and constant units",
+    },
+    "summary": "what the numbers mean",
+    "top": "Highest activations",
+    "low": "Lowest activations",
+    "line": "; the line surrounds half of the highest value or more",
+    "range": "Across the range: images above that share of all",
+    "spread": "Images by activation, heights by square root.",
+    "like": " Orange: the 5 % of images that the image-text model finds most like ",
+}
+
+
+@dataclass(eq=False)
+class Network:
+    """A network in an atlas: its measurements, the tables of `atlas.facts`, and what else is known."""
+
+    data: Measurements
+    labels: pd.DataFrame  # the labels table of the main method, several ranks
+    units: pd.DataFrame
+    methods: pd.DataFrame
+    main: str
+    kinds: Mapping[str, str] = field(default_factory=dict)  # concept -> kind
+    command: str = ""  # that reproduces it
+    notes: Mapping[tuple[str, int], Mapping[str, str]] = field(default_factory=dict)  # (layer, unit) -> more
+    made: Mapping[tuple[str, int], tuple[Path, str]] = field(default_factory=dict)  # picture made, caption
+    sheets: Sheets = field(default_factory=Sheets)
+    shown: np.ndarray | None = None  # [all units]: those that have pictures; None for all
+
+    @property
+    def name(self) -> str:
+        """Name of the network."""
+        return self.data.target.name
+
+
+def kinds_of_pictures(networks: Sequence[Network]) -> list[Sheets]:
+    """The different sheets of the networks: those who see the same pictures share theirs."""
+    return list({id(network.sheets): network.sheets for network in networks}.values())
+
+
+def index_content(
+    networks: Sequence[Network],
+    title: str,
+    places: np.ndarray | None = None,
+    pairs: Sequence[tuple[int, int]] = (),
+    shard: int = SHARD,
+    across: int = ACROSS,
+) -> dict:
+    """What the page knows from the start: networks, layers, the dictionary of words, and a column of each
+    number over all units. `pairs` are the layers that are matched, `shard` units in a file of details,
+    `across` pictures in a row of a sheet.
+    """
+    units = pd.concat([network.units for network in networks], ignore_index=True)
+    names = list(dict.fromkeys(name for n in networks for name in n.methods["method"].unique()))
+    told = [facts.by_method(n.methods, n.data.sizes, names) for n in networks]
+    columns = {
+        name: {key: np.concatenate([one[name][key] for one in told]) for key in ("label", "held")}
+        for name in names
+    }
+    everything = np.concatenate([column["label"] for column in columns.values()]).astype(str)
+    words, codes = np.unique(everything, return_inverse=True)
+    codes = codes.reshape(len(names), -1).astype(np.uint16 if len(words) < 2**16 else np.uint32)
+    known = {key: value for network in networks for key, value in network.kinds.items()}
+    kinds = sorted({known.get(word, "") for word in words})
+    number = {kind: i for i, kind in enumerate(kinds)}
+    kind_of = np.array([number[known.get(word, "")] for word in words], dtype=np.uint8)
+    mapped = places is not None
+    numbers = {name: units[name].to_numpy() for name in ("held", "trust", "score", "p", "active")}
+    numbers |= {f"held{i}": columns[name]["held"] for i, name in enumerate(names)}
+    main = codes[[names.index(n.main) for n in networks for _ in range(len(n.units))], range(len(units))]
+    numbers |= {"agree": (codes == main).mean(0)}
+    if mapped:
+        numbers |= {"x": places[:, 0], "y": places[:, 1]}
+    return {
+        "title": title,
+        "help": HELP,
+        "networks": [
+            {
+                "name": network.name,
+                "main": network.main,
+                "images": network.data.N,
+                "sheets": [id(sheets) for sheets in kinds_of_pictures(networks)].index(id(network.sheets)),
+                "cite": f"{network.main}, {network.data.clip.name}, {len(network.data.concepts)} concepts, "
+                f"{network.data.N} images of {network.data.probe.name}.",
+                "command": network.command,
+            }
+            for network in networks
+        ],
+        "layers": [
+            {"network": which, "name": layer, "units": count}
+            for which, network in enumerate(networks)
+            for layer, count in network.data.sizes.items()
+        ],
+        "methods": names,
+        "words": words.tolist(),
+        "kinds": kinds,
+        "kindOf": packed(kind_of),
+        "wide": len(words) >= 2**16,
+        "labels": [packed(column) for column in codes],
+        "columns": {
+            name: quantised(values)
+            for name, values in numbers.items()
+            if name != "trust" or np.isfinite(values).any()
+        },
+        "odd": packed(units["odd"].to_numpy(np.uint8)),
+        "mapped": mapped,
+        "matches": list(pairs),
+        "parts": [facts.parts_of_range(network.data.N) for network in networks],
+        "across": across,
+        "shard": shard,
+        "tops": TOPS,
+        "few": ON_CARD,
+    }
+
+
+def at_first(content: Mapping) -> tuple[dict, dict[str, dict]]:
+    """What `index_content` gave as far as the first view shows it, and what it does not by its name: columns,
+    and names by others than the networks' main methods.
+    """
+    columns, mains = content["columns"], {network["main"] for network in content["networks"]}
+    at_once = "trust" if "trust" in columns else "held"
+    later = {name: column for name, column in columns.items() if name != at_once}
+    labels = [text if name in mains else "" for name, text in zip(content["methods"], content["labels"])]
+    later |= {f"names{k}": {"codes": content["labels"][k]} for k, text in enumerate(labels) if not text}
+    return {**content, "columns": {at_once: columns[at_once]}, "labels": labels}, later
+
+
+def quantised(values: np.ndarray) -> dict:
+    """A column in two bytes a value: `low` + (code - 1) `step`, code 0 for what is no finite number; off by
+    at most half a step, 1/131068 of the range.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    there = np.isfinite(values)
+    low, high = (values[there].min(), values[there].max()) if there.any() else (0.0, 0.0)
+    step = (high - low) / (2**16 - 2) or 1.0
+    codes = np.where(there, 1 + np.round((np.where(there, values, low) - low) / step), 0).astype("<u2")
+    return {"low": float(low), "step": float(step), "codes": packed(codes)}
+
+
+def packed(values: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
