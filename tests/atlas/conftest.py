@@ -11,6 +11,7 @@ from neuronym import clip_dissect, measure
 from neuronym.atlas import facts
 from neuronym.atlas.contents import Network
 from neuronym.atlas.pictures import Sheets
+from neuronym.evaluation.meaning import with_meaning
 
 HOSTILE = '</script><img src=x onerror="window.hacked=1">'
 
@@ -28,7 +29,7 @@ def measured(tmp_path_factory):
 @pytest.fixture(scope="session")
 def labelled(measured) -> Network:
     """The network with labels, one of which is markup; not to be changed."""
-    labels = clip_dissect(measured, "cos_similarity_cubed", k=2)
+    labels = with_meaning(clip_dissect(measured, "cos_similarity_cubed", k=2), measured.Q, measured.I)
     first = (labels["layer"] == "fc") & (labels["unit"] == 3)
     labels.loc[first & (labels["rank"] == 1), "label"] = HOSTILE
     plain = labels.assign(label=labels["label"].where(~first, "red"))
@@ -36,6 +37,7 @@ def labelled(measured) -> Network:
     units = facts.units_table(
         measured, methods, "cos_similarity_cubed", draws=20, generator=torch.Generator().manual_seed(0)
     )
+    units = facts.join_meaning(units, labels)
     for table in (units, methods[methods["method"] == "cos_similarity_cubed"]):
         there = table.index[(table["layer"] == "fc") & (table["unit"] == 3)]
         (units if table is units else methods).loc[there, "label"] = HOSTILE

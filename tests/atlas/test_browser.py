@@ -164,6 +164,10 @@ def test_layers_kinds_and_columns(visit, index, network):
     page.wait_for_selector("text=▴")
     shown = page.locator("tbody tr").first.get_attribute("data-unit")
     assert int(shown) == int(network.units["score"].to_numpy(np.float32).argmin())
+    choose(page, "sort by", label="clarity")
+    page.wait_for_selector("text=clarity ▾")
+    shown = page.locator("tbody tr").first.get_attribute("data-unit")
+    assert int(shown) == int(network.units["clarity"].argmax())
 
 
 def test_the_back_button_returns(visit, index):
@@ -205,7 +209,13 @@ def test_a_units_page_tells_what_is_known(visit, index, network):
     text = page.locator("main").inner_text()
     row = network.units[(network.units["layer"] == "conv1") & (network.units["unit"] == 5)].iloc[0]
     assert page.locator("h2").inner_text() == row["label"]
-    for told in ("unit 5 of 24", "cos_similarity_cubed", "Highest activations", "Lowest activations"):
+    for told in (
+        "unit 5 of 24",
+        "clarity",
+        "cos_similarity_cubed",
+        "Highest activations",
+        "Lowest activations",
+    ):
         assert told in text
     assert "neuronym labelling" in text and page.url in text
     for told in ("null", "undefined", "NaN", "Its partners"):
@@ -252,12 +262,15 @@ def test_methods_and_networks_are_compared(visit, network, tmp_path):
 
 
 def test_compare_in_the_explorer_has_no_address(visit, network, tmp_path):
-    """The page as the explorer mounts it: all columns at once, and the notebook's address left alone."""
+    """The page as the explorer mounts it: columns on demand, and the notebook's address left alone."""
     for name in site.PAGE:
         (tmp_path / name).write_text(site.read_page(name), encoding="utf-8")
-    site.script(tmp_path, "index", contents.index_content([network], "Explorer", shard=1, across=1))
+    first, later = contents.at_first(contents.index_content([network], "Explorer", shard=1, across=1))
+    site.script(tmp_path, "index", {**first, "later": later})
     mounted = """<script>ATLAS.index = meta => ATLAS.mount(document.getElementById("atlas"), meta,
-      { get: () => Promise.reject(Error("asked")), sheet: async () => "" }, { hash: false })</script>"""
+      { get: async path => { const [kind, name] = path.split("/");
+          if (kind !== "columns") throw Error("asked");
+          return meta.later[name]; }, sheet: async () => "" }, { hash: false })</script>"""
     page = tmp_path / "index.html"
     last = '<script src="index.js">'
     page.write_text(page.read_text(encoding="utf-8").replace(last, mounted + last), encoding="utf-8")

@@ -11,6 +11,7 @@ import torch
 from neuronym import clip_dissect
 from neuronym.activations import embed_concepts
 from neuronym.atlas import facts
+from neuronym.evaluation.meaning import MEANING, with_meaning
 
 
 def test_held_is_the_correlation_over_images_that_did_not_name(measured):
@@ -74,11 +75,23 @@ def test_trust_is_joined_by_layer_and_unit(measured):
     units = facts.units_table(measured, facts.methods_table(measured, labels, []), "cos_similarity", draws=0)
     trust = pd.DataFrame(
         {"layer": ["fc", "conv1"], "unit": [4, 1], "trust": [0.9, 0.2], "abstain": [False, True]}
-    )
+    ).assign(chance=[0.001, 0.4])
     joined = facts.join_trust(units, trust).set_index(["layer", "unit"])
     assert joined.loc[("fc", 4), "trust"] == 0.9 and joined.loc[("conv1", 1), "odd"] == facts.CHANCE
     assert joined["trust"].notna().sum() == 2
+    assert joined["p"].dropna().to_dict() == {("conv1", 1): 0.4, ("fc", 4): 0.001}
+    again = facts.join_trust(joined.reset_index(), trust.rename(columns={"chance": "p"}).assign(p=0.5))
+    assert again["p"].dropna().tolist() == [0.5, 0.5]  # a run of the notebook trust
     assert facts.join_trust(units, trust.drop(columns="abstain")) is units  # labels of an older run
+
+
+def test_columns_of_meaning_are_joined_where_the_labels_have_them(measured):
+    labels = clip_dissect(measured, "cos_similarity", k=2)
+    units = facts.units_table(measured, facts.methods_table(measured, labels, []), "cos_similarity", draws=0)
+    assert facts.join_meaning(units, labels).columns.tolist() == units.columns.tolist()
+    meant = with_meaning(labels, measured.Q, measured.I)
+    joined = facts.join_meaning(units, meant)
+    assert joined[MEANING].equals(meant.loc[meant["rank"] == 1, MEANING].reset_index(drop=True))
 
 
 def test_columns_have_a_place_for_every_unit(measured):

@@ -26,6 +26,31 @@ def run_of(folder, notebook: str, **params):
     return made
 
 
+def test_what_labelling_says_beside_the_name():
+    labels = pd.DataFrame(
+        {"layer": "fc", "unit": [0, 0, 1, 2], "rank": [1, 2, 1, 1], "label": ["a", "b", "", "c"]}
+    )
+    assert notes.label_notes(labels, None, SIZES) == {
+        title: {} for title in (notes.WITHOUT, notes.POOLED, notes.SEVERAL)
+    }
+    told = labels.assign(note=["", "", "dead", ""], pooling_note=["max: 'dots' .62, here .35"] * 2 + ["", ""])
+    several = pd.DataFrame(
+        {"layer": ["fc", "fc", "layer9"], "unit": [0, 2, 0], "several": ["a - b", "c", "d + e"]}
+    )
+    several = several.assign(better=[True, False, True], correlation=0.3, correlation_several=0.456)
+    found = notes.label_notes(told, several, SIZES)
+    assert found[notes.WITHOUT] == {("fc", 1): "dead"}
+    assert found[notes.POOLED] == {("fc", 0): "max: 'dots' .62, here .35"}
+    assert list(found[notes.SEVERAL]) == [("fc", 0)]
+    assert "“a - b”: correlation 0.46 on images held out, of one word 0.30" == found[notes.SEVERAL]["fc", 0]
+
+
+def test_notes_of_several_sources_stay(network):
+    both = network.noted({"one": {("fc", 3): "x"}}).noted({"two": {("fc", 3): "y", ("fc", 4): "z"}})
+    assert both.notes == {("fc", 3): {"one": "x", "two": "y"}, ("fc", 4): {"two": "z"}}
+    assert not network.notes
+
+
 @pytest.fixture
 def visualised(tmp_path):
     run = run_of(tmp_path, "visualisation", target="microworld:resnet")

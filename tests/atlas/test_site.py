@@ -52,7 +52,7 @@ def test_columns_say_what_the_tables_say(written, network):
     ]
     labels = [words[unpacked(text, np.uint16)] for text in texts]
     assert labels[index["methods"].index(network.main)].tolist() == units["label"].tolist()
-    for name in ("score", "held", "p", "active"):
+    for name in ("score", "held", "p", "active", "clarity", "redundancy"):
         column = index["columns"].get(name)
         column = column or said(folder / "columns" / f"{name}.js", f'ATLAS.file("columns/{name}",')
         codes = unpacked(column["codes"], np.uint16).astype(float)

@@ -2,6 +2,7 @@
 
 Network            a network with all that the atlas tells of it
 kinds_of_pictures  the different sheets of several networks
+names_of           a name for each of them
 index_content      networks, layers, the dictionary of words, a column of each number
 at_first           what of it the first view shows, and the rest
 quantised          a column in two bytes a value
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +21,23 @@ import pandas as pd
 
 from neuronym.atlas import facts
 from neuronym.atlas.pictures import ACROSS, Sheets
+from neuronym.evaluation.meaning import MEANING
 from neuronym.measurements import Measurements
 
 SHARD, TOPS, ON_CARD = 256, 1024, 3  # units in a file of details, in a file of top images; images there
 COLUMN_TITLES = {
     "layer": "layer", "label": "name", "trust": "trust", "held": "held out", "score": "score",
-    "agree": "methods agree", "p": "p", "active": "above 0",
+    "agree": "methods agree", "p": "p", "active": "above 0", **{name: name for name in MEANING},
 }  # fmt: skip
 HELP = {  # sentences that the page shows
     "columns": COLUMN_TITLES,
     "numbers": "Trust: how far a name can be trusted, by the notebook trust; 1 is best. Held out: "
     "correlation, on images kept out of naming, of what the image-text model sees of the name with the "
     "unit's activation. p: chance that shuffled activations score as high. Methods agree: share of methods "
-    "that give the same name. Above 0: share of images on which the unit is.",
+    "that give the same name. Above 0: share of images on which the unit is. Whatever the "
+    "name, as the image-text model sees it: monosemanticity, how alike two images are, drawn by activation; "
+    "clarity, how alike its highest images are; redundancy, how like another unit's these are; "
+    "polysemanticity, how far they fall into two groups.",
     "map": "Units that fire together lie together. Drag, wheel, click. Size: ",
     "matched": "pairs, one to one, by correlation over the images for naming; "
     "beside it that over those held out.",
@@ -42,6 +47,7 @@ HELP = {  # sentences that the page shows
     "where an atlas has both.",
     "names": "Names by each method, with held-out correlation",
     "how": "How its activations are spread",
+    "deviations": " deviations; its name, as the image-text model sees the picture, ",
     "firing": "Units that fire on the same images: of this layer, of others",
     "partners": "Its partners in other networks",
     "alike": "Units with names like its own: of this layer, of others, of other networks",
@@ -90,10 +96,25 @@ class Network:
         """Name of the network."""
         return self.data.target.name
 
+    def noted(self, told: Mapping[str, Mapping[tuple[str, int], str]]) -> Network:
+        """The network with more texts: {title: {(layer, unit): text}}."""
+        notes = {where: dict(some) for where, some in self.notes.items()}
+        for title, texts in told.items():
+            for where, text in texts.items():
+                notes.setdefault(where, {})[title] = text
+        return replace(self, notes=notes)
+
 
 def kinds_of_pictures(networks: Sequence[Network]) -> list[Sheets]:
     """The different sheets of the networks: those who see the same pictures share theirs."""
     return list({id(network.sheets): network.sheets for network in networks}.values())
+
+
+def names_of(networks: Sequence[Network]) -> list[str]:
+    """Names of networks, each its own: a network of another run is "NAME (2)"."""
+    names = [network.name for network in networks]
+    before = [names[:i].count(name) for i, name in enumerate(names)]
+    return [f"{name} ({count + 1})" if count else name for name, count in zip(names, before)]
 
 
 def index_content(
@@ -124,17 +145,24 @@ def index_content(
     kind_of = np.array([number[known.get(word, "")] for word in words], dtype=np.uint8)
     mapped = places is not None
     numbers = {name: units[name].to_numpy() for name in ("held", "trust", "score", "p", "active")}
-    numbers |= {f"held{i}": columns[name]["held"] for i, name in enumerate(names)}
+    numbers |= {name: units[name].to_numpy() for name in MEANING if name in units}
     main = codes[[names.index(n.main) for n in networks for _ in range(len(n.units))], range(len(units))]
     numbers |= {"agree": (codes == main).mean(0)}
+    numbers = {
+        name: values for name, values in numbers.items() if np.isfinite(values).any() or name == "held"
+    }
+    shown = {
+        name: title for name, title in COLUMN_TITLES.items() if name in numbers or name in ("layer", "label")
+    }
+    numbers |= {f"held{i}": columns[name]["held"] for i, name in enumerate(names)}
     if mapped:
         numbers |= {"x": places[:, 0], "y": places[:, 1]}
     return {
         "title": title,
-        "help": HELP,
+        "help": HELP | {"columns": shown},
         "networks": [
             {
-                "name": network.name,
+                "name": name,
                 "main": network.main,
                 "images": network.data.N,
                 "sheets": [id(sheets) for sheets in kinds_of_pictures(networks)].index(id(network.sheets)),
@@ -142,7 +170,7 @@ def index_content(
                 f"{network.data.N} images of {network.data.probe.name}.",
                 "command": network.command,
             }
-            for network in networks
+            for network, name in zip(networks, names_of(networks))
         ],
         "layers": [
             {"network": which, "name": layer, "units": count}
@@ -155,11 +183,7 @@ def index_content(
         "kindOf": packed(kind_of),
         "wide": len(words) >= 2**16,
         "labels": [packed(column) for column in codes],
-        "columns": {
-            name: quantised(values)
-            for name, values in numbers.items()
-            if name != "trust" or np.isfinite(values).any()
-        },
+        "columns": {name: quantised(values) for name, values in numbers.items()},
         "odd": packed(units["odd"].to_numpy(np.uint8)),
         "mapped": mapped,
         "matches": list(pairs),

@@ -4,6 +4,7 @@ unit on images held out, whether it is better than chance, and which units are a
 methods_table   labels of every method, and what each is worth on images held out
 units_table     one row a unit: its label, score, chance, trust, and what is odd about it
 join_trust      the trust that a run of `trust` or `labelling` found
+join_meaning    whether there is one thing to be named, as a run of `labelling` found
 histogram       how a unit's activations are spread, and where those images lie that show its label
 across_range    images from the highest activation down to the lowest
 """
@@ -21,6 +22,7 @@ from neuronym.activations import embed_concepts
 from neuronym.common.memory import MEMORY, top_images
 from neuronym.common.statistics import correlation
 from neuronym.dissect import clip_dissect, functions_for
+from neuronym.evaluation.meaning import MEANING
 from neuronym.measurements import Measurements
 from neuronym.trust.null import abstain, best_scores, null_best, p_values
 
@@ -119,18 +121,29 @@ def units_table(
 
 
 def join_trust(units: pd.DataFrame, trust: pd.DataFrame) -> pd.DataFrame:
-    """`units` with the columns trust and odd as a run of `trust` (its trust.csv), or the labels table of a
-    run of `labelling`, has them for the same units; as they are where it has no trust.
+    """`units` with the columns trust, p and odd as a run of `trust` (its trust.csv), or the labels table of a
+    run of `labelling` (whose p is called chance), has them for the same units; as they are where it has no
+    trust.
     """
     if not {"trust", "abstain"} <= set(trust):
         return units
     told = trust.drop_duplicates(["layer", "unit"]).set_index(["layer", "unit"])
-    joined = units.join(told[["trust", "abstain"]].rename(columns={"trust": "told"}), on=["layer", "unit"])
+    chance = next((told[name] for name in ("chance", "p") if name in told), np.nan)
+    told = told[["trust", "abstain"]].rename(columns={"trust": "told"}).assign(chance=chance)
+    joined = units.join(told, on=["layer", "unit"])
     known = joined["abstain"].notna().to_numpy()
     odd = units["odd"].to_numpy().copy()
     says = joined["abstain"].fillna(False).astype(bool).to_numpy()
     odd[known] = np.where(says[known], odd[known] | CHANCE, odd[known] & ~CHANCE)
-    return units.assign(trust=joined["told"].fillna(units["trust"]), odd=odd)
+    return units.assign(
+        trust=joined["told"].fillna(units["trust"]), p=joined["chance"].fillna(units["p"]), odd=odd
+    )
+
+
+def join_meaning(units: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
+    """`units` with those columns of `evaluation.meaning` that a labels table has."""
+    told = labels.drop_duplicates(["layer", "unit"]).set_index(["layer", "unit"])
+    return units.join(told[[name for name in MEANING if name in told]], on=["layer", "unit"])
 
 
 def histogram(values: np.ndarray, likeness: np.ndarray | None) -> dict:

@@ -1,5 +1,6 @@
 """What runs of other notebooks say of a unit beside its name: a picture made for it, words, a causal score.
 
+label_notes    of a run of labelling: more words, another pooling, why there is no name
 made_pictures  of a run of visualisation: the picture that excites a unit, with what became of it
 causal_notes   of a run of trust: how far a unit's changes go along with those of its name
 lens_words     of a run of second_order: the words that a neuron of a CLIP writes
@@ -19,6 +20,25 @@ from neuronym.similarity.labels import read_labels
 
 SAID = 5  # words of a neuron
 CAUSAL, LENS = "Causal score", "Words that it writes, by the second-order lens"
+WITHOUT, POOLED, SEVERAL = "Why it has no name", "Another pooling names it better", "In several words"
+
+
+def label_notes(
+    labels: pd.DataFrame, several: pd.DataFrame | None, sizes: Mapping[str, int]
+) -> dict[str, dict[tuple[str, int], str]]:
+    """By title, what a labels table says in its columns note and pooling_note, and several_words.csv, where
+    there is one, of units that several words tell better than one.
+    """
+    found = {title: {} for title in (WITHOUT, POOLED, SEVERAL)}
+    for title, column in ((WITHOUT, "note"), (POOLED, "pooling_note")):
+        there = labels[labels[column].fillna("") != ""] if column in labels else labels[:0]
+        for row in _known(there.drop_duplicates(["layer", "unit"]), sizes).itertuples():
+            found[title][row.layer, int(row.unit)] = getattr(row, column)
+    if several is not None:
+        for row in _known(several[several["better"].astype(bool)], sizes).itertuples():
+            told = f"“{row.several}”: correlation {row.correlation_several:.2f} on images held out"
+            found[SEVERAL][row.layer, int(row.unit)] = f"{told}, of one word {row.correlation:.2f}"
+    return found
 
 
 def made_pictures(folder: Path, sizes: Mapping[str, int]) -> dict[tuple[str, int], tuple[Path, str]]:
@@ -70,5 +90,5 @@ def lens_words(folder: Path, sizes: Mapping[str, int]) -> dict[tuple[str, int], 
 
 def _known(table: pd.DataFrame, sizes: Mapping[str, int]) -> pd.DataFrame:
     """Rows of the units that there are, the first of each."""
-    there = table["unit"] < table["layer"].map(sizes)
+    there = table["unit"] < table["layer"].map(sizes).astype(float)
     return table[there] if "rank" in table else table[there].drop_duplicates(["layer", "unit"])

@@ -24,6 +24,7 @@ import torch
 from neuronym.atlas import facts, notes
 from neuronym.atlas.contents import Network
 from neuronym.common.checks import unknown
+from neuronym.common.tables import read_table, TEXT
 from neuronym.common.types import Progress
 from neuronym.datasets.concepts import concept_kinds
 from neuronym.datasets.probe import load_probe
@@ -76,7 +77,8 @@ def read_network(
     progress: Progress | None = None,
 ) -> Network:
     """The network of a labelling run, measured from its parameters, which the cache holds; without a folder
-    that of labelling's defaults, named here. `functions` whose labels are found beside the run's own: "run"
+    that of labelling's defaults, named here. `draws` shuffles say what is no better than chance where the run
+    does not. `functions` whose labels are found beside the run's own: "run"
     those that it compared, "all" every similarity function.
     """
     if functions not in ("run", "all"):
@@ -112,12 +114,16 @@ def read_network(
     if functions == "run":
         wanted = [name for name in wanted if name in params["compared"].replace(" ", "").split(",")]
     methods = facts.methods_table(data, labels, wanted, memory=memory, generator=generator)
+    if "chance" in labels:
+        draws = 0  # the run has asked
     units = facts.units_table(data, methods, main, draws, memory=memory, generator=generator)
-    units = facts.join_trust(units, labels)
+    units = facts.join_meaning(facts.join_trust(units, labels), labels)
     kinds = concept_kinds(params["concepts"])
-    return Network(
-        data, labels, units, methods, main, kinds, command(folder) if folder else "neuronym labelling"
-    )
+    said = command(folder) if folder else "neuronym labelling"
+    words = folder / "several_words.csv" if folder else None
+    several = read_table(words, TEXT | {"several"}) if words and words.is_file() else None
+    network = Network(data, labels, units, methods, main, kinds, said)
+    return network.noted(notes.label_notes(labels, several, data.sizes))
 
 
 def add_run(network: Network, folder: Path) -> Network:
@@ -128,10 +134,10 @@ def add_run(network: Network, folder: Path) -> Network:
     if kind == "visualisation":
         return replace(network, made={**network.made, **notes.made_pictures(folder, sizes)})
     if kind == "second_order":
-        return _noted(network, notes.LENS, notes.lens_words(folder, sizes))
+        return network.noted({notes.LENS: notes.lens_words(folder, sizes)})
     if kind == "trust":
         trust = pd.read_csv(folder / "trust.csv")
-        network = _noted(network, notes.CAUSAL, notes.causal_notes(folder, sizes))
+        network = network.noted({notes.CAUSAL: notes.causal_notes(folder, sizes)})
         return replace(network, units=facts.join_trust(network.units, trust[trust["layer"].isin(known)]))
     found = read_labels(folder / "labels.parquet")
     found = found[found["layer"].isin(known) & (found["rank"] == 1)]
@@ -209,12 +215,6 @@ def _is_of(folder: Path, target: str | None, network: Network) -> bool:
     if folder.parent.name == "second_order":
         return bool(notes.lens_words(folder, network.data.sizes))
     return _params(folder).get("target") == target
-
-
-def _noted(network: Network, title: str, told: dict[tuple[str, int], str]) -> Network:
-    """The network with a text of a title for some units."""
-    both = {where: {**network.notes.get(where, {}), title: text} for where, text in told.items()}
-    return replace(network, notes={**network.notes, **both})
 
 
 def _folder(text: str) -> Path:

@@ -35,7 +35,7 @@ const files = {
 
 function mount(root, meta, source, options = {}) {
 	const inPage = options.hash !== false, main = h("main");
-	const { layers, networks, methods, words, matches, help } = meta;
+	const { layers, networks, methods, words, matches, help } = meta, numbers = Object.keys(help.columns).slice(2);
 	const first = [], col = { layer: 1, label: 1 }, codes = {}, orders = {};
 	const U = layers.reduce((n, l) => (first.push(n), n + l.units), 0), layerOf = new Uint16Array(U);
 	layers.forEach((l, k) => layerOf.fill(k, first[k], first[k] + l.units));
@@ -150,6 +150,10 @@ function mount(root, meta, source, options = {}) {
 	}
 	const bar = x => h("span.bar", { style: `background-size:${100 * Math.max(0, x || 0)}% 100%` });
 	const barred = x => [bar(x), " " + number(x)];
+	function valueOf(name, i, m = "") {
+		const x = name === "held" ? held(i, m) : col[name](i);
+		return /trust|held/.test(name) ? barred(x) : number(x, name === "p" ? 3 : 2);
+	}
 	function badge(i) {
 		const o = odd[i];
 		return o > 0 && h("span.badge", o & CONSTANT ? "constant" : o & DEAD ? "dead" : "no better than chance");
@@ -164,9 +168,10 @@ function mount(root, meta, source, options = {}) {
 			const at = i % meta.tops * meta.few, some = [...few.subarray(at, at + meta.few)].filter(n => n >= 0);
 			pics.append(...some.map(n => pic(network(i).sheets, n)));
 		}, () => 0);
-		const told = text ? text + number(x) : z ? number(z, 1) + " deviations" : worthName + " " + number(worth(i));
+		const line = text ? text + number(x) : z ? z.map(x => number(x ?? NaN, 1)).join(help.deviations)
+			: worthName + " " + number(worth(i));
 		return h("a.card", { href: address(i), onclick: follow, "data-unit": i }, pics, h("b", nameOf(i)),
-			h("div.dim", place(i), also(i)), bar(text ? x : worth(i)), h("small", " ", told), badge(i));
+			h("div.dim", place(i), also(i)), bar(text ? x : worth(i)), h("small", " ", line), badge(i));
 	}
 	function list(into, make, step) {
 		const more = () => {
@@ -184,10 +189,8 @@ function mount(root, meta, source, options = {}) {
 		const head = h("thead", h("tr", titles.map(title => h("th", { scope: "col" }, title))));
 		return h("div.scroll", { tabindex: 0, role: "region", "aria-label": "table" }, h("table", head, body));
 	}
-	function counted() {
-		const text = `${many(hits.length)} of ${many(U)} units${hits.length ? "" : help.none}`;
-		return h("p.dim", { role: "status" }, text);
-	}
+	const counted = () => h("p.dim", { role: "status" },
+		`${many(hits.length)} of ${many(U)} units`, !hits.length && help.none);
 
 	function grid() {
 		const box = h("div.grid");
@@ -202,8 +205,7 @@ function mount(root, meta, source, options = {}) {
 		});
 		main.append(counted(), tableOf(heads, body));
 		list(body, i => h("tr", { "data-unit": i }, h("td", link(i, place(i))),
-			h("td", nameOf(i), also(i), badge(i)), td(barred(col.trust(i))), td(barred(held(i, state.method))),
-			...[col.score, col.agree, col.p, col.active].map(x => td(number(x(i), x === col.p ? 3 : 2)))), 50);
+			h("td", nameOf(i), also(i), badge(i)), numbers.map(name => td(valueOf(name, i, state.method)))), 50);
 	}
 	function map() {
 		const canvas = h("canvas", { role: "img", "aria-label": help.canvas });
@@ -325,9 +327,8 @@ function mount(root, meta, source, options = {}) {
 		main.append(h("p.wide", link(hash({ ...usual, layer: span(layerOf[i]) }), `${net.name} / ${l.name}`),
 			`unit ${u} of ${l.units}, counted from 0`, step(-1, "‹ previous"), step(1, "next ›"),
 			options.choose && h("button", { onclick: () => options.choose(i) }, "choose this unit")),
-		h("h2", nameOf(i, "")), h("p", "trust ", barred(col.trust(i)), " · held out ", barred(col.held(i)),
-			` · p ${number(col.p(i), 3)} · above 0 on ${Math.round(col.active(i) * 100)} % of ` +
-			`${many(net.images)} images`, badge(i)),
+		h("h2", nameOf(i, "")),
+		h("p.wide", numbers.map(name => h("span", help.columns[name], " ", valueOf(name, i))), badge(i)),
 		h("h3", help.names),
 		tableOf([], h("tbody", all.map(m => h("tr", h("td", m),
 			h("td", h("b", nameOf(i, m))), h("td.n", barred(held(i, m))))))), slot);
@@ -383,7 +384,7 @@ function mount(root, meta, source, options = {}) {
 	}
 
 	const VIEWS = { __proto__: null, grid, table, ...meta.mapped && { map }, compare, unit }, least = h("span");
-	const NEEDS = { table: ["score", "agree", "p", "active"], map: ["x", "y"], unit: ["held", "p", "active"] };
+	const NEEDS = { table: numbers, map: ["x", "y"], unit: numbers };
 	function choice(key, some, chosen = "") {
 		const onchange = e => go({ [key]: e.target.value });
 		const each = some.map(one => [one].flat()).map(([value, text = value]) => h("option", { value }, text));
@@ -465,7 +466,7 @@ function mount(root, meta, source, options = {}) {
 		state = read(location.hash);
 	}
 	show();
-	return { only: some => { only = some && new Map(some); go(usual); } };
+	return { only: some => { only = some && new Map(some.map(([i, ...z]) => [i, z])); go(usual); } };
 }
 
 const opened = (path, content) => /^tops/.test(path) ? unpack(content, Int32Array) : content;
