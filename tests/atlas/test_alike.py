@@ -128,3 +128,6 @@ def test_a_picture_excites_the_units_as_a_pass_says(measured):
     assert mine["activation"] == pytest.approx(float(q[row]), abs=1e-4)
     assert mine["z"] == pytest.approx(float((q[row] - q.mean()) / q.std(correction=0)), abs=1e-3)
     assert table["z"].is_monotonic_decreasing and mine["label"]
+    text = measured.clip.encode_text([mine["label"]])[0].double()
+    seen = measured.I.double() @ text
+    assert mine["seen"] == pytest.approx(float((seen[row] - seen.mean()) / seen.std(correction=0)), abs=1e-3)

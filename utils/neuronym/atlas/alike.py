@@ -3,7 +3,8 @@
 closest    units whose activations go along most with each unit's
 same_names units whose names are most like each unit's
 matched    one-to-one assignment of the units of two layers, and how well it holds on images held out
-matched_layers  the same for all pairs of layers of different networks
+pairs_of_layers, matched_layers  the same for all pairs of layers of different networks
+over_same_images  all layers of networks that were shown the same images
 unit_map   a place for every unit, alike ones close together
 excited    units that one picture excites most
 """
@@ -166,14 +167,12 @@ def matched(Qa: Tensor, Qb: Tensor, share: float = 0.4) -> pd.DataFrame:
     return pd.DataFrame(table).sort_values("r", ascending=False, kind="stable", ignore_index=True)
 
 
-def matched_layers(
-    networks: Sequence[Measurements], progress: Progress | None = None
-) -> dict[tuple[int, int], pd.DataFrame]:
-    """`matched` for every two layers of different networks measured over the same images: {(a, b): pairs},
-    with layers numbered over all networks in order. Layers too large to be matched are left out.
+def pairs_of_layers(networks: Sequence[Measurements]) -> list[tuple[int, int]]:
+    """Every two layers of different networks that were measured over the same images, numbered over all
+    networks in order. Layers too large to be matched are left out.
     """
     layers = [(data, q) for data in networks for q in data.Q.values()]
-    pairs = [
+    return [
         (a, b)
         for b in range(len(layers))
         for a in range(b)
@@ -181,15 +180,34 @@ def matched_layers(
         and layers[a][0].probe.fingerprint == layers[b][0].probe.fingerprint
         and max(layers[a][1].shape[1], layers[b][1].shape[1]) <= LARGEST_MATCH
     ]
+
+
+def matched_layers(
+    networks: Sequence[Measurements], progress: Progress | None = None
+) -> dict[tuple[int, int], pd.DataFrame]:
+    """`matched` for all `pairs_of_layers`: {(a, b): pairs}."""
+    layers = [q for data in networks for q in data.Q.values()]
+    pairs = pairs_of_layers(networks)
     walked = pairs if progress is None else progress(pairs, len(pairs), "layers matched")
-    return {(a, b): matched(layers[a][1], layers[b][1]) for a, b in walked}
+    return {(a, b): matched(layers[a], layers[b]) for a, b in walked}
 
 
-def unit_map(Q: Mapping[str, Tensor], seed: int = 0, images: int = 2000) -> np.ndarray:
+def over_same_images(networks: Sequence[Measurements]) -> dict[str, Tensor]:
+    """Activations of all layers of all networks by name, as `unit_map` takes them; none where the networks
+    were shown different images.
+    """
+    if len({data.probe.fingerprint for data in networks}) > 1:
+        return {}
+    return {f"{number}/{layer}": q for number, data in enumerate(networks) for layer, q in data.Q.items()}
+
+
+def unit_map(
+    Q: Mapping[str, Tensor], seed: int = 0, images: int = 2000, most: int = LARGEST_TSNE
+) -> np.ndarray:
     """A place [all units, 2] in [-1, 1] for every unit, those whose activations go along close together.
 
     Activations over up to `images` images, each unit centred and of length 1, by 50 principal components and
-    t-SNE (van der Maaten & Hinton 2008); beyond 20,000 units the first two components.
+    t-SNE (van der Maaten & Hinton 2008); beyond `most` units the first two components.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -203,7 +221,7 @@ def unit_map(Q: Mapping[str, Tensor], seed: int = 0, images: int = 2000) -> np.n
         places[:, 0] = np.linspace(-1, 1, len(units))
         return places
     few = PCA(count, random_state=seed).fit_transform(units)
-    if len(units) <= LARGEST_TSNE:
+    if len(units) <= most:
         spread = min(30.0, (len(units) - 1) / 3)
         few = TSNE(2, perplexity=spread, init="pca", random_state=seed).fit_transform(few)
     low, high = few[:, :2].min(0), few[:, :2].max(0)
@@ -212,18 +230,19 @@ def unit_map(Q: Mapping[str, Tensor], seed: int = 0, images: int = 2000) -> np.n
 
 def excited(data: Measurements, picture: Image.Image, labels: pd.DataFrame, k: int = 12) -> pd.DataFrame:
     """The units that a picture excites most, in standard deviations over the probing images: layer, unit,
-    label, z, activation; the k most excited of every layer, highest first.
+    label, z, activation, seen; the k most excited of every layer, highest first.
 
-    `labels` is a labels table, whose rank 1 is shown. What does the network see here?
+    `labels` is a labels table, whose rank 1 is shown. What does the network see here? `seen` is what the CLIP
+    says: how far above the probing images it finds the label in the picture, in their standard deviations;
+    nan for what it does not read.
     """
-    pooled = {}
+    model, picture = data.target.model, picture.convert("RGB")
 
     def keep(name: str, output: Tensor) -> Tensor:
         return hooks.pool(output, data.layers[name].layout, data.pool, 1).float()
 
-    model = data.target.model
     place = next(model.parameters()).device
-    x = data.target.preprocess(picture.convert("RGB"))[None].to(place)
+    x = data.target.preprocess(picture)[None].to(place)
     with torch.inference_mode(), evaluating(model), hooks.record(model, list(data.Q), keep) as acts:
         model(x)
         pooled = {name: value[0] for name, value in acts.items()}
@@ -233,11 +252,31 @@ def excited(data: Measurements, picture: Image.Image, labels: pd.DataFrame, k: i
     tables = []
     for layer, q in data.Q.items():
         value = pooled[layer].to(q.device)
-        spread = q.std(0, correction=0)
-        z = torch.where(spread > 0, (value - q.mean(0)) / spread.clamp_min(1e-12), 0)
+        z = _deviations(value[None], q)[0]
         best = z.topk(min(k, len(z))).indices.cpu()
         rows = {"layer": layer, "unit": best, "z": z.cpu()[best], "activation": value.cpu()[best]}
         tables.append(pd.DataFrame(rows))
     table = pd.concat(tables, ignore_index=True).join(names, on=["layer", "unit"])
     table = table.sort_values("z", ascending=False, kind="stable", ignore_index=True)
-    return table[["layer", "unit", "label", "z", "activation"]]
+    table = table.assign(seen=_seen(data, picture, table["label"]))
+    return table[["layer", "unit", "label", "z", "activation", "seen"]]
+
+
+def _seen(data: Measurements, picture: Image.Image, labels: pd.Series) -> pd.Series:
+    """Deviations, over the probing images, of the CLIP's cosine of a picture with each label."""
+    read = {label: data.clip.reads(label) for label in labels.dropna().unique() if label}
+    texts = sorted({text for text in read.values() if text})
+    if not texts:
+        return labels.map({})
+    T = embed_concepts(data.clip, texts).to(data.I)
+    image = data.clip.encode_image(data.clip.preprocess(picture)[None]).to(T)
+    z = dict(zip(texts, _deviations(image @ T.T, data.I @ T.T)[0].tolist()))
+    return labels.map({label: z.get(text) for label, text in read.items()})
+
+
+def _deviations(values: Tensor, of: Tensor) -> Tensor:
+    """Values [n, K] from the means of the columns `of` [N, K], in their standard deviations, 0 where that is
+    0.
+    """
+    spread = of.std(0, correction=0)
+    return torch.where(spread > 0, (values - of.mean(0)) / spread.clamp_min(1e-12), 0)

@@ -142,8 +142,7 @@ def write_site(
     )
     sizes["matches"] = 0
     for (a, b), pairs in (matches or {}).items():
-        content = {name: column.round(4).tolist() for name, column in pairs.items()}
-        sizes["matches"] += script(folder, f"matches/{a}-{b}", content)
+        sizes["matches"] += script(folder, f"matches/{a}-{b}", pairs_content(pairs))
     for which, sheets in enumerate(kinds_of_pictures(networks)):
         data = next(network.data for network in networks if network.sheets is sheets)
         picture = as_seen(data, images[data.probe.fingerprint])
@@ -152,6 +151,11 @@ def write_site(
         folder, index_content(networks, title, places, list(matches or {}))
     )
     return sizes
+
+
+def pairs_content(pairs: pd.DataFrame) -> dict[str, list]:
+    """What the page reads of two layers' pairs, see `alike.matched`."""
+    return {name: column.round(4).tolist() for name, column in pairs.items()}
 
 
 def write_index(folder: Path, content: Mapping) -> tuple[int, int]:
