@@ -164,8 +164,8 @@ def test_layers_kinds_and_columns(visit, index, network):
     page.wait_for_selector("text=▴")
     shown = page.locator("tbody tr").first.get_attribute("data-unit")
     assert int(shown) == int(network.units["score"].to_numpy(np.float32).argmin())
-    choose(page, "sort by", label="clarity")
-    page.wait_for_selector("text=clarity ▾")
+    page.goto(index + "#/table?sort=clarity")
+    page.wait_for_selector("button:has-text('clarity ▾')")
     shown = page.locator("tbody tr").first.get_attribute("data-unit")
     assert int(shown) == int(network.units["clarity"].argmax())
 
