@@ -31,7 +31,7 @@ def test_what_labelling_says_beside_the_name():
         {"layer": "fc", "unit": [0, 0, 1, 2], "rank": [1, 2, 1, 1], "label": ["a", "b", "", "c"]}
     )
     assert notes.label_notes(labels, None, SIZES) == {
-        title: {} for title in (notes.WITHOUT, notes.POOLED, notes.SEVERAL)
+        title: {} for title in (notes.WITHOUT, notes.POOLING, notes.SEVERAL)
     }
     told = labels.assign(note=["", "", "dead", ""], pooling_note=["max: 'dots' .62, here .35"] * 2 + ["", ""])
     several = pd.DataFrame(
@@ -40,7 +40,7 @@ def test_what_labelling_says_beside_the_name():
     several = several.assign(better=[True, False, True], correlation=0.3, correlation_several=0.456)
     found = notes.label_notes(told, several, SIZES)
     assert found[notes.WITHOUT] == {("fc", 1): "dead"}
-    assert found[notes.POOLED] == {("fc", 0): "max: 'dots' .62, here .35"}
+    assert found[notes.POOLING] == {("fc", 0): "max: 'dots' .62, here .35"}
     assert list(found[notes.SEVERAL]) == [("fc", 0)]
     assert "“a - b”: correlation 0.46 on images held out, of one word 0.30" == found[notes.SEVERAL]["fc", 0]
 

@@ -20,7 +20,7 @@ from neuronym.similarity.labels import read_labels
 
 SAID = 5  # words of a neuron
 CAUSAL, LENS = "Causal score", "Words that it writes, by the second-order lens"
-WITHOUT, POOLED, SEVERAL = "Why it has no name", "Another pooling names it better", "In several words"
+WITHOUT, POOLING, SEVERAL = "Why it has no name", "Another pooling names it better", "In several words"
 
 
 def label_notes(
@@ -29,8 +29,8 @@ def label_notes(
     """By title, what a labels table says in its columns note and pooling_note, and several_words.csv, where
     there is one, of units that several words tell better than one.
     """
-    found = {title: {} for title in (WITHOUT, POOLED, SEVERAL)}
-    for title, column in ((WITHOUT, "note"), (POOLED, "pooling_note")):
+    found = {title: {} for title in (WITHOUT, POOLING, SEVERAL)}
+    for title, column in ((WITHOUT, "note"), (POOLING, "pooling_note")):
         there = labels[labels[column].fillna("") != ""] if column in labels else labels[:0]
         for row in _known(there.drop_duplicates(["layer", "unit"]), sizes).itertuples():
             found[title][row.layer, int(row.unit)] = getattr(row, column)
