@@ -20,11 +20,13 @@ from neuronym.similarity import images, pmi
 from neuronym.similarity.matrix import FactoredMatrix
 
 PARTS = {  # in the order of work
-    "values are finite": (pmi, "checked"),
-    "top images": (pmi, "strongest_images"),
-    "P, where it is made, and its softmax": (images, "shares_of"),
+    "inputs are looked at": (pmi, "checked"),
+    "top images": (pmi, "strongest_units"),
+    "P, where it is made": (images.Powers, "made"),
+    "its powers": (images, "raise_rows"),
+    "factors of units": (images, "pair"),
     "products": (images, "multiply_block"),
-    "prior": (pmi, "less_prior"),
+    "logarithms and prior": (images, "finish"),
 }
 
 

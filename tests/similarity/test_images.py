@@ -15,18 +15,14 @@ from tests.helpers.held import Held
 from tests.similarity.test_scores import inputs
 
 pytest.importorskip("numba")
-pmi = pytest.importorskip("neuronym.similarity.pmi")
 images = pytest.importorskip("neuronym.similarity.images")
 N, K, M = 61, 7, 29
 
 
 @pytest.fixture
 def by_images(monkeypatch):
-    """Blocks of a few images and concepts, whatever their number; whether the form gave a result, each
-    time.
-    """
-    given, whole = [], images.sums_by_images
-    monkeypatch.setattr(pmi, "MANY_CONCEPTS", 1)
+    """Blocks of a few images and concepts; whether the form gave a result, each time."""
+    given, whole = [], images.scores_by_images
     monkeypatch.setattr(images, "IMAGES_AT_ONCE", 13)
     monkeypatch.setattr(images, "CONCEPTS", 10)
     monkeypatch.setattr("neuronym.similarity.softened.IMAGES_AT_ONCE", 13)
@@ -36,25 +32,26 @@ def by_images(monkeypatch):
         given.append(found is not None)
         return found
 
-    monkeypatch.setattr(images, "sums_by_images", counted)
+    monkeypatch.setattr(images, "scores_by_images", counted)
     return given
 
 
 @pytest.mark.parametrize(
-    "method, options, fits",
+    "method, options",
     [
-        ("wpmi", {}, True),
-        ("soft_wpmi", {}, True),
-        ("soft_wpmi", {"top_k": 3}, True),  # images that no unit asks for
-        ("soft_wpmi", {"a": -3, "lam": 0.3}, True),
-        ("soft_wpmi", {"a": 0}, True),
-        ("soft_wpmi", {"a": 40}, True),  # products that begin anew
-        ("wpmi", {"a": 6, "top_k": 61}, True),
-        ("wpmi", {"a": 90}, False),  # products of one block that leave the range
-        ("wpmi", {"eps": 0}, True),
+        ("wpmi", {}),
+        ("soft_wpmi", {}),
+        ("soft_wpmi", {"top_k": 3}),  # images that no unit asks for
+        ("soft_wpmi", {"a": -3, "lam": 0.3}),
+        ("soft_wpmi", {"a": 0}),
+        ("soft_wpmi", {"a": 40}),  # products that begin anew
+        ("wpmi", {"a": 6, "top_k": 61}),
+        ("wpmi", {"a": 90}),  # products that begin anew within a block
+        ("wpmi", {"a": -400, "eps": 1e-30}),  # factors that are products of their own
+        ("wpmi", {"eps": 0}),
     ],
 )
-def test_equals_the_literal_formula(method, options, fits, by_images):
+def test_equals_the_literal_formula(method, options, by_images):
     I, T, Q = inputs(torch.float32, n=N, k=K, m=M)
     P = I @ T.T
     given = {"top_k": min(N, 28 if method == "wpmi" else 100), **options}
@@ -62,7 +59,7 @@ def test_equals_the_literal_formula(method, options, fits, by_images):
     whole = score(P, Q, method, **options)
     assert_close(whole.double(), expected, rtol=2e-5, atol=2e-3)
     assert_close(score_embeddings(I, T, Q, method, **options), whole, rtol=2e-5, atol=2e-3)
-    assert by_images == [fits, fits]
+    assert by_images == [True, True]
 
 
 @pytest.mark.parametrize("method", ["wpmi", "soft_wpmi", "soft_correlation"])
@@ -82,14 +79,13 @@ def test_blocks_layers_units_and_precision_do_not_matter(method, by_images, monk
     assert torch.equal(score_embeddings(*half, Q, method), wide)
     matrix = (I @ T.T).half()
     assert torch.equal(score(matrix, Q, method), score(matrix.float(), Q, method))
-    monkeypatch.setattr(pmi, "MANY_CONCEPTS", 1000)
+    monkeypatch.setattr(images, "scores_by_images", lambda *given: None)
     assert_close(score(P, Q, method), whole, **near)
 
 
 @pytest.mark.parametrize("method", ["wpmi", "soft_wpmi", "soft_correlation"])
 def test_memory_is_kept_and_does_not_matter(method, monkeypatch):
     """The same numbers, bit by bit, from as much memory as a block of images needs."""
-    monkeypatch.setattr(pmi, "MANY_CONCEPTS", 1)
     monkeypatch.setattr(images, "IMAGES_AT_ONCE", 64)
     monkeypatch.setattr("neuronym.similarity.softened.IMAGES_AT_ONCE", 64)
     I, T, Q = inputs(torch.float32, n=431, k=13, m=1009, d=8)
@@ -104,9 +100,9 @@ def test_memory_is_kept_and_does_not_matter(method, monkeypatch):
 def test_what_must_be_put_aside_may_not_fit(by_images):
     I, T, Q = inputs(torch.float32, n=N, k=K, m=M)
     top = Q.topk(N, dim=0).indices.T.int().contiguous()
-    given = FactoredMatrix(I, T), torch.arange(N), top, 6.0, lambda share: (1, 1e-7)
-    assert images.sums_by_images(*given, 0) is None
-    assert images.sums_by_images(*given, 4 * K * M) is not None
+    given = FactoredMatrix(I, T), torch.arange(N), top, 6.0, lambda share: (1, 1e-7), [K], 1.0
+    assert images.scores_by_images(*given, 0) is None
+    assert images.scores_by_images(*given, 4 * K * M) is not None
 
 
 @pytest.mark.parametrize("method", ["wpmi", "soft_wpmi", "soft_correlation"])

@@ -1,12 +1,10 @@
-"""neuronym.similarity.kernels against loops in float64, at odd sizes.
-
-neuronym.similarity.kernels against loops in float64: ties, words of bits that are not full.
-"""
+"""neuronym.similarity.kernels against loops in float64: odd sizes, ties, words of bits that are not full."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -62,7 +60,60 @@ def test_powers():
         assert not torch.cat(tiles, 1)[0].any()
 
 
-rank_kernel = pytest.importorskip("neuronym.similarity.kernels", reason="numba is not installed")
+@pytest.mark.parametrize("a", [10.0, -3, 0, 400])
+@pytest.mark.parametrize("M", [1, 5, 37])
+def test_raised_rows_are_a_softmax(M, a):
+    """Of some rows of a matrix, and in place: the same, bit by bit."""
+    P, rows = drawn(23, M), torch.tensor([4, 0, 22])
+    shares, outs = (a * P[rows].double()).softmax(1), (torch.empty(3, M), P[rows])
+    for given, out in zip((rows, rows[:0]), outs):
+        scale, low, high = torch.empty(3, 3)
+        arrays = (x.numpy() for x in (out, scale, low, high))
+        assert kernels.raise_rows(P.numpy(), given.numpy(), np.float32(a), *arrays)
+        assert_close((out * scale[:, None]).double(), shares, rtol=2e-4, atol=2e-38)
+        assert_close(low.double(), shares.amin(1), rtol=2e-4, atol=2e-38)
+        assert_close(high.double(), shares.amax(1), rtol=2e-4, atol=0)
+    assert torch.equal(*outs)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_rows_that_are_not_finite_are_found(value):
+    P = drawn(5, 37)
+    P[3, 11] = value
+    out, of_rows = np.empty((1, 37), np.float32), np.empty((3, 1), np.float32)
+    for row in range(5):
+        assert kernels.raise_rows(P.numpy(), np.array([row]), np.float32(2), out, *of_rows) == (row != 3)
+        others = np.array([i for i in range(5) if i != row])
+        assert kernels.others_sound(P.numpy(), others) == (row != 3)
+    assert not kernels.raise_rows(P.numpy(), np.array([0]), np.float32(3e38), out, *of_rows)
+
+
+def test_logarithms():
+    @kernels.compiled
+    def of(x, out):
+        for i in range(len(x)):
+            out[i] = kernels.logarithm(x[i])
+
+    x = torch.cat([10 ** (8 * drawn(1000)), torch.tensor([1.0, 2**-126, 3e38, 0.70710677, 0.7071069])])
+    out = torch.empty_like(x)
+    of(x.clamp_(2**-126, 3e38).numpy(), out.numpy())
+    assert_close(out.double(), x.double().log(), rtol=2e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("N, n", [(1, 1), (9, 4), (700, 100), (1601, 28), (1601, 1500)])
+def test_the_strongest_are_the_first_of_a_stable_sort(N, n):
+    """Values all different, few different ones, mostly 0, all equal, and high ones where no sample looks."""
+    Q = drawn(N, 7)
+    Q[:, 1], Q[:, 2], Q[:, 3] = Q[:, 1].round(), Q[:, 2].sub(2).relu(), -0.0
+    Q[N // 2 :, 3] = 0
+    Q[1 :: N // kernels.SAMPLE + 1, 4] += 10
+    Q[:, 5] = Q[:, 5].sort(descending=True).values
+    top = kernels.strongest(Q, n)
+    expected = [sorted(range(N), key=lambda i: (-column[i], i))[:n] for column in Q.T.tolist()]
+    assert top.tolist() == expected
+    rows, numbers = kernels.numbered(top, N)
+    assert rows.tolist() == sorted(set(top.flatten().tolist()))
+    assert torch.equal(rows[numbers.long()], top) and numbers.dtype == torch.int32
 
 
 @pytest.mark.parametrize("p", [3, 1, 2.5])
@@ -84,7 +135,7 @@ def test_reorder_errors(U, p, dtype):
     top = torch.stack(
         [torch.randperm(U, generator=torch.Generator().manual_seed(k))[:n] for k in range(5)]
     ).int()
-    errors, means = rank_kernel.reorder_errors(values, top, a, p)
+    errors, means = kernels.reorder_errors(values, top, a, p)
     for c in range(7):
         for k in range(5):
             seen, rising = [float(values[c, i]) for i in top[k]], sorted(a[k].tolist())

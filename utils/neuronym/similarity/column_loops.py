@@ -14,18 +14,13 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from neuronym.similarity.kernels import compiled
+from neuronym.similarity.kernels import compiled, exact
 
 PART = 64  # images whose sums are taken in the dtype given
-# as in kernels, but sums may become nan: that is how values that are not finite are found
-exact = numba.njit(
-    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"}
-)
 
 
 def is_compiled(*matrices: Tensor) -> bool:

@@ -1,8 +1,12 @@
 """The loops of the similarity functions that torch has no operation for, compiled for the processor by numba.
 
-compiled        how numba compiles
+compiled        how numba compiles; `exact`, where sums may become nan
+bits_of, float_of, power, logarithm   floats as integers and back; powers of two, natural logarithms
+strongest       the most activated images of each unit
+numbered        the different ones among these
 add_powers      exp(a P) of a block: its sums and extremes (softmax)
 write_powers    exp(a P) itself
+raise_rows      both at once, of whole rows; `others_sound`, whether the others are finite
 products        products over the top images of each unit, for some concepts (pmi)
 reorder_errors  how far each concept reorders a unit's top images (rank_reorder)
 
@@ -21,16 +25,136 @@ import math
 
 import numba
 import numpy as np
+import torch
+from llvmlite import ir
+from numba.extending import intrinsic
 from torch import Tensor
 
-from neuronym.common.memory import slices, stable_order
+from neuronym.common.memory import first_largest, slices, stable_order
 
-LOG2E = np.float32(math.log2(math.e))
+LOG2E, LN2 = np.float32(math.log2(math.e)), np.float32(math.log(2))
 SERIES = tuple(np.float32(math.log(2) ** k / math.factorial(k)) for k in range(8))
+LOG_SERIES = (  # of log(1 + x) / x^3 - 1 / x^2 + 1 / 2x, from 1 / sqrt 2 to sqrt 2 (Cephes)
+    *(7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1),
+    *(-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1),
+)
+LOG_SERIES = tuple(map(np.float32, LOG_SERIES))
+HALF, MANTISSA, LARGEST = np.float32(0.5), np.int32(23), np.float32(np.finfo(np.float32).max)
 # sums and products may be taken in another order; inputs are never nan, and zero needs no sign
 compiled = numba.njit(
     nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nnan", "nsz"}
 )
+# as compiled, but sums may become nan: that is how values that are not finite are found
+exact = numba.njit(
+    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"}
+)
+
+
+@intrinsic
+def bits_of(context, x):
+    """A float32's bits as an int32."""
+    signature = numba.int32(numba.float32)
+    return signature, lambda _, builder, __, given: builder.bitcast(given[0], ir.IntType(32))
+
+
+@intrinsic
+def float_of(context, bits):
+    """The float32 of these bits."""
+    signature = numba.float32(numba.int32)
+    return signature, lambda _, builder, __, given: builder.bitcast(given[0], ir.FloatType())
+
+
+@compiled
+def power(t):
+    """2^t for t from -126 (below, as there) to 127: 2^f, |f| <= 1/2, by its series (wrong by 5e-9), and the
+    whole part by a float's exponent.
+    """
+    t = max(t, np.float32(-126))
+    whole = np.floor(t + HALF)
+    f = t - whole
+    series = SERIES[7]
+    for k in (6, 5, 4, 3, 2, 1, 0):
+        series = series * f + SERIES[k]
+    return float_of(bits_of(series) + (np.int32(whole) << MANTISSA))
+
+
+@compiled
+def logarithm(x):
+    """Natural logarithm of a normal positive float32."""
+    bits = bits_of(x)
+    whole = (bits - np.int32(0x3F3504F3)) >> MANTISSA  # so that what is left is near 1: above 1 / sqrt 2
+    y = float_of(bits - (whole << MANTISSA)) - np.float32(1)
+    square, series = y * y, LOG_SERIES[0]
+    for k in (1, 2, 3, 4, 5, 6, 7, 8):
+        series = series * y + LOG_SERIES[k]
+    return series * y * square - HALF * square + y + np.float32(whole) * LN2
+
+
+@compiled
+def ordered(bits):
+    """Bits of floats as integers of the same order; extremes of integers are fast."""
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+SAMPLE = 384  # images, about, whose values say how high the strongest are
+
+
+def strongest(Q: Tensor, n: int) -> Tensor:
+    """The n images that activate each unit most, descending, ties by lower index: Q [N, K] float32 -> [K, n].
+
+    A sample tells a value above which each unit has n images or some more; these alone are sorted. Units
+    with fewer or far more there, as those of many equal values, are sorted whole.
+    """
+    (N, K), Q = Q.shape, Q.contiguous()
+    step = max(1, N // SAMPLE)
+    sample = np.sort(np.ascontiguousarray(Q.numpy()[::step].T), axis=1)
+    place = n if step == 1 else math.ceil(n / step + 3 * math.sqrt(n / step)) + 2
+    place, room = min(place, sample.shape[1]), min(N, max(n, 2 * place * step))
+    keys, counts = np.full((K, room), np.iinfo(np.int64).max), np.zeros(K, np.int64)
+    gather(Q.numpy(), sample[:, -place].copy(), keys, counts)
+    keys.sort(axis=1)
+    top = torch.from_numpy(keys[:, :n] & 0xFFFFFFFF)
+    other = torch.from_numpy(((counts < n) | (counts > room)).nonzero()[0])
+    if len(other):
+        top[other] = first_largest(Q[:, other].T.contiguous(), n)
+    return top
+
+
+@compiled
+def gather(Q, least, keys, counts):
+    """Keys that sort values from the largest, equal ones by image, of values of at least so much."""
+    (N, K), room = Q.shape, keys.shape[1]
+    for n in range(N):
+        for k in range(K):
+            if Q[n, k] >= least[k]:
+                if counts[k] < room:
+                    place = ordered(bits_of(Q[n, k]))
+                    place -= place >> np.int32(31)  # -0 where 0 is
+                    keys[k, counts[k]] = (np.int64(~place) << np.int64(32)) + n
+                counts[k] += 1
+
+
+def numbered(top: Tensor, N: int) -> tuple[Tensor, Tensor]:
+    """The different images among top [K, n], ascending, and top as int32 indices of these."""
+    images, numbers = np.zeros(N, np.int64), np.empty(top.shape, np.int32)
+    count = number(top.numpy(), images, numbers)
+    return torch.from_numpy(images[:count]), torch.from_numpy(numbers)
+
+
+@compiled
+def number(top, images, numbers):
+    (K, n), places, count = top.shape, np.zeros(len(images), np.int32), 0
+    for k in range(K):
+        for j in range(n):
+            places[top[k, j]] = 1
+    for i in range(len(images)):
+        if places[i]:
+            places[i], images[count] = count, i
+            count += 1
+    for k in range(K):
+        for j in range(n):
+            numbers[k, j] = places[top[k, j]]
+    return count
 
 
 def add_powers(
@@ -85,55 +209,71 @@ def products(x: Tensor, top: Tensor, rest: Tensor, gain: Tensor, out: Tensor) ->
 
 @compiled
 def sum_powers(P, rows, start, width, a, shift, total, extremes):
-    powers, exponents = np.empty(width, np.float32), np.empty(width, np.int32)
-    bits = powers.view(np.int32)
     for u in range(len(rows)):
-        power(P[rows[u]][start : start + width], a, shift[u] * LOG2E, np.float32(1), powers, exponents)
+        x, less = P[rows[u]][start : start + width], shift[u] * LOG2E
         added, low, high = np.float32(0), extremes[u, 0], extremes[u, 1]
         for c in range(width):
-            added += powers[c]
-        for c in range(width):
-            low = min(low, bits[c])
-            high = max(high, bits[c])
+            bits = bits_of(power(a * x[c] - less))
+            added += float_of(bits)
+            low = min(low, bits)
+            high = max(high, bits)
         total[u] += added
         extremes[u, 0], extremes[u, 1] = low, high
 
 
 @compiled
 def fill_powers(P, rows, first, a, shift, scale, out, start, width):
-    U, m = out.shape
-    flat, exponents = out.ravel(), np.empty(width, np.int32)
+    (U, m), flat = out.shape, out.ravel()
     for u in range(len(rows)):
+        less, factor = shift[u] * LOG2E, scale[u]
         for c in range(0, m, width):
             some = min(width, m - c)
             at = U * c + (start + u) * some
-            power(
-                P[rows[u]][first + c : first + c + some],
-                a,
-                shift[u] * LOG2E,
-                scale[u],
-                flat[at : at + some],
-                exponents,
-            )
+            x, y = P[rows[u]][first + c : first + c + some], flat[at : at + some]
+            for i in range(some):
+                y[i] = power(a * x[i] - less) * factor
 
 
-@compiled
-def power(x, a, shift, scale, out, exponents):
-    """scale 2^(a x - shift): 2^f, |f| <= 1/2, by its series (wrong by 5e-9), and the whole part by a float's
-    exponent.
+@exact
+def raise_rows(P, rows, a, out, scale, low, high):
+    """exp(a P[rows] - the largest a P of the row) into out [U, M], or of what out has where there are no
+    rows; 1 / their sums, and the least and largest share of each. Whether P and a P are finite.
     """
-    for c in range(len(out)):
-        t = max(a * x[c] - shift, np.float32(-126))
-        whole = np.floor(t + np.float32(0.5))
-        f = t - whole
-        series = SERIES[7]
-        for k in (6, 5, 4, 3, 2, 1, 0):
-            series = series * f + SERIES[k]
-        out[c] = series * scale
-        exponents[c] = (np.int32(whole) + np.int32(127)) << np.int32(23)
-    powers_of_two = exponents.view(np.float32)
-    for c in range(len(out)):
-        out[c] *= powers_of_two[c]
+    sound, a, M = True, a * LOG2E, out.shape[1]
+    for u in range(len(out)):
+        x, total, added = out[u], np.float32(0), np.float32(0)
+        if len(rows):
+            x[:] = P[rows[u]]
+        first = last = ordered(bits_of(x[0]))
+        for c in range(M):
+            one = ordered(bits_of(x[c]))
+            first, last, total = min(first, one), max(last, one), total + x[c]
+        ends = a * float_of(ordered(first)), a * float_of(ordered(last))
+        sound &= abs(total) <= LARGEST and abs(ends[0]) <= LARGEST and abs(ends[1]) <= LARGEST
+        most = max(ends[0], ends[1])
+        for c in range(M):
+            one = power(a * x[c] - most)
+            x[c] = one
+            added += one
+        scale[u] = np.float32(1) / added
+        low[u], high[u] = power(min(ends[0], ends[1]) - most) * scale[u], scale[u]
+    return sound
+
+
+@exact
+def others_sound(P, rows):
+    """Whether sums of all rows of P but these, which ascend, are finite."""
+    at = 0
+    for n in range(len(P)):
+        if at < len(rows) and rows[at] == n:
+            at += 1
+            continue
+        total = np.float32(0)
+        for c in range(P.shape[1]):
+            total += P[n, c]
+        if not abs(total) <= LARGEST:
+            return False
+    return True
 
 
 @compiled

@@ -136,19 +136,21 @@ def _values(P: Tensor | FactoredMatrix, layers: dict[str, Tensor]) -> int:
     return 8 * (N * M + N * K + K * M)
 
 
-def check_finite(P: Tensor | FactoredMatrix, Q: Tensor | Sequence[Tensor]) -> None:
-    """ValueError for the first value of P, or of its factors, or of Q, that is not finite."""
+def check_finite(P: Tensor | FactoredMatrix | None, Q: Tensor | Sequence[Tensor]) -> None:
+    """ValueError for the first value of P, or of its factors, or of Q, that is not finite; of Q alone
+    without P.
+    """
     factors, layers = _named(P, Q)
     axes = {"P": "image concept", "I": "image dimension", "T": "concept dimension"}
     for name, X in (factors | layers).items():
         _finite(name, X, *axes.get(name, "image unit").split())
 
 
-def _named(P: Tensor | FactoredMatrix, Q: Tensor | Sequence[Tensor]) -> tuple[dict, dict]:
+def _named(P: Tensor | FactoredMatrix | None, Q: Tensor | Sequence[Tensor]) -> tuple[dict, dict]:
     """P or its factors, and the layers, by the names that messages have for them."""
     one = isinstance(Q, Tensor) or not isinstance(Q, Sequence)
     return (
-        {"I": P.I, "T": P.T} if isinstance(P, FactoredMatrix) else {"P": P},
+        {"I": P.I, "T": P.T} if isinstance(P, FactoredMatrix) else {} if P is None else {"P": P},
         {"Q": Q} if one else {f"Q[{i}]": q for i, q in enumerate(Q)},
     )
 

@@ -15,9 +15,10 @@ P. With scales c_j = exp((the least + the largest such logarithm) / 2), which ke
 
 where a product is broken off only when it might leave the range of its dtype: there are two multiplications
 and an addition for each image and concept, and for each concept about one logarithm instead of top_k. The
-denominators of the softmax run over all concepts. So a block of images meets all concepts at once where there
-are many (`similarity.images`); else, and where that does not fit, a block of concepts meets all images, and P
-is gone through twice: what the first time was made from embeddings is kept as far as the memory goes.
+denominators of the softmax run over all concepts. So in compiled loops a block of images meets all concepts
+at once (`similarity.images`); without them, in float64, and where that does not fit, a block of concepts
+meets all images, and P is gone through twice: what the first time was made from embeddings is kept as far as
+the memory goes.
 
 Rounding, in units of u = 2^-24 (float32) or 2^-53: x is off by |a P| + 8, as in any softmax, and each factor
 and product by 4 more, so that a sum of top_k logarithms is off by at most top_k (|a P| + 12) u beside its own
@@ -44,14 +45,19 @@ from neuronym.common.memory import (
     strongest_images,
     working_bytes,
 )
-from neuronym.similarity.matrix import block, check_range, checked, compiled_loops, FactoredMatrix, largest
+from neuronym.similarity.matrix import (
+    block,
+    check_finite,
+    check_range,
+    checked,
+    compiled_loops,
+    FactoredMatrix,
+    largest,
+)
 
 TOP_IMAGES = {"wpmi": 28, "soft_wpmi": 100}  # that they read of each unit, unless told `top_k`
 IMAGES_AT_ONCE = 512  # in a block that meets all concepts: enough for a fast matrix product
 WIDE = 1024  # concepts in a block of P: enough for a fast matrix product
-MANY_CONCEPTS = (
-    1000  # concepts from which it is a block of images that meets all of them (`similarity.images`)
-)
 TILES = 2**25  # bytes of tiles worked on at once on a CPU; the narrower, the worse memory reads P
 
 
@@ -125,12 +131,14 @@ def _pmi(
     """
     check_number("a", a)
     check_number("lam", lam)
-    layers, chosen, dtype, d, memory = checked(P, Q, units, memory)
+    layers, chosen, dtype, d, memory = checked(P, Q, units, memory, finite=False)
     (N, M), sizes, size = P.shape, [layer.shape[1] for layer in layers], dtype.itemsize
     top_k = min(usual, N) if top_k is None else top_k
     check_positive_int("top_k", top_k, N, f"N {N} images")
     K = sum(sizes)
     loops = compiled_loops(layers[0].device)
+    images = compiled_loops(layers[0].device, "images") if dtype == torch.float32 else None
+    check_finite(None if images and isinstance(P, Tensor) else P, Q)  # rows of P are looked at as they come
     threads = torch.get_num_threads() if loops else 1
     U, work = min(N, K * top_k), working_bytes(memory, layers[0].device, TILES)
     held, column = 24 * K * top_k + (24 + 6 * size) * N, (3 * U + 4 * K + 2 * d) * size
@@ -143,25 +151,16 @@ def _pmi(
     )  # of a tile that a thread works on
 
     # no other rows of P are needed; the prior is that of the layer, so all its units are scored
-    top = torch.cat(
-        [
-            strongest_images(layer, torch.arange(K_l, device=layer.device), top_k, dtype, some)
-            for layer, K_l in zip(layers, sizes)
-        ]
-    )
-    rows, top = distinct_images(top, N)
-    beside = held if units is None else held + 4 * K * M
-    images = (
-        compiled_loops(layers[0].device, "images") if dtype == torch.float32 and M >= MANY_CONCEPTS else None
-    )
-    if images and (spare := memory - beside - images.needed(P, len(rows), K, top_k)) >= 0:
-        l = images.sums_by_images(P, rows, top, a, trust, spare)
-        if l is not None:
-            scores = [
-                less_prior(part, None if units is None else some, lam)
-                for part, some in zip(l.split(sizes), chosen)
-            ]
+    top = torch.cat([strongest_units(loops, layer, top_k, dtype, some) for layer in layers])
+    rows, top = (loops.numbered if loops else distinct_images)(top, N)
+    if images:
+        beside = held if units is None else held + 4 * K * M
+        spare = memory - beside - images.needed(P, len(rows), K, top_k)
+        given = P, rows, top, a, trust, sizes, lam, spare
+        if spare >= 0 and (found := images.scores_by_images(*given)) is not None:
+            scores = [x if units is None else x[some] for x, some in zip(found.split(sizes), chosen)]
             return scores[0] if isinstance(Q, Tensor) else scores
+        check_finite(P, ())
     keep = (memory - held - column * m) // (U * m * size)
     extremes, blocks = softmax_tiles(P, rows, a, dtype, m, keep, width, work)
     runs, constant = _runs(top, trust, extremes)
@@ -177,6 +176,15 @@ def _pmi(
 
         in_threads(len(tiles), threads, score_some)
     return scores[0] if isinstance(Q, Tensor) else scores
+
+
+def strongest_units(loops: ModuleType | None, layer: Tensor, n: int, dtype: torch.dtype, some: int) -> Tensor:
+    """`strongest_images` of all units of a layer, in compiled loops where there are any."""
+    K = layer.shape[1]
+    if loops is None or dtype != torch.float32:
+        return strongest_images(layer, torch.arange(K, device=layer.device), n, dtype, some)
+    parts = [loops.strongest(layer[:, part].to(dtype), n) for part in slices(K, some)]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def less_prior(l: Tensor, units: Tensor | None, lam: float) -> Tensor:
