@@ -74,3 +74,37 @@ def test_moments():
     used = [c for c in range(2100) if c not in (7, 8)]
     assert_close(scales[used].double(), 1 / norms[used], rtol=1e-5, atol=0)
     assert moments.scales(torch.full((2100,), 1e7), 50, 1e-6)[9] == 0
+
+
+def literal_unit(column):
+    mean = math.fsum(column) / len(column)
+    apart = [x - mean for x in column]
+    norm = math.sqrt(math.fsum(x * x for x in apart))
+    return [x / norm for x in apart], apart
+
+
+@pytest.mark.parametrize("N, m", [(3, 1), (131, 70)])
+def test_combine(N, m):
+    """Columns of a softmax and of P, each of length 1, added; constant, tiny and few different shares."""
+    P, slope = drawn(N, m + 4) + 2, 1.5
+    P[:, 0], P[:, 1] = -60, -20 + 0.1 * P[:, 1]
+    scales, cols = torch.empty(N, 2), slice(1, m + 1)
+    most = loops.scale_rows(P, slope, scales)
+    assert math.isclose(most, slope * float(P.abs().max()), rel_tol=1e-6)
+    shares = (slope * P.double()).softmax(1)
+    both, cubes = torch.empty(2, N, m)
+    odd = loops.combine(P, cols, slope, scales, 1e-6, both, cubes)
+    assert not odd.any()
+    for c in range(m):
+        column, share = (X[:, 1 + c].double().tolist() for X in (P, shares))
+        unit, apart = literal_unit(column)
+        of_shares = literal_unit(share)[0]
+        expected = [x + y for x, y in zip(unit, of_shares)]
+        assert_close(both[:, c].double(), torch.tensor(expected).double(), rtol=1e-3, atol=2e-4)
+        powers = [x**3 for x in apart]
+        norm = math.sqrt(math.fsum(x * x for x in powers))
+        assert_close(cubes[:, c], torch.tensor([x / norm for x in powers]), rtol=1e-2, atol=2e-4)
+    loops.combine(P, cols, slope, scales, 10.0, both, cubes)  # all shares are alike but for rounding
+    unit = literal_unit(P[:, 1].double().tolist())[0]
+    assert_close(both[:, 0], torch.tensor(unit), rtol=1e-3, atol=2e-4)
+    assert loops.combine(P, slice(0, 1), slope, scales, 1e-6, both[:, :1].clone(), cubes[:, :1].clone())[0]

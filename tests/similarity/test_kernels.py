@@ -106,7 +106,7 @@ def test_the_strongest_are_the_first_of_a_stable_sort(N, n):
     Q = drawn(N, 7)
     Q[:, 1], Q[:, 2], Q[:, 3] = Q[:, 1].round(), Q[:, 2].sub(2).relu(), -0.0
     Q[N // 2 :, 3] = 0
-    Q[1 :: N // kernels.SAMPLE + 1, 4] += 10
+    Q[1 :: N // kernels.SAMPLED + 1, 4] += 10
     Q[:, 5] = Q[:, 5].sort(descending=True).values
     top = kernels.strongest(Q, n)
     expected = [sorted(range(N), key=lambda i: (-column[i], i))[:n] for column in Q.T.tolist()]

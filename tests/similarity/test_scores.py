@@ -63,7 +63,7 @@ def fast(method, P, Q, **options):
 def loops(request, monkeypatch):
     """With the compiled loops, and with the torch operations that stand in for them."""
     if request.param == "torch":
-        for module in ("columns", "softened", "pmi", "rank_reorder"):
+        for module in ("columns", "combined", "softened", "pmi", "rank_reorder"):
             monkeypatch.setattr(f"neuronym.similarity.{module}.compiled_loops", lambda *given: None)
     else:
         pytest.importorskip("numba")
@@ -269,7 +269,7 @@ def test_blocks_do_not_matter(method, step, monkeypatch):
     I, T, Q = inputs()
     options = FRACTION.get(method, {})
     whole = score(I @ T.T, Q, method, **options)
-    for module in ("columns", "softened", "rank_reorder", "pmi"):
+    for module in ("columns", "combined", "softened", "rank_reorder", "pmi"):
         monkeypatch.setattr(
             f"neuronym.similarity.{module}.items_within",
             lambda memory, *stages: [min(step, count) for *_, count in stages],

@@ -5,6 +5,8 @@ level_out        products of such columns, scaled
 is_compiled      whether these loops take a matrix
 Moments          sums, squares and extremes of columns, a block of images after the other
 spread_of_rows   how far apart an image's values are
+scale_rows       what takes exponentials of rows to shares
+combine          columns of concepts for the two correlations, added, and centred cubes
 
 Each runs on one thread and releases Python's lock. Importing this module fails without numba: callers then
 use torch, as on a GPU. Sums over images are kept in float64, of parts of 64 images in the dtype given.
@@ -18,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuronym.similarity.kernels import compiled, exact
+from neuronym.common.memory import in_threads
+from neuronym.similarity.kernels import bits_of, compiled, exact, float_of, LN2, LOG2E, ordered, power
 
 PART = 64  # images whose sums are taken in the dtype given
 
@@ -58,6 +61,33 @@ def level_out(products: Tensor, cols: slice, of_rows: Tensor, of_cols: Tensor) -
 def spread_of_rows(P: Tensor) -> float:
     """Mean over images of the standard deviation (divided by M) of each row: P [N, M]."""
     return float(deviate(P.numpy()))
+
+
+def scale_rows(P: Tensor, slope: float, scales: Tensor) -> float:
+    """The largest slope P of each row of P [n, M] float32, and the sum of exp(slope P - that), into
+    scales [n, 2]; returns the largest |slope P|.
+    """
+    return float(sum_rows(P.numpy(), np.float32(slope), scales.numpy()))
+
+
+def combine(
+    P: Tensor, cols: slice, slope: float, scales: Tensor, noise: float, both: Tensor, cubes: Tensor
+) -> np.ndarray:
+    """Columns of some concepts: into both [N, m] centred P and centred shares of the softmax of slope P, each
+    of length 1, added (the latter 0 where they differ by noise times the largest at the most); into cubes the
+    cubes of centred P, of length 1. Returns which columns are odd, that are to be made step by step. P [N, M]
+    is float32.
+    """
+    m = cols.stop - cols.start
+    odd = np.empty(m, np.bool_)
+    limit = float(np.finfo(np.float32).max) ** 0.25
+    given = P.numpy(), cols.start, np.float32(slope), scales.numpy(), noise, limit
+
+    def make(part: slice) -> None:
+        combine_columns(*given, both.numpy(), cubes.numpy(), odd, part.start, part.stop)
+
+    in_threads(m, torch.get_num_threads(), make)
+    return odd
 
 
 class Moments:
@@ -203,3 +233,86 @@ def invert_spreads(sums, squares, low, high, middle, n, noise, scales):
         spread = squares[c] - sums[c] * sums[c] / n
         flat = spread <= 0 or high[c] - low[c] <= noise * (high[c] + middle[c])
         scales[c] = 0 if flat else 1 / math.sqrt(spread)
+
+
+@compiled
+def sum_rows(P, slope, scales):
+    a, most = slope * LOG2E, np.float32(0)
+    for n in range(len(P)):
+        x, added = P[n], np.float32(0)
+        first = last = ordered(bits_of(x[0]))
+        for c in range(len(x)):
+            one = ordered(bits_of(x[c]))
+            first, last = min(first, one), max(last, one)
+        ends = a * float_of(ordered(first)), a * float_of(ordered(last))
+        high = max(ends[0], ends[1])
+        for c in range(len(x)):
+            added += power(a * x[c] - high)
+        scales[n, 0], scales[n, 1] = high * LN2, added
+        most = max(most, abs(ends[0]), abs(ends[1]))
+    return most * LN2
+
+
+TOGETHER = 64  # columns whose values, of all images, a processor's cache holds
+
+
+@exact
+def combine_columns(P, start, slope, scales, noise, limit, both, cubes, odd, begin, end):
+    N, a, root = len(P), slope * LOG2E, math.sqrt(len(P))
+    sums, parts = np.empty((3, TOGETHER)), np.empty((3, TOGETHER), np.float32)
+    low, high = np.empty((2, TOGETHER), np.int32)
+    middle, scale = np.empty((2, TOGETHER), np.float32), np.empty((4, TOGETHER), np.float32)
+    for first in range(begin, end, TOGETHER):
+        m = min(TOGETHER, end - first)
+        at = start + first
+        sums[:] = 0
+        low[:], high[:] = np.int32(2**31 - 1), 0
+        for some in range(0, N, PART):
+            parts[:] = 0
+            for n in range(some, min(N, some + PART)):
+                p, x = P[n][at : at + m], both[n][first : first + m]
+                less, factor = scales[n, 0] * LOG2E, 1 / scales[n, 1]
+                for c in range(m):
+                    share = power(a * p[c] - less) * factor
+                    x[c] = share
+                    low[c], high[c] = min(low[c], bits_of(share)), max(high[c], bits_of(share))
+                    parts[0, c] += p[c]
+                    parts[1, c] += share
+            for c in range(m):
+                sums[0, c] += parts[0, c]
+                sums[1, c] += parts[1, c]
+        for c in range(m):
+            middle[0, c], middle[1, c] = sums[0, c] / N, sums[1, c] / N
+            scale[3, c] = 1 / float_of(high[c])
+        sums[:] = 0
+        for some in range(0, N, PART):
+            parts[:] = 0
+            for n in range(some, min(N, some + PART)):
+                p, x = P[n][at : at + m], both[n][first : first + m]
+                for c in range(m):
+                    apart, share = p[c] - middle[0, c], (x[c] - middle[1, c]) * scale[3, c]
+                    square = apart * apart
+                    parts[0, c] += square
+                    parts[1, c] += square * square * square
+                    parts[2, c] += share * share
+            for c in range(m):
+                for i in range(3):
+                    sums[i, c] += parts[i, c]
+        for c in range(m):
+            norm, cubed = math.sqrt(sums[0, c]), math.sqrt(sums[1, c])
+            flat = 1e-4 * abs(middle[0, c])
+            odd[first + c] = (
+                not (1 <= norm * limit and norm < limit and 1 <= cubed * limit and cubed < limit)
+                or norm <= root * flat
+                or cubed <= root * flat**3
+            )
+            least, most = float_of(low[c]), float_of(high[c])
+            level = most - least <= noise * most or sums[2, c] == 0
+            scale[0, c], scale[1, c] = 1 / norm, 1 / cubed
+            scale[2, c] = 0 if level else scale[3, c] / math.sqrt(sums[2, c])
+        for n in range(N):
+            p, x, y = P[n][at : at + m], both[n][first : first + m], cubes[n][first : first + m]
+            for c in range(m):
+                apart, share = p[c] - middle[0, c], x[c] - middle[1, c]
+                x[c] = apart * scale[0, c] + share * scale[2, c]
+                y[c] = apart * apart * apart * scale[1, c]

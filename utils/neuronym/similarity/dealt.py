@@ -5,12 +5,15 @@ dealt_best  by any function whose scores are products of columns, which are made
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from neuronym.common.memory import items_within, slices
-from neuronym.similarity.columns import centred_columns, cubed_columns, extremes, unit_columns
-from neuronym.similarity.matrix import block, checked, FactoredMatrix, largest
+from neuronym.similarity.columns import centred_columns, cubed_columns, unit_columns
+from neuronym.similarity.combined import concept_columns, share_columns, softmax_scales
+from neuronym.similarity.matrix import block, checked, compiled_loops, FactoredMatrix
 from neuronym.similarity.softened import mean_spread, SHARPNESS, softmax_noise
 
 
@@ -40,10 +43,13 @@ def dealt_best(
         slope = given["sharpness"] / apart if apart else 0
     [m] = items_within(memory, (0, 2 * (6 * N + 2 * d) * size, M))
     [k] = items_within(memory, (0, 2 * (3 * parts * N + 2 * m) * size, K))
-    shares = _log_total(P, slope, dtype, m) if soft else None
+    loops = compiled_loops(q.device, "column_loops") if dtype == torch.float32 else None
+    at_once = max(1, memory // (48 * max(M, d)))
+    scales, most = softmax_scales(loops, P, slope, dtype, at_once) if soft else (None, 0.0)
+    noise = softmax_noise(1, most, dtype)
     best = q.new_full((draws, K), -torch.inf, dtype=dtype)
     for cols in slices(M, m):
-        concepts = _concept_columns(P, method, cols, slope, shares, given, dtype)
+        concepts = _concept_columns(loops, P, method, cols, dtype, given | {"slope": slope}, scales, noise)
         for units in slices(K, k):
             columns = [normalise(q[:, units].to(dtype, copy=True)) for normalise in of_units]
             for draw, deal in enumerate(deals):
@@ -54,26 +60,18 @@ def dealt_best(
     return best
 
 
-def _log_total(P: Tensor | FactoredMatrix, slope: float, dtype: torch.dtype, m: int) -> Tensor:
-    """log of the sum over concepts of exp(slope P), of every image: [N]."""
-    N, M = P.shape
-    total = None
-    for cols in slices(M, m):
-        part = block(P, None, cols, _empty(P, N, cols, dtype)).mul_(slope).logsumexp(1)
-        total = part if total is None else torch.logaddexp(total, part)
-    return total
-
-
 def _concept_columns(
+    loops: ModuleType | None,
     P: Tensor | FactoredMatrix,
     method: str,
     cols: slice,
-    slope: float | None,
-    total: Tensor | None,
-    given: dict,
     dtype: torch.dtype,
+    given: dict,
+    scales: Tensor | None,
+    noise: float,
 ) -> list[Tensor]:
     """What `dealt_best` multiplies the columns of units with, of some concepts: [N, m] each."""
+    slope = given["slope"]
     N = P.shape[0]
     values = block(P, None, cols, _empty(P, N, cols, dtype))
     if method == "cos_similarity":
@@ -83,13 +81,10 @@ def _concept_columns(
     if method == "correlation":
         seen = values.mul_(slope).add_(given.get("offset", 0)).sigmoid_() if slope else values
         return [centred_columns(seen)]
-    x = (values * slope - total[:, None]).exp_()
-    low, high = extremes(x)
-    noise = softmax_noise(slope, largest(P), dtype)
-    x = centred_columns(x).masked_fill_(high - low <= noise * high, 0)
     if method == "soft_correlation":
-        return [x]
-    return [x.add_(centred_columns(values.clone())), cubed_columns(values, 0)]
+        return [share_columns(values, slope, scales, noise)]
+    some = slice(0, values.shape[1])
+    return [*concept_columns(loops, values, some, slope, scales, noise)]
 
 
 def _empty(P: Tensor | FactoredMatrix, N: int, cols: slice, dtype: torch.dtype) -> Tensor:

@@ -27,7 +27,7 @@ from neuronym.similarity.pmi import IMAGES_AT_ONCE, less_prior, SAFE
 
 CONCEPTS = 256  # of these images whose powers a processor's cache holds
 LIMIT = SAFE * 128  # bits by which a product may be away from 1
-GOES_ON, FIRST, ANEW = 0, 1, 2  # how a run of factors begins
+GOES_ON, BEGINS, ANEW = 0, 1, 2  # how a run of factors begins
 
 
 def needed(P: Tensor | FactoredMatrix, U: int, K: int, top_k: int) -> int:
@@ -177,7 +177,7 @@ def pair(top, trusts, rests, start, stop, of_images, image, factors, begin, unit
     for k in range(K):
         opened = start == 0
         if opened:
-            begin[run], unit[run], kind[run] = n, k, FIRST
+            begin[run], unit[run], kind[run] = n, k, BEGINS
             run += 1
         for j in range(J):
             i = np.int64(top[k, j]) - start

@@ -39,7 +39,7 @@ LOG_SERIES = (  # of log(1 + x) / x^3 - 1 / x^2 + 1 / 2x, from 1 / sqrt 2 to sqr
     *(-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1),
 )
 LOG_SERIES = tuple(map(np.float32, LOG_SERIES))
-HALF, MANTISSA, LARGEST = np.float32(0.5), np.int32(23), np.float32(np.finfo(np.float32).max)
+ONE_HALF, MANTISSA, LARGEST = np.float32(0.5), np.int32(23), np.float32(np.finfo(np.float32).max)
 # sums and products may be taken in another order; inputs are never nan, and zero needs no sign
 compiled = numba.njit(
     nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nnan", "nsz"}
@@ -70,7 +70,7 @@ def power(t):
     whole part by a float's exponent.
     """
     t = max(t, np.float32(-126))
-    whole = np.floor(t + HALF)
+    whole = np.floor(t + ONE_HALF)
     f = t - whole
     series = SERIES[7]
     for k in (6, 5, 4, 3, 2, 1, 0):
@@ -87,7 +87,7 @@ def logarithm(x):
     square, series = y * y, LOG_SERIES[0]
     for k in (1, 2, 3, 4, 5, 6, 7, 8):
         series = series * y + LOG_SERIES[k]
-    return series * y * square - HALF * square + y + np.float32(whole) * LN2
+    return series * y * square - ONE_HALF * square + y + np.float32(whole) * LN2
 
 
 @compiled
@@ -96,7 +96,7 @@ def ordered(bits):
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
-SAMPLE = 384  # images, about, whose values say how high the strongest are
+SAMPLED = 384  # images, about, whose values say how high the strongest are
 
 
 def strongest(Q: Tensor, n: int) -> Tensor:
@@ -106,7 +106,7 @@ def strongest(Q: Tensor, n: int) -> Tensor:
     with fewer or far more there, as those of many equal values, are sorted whole.
     """
     (N, K), Q = Q.shape, Q.contiguous()
-    step = max(1, N // SAMPLE)
+    step = max(1, N // SAMPLED)
     sample = np.sort(np.ascontiguousarray(Q.numpy()[::step].T), axis=1)
     place = n if step == 1 else math.ceil(n / step + 3 * math.sqrt(n / step)) + 2
     place, room = min(place, sample.shape[1]), min(N, max(n, 2 * place * step))

@@ -48,10 +48,11 @@ from neuronym.common.memory import (
     SORTING_BYTES_PER_VALUE,
 )
 from neuronym.similarity.columns import correlation, cos_similarity, cos_similarity_cubed
+from neuronym.similarity.combined import combined_correlation
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.pmi import soft_wpmi, wpmi
 from neuronym.similarity.rank_reorder import rank_reorder
-from neuronym.similarity.softened import combined_correlation, soft_correlation
+from neuronym.similarity.softened import soft_correlation
 
 SAME = 1e-5  # activations that differ by less, of the largest, are one value
 

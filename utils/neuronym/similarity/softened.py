@@ -1,10 +1,9 @@
-"""Similarity functions that compare the concepts of one image, by the softmax over them, before units are
-correlated with what stands out; and the default, of which they are a part.
+"""The similarity function that compares the concepts of one image, by the softmax over them, before units are
+correlated with what stands out.
 
-soft_correlation      Pearson's, of activations and the softmax over concepts
-combined_correlation  the sum of correlation, cubed cosine and soft_correlation
-mean_spread           how far apart an image's cosines are: what finds the softmax's slope
-softmax_noise         what differs by rounding alone, of shares in a softmax
+soft_correlation  Pearson's, of activations and the softmax over concepts
+mean_spread       how far apart an image's cosines are: what finds the softmax's slope
+softmax_noise     what differs by rounding alone, of shares in a softmax
 
 In compiled loops a block of images meets all concepts at once: P is made once, exponentials are taken once,
 and products [K, M] of blocks add up to the result, which is the only thing of that size. Where memory is
@@ -23,14 +22,7 @@ from torch import Tensor
 
 from neuronym.common.checks import check_number
 from neuronym.common.memory import items_within, nonzero, slices, working_bytes
-from neuronym.similarity.columns import (
-    centred_columns,
-    correlation,
-    cos_similarity_cubed,
-    extremes,
-    largest_of,
-    taken,
-)
+from neuronym.similarity.columns import centred_columns, extremes, largest_of, taken
 from neuronym.similarity.matrix import (
     check_finite,
     check_range,
@@ -228,33 +220,6 @@ def _soft_by_concepts(
                     q = centred_columns(taken(layers, units, part).to(dtype))
                 torch.matmul(q.T, x, out=scores[part, cols])
     return scores
-
-
-def combined_correlation(
-    P: Tensor | FactoredMatrix,
-    Q: Tensor | Sequence[Tensor],
-    *,
-    sharpness: float = SHARPNESS,
-    units: Sequence[int] | None = None,
-    memory: int | None = None,
-) -> Tensor | list[Tensor]:
-    """Sum of correlation, cubed cosine and soft correlation, without weights. P [N, M], Q [N, K] -> scores
-    [K, M]
-
-    S = r(Q, P) + c(Q)' c(P) + r(Q, X): `correlation`, `cos_similarity_cubed` with eps 0 (so that the scale of
-    a unit changes nothing) and `soft_correlation`, each from -1 to 1 and added as they are.
-
-    The three see other things: all images alike, the strongest ones, and what stands out in each image. Each
-    is best somewhere and far behind elsewhere; docs/results/default_name.md has the comparison.
-    """
-    given = {"units": units, "memory": memory}
-    total = soft_correlation(P, Q, sharpness=sharpness, **given)  # first, as it needs most memory
-    for function, options in ((correlation, {}), (cos_similarity_cubed, {"eps": 0})):
-        part = function(P, Q, **options, **given)
-        for mine, its in [(total, part)] if isinstance(total, Tensor) else zip(total, part):
-            mine += its
-        del part
-    return total
 
 
 @torch.no_grad()
