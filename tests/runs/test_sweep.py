@@ -164,7 +164,8 @@ def test_a_killed_sweep_goes_on(sweep, tmp_path):
     assert began(tmp_path) == {1: 1, 8: 2}
 
 
-def test_a_stopped_sweep_stops_its_runs(sweep, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_sweep_stops_its_runs(sweep, tmp_path, number):
     (tmp_path / "results" / "hold").touch()
     call = [sys.executable, "-m", "neuronym", "sweep", str(sweep(TWO)), "-c", "2", "--pool"]
     process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True)
@@ -172,8 +173,8 @@ def test_a_stopped_sweep_stops_its_runs(sweep, tmp_path):
     while not (file.exists() and "8" in file.read_text().split()):
         time.sleep(0.05)
     children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
     assert not [one for one in children if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     assert "the same command goes on" in process.stdout.read()
 

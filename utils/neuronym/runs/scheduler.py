@@ -12,8 +12,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from neuronym.runs.folders import make_folder, results_dir, ROOT
@@ -52,8 +54,8 @@ def run_rows(rows: Sequence[Step], cores: int, logs: Path, say: Callable[[str], 
     waiting, running, failed = list(rows), {}, set()
     began, total = time.monotonic(), len(rows)
     done = 0
-    try:
-        while waiting or running:
+    with _asked_to_stop() as signals:
+        while (waiting or running) and not signals:
             for row, process in list(running.items()):
                 if process.poll() is not None:
                     del running[row]
@@ -78,10 +80,10 @@ def run_rows(rows: Sequence[Step], cores: int, logs: Path, say: Callable[[str], 
                     running[row] = _start(row, logs, cores)
             if running:
                 time.sleep(POLL)
-    except KeyboardInterrupt:
         _stop(list(running.values()))
+    if signals:
         say(f"stopped, {done} of {total} rows are done; the same command goes on")
-        return 128 + signal.SIGINT
+        return 128 + signals[0]
     if failed:
         say(f"{len(failed)} of {total} rows are not done; what they printed is in {logs}")
     return int(bool(failed))
@@ -109,12 +111,33 @@ def _snakemake(file: str, cores: int, profile: str, logs: Path) -> int:
     # a run that is started twice waits for itself: Snakemake's lock, which a kill leaves, is not needed
     command += ["--directory", str(logs), "--nolock", "--profile", str(ROOT / (profile or "profiles/local"))]
     command += [] if profile else ["--cores", str(cores), "--resources", f"mem_mb={_memory()}"]
-    process = subprocess.Popen(command, env=_environment(cores))
-    try:
-        return int(process.wait() != 0)
-    except KeyboardInterrupt:  # which Snakemake has got too
+    with _asked_to_stop() as signals:
+        # in a session of its own, whose processes are asked to stop once and together
+        process = subprocess.Popen(command, env=_environment(cores), start_new_session=True)
+        while process.poll() is None and not signals:
+            time.sleep(POLL)
+        if signals and process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
         process.wait()
-        return 128 + signal.SIGINT
+    return 128 + signals[0] if signals else int(process.returncode != 0)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[list[int]]:
+    """The signals to stop that have come so far. An exception in their place could come while a process is
+    being started, which then nobody would stop.
+    """
+    signals: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield signals
+        return
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = {number: signal.signal(number, lambda got, _: signals.append(got)) for number in numbers}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _blocked(row: Step, waiting: list[Step], running: dict[Step, subprocess.Popen]) -> bool:
