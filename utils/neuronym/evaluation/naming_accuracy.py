@@ -6,6 +6,7 @@ name_similarity   cosine of predicted and true names, beside shuffled and consta
 Setting           one choice of images, CLIP, prompt and concept set
 image_sets        the whole probing set, the sets it joins, and smaller ones
 settings          those worth comparing: one thing changed at a time
+each_once         an encoder that remembers what it has read
 by_setting        both measures for every setting and similarity function
 printed_accuracy  CLIP-Dissect's tables 1, 2 and 3
 setting_names     what a row of by_setting changes
@@ -162,6 +163,18 @@ def settings(
     return found
 
 
+def each_once(encode: Callable[[list[str]], Tensor]) -> Callable[[Sequence[str]], Tensor]:
+    """An encoder of texts that reads each text once: settings share most of their labels and all names."""
+    rows: dict[str, Tensor] = {}
+
+    def remembered(texts: Sequence[str]) -> Tensor:
+        new = [text for text in dict.fromkeys(texts) if text not in rows]
+        rows.update(zip(new, encode(new)) if new else ())
+        return torch.stack([rows[text] for text in texts])
+
+    return remembered
+
+
 def by_setting(
     settings: Sequence[Setting],
     names: Sequence[str],
@@ -179,7 +192,7 @@ def by_setting(
     encoder the mean cosine of the label found in that set and the true name ("cosine_NAME"), of the same
     labels dealt to other units ("shuffled_NAME") and of the best single label ("constant_NAME").
     """
-    rows = []
+    rows, encoders = [], {name: each_once(encode) for name, encode in encoders.items()}
     for s in settings:
         for similarity in similarities:
             if similarity == "rank_reorder" and len(s.Q) < RANK_IMAGES:
