@@ -287,8 +287,9 @@ def _kernel(notebook: str, params: dict[str, Any]) -> Iterator[tuple[Any, Callab
         known = KernelSpecManager(kernel_dirs=[temporary], ensure_native_kernel=False)
         manager = AsyncKernelManager(kernel_name="neuronym", kernel_spec_manager=known)
         told = {"NEURONYM_HEADLESS": "1", "NEURONYM_FROM": os.getcwd()}
-        # threads that spin while they wait slow a run on a busy machine down several times
-        spared = {"OMP_WAIT_POLICY": "PASSIVE"}
+        # threads that spin long while they wait slow a run on a busy machine down several times; a short
+        # while (libgomp's own for more threads than processors) spares a quiet one a tenth of the time
+        spared = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 
         def verdict() -> None:
             file = folder / VERDICT
