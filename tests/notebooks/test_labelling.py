@@ -131,13 +131,7 @@ def test_the_papers_settings_are_one_word_away():
 
 
 @pytest.mark.parametrize(
-    "key, value, pattern",
-    [
-        ("smok", "True", "nearest: smoke"),
-        ("top_k", "many", "must be int"),
-        ("batch_size", "0", "must be at least 1"),
-        ("similarity", "cosine", "one of cos_similarity"),
-    ],
+    "key, value, pattern", [("smok", "True", "nearest: smoke"), ("batch_size", "0", "must be at least 1")]
 )
 def test_plain_papermill_refuses_bad_parameters_before_any_work(tmp_path, key, value, pattern):
     done = run(
