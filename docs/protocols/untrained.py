@@ -1,18 +1,25 @@
 """Has the network learned anything? The study of untrained.md.
 
-    python docs/protocols/untrained.py    # minutes; goes on where it was stopped
+    python docs/protocols/untrained.py           # minutes; goes on where it was stopped
+    python docs/protocols/untrained.py layers    # each layer alone
 
-Shares go to docs/results/data/trust_map/untrained_more.csv.
+Shares go to docs/results/data/trust_map/untrained_more.csv and untrained_layers.csv.
 """
 
 from __future__ import annotations
+
+import sys
 
 import pandas as pd
 import torch
 from trust import DATA
 
+from neuronym.common.types import Target
+from neuronym.dissect import clip_dissect, DEFAULT
 from neuronym.measurements import measure
 from neuronym.models.targets import load_target
+from neuronym.similarity.scores import score
+from neuronym.trust.quick import quick_trust
 from neuronym.trust.untrained import standing_out, untrained
 
 SEEN = ["torchvision:shufflenet_v2_x0_5@random:0"]
@@ -20,9 +27,14 @@ NEW = [f"torchvision:shufflenet_v2_x0_5@random:{seed}" for seed in range(2, 7)]
 NEW += [f"torchvision:mobilenet_v3_small@random:{seed}" for seed in range(1, 4)]
 NEW += [f"torchvision:mnasnet0_5@random:{seed}" for seed in range(3)]
 TRAINED = ["microworld:marked"]
+ONE_OF_EACH = ["torchvision:resnet18@random:0", "torchvision:squeezenet1_1@random:0"]
+ALONE = [*SEEN, *NEW, *ONE_OF_EACH, "torchvision:mobilenet_v3_small@random:0"]
+ALONE += ["microworld:resnet", "microworld:vit", *TRAINED]
 
 
 def main() -> None:
+    if sys.argv[1:] == ["layers"]:
+        return layer_by_layer()
     file = DATA / "untrained_more.csv"
     rows = pd.read_csv(file).to_dict("records") if file.exists() else []
     for name in [*SEEN, *TRAINED, *NEW]:
@@ -36,6 +48,32 @@ def main() -> None:
         rows.append(known | {"untrained": bool(untrained(shares))})
         pd.DataFrame(rows).to_csv(file, index=False, float_format="%.4g")
         print(rows[-1], flush=True)
+
+
+def layer_by_layer() -> None:
+    """The share of names abstained from, of all layers together and of each alone."""
+    file = DATA / "untrained_layers.csv"
+    rows = pd.read_csv(file).to_dict("records") if file.exists() else []
+    for name in ALONE:
+        if any(row["network"] == name for row in rows):
+            continue
+        target = load_target(name)
+        for layers in (list(target.layers), *([layer] for layer in target.layers)):
+            said = layers[0] if len(layers) == 1 else "all"
+            rows.append({"network": name, "layers": said} | as_labelling(target, layers))
+        pd.DataFrame(rows).to_csv(file, index=False, float_format="%.4g")
+        print(pd.DataFrame(rows[-len(target.layers) - 1 :]).to_string(index=False), flush=True)
+
+
+def as_labelling(target: Target, layers: list[str]) -> dict:
+    """Units, share abstained from, mean trust, and whether the network is called untrained."""
+    data = measure(target, layers, "microworld:500", "microworld", "microworld", pool="auto")
+    naming, test = data.split(0.4)
+    named = {layer: score(naming.P, q, DEFAULT).argmax(1) for layer, q in naming.Q.items()}
+    shares = standing_out(data)
+    found, _ = quick_trust(data, test, clip_dissect(data), named, untrained=untrained(shares))
+    known = {"units": len(found), "stand_out": max(shares.values()), "untrained": bool(untrained(shares))}
+    return known | {"abstained": found["abstain"].mean(), "trust": found["trust"].mean()}
 
 
 if __name__ == "__main__":
