@@ -5,10 +5,12 @@ refuse.
 from __future__ import annotations
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
 
+from neuronym.common.subsets import split_evenly
 from neuronym.evaluation.metrics import SOUND
 from neuronym.microworld.render import render
 from neuronym.microworld.world import scene
@@ -97,6 +99,31 @@ def test_trust_of_photos_without_truth(photos):
     assert table["p"].between(1 / 51, 1).all() and table["trust"].between(0, 1).all() and "exact" not in table
     assert table["foreseen"].between(-1, 1).all() and "same_a {}" in table and "same_noise" not in table
     assert set(pd.read_csv(folder / "meanings.csv")["kind"]) == {"single", "two best", "clusters", "negative"}
+    same_trust_in_labelling(table, photos)
+
+
+def same_trust_in_labelling(table, photos):
+    """`labelling` gives the same names and trust to the same units from the images that named here."""
+    files = sorted(photos.glob("*/*.png"))
+    for i in split_evenly(len(files), 0.4)[0].tolist():
+        copy = photos.parent / "naming" / files[i].relative_to(photos)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(files[i], copy)
+    folder, _, _ = call(
+        "labelling",
+        target="microworld:resnet",
+        layers="layer4,fc",
+        probe=f"folder:{photos.parent / 'naming'}",
+        compared="",
+        words_each=1,
+        cards_per_layer=0,
+        smoke="True",
+    )
+    labels = pd.read_csv(folder / "labels.csv")
+    both = table.merge(labels[labels["rank"] == 1], on=["layer", "unit"], suffixes=("", "_there"))
+    assert len(both) == len(table) == 244 and (both["name"] == both["label_there"]).all()
+    assert both["trust"].tolist() == pytest.approx(both["trust_there"].tolist(), abs=1e-4)
+    assert both["trust"].between(0, 1).all() and both["trust"].max() > 0.9
 
 
 @pytest.mark.parametrize(

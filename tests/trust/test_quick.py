@@ -21,7 +21,7 @@ from neuronym.models.weights import random_start
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score
 from neuronym.trust.probability import EVIDENCE, evidence, fit_map, kept, probability, QUICK, ratios, shipped
-from neuronym.trust.quick import held_out_chance, quick_trust, with_trust
+from neuronym.trust.quick import held_out_chance, label_trust, quick_trust, with_trust
 from neuronym.trust.untrained import shuffled_weights, standing_out, stands_out, untrained
 
 N, K, M = 40, 5, 6
@@ -89,6 +89,21 @@ def test_evidence_is_the_literal_one(world):
     few = evidence(FactoredMatrix(factors.I[:2], factors.T), Q[:2], labels)
     assert not few["evidence"].any() and np.isfinite(few.to_numpy()).all()
     assert few["few"].tolist() == pytest.approx([1 / math.sqrt(20)] * K)
+
+
+def test_trust_of_labels_is_the_map_of_evidence(world):
+    factors, Q, labels = world
+    found, by = evidence(factors, Q, labels), shipped("evidence")
+    for k, trust in enumerate(label_trust(factors, Q, labels)):
+        z = by["offset"]
+        for signal, weight, mean, scale in zip(by["signals"], by["weights"], by["mean"], by["scale"]):
+            z += weight * (found[signal][k] - mean) / scale
+        assert trust == pytest.approx(1 / (1 + math.exp(-z)))
+    some = label_trust(factors, Q, labels, named=[True, False, True, True, False])
+    assert (some == 0).tolist() == [False, True, False, False, True]
+    few = FactoredMatrix(factors.I[:19], factors.T)
+    assert not label_trust(few, Q[:19], labels).any()
+    assert not label_trust(factors, Q, labels, untrained="its weights are random").any()
 
 
 def test_chance_is_the_literal_one(world):

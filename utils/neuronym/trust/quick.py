@@ -1,6 +1,7 @@
 """Trust in the names of a run at the cost of about a second: what a labels table says beside each name.
 
 quick_trust      columns trust, chance and abstain of every unit, and what is to be said about them
+label_trust      the probability that each label of a layer is near
 held_out_chance  how often shuffled images go along as well with what the CLIP sees of a name
 with_trust       the labels table with these columns
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -40,29 +42,47 @@ def quick_trust(
     user.
 
     `data` are the images that gave the labels: `trust` is the probability that a label is near, from these
-    alone (`neuronym.trust.probability.evidence`; how many they are is part of it). `test` are images held
-    out, and `named` {layer: [K]} the concepts that all others name the units by: `chance` is the p-value of
-    these (`held_out_chance`). Abstained from is what has no name, what is no better than chance (Benjamini
-    and Hochberg over a layer at `level`), and everything where the network is `untrained`. Trust is 0 where
-    there is no name, where the network is untrained, and for fewer images than the map was learnt with.
+    alone (`label_trust`; how many they are is part of it). `test` are images held out, and `named` {layer:
+    [K]} the concepts that all others name the units by: `chance` is the p-value of these
+    (`held_out_chance`). Abstained from is what has no name, what is no better than chance (Benjamini and
+    Hochberg over a layer at `level`), and everything where the network is `untrained`.
     """
     best = labels[labels["rank"] == 1]
     where = {concept: i for i, concept in reversed(list(enumerate(data.concepts)))}
-    tables, learnt = [], shipped("evidence")
+    tables = []
     for layer, rows in best.groupby("layer", sort=False):
         units = torch.tensor(rows["unit"].to_numpy(), dtype=torch.long, device=data.I.device)
         own = torch.tensor([where.get(label, 0) for label in rows["label"]], device=units.device)
-        found = evidence(data.P, data.Q[layer][:, units], own, memory)
         other = torch.as_tensor(named[layer], device=units.device)[units]
         p = held_out_chance(test.P, test.Q[layer][:, units], other, memory=memory)
         without = torch.tensor((rows["label"] == "").to_numpy(), device=units.device)
         p = p.masked_fill(without, 1.0)
         table = pd.DataFrame({"layer": layer, "unit": rows["unit"].to_numpy(), "chance": p.cpu().numpy()})
         away = (abstain(p, level) | without | bool(untrained)).cpu().numpy()
-        nothing = without.cpu().numpy() | bool(untrained) | (data.N < LEARNT[0])
-        tables.append(table.assign(abstain=away, trust=probability(found, learnt) * ~nothing))
+        given = {"named": ~without.cpu().numpy(), "untrained": untrained, "memory": memory}
+        near = label_trust(data.P, data.Q[layer][:, units], own, **given)
+        tables.append(table.assign(abstain=away, trust=near))
     table = pd.concat(tables, ignore_index=True)[["layer", "unit", *TRUST]]
     return table, _told(table, test, untrained)
+
+
+def label_trust(
+    P: FactoredMatrix,
+    Q: Tensor,
+    labels: Sequence[int] | Tensor,
+    *,
+    named: Sequence[bool] | np.ndarray | bool = True,
+    untrained: str = "",
+    memory: int = MEMORY,
+) -> np.ndarray:
+    """The probability that each label is near, from the images that gave it (the map `evidence` of
+    `neuronym.trust.probability`): P [N, M], Q [N, K], labels [K] -> [K].
+
+    0 where a unit is not `named` [K], where the network is `untrained`, and for fewer images than the map was
+    learnt with.
+    """
+    found = probability(evidence(P, Q, labels, memory), shipped("evidence"))
+    return found * (np.asarray(named, bool) & (not untrained) & (len(Q) >= LEARNT[0]))
 
 
 @torch.no_grad()
