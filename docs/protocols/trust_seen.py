@@ -3,6 +3,7 @@
     python docs/protocols/trust_seen.py resnet vit     # signals of every unit, a minute each
     python docs/protocols/trust_seen.py resnet+ vit+   # the same with the other CLIP
     python docs/protocols/trust_seen.py photos FOLDER  # the same of 1,000 ImageNet photos, a class each
+    python docs/protocols/trust_seen.py marked         # the shipped map on a third network
     python docs/protocols/trust_seen.py fit            # tables, and the map `evidence` of data/trust/map.json
 
 Signals go to results/trust_seen/, where `fit` reads them; its table goes to docs/results/data/trust_map/.
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 from trust import DATA, measured, NAMERS, NETWORKS
 
+from neuronym.common.statistics import wilson
 from neuronym.datasets.concepts import load_concepts
 from neuronym.datasets.probe import load_probe
 from neuronym.evaluation.presence import true_presence
@@ -28,7 +30,17 @@ from neuronym.measurements import measure, Measurements
 from neuronym.models.sentences import load_sentence_encoder
 from neuronym.runs.folders import results_dir
 from neuronym.similarity.scores import score
-from neuronym.trust.probability import EVIDENCE, evidence, fit_map, kept, MAP, NEAR_SHARE, probability, ratios
+from neuronym.trust.probability import (
+    EVIDENCE,
+    evidence,
+    fit_map,
+    kept,
+    MAP,
+    NEAR_SHARE,
+    probability,
+    ratios,
+    shipped,
+)
 from neuronym.trust.signals import auroc_intervals, correctness, expected_calibration_error
 
 TODAY = ("today_ratio", "today_soft_ratio", "today_foreseen")
@@ -42,6 +54,7 @@ CANDIDATES = {
 }
 SIZES = {5000: 1, 1000: 1, 500: 1, 200: 1, 100: 2, 50: 2, 20: 4}  # scenes, and how often they are drawn
 REPORTED = (5000, 500, 100)
+THIRD = {5000: 1, 500: 2, 100: 4, 20: 4}
 FIRST = ["network", "clip", "concepts", "namer", "scenes", "draw", "layer", "place", "unit"]
 SETUP = ["clip", "concepts", "namer", "scenes"]
 MEASURED = ["units", "right", "auroc", "low", "high", "ece", "kept", "near_of_kept"]
@@ -50,7 +63,7 @@ NEAR_COSINE = 0.6  # MiniLM, of a word and the true class
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="+", help="resnet, vit, resnet+, vit+, photos FOLDER, or fit")
+    parser.add_argument("what", nargs="+", help="resnet, vit, resnet+, vit+, photos FOLDER, marked or fit")
     what = parser.parse_args().what
     _file("").parent.mkdir(parents=True, exist_ok=True)
     if what[0] == "photos":
@@ -60,6 +73,8 @@ def main() -> None:
     for name in what:
         if name == "fit":
             tables()
+        elif name == "marked":
+            third_network()
         else:
             study(name).to_csv(_file(name), index=False, float_format="%.4g")
 
@@ -146,6 +161,22 @@ def photos(folder: Path) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)
 
 
+def third_network() -> None:
+    """The shipped map as it is, on a network that it was not fitted to."""
+    data = measured("marked")
+    found = of_concepts("marked", data, "all", range(len(data.concepts)), THIRD, {})
+    table = pd.concat([some for some in found if (some["place"] == "inner").all()], ignore_index=True)
+    usual = table[table["namer"] == NAMERS[0]]
+    rows = pd.concat(tested(usual, {"evidence": shipped("evidence")}, "marked"))
+    some = rows["kept"] > 0
+    kept_names = (rows["kept"] * rows["units"]).round()
+    bounds = wilson(rows["near_of_kept"][some], kept_names[some])
+    rows.loc[some, ["near_low", "near_high"]] = np.stack(bounds, 1)
+    rows = rows[["tested_on", "scenes", "trust", *MEASURED, "near_low", "near_high"]]
+    rows.to_csv(DATA / "third_network.csv", index=False, float_format="%.4g")
+    print(rows.round(3).to_string(index=False))
+
+
 def fitted(table: pd.DataFrame) -> dict[str, dict]:
     """The candidates' maps; every size and namer has the same weight, as each has its rows repeated."""
     sizes = table.groupby(["network", "scenes", "namer"])["near"].transform("size")
@@ -170,15 +201,15 @@ def tables() -> None:
     table = pd.concat(rows)[["tested_on", *SETUP, "trust", *MEASURED]]
     table.to_csv(DATA / "seen_tests.csv", index=False, float_format="%.4g")
     print(table.round(3).to_string(index=False))
-    shipped = json.loads(MAP.read_text(encoding="utf-8"))
+    known = json.loads(MAP.read_text(encoding="utf-8"))
     source = (
         "docs/protocols/trust_seen.py fit: logistic regression of near names on signals of the images that "
         "gave them, 20 to 5,000 scenes, all layers of microworld:resnet and microworld:vit, names by "
         + " and ".join(NAMERS)
         + ", judged on 4,000 other scenes"
     )
-    shipped["evidence"] = {"source": source} | maps["evidence"]
-    MAP.write_text(json.dumps(shipped, indent=1) + "\n", encoding="utf-8")
+    known["evidence"] = {"source": source} | maps["evidence"]
+    MAP.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 
 def tested(table: pd.DataFrame, maps: dict[str, dict], on: str) -> list[pd.DataFrame]:
