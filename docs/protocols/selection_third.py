@@ -45,7 +45,7 @@ OTHER, OTHER_LAYERS, OTHER_JUDGE = (
     "conse:efficientnet_lite0",
 )
 TARGETS = {"efficientnet_lite0": (LAYERS, JUDGE), OTHER: (OTHER_LAYERS, OTHER_JUDGE)}
-MICRO = {"resnet": "layer3,layer4", "vit": "*encoder_layer_1,*encoder_layer_3,*encoder_layer_5"}
+MICRO = {"resnet": "layer3,layer4", "vit": ",".join(f"encoder.layers.encoder_layer_{i}" for i in (1, 3, 5))}
 MOST, UNITS = 64, 50
 CHOOSING = ("resnet inner", "photos inner", "photos final", "people inner", "people final")
 CHOICES: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
@@ -122,7 +122,7 @@ def photos(folders: Sequence[str], target: str, ranged: bool = False) -> pd.Data
     said = shuffled(
         ordinary_captions(naming.probe, captioner, book, ORDINARY), ordinary_rows(naming.N, ORDINARY)
     )
-    judge = load_clip(judge_name)
+    judge, small = load_clip(judge_name), load_clip("microworld")  # of examples only captions are read
     I = image_embeddings(judge, probe)
     fit = calibrated(judge, I, probe, data.concepts)
 
@@ -136,7 +136,7 @@ def photos(folders: Sequence[str], target: str, ranged: bool = False) -> pd.Data
         captions = {unit: ["nothing"] for unit in units}
         if not ranged:
             looked = caption_examples(
-                data.target, info, units, naming.probe, q, captioner, book, data.clip, crops=0
+                data.target, info, units, naming.probe, q, captioner, book, small, crops=0
             )
             captions = looked.captions
         source = "range 10" if ranged else "both"
