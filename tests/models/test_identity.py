@@ -343,18 +343,27 @@ def test_the_same_in_another_process():
 
 
 def test_what_cannot_be_identified_is_of_this_process_and_said(tmp_path):
-    class Locked(nn.Module):
+    class Drawing(nn.Module):
         def __init__(self):
             super().__init__()
-            self.lock = threading.Lock()
+            self.draws = (i for i in range(3))
 
-    with pytest.warns(UserWarning, match=r"what Locked computes cannot be told from Locked.lock \(lock\)"):
-        here = identity(Locked())
+    said = r"what Drawing computes cannot be told from Drawing.draws \(generator\)"
+    with pytest.warns(UserWarning, match=said):
+        here = identity(Drawing())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert identity(Locked()) == here
+        assert identity(Drawing()) == here
     with open(tmp_path / "f", "w") as file, pytest.warns(UserWarning, match="kept for this process alone"):
         identity_of({"log": file}, "mine")
+
+
+def test_locks_and_annotations_are_identified():
+    given = types.SimpleNamespace(lock=threading.RLock(), kinds=[int | None, list[int]])
+    other = types.SimpleNamespace(lock=threading.RLock(), kinds=[int | str, list[int]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert identity_of(given, "mine") == identity_of(given, "mine") != identity_of(other, "mine")
 
 
 def test_cycles_and_sharing_end():

@@ -126,12 +126,13 @@ def replaced(place: types.ModuleType | type) -> Iterator[tuple[str, object]]:
     """
     for name, value in sorted(vars(place).items()):
         function = _function_of(value)
-        if isinstance(function, types.FunctionType):
+        kind = type(function)  # isinstance would ask the value itself, and deprecated ones of torch's warn
+        if issubclass(kind, types.FunctionType):
             home = function.__globals__.get("__name__")
             if not home or not installed(home) and not ours(home):
                 yield name, function
                 continue
-        elif not isinstance(function, types.BuiltinFunctionType):
+        elif not issubclass(kind, types.BuiltinFunctionType):
             continue
         if isinstance(place, type):
             own = getattr(function, "__qualname__", "").rpartition(".")[0]

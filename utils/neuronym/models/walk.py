@@ -15,6 +15,7 @@ import hashlib
 import logging
 import secrets
 import sys
+import threading
 import types
 import warnings
 import weakref
@@ -66,6 +67,7 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks")  # of every module, where they 
 # built-in types whose content is beside the attributes that a subclass adds
 CONTENT = (dict, list, tuple, str, bytes, bytearray, float, int, complex, collections.deque)
 SIMPLE = (int, float, complex, str, bytes, bytearray, bool, type(None), type(...), type(NotImplemented))
+LOCKS = type(threading.Lock()), type(threading.RLock())
 PROCESS = secrets.token_hex(8)
 
 
@@ -173,8 +175,10 @@ class Walk:
         elif type(thing).__name__ == "Pattern" and type(thing).__module__ in ("re", "_regex"):
             lists = [(k, sorted(words)) for k, words in sorted(getattr(thing, "named_lists", {}).items())]
             self.put("pattern", repr((thing.pattern, thing.flags, *lists)))
-        elif isinstance(thing, logging.Logger):
-            self.put("logger")  # it computes nothing
+        elif isinstance(thing, (logging.Logger, *LOCKS)):
+            self.put(type(thing).__name__)  # it computes nothing
+        elif isinstance(thing, types.UnionType | types.GenericAlias):
+            self.put("annotation", repr(thing))
         elif isinstance(thing, weakref.ref):
             self.put("weakref")
             self.of(thing(), path)
