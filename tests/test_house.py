@@ -25,7 +25,7 @@ ORDER = (
     "jobs",
     "passes",
     "activations",
-    "models",
+    "active models",
     "measurements published shards",
     "dissect evaluation second_order",
     "describe trust",

@@ -50,7 +50,7 @@ def test_columns_and_images_are_those_of_the_dense_form(chunk):
         assert torch.equal(S[images][:, :], Q[images])
     with pytest.raises(ValueError, match="chosen once each"):
         S[[1, 1]]
-    blocks = list(S.blocks(memory=4 * 4 * N * 5))
+    blocks = list(S.blocks(memory=4 * (N + 2) * 5, beside=2))
     assert [some.stop - some.start for some, _ in blocks] == [5, 5, 5, 5, 3]
     assert torch.equal(torch.cat([q for _, q in blocks], 1), Q)
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, ExitStack, nullcontext
 from typing import TYPE_CHECKING
@@ -31,12 +32,13 @@ import torch
 from torch import nn, Tensor
 
 from neuronym import cache, hooks
+from neuronym.common.memory import MEMORY
 from neuronym.common.types import Device, Progress
 from neuronym.datasets.probe import Probe
 from neuronym.jobs import Job
 from neuronym.layouts import LayerInfo, LAYOUTS
 from neuronym.passes import ALIKE, CHECKED, compute, differ_by, inference_of, spread
-from neuronym.sparse import features_key, load_sae, pooled_features, SparseAutoencoder, split_name
+from neuronym.sparse import COPIES, features_key, load_sae, pooled_features, SparseAutoencoder, split_name
 from neuronym.trials import holds, try_out
 
 if TYPE_CHECKING:
@@ -202,6 +204,8 @@ def activation_maps(
     """
     rows = _within(indices, probe.N, "image")
     chosen = _within(range(layer.units) if units is None else units, layer.units, f"unit of '{layer.name}'")
+    if split_name(layer.name)[1]:  # features of few images at a time: they are made of all units
+        batch_size = min(batch_size, max(1, MEMORY // (COPIES * 4 * math.prod(layer.shape))))
     parts = []
 
     def maps(name: str, output: Tensor) -> Tensor:

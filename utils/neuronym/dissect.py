@@ -9,13 +9,15 @@ chosen_options    options of (soft-)WPMI as the parameters of a notebook
 at_most           the same options for fewer images
 scored_layers     scores of every layer with its options
 cautions          what a similarity function cannot say of these layers and concepts, in words
-labels_of_units   the best concept of every unit, layer by layer
+best_of_units     the best concept of every unit of a layer
+labels_of_units   the same in words, layer by layer
 functions_for     similarity functions that so many images are enough for
+with_files     a table that says which autoencoder its layers of features are of
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -30,10 +32,12 @@ from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.pmi import TOP_IMAGES
 from neuronym.similarity.scores import score_layers, SIMILARITIES
 from neuronym.similarity.sparse_columns import score_blocks, SparseColumns
+from neuronym.sparse import features_key
 
 DEFAULT = "combined_correlation"  # the winner of docs/protocols/default_name.md
 PAPER = {"inner": {"a": 10, "lam": 1, "top_k": 100}, "final": {"a": 2, "lam": 0.6, "top_k": 28}}
 PRESETS = ("", "paper")
+FEATURES = "features_key"
 
 
 def clip_dissect(
@@ -80,7 +84,15 @@ def clip_dissect(
     for layer, q in sparse.items():
         found = score_blocks(data.P, q, similarity, **given, **by_layer[layer])
         tables[layer] = _labels_of_blocks(found, data.concepts, wanted[layer], layer=layer, **about)
-    return pd.concat([tables[layer] for layer in wanted], ignore_index=True)
+    return with_files(pd.concat([tables[layer] for layer in wanted], ignore_index=True), data.layers)
+
+
+def with_files(table: pd.DataFrame, layers: Iterable[str]) -> pd.DataFrame:
+    """A table with a column `layer`, and FEATURES beside where one of the layers is of features: the key of
+    its autoencoder's file, "" for other layers.
+    """
+    keys = {str(name): features_key(name) for name in layers}
+    return table.assign(**{FEATURES: table["layer"].map(keys)}) if any(keys.values()) else table
 
 
 def _labels_of_blocks(
@@ -189,6 +201,20 @@ def cautions(
                 "negative on average: it divides by a root of their mean"
             )
     return found
+
+
+def best_of_units(
+    P: Tensor | FactoredMatrix,
+    Q: Tensor | SparseColumns,
+    similarity: str = DEFAULT,
+    *,
+    memory: int | None = None,
+    generator: torch.Generator | None = None,
+    **options,
+) -> Tensor:
+    """Index of the best concept of every unit: P [N, M], Q [N, K] -> [K]; SparseColumns in blocks."""
+    blocks = score_blocks(P, Q, similarity, memory=memory, generator=generator, **options)
+    return torch.cat([scores.argmax(1) for _, _, scores in blocks])
 
 
 def labels_of_units(

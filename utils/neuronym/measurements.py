@@ -18,8 +18,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from neuronym.activations import embed_concepts, measured_arrays, other_poolings, target_layers
-from neuronym.common.memory import top_images
+from neuronym.activations import (
+    embed_concepts,
+    image_embeddings,
+    measured_arrays,
+    other_poolings,
+    target_layers,
+)
+from neuronym.active import sparse_activations
+from neuronym.common.memory import MEMORY, top_images
 from neuronym.common.subsets import split_evenly
 from neuronym.common.types import Clip, Device, Progress, Target
 from neuronym.common.units import Units, units_by_layer
@@ -29,6 +36,8 @@ from neuronym.layouts import LayerInfo
 from neuronym.models.clips import load_clip
 from neuronym.models.targets import load_target
 from neuronym.similarity.matrix import FactoredMatrix
+from neuronym.similarity.sparse_columns import SparseColumns, unit_blocks
+from neuronym.sparse import split_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +51,7 @@ class Measurements:
     probe: Probe
     clip: Clip
     concepts: list[str]
-    Q: dict[str, Tensor]
+    Q: dict[str, Tensor | SparseColumns]
     I: Tensor
     T: Tensor
     pool: str = "avg"  # how a map became one value
@@ -90,6 +99,11 @@ class Measurements:
         part = subset(self.probe, index.tolist())
         return replace(self, probe=part, Q=Q, I=self.I[at], row_numbers=numbers, beside=beside)
 
+    def dense(self) -> Measurements:
+        """The same with SparseColumns as matrices [N, K]."""
+        Q = {name: q if isinstance(q, Tensor) else q[:, :] for name, q in self.Q.items()}
+        return replace(self, Q=Q)
+
     def split(self, share: float) -> tuple[Measurements, Measurements]:
         """Images to name with, and the `share` of them held out to test with, spread evenly over the
         probe.
@@ -113,6 +127,8 @@ def measure(
     layout: str | Mapping[str, str] = "",
     allow_random: bool = False,
     beside: bool = False,
+    sparse: bool = False,
+    memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Measurements:
     """Pass the images through a target and a CLIP, once for both, and embed the concepts; all of it is
@@ -122,9 +138,11 @@ def measure(
     `load_concepts`). `layers` are names, globs or "all"; `pool` makes a map one value ("avg", "max", "cls",
     or "auto", the class token where there is one);
     `template` stands around every concept; `layout` and `allow_random` are as in `load_target`; with `beside`
-    what `other_poolings` give comes out of the same pass; results are on `device` (where the target is, by
-    default), but on the CPU where that has no float64, as Apple's mps. Errors: those of the loaders;
-    ValueError for an activation that is not finite.
+    what `other_poolings` give comes out of the same pass; with `sparse` layers of features are SparseColumns,
+    by a pass of their own that keeps what is active, features of a few images at a time in `memory`; what
+    the labelling notebook calls takes them in blocks of units, for all else `dense` has them as matrices.
+    Results are on `device` (where the target is, by default), but on the CPU where that has no float64, as
+    Apple's mps. Errors: those of the loaders; ValueError for an activation that is not finite.
 
     >>> data = measure("microworld:resnet", "fc", "microworld:40", "microworld", ["a red circle", "a star"])
     >>> data.Q["fc"].shape, data.P.shape
@@ -137,10 +155,18 @@ def measure(
     words = load_concepts(concepts)
     found = _layers(target, layers)
     images = load_probe(probe, progress=progress)
-    others = other_poolings(found, pool) if beside else {}
-    Q, beside_Q, I = measured_arrays(
-        target, found, clip, images, pool, others, batch_size, place, progress, dtype=dtype
-    )
+    features = [layer for layer in found if sparse and split_name(layer.name)[1]]
+    plain = [layer for layer in found if layer not in features]
+    if plain:
+        others = other_poolings(plain, pool) if beside else {}
+        given = (target, plain, clip, images, pool, others, batch_size, place, progress)
+        Q, beside_Q, I = measured_arrays(*given, dtype=dtype)
+    else:
+        Q, beside_Q = {}, {}
+        I = image_embeddings(clip, images, batch_size, None, progress, dtype=dtype)
+    if features:
+        given = (target, images, features, pool, batch_size, place, progress)
+        Q |= sparse_activations(*given, dtype=dtype, memory=memory)
     place = place if _has_float64(place) else torch.device("cpu")
     return Measurements(
         target,
@@ -148,7 +174,7 @@ def measure(
         images,
         clip,
         words,
-        {name: q.to(place) for name, q in Q.items()},
+        {layer.name: Q[layer.name].to(place) for layer in found},
         I.to(place),
         embed_concepts(clip, words, template).to(place),
         pool,
@@ -161,14 +187,15 @@ def top_images_table(data: Measurements, k: int = 5) -> pd.DataFrame:
     id in the probe), activation.
     """
     tables = []
-    for layer, q in data.Q.items():
+    blocks = ((layer, units, q) for layer, Q in data.Q.items() for units, q in unit_blocks(Q))
+    for layer, units, q in blocks:
         best = top_images(q, min(k, data.N))  # [k, K]
         n, K = best.shape
         tables.append(
             pd.DataFrame(
                 {
                     "layer": layer,
-                    "unit": np.repeat(np.arange(K), n),
+                    "unit": np.repeat(np.arange(units.start, units.stop), n),
                     "rank": np.tile(np.arange(1, n + 1), K),
                     "file": [data.probe.ids[row] for row in best.T.flatten().tolist()],
                     "activation": q.gather(0, best).T.flatten().double().cpu().numpy(),

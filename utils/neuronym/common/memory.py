@@ -5,6 +5,7 @@ budget            the bytes given, or a share of what is free
 items_within      how many items a budget holds
 working_bytes     bytes to work on at a time, for speed
 slices            the ranges of so many items
+as_blocks         a matrix as one block, blocks of rows as they are
 stable_order      indices that sort, equal values in order of index
 strongest_images  the most activated images of units
 first_largest     the largest of every row, equal ones by lower index
@@ -17,7 +18,7 @@ where_it_fits     tensors on a device, or where they are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -75,6 +76,11 @@ def slices(count: int, step: int) -> Iterator[slice]:
     """0..count in ranges of `step`, at least 1."""
     step = max(1, step)
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
+def as_blocks(rows: Tensor | Iterable[tuple[slice, Tensor]]) -> Iterable[tuple[slice, Tensor]]:
+    """(rows, their values) of a matrix at once, or of blocks that come one after the other."""
+    return [(slice(0, len(rows)), rows)] if isinstance(rows, Tensor) else rows
 
 
 def stable_order(values: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import pandas as pd
 TEXT = frozenset(
     """model layer method label description summary name names true_name concept text texts truth candidate
     caption category kind group id reason variant source setting probe clip template consensus encoder whose
-    table""".split()
+    table features_key""".split()
 )
 FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # also their wide forms
 ESCAPED = re.compile(f"'{FORMULA.pattern}")
@@ -32,16 +32,17 @@ def write_table(table: pd.DataFrame, path: Path, index: bool = False, **more) ->
     """Write a table as UTF-8; `more` goes to pandas. Texts that would be formulas get an apostrophe; half
     characters, which no file can hold, are written as \\\\ud83d.
     """
-    plain = table.copy()
+    plain, texts = table.copy(), []
     for place, kind in enumerate(table.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
-            plain.isetitem(place, [_escaped(cell) for cell in table.iloc[:, place]])
+            texts.append([_escaped(cell) for cell in table.iloc[:, place]])
+            plain.isetitem(place, texts[-1])
     if index and not isinstance(table.index, pd.MultiIndex):
         plain.index = pd.Index([_escaped(cell) for cell in table.index], name=table.index.name)
     if not isinstance(table.columns, pd.MultiIndex):
         plain.columns = [_escaped(name) for name in table.columns]
-    cells = [*plain.to_numpy().ravel(), *(plain.index if index else ())]
-    returns = any("\r" in cell for cell in cells if isinstance(cell, str))
+    texts.append(plain.index if index else ())
+    returns = any("\r" in cell for cells in texts for cell in cells if isinstance(cell, str))
     quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL  # which lets a carriage return through
     plain.to_csv(path, index=index, encoding="utf-8", quoting=quoting, **more)
 

@@ -11,13 +11,14 @@ K units, M concepts. Labels are indices of concepts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from neuronym.common.checks import check_number, unknown
+from neuronym.common.memory import as_blocks
 
 LEVEL = 0.05
 
@@ -34,21 +35,30 @@ def held_out_p(held: Tensor, labels: Sequence[int] | Tensor, level: float = LEVE
     """
     check_number("level", level, 0, 1)
     chosen = torch.as_tensor(labels, dtype=torch.long, device=held.device)
-    if held.ndim != 2 or len(chosen) != len(held):
+    return _p_values(held, chosen, chosen, level)
+
+
+def _p_values(held: Tensor, own: Tensor, all_labels: Tensor, level: float) -> Tensor:
+    """`held_out_p` of some units [n, M] with their own labels [n], among the labels of all [K]."""
+    if held.ndim != 2 or len(own) != len(held):
         raise ValueError(
-            f"expected held [K, M] and one label for each unit, got {list(held.shape)} and "
-            f"{len(chosen)} labels"
+            f"expected held [K, M] and one label for each unit, got {list(held.shape)} and {len(own)} labels"
         )
-    of_labels = held[:, chosen]  # [K, K]
-    other = chosen[:, None] != chosen
-    as_good = ((of_labels >= of_labels.diagonal()[:, None]) & other).sum(1)
-    p = (1 + as_good).double() / (1 + other.sum(1))
-    return p if len(held) * level >= 1 else torch.full_like(p, torch.nan)
+    if len(all_labels) * level < 1:
+        return held.new_full((len(held),), torch.nan, dtype=torch.float64)
+    kinds, counts = all_labels.unique(return_counts=True)
+    other = kinds != own[:, None]
+    as_good = (held[:, kinds] >= held.gather(1, own[:, None])) & other
+    counts = counts.double()
+    return (1 + as_good.double() @ counts) / (1 + other.double() @ counts)
 
 
 def label_precision(held: Tensor, labels: Sequence[int] | Tensor, level: float = LEVEL) -> float:
     """Share of units whose label passes `held_out_p` at the level; nan for a layer too small to tell."""
-    p = held_out_p(held, labels, level)
+    return _share_passing(held_out_p(held, labels, level), level)
+
+
+def _share_passing(p: Tensor, level: float) -> float:
     return float((p <= level).double().mean()) if not bool(p.isnan().any()) else float("nan")
 
 
@@ -64,29 +74,32 @@ def diversity(labels: Sequence[int] | Tensor) -> dict[str, float]:
 
 
 def label_quality(
-    held: Tensor, labels: Mapping[str, Sequence[int] | Tensor], level: float = LEVEL, oracle: str = "oracle"
+    held: Tensor | Iterable[tuple[slice, Tensor]],
+    labels: Mapping[str, Sequence[int] | Tensor],
+    level: float = LEVEL,
+    oracle: str = "oracle",
 ) -> pd.DataFrame:
     """A row for each method {name: labels [K]} of a layer: method, units, correlation (mean of held [K, M] at
     the labels), precision, distinct_labels, oracle_distinct, distinct_share, entropy.
 
     `oracle_distinct` are the distinct labels of the method of that name, in every row: more labels than the
-    oracle has are no virtue. Errors: KeyError where `labels` lacks it.
+    oracle has are no virtue. `held` may come in blocks, (units, their rows) in order. Errors: KeyError where
+    `labels` lacks the oracle.
     """
     if oracle not in labels:
         raise unknown("method to compare diversity with", oracle, labels)
     best = diversity(torch.as_tensor(labels[oracle]).cpu())["distinct_labels"]
+    chosen = {method: torch.as_tensor(said, dtype=torch.long) for method, said in labels.items()}
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {method: [] for method in chosen}
+    for units, of_units in as_blocks(held):
+        for method, said in chosen.items():
+            said = said.to(of_units.device)
+            p = _p_values(of_units, said[units], said, level)
+            found[method].append((of_units.gather(1, said[units, None])[:, 0].double(), p))
     rows = []
-    for method, said in labels.items():
-        chosen = torch.as_tensor(said, dtype=torch.long, device=held.device)
-        rows.append(
-            {
-                "method": method,
-                "units": len(held),
-                "correlation": float(held.gather(1, chosen[:, None]).double().mean()),
-                "precision": label_precision(held, chosen, level),
-                "distinct_labels": 0,
-                "oracle_distinct": best,
-                **diversity(chosen.cpu()),
-            }
-        )
+    for method, parts in found.items():
+        own, p = (torch.cat(column) for column in zip(*parts))
+        row = {"method": method, "units": len(own), "correlation": float(own.mean())}
+        row |= {"precision": _share_passing(p, level), "distinct_labels": 0, "oracle_distinct": best}
+        rows.append(row | diversity(chosen[method].cpu()))
     return pd.DataFrame(rows)

@@ -54,7 +54,7 @@ def meaning_columns(Q: Tensor, I: Tensor, examples: int = EXAMPLES, memory: int 
     found = torch.full((K, len(MEANING)), torch.nan, dtype=torch.float64, device=E.device)
     means, varies = E.new_zeros(K, E.shape[1]), torch.zeros(K, dtype=torch.bool, device=E.device)
     if n > 1:
-        for part in slices(K, memory // (16 * N + 8 * n * (E.shape[1] + n))):
+        for part in slices(K, memory // (32 * N + 8 * n * (E.shape[1] + 2 * n))):
             q = Q[:, part].to(E)
             top = strongest_images(q, torch.arange(q.shape[1], device=E.device), n, q.dtype, q.shape[1])
             there = q.T.gather(1, top) > q.amin(0)[:, None]  # [m, n]

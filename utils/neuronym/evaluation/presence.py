@@ -10,6 +10,8 @@ calibrated_from  what that is, in words
 judged_presence  probabilities [N, M] from embeddings
 known_presence   the truth, or what a judge thinks where there is none
 presence_oracle  correlation of every unit with the presence of every concept: the best name there is
+oracle_blocks    the same, a block of units after the other
+best_by_truth    the best concept of every unit by it
 against_oracle   how much of that a method's labels reach
 """
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -27,13 +29,14 @@ from torch.nn.functional import softplus
 from neuronym import cache
 from neuronym.activations import embed_concepts
 from neuronym.common.checks import check_number
-from neuronym.common.memory import MEMORY, slices
+from neuronym.common.memory import as_blocks, MEMORY, slices
 from neuronym.common.statistics import cross_correlation
 from neuronym.common.subsets import evenly_spaced
 from neuronym.common.types import Clip
 from neuronym.datasets.probe import Probe
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.softened import mean_spread, SHARPNESS
+from neuronym.similarity.sparse_columns import SparseColumns, unit_blocks
 
 LOOKED_AT = 1_000  # images that an offset is found from
 WEAK = 1e6  # of the penalty on a slope, which keeps it finite where cosines tell true from false
@@ -216,17 +219,35 @@ def presence_oracle(Q: Tensor, truth: Tensor) -> Tensor:
     return cross_correlation(Q, truth)
 
 
-def against_oracle(labels: Sequence[str], oracle: Tensor, concepts: Sequence[str]) -> dict[str, float]:
+def oracle_blocks(
+    Q: Tensor | SparseColumns, truth: Tensor, memory: int = MEMORY
+) -> Iterator[tuple[slice, Tensor]]:
+    """(units, `presence_oracle` of these): of a matrix all at once, of SparseColumns in blocks."""
+    for units, q in unit_blocks(Q, memory):
+        yield units, presence_oracle(q, truth)
+
+
+def best_by_truth(Q: Tensor | SparseColumns, truth: Tensor, memory: int = MEMORY) -> Tensor:
+    """Index of the concept whose presence correlates best with each unit: Q [N, K], truth [N, M] -> [K]."""
+    return torch.cat([r.argmax(1) for _, r in oracle_blocks(Q, truth, memory)])
+
+
+def against_oracle(
+    labels: Sequence[str], oracle: Tensor | Iterable[tuple[slice, Tensor]], concepts: Sequence[str]
+) -> dict[str, float]:
     """Share of units whose label is the oracle's, mean correlation of the labels with their units, and the
     oracle's own mean.
 
-    oracle [K, M] from `presence_oracle`; one label per unit, "" for one that has none: it reaches 0. Units
-    that no concept correlates with count as they are.
+    oracle [K, M] from `presence_oracle`, or its blocks; one label per unit, "" for one that has none: it
+    reaches 0. Units that no concept correlates with count as they are.
     """
     where = {c: i for i, c in enumerate(concepts)} | {"": -1}
-    chosen = torch.tensor([where[label] for label in labels], device=oracle.device)
-    reached = oracle.gather(1, chosen.clamp_min(0)[:, None]).squeeze(1).where(chosen >= 0, 0.0)
-    best = oracle.max(1).values
+    every, parts = torch.tensor([where[label] for label in labels]), []
+    for units, r in as_blocks(oracle):
+        chosen = every[units].to(r.device)
+        own = r.gather(1, chosen.clamp_min(0)[:, None]).squeeze(1).where(chosen >= 0, 0.0)
+        parts.append((own, r.max(1).values))
+    reached, best = (torch.cat(column) for column in zip(*parts))
     return {
         "same_as_oracle": float((reached == best).double().mean()),
         "correlation": float(reached.mean()),

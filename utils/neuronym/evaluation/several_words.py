@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from neuronym.common.checks import check_number, check_positive_int
-from neuronym.common.memory import MEMORY
+from neuronym.common.memory import MEMORY, slices
 from neuronym.common.statistics import correlation
 from neuronym.evaluation import linear
 
 SAMPLES = 1_000
+TEMPORARIES = 6  # of a unit's values in samples and in images, at the most
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def several_words(
         torch.zeros(len(single), dtype=torch.bool, device=Q.device),
     )
     sure = bootstrap_better(
-        terms.predict(there[checks]), there[checks][:, single], Q[checks], generator=generator
+        terms.predict(there[checks]), there[checks][:, single], Q[checks], generator=generator, memory=memory
     )
     alone = (found.terms == 1) & (terms.chosen[:, 0] == single) & (terms.signs[:, 0] == 1)
     better = (sure <= level) & (found.terms > 0) & ~alone
@@ -116,6 +117,7 @@ def bootstrap_better(
     *,
     samples: int = SAMPLES,
     generator: torch.Generator | None = None,
+    memory: int = MEMORY,
 ) -> Tensor:
     """Share of bootstrap samples of the images in which `first` does not correlate better with Q than
     `second`: all [N, K] -> [K], (1 + count) / (1 + samples). The images drawn are the same for all units.
@@ -127,9 +129,12 @@ def bootstrap_better(
     counts = torch.zeros(samples, N, dtype=torch.float64, device=Q.device)
     counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
     counts /= N
-    r = [_weighted_correlation(x.double(), Q.double(), counts) for x in (first, second)]
-    worse = (r[0] <= r[1] + 1e-12).sum(0)
-    return (1 + worse).double() / (1 + samples)
+    worse = []
+    for part in slices(Q.shape[1], memory // (8 * TEMPORARIES * (samples + N))):
+        q = Q[:, part].double()
+        r = [_weighted_correlation(x[:, part].double(), q, counts) for x in (first, second)]
+        worse.append((r[0] <= r[1] + 1e-12).sum(0))
+    return (1 + torch.cat(worse)).double() / (1 + samples)
 
 
 def likely_concepts(scores: Tensor, each: int = 10) -> Tensor:

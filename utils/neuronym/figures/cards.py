@@ -142,7 +142,8 @@ def collect(
     positions are no places in the picture that are known, there is none. `names` are the true ones of all
     units of the layer. With `keep`, pictures and maps are cached.
     """
-    best = top_images(Q[:, units], min(images, len(Q))).T.tolist()  # [units][images]
+    values = Q[:, units]
+    best = top_images(values, min(images, len(values))).T.tolist()  # [units][images]
     rows = sorted({row for some in best for row in some})
     spec = activation_spec(target, probe, layer) | {"schema": SCHEMA, "units": list(units), "rows": rows}
     if layer.grid:
@@ -169,7 +170,7 @@ def collect(
                 "trust": _trust_of(labels),
                 "truth": names[unit] if names is not None else None,
                 "images": [Image.fromarray(found["pictures"][i].numpy()) for i in at],
-                "values": Q[some, unit].tolist(),
+                "values": values[some, u].tolist(),
                 "maps": found["maps"][at, u].numpy() if "maps" in found else None,
             }
         )

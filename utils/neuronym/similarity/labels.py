@@ -11,13 +11,14 @@ read_labels   table of ours or of a published CSV, with its unit base checked
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
+from neuronym.common.memory import slices
 from neuronym.common.tables import read_table, TEXT, write_table
 from neuronym.similarity.scores import constant_units, top_labels
 
@@ -25,6 +26,7 @@ COLUMNS = ["model", "layer", "unit", "method", "rank", "label", "score"]
 MARKS = ["active_share", "note"]
 NAMELESS = {"label": "", "text": "", "score": float("nan")}  # what units with a note do without
 EVEN = "even: the same score for every concept"
+SUMMED = 64  # images at a time
 HIGHEST, MOSTLY = 0.01, 0.9  # of the range of values; share of images within that of the largest
 RENAMED = {
     "description": "label",
@@ -120,7 +122,7 @@ def unit_notes(Q: torch.Tensor) -> pd.DataFrame:
     low, high = Q.amin(0), Q.amax(0)
     span, largest = high - low, torch.maximum(high.abs(), low.abs())
     constant = constant_units(Q)
-    near = (Q >= high - HIGHEST * span).double().mean(0)
+    near = _share_of_images(Q, torch.ge, high - HIGHEST * span)
     columns = zip(largest.tolist(), constant.tolist(), near.tolist())
     notes = [
         ("dead: 0 for every image" if top == 0 else "constant: the same value for every image")
@@ -130,7 +132,14 @@ def unit_notes(Q: torch.Tensor) -> pd.DataFrame:
         else ""
         for top, same, share in columns
     ]
-    return pd.DataFrame({"active_share": (Q > 0).double().mean(0).cpu().numpy(), "note": notes})
+    active = _share_of_images(Q, torch.gt, torch.zeros_like(high))
+    return pd.DataFrame({"active_share": active.cpu().numpy(), "note": notes})
+
+
+def _share_of_images(Q: torch.Tensor, compare: Callable, bound: torch.Tensor) -> torch.Tensor:
+    """In which each unit is as its bound [K] asks; a few at once, as counts have eight bytes."""
+    counts = sum(compare(Q[rows], bound).sum(0) for rows in slices(len(Q), SUMMED))
+    return counts.double() / len(Q)
 
 
 def write_labels(table: pd.DataFrame, folder: Path) -> Path:

@@ -2,7 +2,9 @@
 
 SparseColumns  activations [N, K] by what is not 0
 from_rows      the same from parts, image by image
-score_blocks   a similarity function's scores, a block of units after the other
+block_slices   parts of units whose columns go into memory
+unit_blocks    dense columns, a block of units after the other
+score_blocks   a similarity function's scores, likewise
 
 What similarity functions read of activations are columns: all images of a unit. Those that are products of
 columns, and rank_reorder, read each unit by itself, so that a block of units scored alone has the scores it
@@ -26,8 +28,10 @@ from neuronym.common.memory import MEMORY, slices
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import constant_units, score, SIMILARITIES
 
-BLOCKED = 4  # of the memory, what a dense block takes; the rest is the function's
-HELD = 0.5  # of the memory, up to which (soft-)WPMI keeps its likelihoods and scores blocks once
+BLOCKED = 4  # of the memory, what a block of columns and scores takes; half is the function's
+HELD = 0.25  # of the memory, up to which (soft-)WPMI keeps its likelihoods and scores blocks once
+COPIED = 16  # values for each of a dense block, where float64 copies are made of it
+SCORES = 3  # of a block at the most: the result, and two parts of a sum
 Active = tuple[Tensor, Tensor, Tensor]  # images [n], units [n], values [n]
 
 
@@ -75,9 +79,9 @@ class SparseColumns:
         parts = (self.starts.to(device), self.rows.to(device), self.values.to(device))
         return SparseColumns(*parts, self.N)
 
-    def blocks(self, memory: int = MEMORY) -> Iterator[tuple[slice, Tensor]]:
-        """(units, their columns [N, n]) of all units in order, `BLOCKED` parts of a block in `memory`."""
-        for some in slices(self.shape[1], memory // (BLOCKED * 4 * self.N)):
+    def blocks(self, memory: int = MEMORY, beside: int = 0) -> Iterator[tuple[slice, Tensor]]:
+        """(units, their columns [N, n]) of all units in order, in `memory`, `beside` more values a unit."""
+        for some in slices(self.shape[1], memory // (4 * (self.N + beside))):
             yield some, self._columns(some)
 
     def _columns(self, units: slice | int | Sequence[int] | Tensor) -> Tensor:
@@ -121,10 +125,23 @@ def from_rows(parts: Sequence[Active], N: int, K: int) -> SparseColumns:
     return SparseColumns(starts, rows, values, N)
 
 
+def block_slices(Q: Tensor | SparseColumns, count: int, memory: int = MEMORY) -> Iterator[slice]:
+    """Parts of so many units: of a matrix [N, K] all at once, of SparseColumns as many as go into `memory`
+    dense with `COPIED` values for each.
+    """
+    return slices(count, count if isinstance(Q, Tensor) else memory // (COPIED * 4 * Q.N))
+
+
+def unit_blocks(Q: Tensor | SparseColumns, memory: int = MEMORY) -> Iterator[tuple[slice, Tensor]]:
+    """(units, their columns [N, n]) of all units in order, in `block_slices`."""
+    for some in block_slices(Q, Q.shape[1], memory):
+        yield some, Q if isinstance(Q, Tensor) else Q[:, some]
+
+
 @torch.no_grad()
 def score_blocks(
     P: Tensor | FactoredMatrix,
-    Q: SparseColumns,
+    Q: Tensor | SparseColumns,
     method: str,
     *,
     memory: int | None = None,
@@ -132,11 +149,15 @@ def score_blocks(
     **options,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """(units, their columns [N, n], scores [n, M]) of all units in order, as `score` gives them to the same
-    activations held dense.
+    activations held dense; of a matrix all at once.
 
-    `memory` holds a block of columns and what the function needs beside it. (soft-)WPMI with a prior scores
-    every block twice where [K, M] is more than half of `memory`. Errors: those of `score`.
+    `memory` holds a block of columns with its scores and what the function needs beside it. (soft-)WPMI with
+    a prior scores every block twice where [K, M] is more than `HELD` of `memory`. Errors: those of `score`.
     """
+    if isinstance(Q, Tensor):
+        found = score(P, Q, method, memory=memory, generator=generator, **options)
+        yield slice(0, Q.shape[1]), Q, found
+        return
     if method not in SIMILARITIES:
         raise unknown("similarity function", method, SIMILARITIES)
     memory = MEMORY if memory is None else memory
@@ -144,20 +165,21 @@ def score_blocks(
     parameters = inspect.signature(SIMILARITIES[method]).parameters
     if "generator" in parameters and generator is None:  # one for all blocks, as one call has
         generator = torch.Generator().manual_seed(0)
-    given = {"memory": memory - memory // BLOCKED, "generator": generator, **options}
+    given = {"memory": memory // 2, "generator": generator, **options}
+    in_blocks = memory // BLOCKED, SCORES * P.shape[1]
     lam = options.get("lam", parameters["lam"].default) if "lam" in parameters else 0
     if not lam:
-        for some, q in Q.blocks(memory):
+        for some, q in Q.blocks(*in_blocks):
             yield some, q, score(P, q, method, **given)
         return
     keeps, kept, total = 4 * Q.shape[1] * P.shape[1] <= HELD * memory, [], None
-    for _, q in Q.blocks(memory):
+    for _, q in Q.blocks(*in_blocks):
         likely = _likelihoods(P, q, method, given)
         mine = likely.logsumexp(0)
         total = mine if total is None else torch.logaddexp(total, mine)
         kept += [likely] if keeps else []
     prior = (total - math.log(Q.shape[1])) * lam
-    for i, (some, q) in enumerate(Q.blocks(memory)):
+    for i, (some, q) in enumerate(Q.blocks(*in_blocks)):
         scores = (kept[i] if keeps else _likelihoods(P, q, method, given)) - prior
         level = constant_units(q)
         scores[level] = scores[level].mean(1, keepdim=True)

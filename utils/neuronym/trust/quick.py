@@ -21,6 +21,7 @@ from neuronym.common.memory import MEMORY
 from neuronym.common.statistics import standard_columns
 from neuronym.measurements import Measurements
 from neuronym.similarity.matrix import FactoredMatrix
+from neuronym.similarity.sparse_columns import block_slices
 from neuronym.trust.null import abstain, p_values
 from neuronym.trust.probability import evidence, LEARNT, probability, seen_concepts, shipped
 
@@ -54,7 +55,12 @@ def quick_trust(
         units = torch.tensor(rows["unit"].to_numpy(), dtype=torch.long, device=data.I.device)
         own = torch.tensor([where.get(label, 0) for label in rows["label"]], device=units.device)
         other = torch.as_tensor(named[layer], device=units.device)[units]
-        p = held_out_chance(test.P, test.Q[layer][:, units], other, memory=memory)
+        parts = []
+        for some in block_slices(data.Q[layer], len(units), memory):
+            found = evidence(data.P, data.Q[layer][:, units[some]], own[some], memory)
+            p = held_out_chance(test.P, test.Q[layer][:, units[some]], other[some], memory=memory)
+            parts.append((found, p))
+        found, p = pd.concat([part for part, _ in parts]), torch.cat([part for _, part in parts])
         without = torch.tensor((rows["label"] == "").to_numpy(), device=units.device)
         p = p.masked_fill(without, 1.0)
         table = pd.DataFrame({"layer": layer, "unit": rows["unit"].to_numpy(), "chance": p.cpu().numpy()})

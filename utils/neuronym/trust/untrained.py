@@ -20,6 +20,7 @@ import torch
 from torch import nn, Tensor
 
 from neuronym.activations import target_layers, unit_activations
+from neuronym.active import sparse_activations
 from neuronym.common.memory import MEMORY
 from neuronym.common.subsets import evenly_spaced
 from neuronym.common.types import Progress
@@ -27,6 +28,7 @@ from neuronym.measurements import Measurements
 from neuronym.similarity.scores import score
 
 LOOKED_ON, SHUFFLES, FURTHER = 500, 2, 6
+SOME = 2_000  # features of a layer, whose share is then off by about .01
 FEWEST = 20  # images that a correlation is looked at on
 QUANTILE, ENOUGH_OUT, LEARNED = 0.95, 0.5, 0.98
 
@@ -67,13 +69,17 @@ def standing_out(
     looked at too where it was not measured: what follows from its first layer alone is in any network. Units
     of a network with random weights do much the same (of 192, some do as few as three things), so that where
     two shuffles leave it open, the largest share being from ENOUGH_OUT to LEARNED, FURTHER ones are made, and
-    a layer counts 0 where one of the shuffled networks stands out from the others as much. Passes are cached.
+    a layer counts 0 where one of the shuffled networks stands out from the others as much. Of features held
+    as SparseColumns SOME are looked at, spread evenly. Passes are cached.
     """
     if data.N < FEWEST or len(data.concepts) < 2:
         return {}
     rows = evenly_spaced(min(LOOKED_ON, data.N), data.N)
     part, device = data.rows(rows), data.I.device
-    some, layers, own = part.probe, [data.layers[name] for name in data.Q], dict(part.Q)
+    some, layers = part.probe, [data.layers[name] for name in data.Q if isinstance(part.Q[name], Tensor)]
+    features = [data.layers[name] for name in data.Q if name not in {layer.name for layer in layers}]
+    units = {layer.name: evenly_spaced(min(SOME, layer.units), layer.units) for layer in features}
+    own = {name: q[:, units[name]] if name in units else q for name, q in part.Q.items()}
     last = data.target.layers[-1:]
     if last and last[0] not in own:
         extra = target_layers(data.target, last[0])
@@ -85,8 +91,11 @@ def standing_out(
         for one in seeds:
             key = f"{data.target.weights_key}, weights shuffled by seed {one}"
             with shuffled_weights(data.target.model, one):
-                target = replace(data.target, weights_key=key)
-                Q = unit_activations(target, some, layers, data.pool, batch_size, device, progress)
+                target, how = replace(data.target, weights_key=key), (data.pool, batch_size, device, progress)
+                Q = unit_activations(target, some, layers, *how) if layers else {}
+                if features:
+                    active = sparse_activations(target, some, features, *how, memory=memory)
+                    Q |= {name: q[:, units[name]] for name, q in active.items()}
             for name, q in Q.items():
                 others[name].append(q.to(device))
 

@@ -1,8 +1,5 @@
 """A pass over features that keeps what is active: 50,000 of them for as many images as there are.
 
-sparse_activations  pooled features of layers as SparseColumns
-measure_features    `measurements.measure` with such layers
-
 Of an image few features are active: their numbers and values are kept, 8 bytes each, never an [N, D]. Images
 pass in chunks, each an entry of the cache, so that a pass that was killed goes on where it was.
 """
@@ -13,21 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
-from torch import nn, Tensor
+from torch import Tensor
 
 from neuronym import cache
-from neuronym.activations import activation_spec, activations_and_embeddings, embed_concepts, image_embeddings
+from neuronym.activations import activation_spec
 from neuronym.common.checks import check_positive_int
 from neuronym.common.memory import MEMORY
-from neuronym.common.types import Clip, Device, Progress, Target
-from neuronym.datasets.concepts import load_concepts
-from neuronym.datasets.probe import batches, load_probe, Probe, subset
+from neuronym.common.types import Device, Progress, Target
+from neuronym.datasets.probe import batches, Probe, subset
 from neuronym.hooks import pool as pooled_positions
-from neuronym.hooks import poolings, record, resolve_layers
+from neuronym.hooks import poolings, record
 from neuronym.layouts import LayerInfo
-from neuronym.measurements import Measurements
-from neuronym.models.clips import load_clip
-from neuronym.models.targets import load_target
 from neuronym.passes import ALIKE, differ_by, inference_of
 from neuronym.similarity.sparse_columns import from_rows, SparseColumns
 from neuronym.sparse import loaded_sae, pooled_features, split_name
@@ -92,60 +85,6 @@ def sparse_activations(
             found = cache.bundle(ENTRIES, spec, make, info, differs)
             parts[layer.name].append((found["images"].long() + start, found["units"], found["values"]))
     return {layer.name: from_rows(parts[layer.name], probe.N, layer.units) for layer in layers}
-
-
-def measure_features(
-    target: str | nn.Module | Target,
-    layers: str | Sequence[str] | Sequence[LayerInfo],
-    probe: str | Sequence | Probe,
-    clip: str | Clip,
-    concepts: str | Sequence[str],
-    *,
-    pool: str = "max",
-    template: str = "{}",
-    batch_size: int = 64,
-    device: Device = None,
-    dtype: str = "float32",
-    layout: str | Mapping[str, str] = "",
-    memory: int = MEMORY,
-    progress: Progress | None = None,
-) -> Measurements:
-    """`measurements.measure` with layers of features as SparseColumns in place of [N, D], those of the
-    network itself beside them as always.
-
-    `clip_dissect` and `evaluation.meaning` take them, and `data.Q[layer][:, units]` are some units' columns,
-    dense, for all else.
-    """
-    if not isinstance(target, Target) or layout:
-        target = load_target(target, device or "cpu", layout=layout)
-    place = torch.device(device) if device is not None else target.example.device
-    clip = load_clip(clip, place) if isinstance(clip, str) else clip
-    words, found = load_concepts(concepts), layers
-    if isinstance(layers, str) or not all(isinstance(layer, LayerInfo) for layer in layers):
-        found = resolve_layers(target.model, layers, target.example, target.layouts)
-    images = load_probe(probe, progress=progress)
-    sparse = [layer for layer in found if split_name(layer.name)[1]]
-    plain = [layer for layer in found if layer not in sparse]
-    options = {"dtype": dtype}
-    if plain:
-        given = (target, plain, clip, images, pool, batch_size, place, progress)
-        Q, I = activations_and_embeddings(*given, **options)
-    else:
-        Q, I = {}, image_embeddings(clip, images, batch_size, None, progress, **options)
-    if sparse:
-        given = (target, images, sparse, pool, batch_size, place, progress)
-        Q |= sparse_activations(*given, memory=memory, **options)
-    return Measurements(
-        target,
-        {layer.name: layer for layer in found},
-        images,
-        clip,
-        words,
-        {layer.name: Q[layer.name].to(place) for layer in found},
-        I.to(place),
-        embed_concepts(clip, words, template).to(place),
-        pool,
-    )
 
 
 def _active(
