@@ -12,9 +12,12 @@ from torch import Tensor
 
 from neuronym import hooks
 from neuronym.activations import activation_maps, activation_spec, unit_activations
+from neuronym.applications.names import check_files, read_names
+from neuronym.dissect import clip_dissect
 from neuronym.evaluation.replay import under_each
 from neuronym.measurements import measure
-from neuronym.sparse import load_sae, pooled_features
+from neuronym.similarity.labels import write_labels
+from neuronym.sparse import features_key, load_sae, pooled_features
 from tests.helpers.features import D, written
 from tests.helpers.networks import close, layers_of, make_probe, make_target, SIDE
 
@@ -155,8 +158,6 @@ def test_what_is_refused(tmp_path):
 
 
 def test_features_of_the_microworld_are_measured_and_named(tmp_path):
-    from neuronym.dissect import clip_dissect
-
     file = written(tmp_path, 192)
     words = ["a red circle", "a star", "a blue square"]
     data = measure(
@@ -181,3 +182,26 @@ def test_a_figure_of_features_lies_in_its_folder(tmp_path):
     file = save_figure(fig, tmp_path, "cards_layer4@sae:runs/topk_safetensors")
     plt.close(fig)
     assert file == tmp_path / "cards_layer4@sae_runs_topk_safetensors.png" and file.is_file()
+
+
+def test_names_are_of_the_file_that_they_were_made_with(tmp_path):
+    """A table says so, as CSV too, and an edit of another file's features by it is refused."""
+    file = written(tmp_path, 192)
+    given = ("microworld:resnet", f"layer4@sae:{file},fc", "microworld:30", "microworld", ["a star", "night"])
+    data = measure(*given)
+    labels = clip_dissect(data, k=1)
+    layer = next(iter(data.layers))
+    assert set(labels["features_key"]) == {features_key(layer), ""}
+    assert "features_key" not in clip_dissect(measure(given[0], "fc", *given[2:]), k=1)
+    write_labels(labels, tmp_path)
+    for name in ("labels.parquet", "labels.csv"):
+        check_files(read_names(tmp_path / name), list(data.layers))
+        check_files(read_names(tmp_path / name).drop(columns="features_key"), list(data.layers))
+    (tmp_path / "other").mkdir()
+    [other] = hooks.resolve_layers(
+        data.target.model, f"layer4@sae:{written(tmp_path / 'other', 192, seed=1)}", data.target.example
+    )
+    assert other.name == layer
+    for name in ("labels.parquet", "labels.csv"):
+        with pytest.raises(ValueError, match="of 'layer4@sae:a192' are of features of a file of key"):
+            check_files(read_names(tmp_path / name), ["fc", other.name])

@@ -2,20 +2,23 @@
 
 read_names   labels of a run's folder or of a file, with a column trust where there is one
 named_here   labels by CLIP-Dissect, with a trust from images held out
+check_files  refuses names of other autoencoders' features than those at hand
 labels_list  the best label of every unit of a layer
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from neuronym.common.tables import read_table
 from neuronym.common.types import Progress
-from neuronym.dissect import clip_dissect, DEFAULT
+from neuronym.dissect import clip_dissect, DEFAULT, FEATURES
 from neuronym.measurements import Measurements
 from neuronym.similarity.labels import read_labels
+from neuronym.sparse import features_key, split_name
 from neuronym.trust.quick import quick_trust, with_trust
 from neuronym.trust.untrained import standing_out, untrained
 
@@ -56,6 +59,19 @@ def named_here(
     labels = with_trust(labels, trust)
     labels.loc[labels["label"] == "", "trust"] = float("nan")
     return labels, told
+
+
+def check_files(labels: pd.DataFrame, layers: Iterable[str]) -> None:
+    """ValueError where names are of features of another file than that of the layer of this name."""
+    known = labels if FEATURES in labels else labels.assign(**{FEATURES: ""})
+    for layer in layers:
+        said = set(known.loc[known["layer"] == layer, FEATURES].fillna("")) - {""}
+        key = features_key(layer)
+        if said and said != {key}:
+            raise ValueError(
+                f"names of '{layer}' are of features of a file of key {', '.join(sorted(said))}, got "
+                f"{split_name(layer)[1]} of key {key}; name the file that they were made with"
+            )
 
 
 def labels_list(labels: pd.DataFrame, layer: str, K: int) -> list[str]:
