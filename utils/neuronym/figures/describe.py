@@ -32,7 +32,7 @@ from neuronym.common.text import counted, names_it
 from neuronym.common.types import Box
 from neuronym.datasets.probe import Probe
 from neuronym.describe.pipeline import best_labels, CaptionedExamples, Described
-from neuronym.figures.style import as_written, DPI, legible, MARKERS, palette
+from neuronym.figures.style import as_written, DPI, legend_beside, legible, MARKERS, palette
 
 TILE, GAP, LIST = (
     0.92,
@@ -249,7 +249,7 @@ def pruning_effect(table: pd.DataFrame) -> Figure:
         ax.set_xlabel(f"loss of\n{measure}", fontsize=8)
         ax.margins(x=0.12)
         ax.xaxis.set_major_locator(MaxNLocator(2))
-    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    legend_beside(axes[0][-1], at=1.02)
     fig.tight_layout()
     return fig
 

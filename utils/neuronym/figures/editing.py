@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from neuronym.common.text import counted
-from neuronym.figures.style import as_written, DASHES, MARKERS, palette
+from neuronym.figures.style import as_written, DASHES, legend_beside, MARKERS, palette
 
 CONDITIONS = {"named": "units named so", "alike": "of equal mean activation", "random": "random units"}
 SIDES = {"matching": "its classes", "others": "all other classes"}
@@ -75,7 +75,7 @@ def prune_curves(table: pd.DataFrame, said: Mapping[str, str], baseline: float |
         ax.axhline(baseline, color=".6", lw=0.8, ls=":", zorder=0)
         ax.text(0, baseline, " guessing", fontsize=7, color=".4", va="bottom")
     ax.set(xlabel="share of units removed", ylabel="accuracy")
-    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    legend_beside(ax)
     fig.tight_layout()
     return fig
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from neuronym.figures.style import as_written, hatch, legible, MARKERS, palette
+from neuronym.figures.style import as_written, hatch, legend_beside, legible, MARKERS, palette
 
 CONTROLS = ("shuffled", "constant")
 
@@ -73,7 +73,7 @@ def methods_by_metric(table: pd.DataFrame, metrics: Sequence[str], bounds: Seque
         ax.set(title=metric, ylim=(len(methods) - 0.5, -0.5), yticks=range(len(methods)), yticklabels=methods)
         ax.grid(axis="x", color=".92")
         ax.set_axisbelow(True)
-    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    legend_beside(axes[0][-1], at=1.02)
     fig.tight_layout()
     return fig
 
@@ -121,7 +121,7 @@ def accuracy_by(
     for edge in range(1, len(order)):
         ax.axhline(edge - 0.5, color=".9", lw=0.8)
     ax.set(xlabel=label, yticks=range(len(order)), yticklabels=order, ylim=(len(order) - 0.5, -0.5))
-    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    legend_beside(ax)
     fig.tight_layout()
     return fig
 
@@ -142,7 +142,7 @@ def responses(table: pd.DataFrame) -> Figure:
         ylabel="",
         xlim=(-0.02, 1.02),
     )
-    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    legend_beside(ax)
     hatch(ax, table["method"].nunique())
     fig.tight_layout()
     return fig
@@ -173,7 +173,7 @@ def ranges(table: pd.DataFrame) -> Figure:
     ticks = sorted(table["share"].unique())
     ax.set_xticks(ticks, [f"{t:.1%}" if t < 1 else "all" for t in ticks])
     ax.minorticks_off()
-    ax.legend(title="", fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    legend_beside(ax, title="")
     fig.tight_layout()
     return fig
 

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from neuronym.figures.style import as_written, MARKERS
+from neuronym.figures.style import as_written, legend_beside, MARKERS
 from neuronym.published.values import DETECTOR, LAYERS
 
 
@@ -33,14 +33,7 @@ def agreement_by_layer(table: pd.DataFrame) -> Figure:
         ax.plot(at, some["chance"], MARKERS[i], mfc="white", color=colour, ms=4.5)
     ax.set_xticks(range(len(layers)), layers)
     ax.set(ylabel="neurons whose labels\nshare a word", ylim=(0, None))
-    ax.legend(
-        title="methods (hollow: neurons moved)",
-        fontsize=7,
-        title_fontsize=7,
-        loc="center left",
-        bbox_to_anchor=(1.01, 0.5),
-        frameon=False,
-    )
+    legend_beside(ax, title="methods (hollow: neurons moved)")
     fig.tight_layout()
     return fig
 
@@ -69,14 +62,7 @@ def ratings_by_layer(ratings: pd.DataFrame) -> Figure:
         ax=ax,
     )
     ax.set(xlabel="", ylabel="human rating, 1 to 5")
-    ax.legend(
-        title="scoring function",
-        fontsize=7,
-        title_fontsize=7,
-        loc="center left",
-        bbox_to_anchor=(1.01, 0.5),
-        frameon=False,
-    )
+    legend_beside(ax, title="scoring function")
     fig.tight_layout()
     return fig
 
@@ -147,7 +133,7 @@ def texts_by_method(table: pd.DataFrame) -> Figure:
         )
         ax.tick_params(axis="x", labelrotation=40)
         plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")
-    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    legend_beside(axes[0][-1])
     fig.tight_layout()
     return fig
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from neuronym.common.types import Target
 from neuronym.datasets.probe import Probe
 from neuronym.figures import cards
-from neuronym.figures.style import as_written, hatch, image_grid, MARKERS, palette
+from neuronym.figures.style import as_written, hatch, image_grid, legend_beside, MARKERS, palette
 from neuronym.hooks import LayerInfo
 
 
@@ -77,14 +77,7 @@ def ablations_by_layer(table: pd.DataFrame, base: float) -> Figure:
     ax.axhline(base, color=".4", lw=0.8, ls="--", zorder=0)
     ax.text(len(layers) - 0.48, base, " nothing\n ablated", fontsize=7, color=".4", va="center")
     ax.set(xlabel="layer", ylabel="zero-shot accuracy")
-    ax.legend(
-        title="ablated",
-        fontsize=7,
-        title_fontsize=7,
-        loc="center left",
-        bbox_to_anchor=(1.14, 0.5),
-        frameon=False,
-    )
+    legend_beside(ax, at=1.14, title="ablated")
     fig.tight_layout()
     return fig
 
@@ -115,14 +108,7 @@ def accuracy_by_words(table: pd.DataFrame, base: float, removed: float) -> Figur
     ticks = sorted(table["words"].unique())
     ax.set_xticks(ticks, [str(t) for t in ticks])
     ax.set(xlabel="words per neuron, m", ylabel="zero-shot accuracy")
-    ax.legend(
-        title="text pool",
-        fontsize=7,
-        title_fontsize=7,
-        loc="center left",
-        bbox_to_anchor=(1.2, 0.5),
-        frameon=False,
-    )
+    legend_beside(ax, at=1.2, title="text pool")
     fig.tight_layout()
     return fig
 
@@ -254,14 +240,7 @@ def correlations(table: pd.DataFrame) -> Figure:
         xlabel="correlation of what the words predict with\nwhat the neuron does on held-out images",
         ylabel="",
     )
-    ax.legend(
-        title="predicted",
-        fontsize=7,
-        title_fontsize=7,
-        loc="center left",
-        bbox_to_anchor=(1.01, 0.5),
-        frameon=False,
-    )
+    legend_beside(ax, title="predicted")
     hatch(ax, table["predicted"].nunique())
     fig.tight_layout()
     return fig

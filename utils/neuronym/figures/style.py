@@ -15,6 +15,7 @@ save_figures        several
 present             save figures, show what was saved
 plain_explorer      browse units with ipywidgets
 legible             names for legends
+legend_beside       a legend right of its axes
 """
 
 from __future__ import annotations
@@ -259,16 +260,8 @@ def labels_by_category(
     colours = [".85" if c == "other" else palette(share.shape[1])[i] for i, c in enumerate(share)]
     share.iloc[::-1].plot.barh(stacked=True, ax=ax, width=0.75, color=colours, legend=False)
     ax.set(xlabel="share of units", ylabel="", xlim=(0, 1))
-    ax.legend(
-        ax.containers,
-        list(share),  # without their handles matplotlib leaves out labels that begin with an underscore
-        title=title,
-        fontsize=7,
-        title_fontsize=7,
-        loc="center left",
-        bbox_to_anchor=(1.01, 0.5),
-        frameon=False,
-    )
+    # without their handles matplotlib leaves out labels that begin with an underscore
+    legend_beside(ax, ax.containers, list(share), title=title)
     fig.tight_layout()
     return fig
 
@@ -393,3 +386,11 @@ def legible(name: str) -> str:
     where a character without width stands before it.
     """
     return f"\u200b{name}" if name.startswith("_") else name
+
+
+def legend_beside(ax: Axes, *given: Sequence, at: float = 1.01, title: str | None = None) -> None:
+    """A legend in small print, right of the axes, of handles and labels if they are given; `at` is where it
+    begins, in widths of the axes.
+    """
+    small = {"fontsize": 7, "title_fontsize": 7, "frameon": False}
+    ax.legend(*given, title=title, loc="center left", bbox_to_anchor=(at, 0.5), **small)

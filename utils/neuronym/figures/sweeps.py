@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from neuronym.common.checks import unknown
 from neuronym.common.statistics import interval
-from neuronym.figures.style import as_written, MARKERS, palette
+from neuronym.figures.style import as_written, legend_beside, MARKERS, palette
 
 WIDEST = 13  # characters of a line below a place
 
@@ -79,7 +79,7 @@ def metric_figure(means: pd.DataFrame, metric: str, against: str, group: str = "
     ax.set(xlabel=against, ylabel=f"{metric}\nmean over runs, 95 % interval")
     ax.yaxis.grid(True, alpha=0.3)
     if group:
-        ax.legend(title=group, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+        legend_beside(ax, title=group)
     return fig
 
 

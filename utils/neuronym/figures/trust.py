@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from neuronym.figures.style import as_written, DASHES, legible, MARKERS
+from neuronym.figures.style import as_written, DASHES, legend_beside, legible, MARKERS
 
 
 @as_written
@@ -36,7 +36,7 @@ def null_scores(scores: Mapping[str, np.ndarray], null: Mapping[str, np.ndarray]
         ax.hist(values, edges, density=True, histtype="step", color=own, lw=1.3, label="units")
         ax.set(title=layer, yticks=[], xlabel="best score")
     axes[0][0].set_ylabel("density")
-    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    legend_beside(axes[0][-1], at=1.02)
     fig.tight_layout()
     return fig
 
@@ -64,7 +64,7 @@ def signals_by_layer(table: pd.DataFrame, columns: Sequence[str]) -> Figure:
         seed=0,
     )
     ax.set(xlabel="share of cases in which a unit gets the same label", ylabel="", xlim=(0, 1.02))
-    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    legend_beside(ax)
     fig.tight_layout()
     return fig
 
@@ -97,7 +97,7 @@ def auroc_forest(table: pd.DataFrame) -> Figure:
         xlim=(0.2, 1.02),
         xlabel="right label has more trust than a wrong one (AUROC)",
     )
-    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    legend_beside(ax)
     fig.tight_layout()
     return fig
 
@@ -126,7 +126,7 @@ def reliability_curve(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figur
             )
         ax.set(title=signal, xlabel="trust", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     axes[0][0].set_ylabel("labels that are right")
-    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    legend_beside(axes[0][-1], at=1.02)
     fig.tight_layout()
     return fig
 
@@ -145,7 +145,7 @@ def coverage_curve(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
             ax.plot(some["coverage"], some["right"], lw=1.1, ls=line, color=colour, label=signal)
         ax.set(title=group, xlabel="share of labels kept", ylim=(-0.03, 1.03), xlim=(0, 1.02))
     axes[0][0].set_ylabel("labels that are right")
-    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    legend_beside(axes[0][-1], at=1.02)
     fig.tight_layout()
     return fig
 
@@ -191,6 +191,6 @@ def meanings(table: pd.DataFrame) -> Figure:
     )
     ax.axvline(0, color=".4", lw=0.8, ls="--", zorder=0)
     ax.set(xlabel="correlation with the unit, images held out (x: labels of other units)", ylabel="")
-    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    legend_beside(ax)
     fig.tight_layout()
     return fig
