@@ -51,7 +51,7 @@ def test_units_of_like_names_are_those_of_highest_cosine(memory, measured):
     first = [named(name, rng.choice(words, n), rng.random(n)) for name, n in (("a", 9), ("b", 8))]
     first[1]["trust"] = np.nan
     tables = [pd.concat(first, ignore_index=True), named("a", rng.choice(words, 7), rng.random(7))]
-    found = alike.same_names(tables, 0, measured.clip, k=2, memory=memory)
+    found = alike.same_names(tables, 0, measured, k=2, memory=memory)
     assert list(found) == ["a", "b"] and [len(some) for some in found.values()] == [9, 8]
     units = pd.concat(tables, ignore_index=True)
     units["number"] = [0] * 9 + [1] * 8 + [2] * 7

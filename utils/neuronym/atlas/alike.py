@@ -21,11 +21,11 @@ from PIL import Image
 from torch import Tensor
 
 from neuronym import hooks
-from neuronym.activations import embed_concepts
+from neuronym.atlas.facts import embedded
 from neuronym.common.memory import MEMORY, slices
 from neuronym.common.statistics import standard_columns
 from neuronym.common.subsets import split_evenly
-from neuronym.common.types import Clip, Progress
+from neuronym.common.types import Progress
 from neuronym.measurements import Measurements
 from neuronym.trials import evaluating
 
@@ -59,7 +59,7 @@ def closest(
 
 
 def same_names(
-    tables: Sequence[pd.DataFrame], which: int, clip: Clip, k: int = 3, memory: int = MEMORY
+    tables: Sequence[pd.DataFrame], which: int, data: Measurements, k: int = 3, memory: int = MEMORY
 ) -> dict[str, list[list[tuple[int, int, float]]]]:
     """For each unit of network `which` the k units whose names are most like its own in its layer, then in
     the network's other layers, then in other networks: {layer: [(layer number, unit, cosine), ...] by unit}.
@@ -67,14 +67,14 @@ def same_names(
     `tables` [networks] have a row a unit: layer, unit, label, held, trust; layers are numbered over all of
     them. Names are compared by the cosine of their embeddings, and alike where it is higher than that of 19
     in 20 pairs of names; units of equal cosine stand by trust, where it is not known by held. A name that the
-    CLIP understands nothing of is like itself alone.
+    CLIP of `data` understands nothing of is like itself alone.
     """
     units = pd.concat(tables, keys=range(len(tables)), names=["network"]).reset_index("network")
     layer = pd.factorize(pd.MultiIndex.from_frame(units[["network", "layer"]]))[0]
     unit, network = units["unit"].to_numpy(), units["network"].to_numpy()
     worth = units["trust"].fillna(units["held"]).fillna(-1).to_numpy()
     texts, name = np.unique(units["label"].to_numpy(dtype=str), return_inverse=True)
-    T = _embedded(clip, texts)
+    T = embedded(data, texts).float().cpu()
     least = usual_cosine(T)
     found = {}
     for number in np.unique(layer[network == which]):
@@ -97,17 +97,6 @@ def usual_cosine(T: Tensor, most: int = 500, share: float = 0.95) -> float:
     some = some[torch.linspace(0, len(some) - 1, min(most, len(some))).long()]
     a, b = torch.triu_indices(len(some), len(some), 1)
     return float((some @ some.T)[a, b].quantile(share).clamp_min(0)) if len(a) else 0.0
-
-
-def _embedded(clip: Clip, texts: Sequence[str]) -> Tensor:
-    """Embeddings [W, d] of texts, nothing but zeros for those that the CLIP understands nothing of."""
-    read = [clip.reads(text) if text else "" for text in texts]
-    known = sorted({text for text in read if text})
-    if not known:
-        return torch.zeros(len(texts), 1)
-    T = embed_concepts(clip, known).cpu()
-    at = {text: i for i, text in enumerate(known)}
-    return torch.stack([T[at[text]] if text else torch.zeros_like(T[0]) for text in read])
 
 
 def _nearest(
@@ -264,14 +253,12 @@ def excited(data: Measurements, picture: Image.Image, labels: pd.DataFrame, k: i
 
 def _seen(data: Measurements, picture: Image.Image, labels: pd.Series) -> pd.Series:
     """Deviations, over the probing images, of the CLIP's cosine of a picture with each label."""
-    read = {label: data.clip.reads(label) for label in labels.dropna().unique() if label}
-    texts = sorted({text for text in read.values() if text})
-    if not texts:
-        return labels.map({})
-    T = embed_concepts(data.clip, texts).to(data.I)
+    texts = [text for text in labels.dropna().unique() if text]
+    T = embedded(data, texts).to(data.I)
     image = data.clip.encode_image(data.clip.preprocess(picture)[None]).to(T)
-    z = dict(zip(texts, _deviations(image @ T.T, data.I @ T.T)[0].tolist()))
-    return labels.map({label: z.get(text) for label, text in read.items()})
+    z = _deviations(image @ T.T, data.I @ T.T)[0]
+    known = (T != 0).any(1)
+    return labels.map({text: value for text, value, says in zip(texts, z.tolist(), known.tolist()) if says})
 
 
 def _deviations(values: Tensor, of: Tensor) -> Tensor:

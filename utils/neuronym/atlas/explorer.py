@@ -147,13 +147,9 @@ class Answers:
             self._alike[number] = closest(data.Q, layer)
         if which not in self._named:
             self._named[which] = names_alike(self.networks, which)
-        q = data.Q[layer]
         top = facts.parts_of_range(data.N).count("top")
-        rows = facts.across_range(q[:, [unit]])[:top]
-        where = None
-        if data.layers[layer].layout != "fc":
-            filled = rows.expand(-1, q.shape[1])
-            where = where_firing(data, {layer: filled}).get(layer)
+        rows = facts.across_range(data.Q[layer][:, [unit]])[:top]
+        where = where_firing(data, {layer: rows}, units={layer: [unit]}).get(layer)
         before = number - list(data.Q).index(layer)
         told = layer_details(
             network,

@@ -3,6 +3,7 @@ unit on images held out, whether it is better than chance, and which units are a
 
 methods_table   labels of every method, and what each is worth on images held out
 units_table     one row a unit: its label, score, chance, trust, and what is odd about it
+embedded        what the CLIP makes of labels
 join_trust      the trust that a run of `trust` or `labelling` found
 join_meaning    whether there is one thing to be named, as a run of `labelling` found
 histogram       how a unit's activations are spread, and where those images lie that show its label
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor
 
 from neuronym.activations import embed_concepts
-from neuronym.common.memory import MEMORY, top_images
-from neuronym.common.statistics import correlation
+from neuronym.common.memory import MEMORY, slices, top_images
+from neuronym.common.statistics import standard_columns
+from neuronym.common.subsets import split_evenly
 from neuronym.dissect import clip_dissect, functions_for
 from neuronym.evaluation.meaning import MEANING
 from neuronym.measurements import Measurements
@@ -30,6 +32,7 @@ HIGHEST, DECILES, LOWEST = 8, 9, 3  # pictures of a unit: the highest, one of ea
 LIKE_LABEL = 0.05  # share of the images that count as showing a label: those most like it to the CLIP
 BINS = 32
 CONSTANT, DEAD, CHANCE = 1, 2, 4  # what is odd about a unit, as bits
+ROUNDING = 4 * torch.finfo(torch.float32).eps  # of a cosine: labels that vary no more say nothing
 
 
 def methods_table(
@@ -48,38 +51,62 @@ def methods_table(
     `held` is the correlation of the CLIP's cosine with the label and of the unit's activation over the
     images held out. A label that was found on all images has seen these too.
     """
-    naming, test = data.split(share)
+    naming, held_out = split_evenly(data.N, share)
     first = given[given["rank"] == 1]
     tables = [first[["layer", "unit", "method", "label", "score"]]]
-    there = set(first["method"])
-    for function in functions_for(naming.N) if functions is None else functions:
-        if function not in there:
-            found = clip_dissect(naming, function, 1, memory=memory, generator=generator)
-            tables.append(found[["layer", "unit", "method", "label", "score"]])
+    lacking = functions_for(len(naming)) if functions is None else functions
+    lacking = [function for function in lacking if function not in set(first["method"])]
+    named_by = data.rows(naming) if lacking else data
+    for function in lacking:
+        found = clip_dissect(named_by, function, 1, memory=memory, generator=generator)
+        tables.append(found[["layer", "unit", "method", "label", "score"]])
     table = pd.concat(tables, ignore_index=True)
     table = table[table["layer"].isin(list(data.Q))].reset_index(drop=True)
-    return table.assign(held=held_correlation(test, table))
+    return table.assign(held=held_correlation(data.rows(held_out), table, memory))
 
 
-def held_correlation(test: Measurements, table: pd.DataFrame) -> np.ndarray:
+def held_correlation(test: Measurements, table: pd.DataFrame, memory: int = MEMORY) -> np.ndarray:
     """Correlation, over the images of `test`, of the CLIP's cosine with the label and the unit's
-    activation: one value a row of `table` (layer, unit, label).
+    activation: one value a row of `table` (layer, unit, label), nan where the CLIP reads no label.
+
+    With the centred embeddings I, the centred activation q of length 1 and a label's embedding t it is
+    (q' I) t / |I t|: one product for all labels of a unit.
     """
     held = np.full(len(table), np.nan)
-    read = table["label"].map({label: test.clip.reads(label) for label in table["label"].unique()})
-    texts = [text for text in dict.fromkeys(read) if text]
-    if not texts:
-        return held
-    number = {text: i for i, text in enumerate(texts)}
-    T = embed_concepts(test.clip, texts).to(test.I.device)
-    table = table.assign(label=read)[(read != "").to_numpy()]
-    for layer, rows in table.groupby("layer", sort=False):
-        units = torch.tensor(rows["unit"].to_numpy())
-        label = torch.tensor([number[text] for text in rows["label"]])
-        for part in torch.arange(len(rows)).split(4096):
-            seen = test.I @ T[label[part]].T
-            held[rows.index[part.numpy()]] = correlation(seen, test.Q[layer][:, units[part]]).cpu().numpy()
+    label, texts = pd.factorize(table["label"].fillna("").to_numpy(object))
+    T = embedded(test, texts).float()
+    I = (test.I.double() - test.I.double().mean(0)).float()
+    length = torch.cat([(I @ some.T).norm(dim=0) for some in T.split(4096)])  # [texts]
+    known = ((T != 0).any(1)).cpu().numpy()[label]
+    T = torch.where(length > ROUNDING * len(I) ** 0.5, 1 / length, 0)[:, None] * T
+    for layer, rows in table.groupby("layer", sort=False).indices.items():
+        rows = rows[known[rows]]
+        q = test.Q[layer]
+        parts = slices(q.shape[1], memory // (24 * len(q)))
+        along = torch.cat([standard_columns(q[:, part]).to(I).T @ I for part in parts])  # [K, d]
+        unit = torch.from_numpy(table["unit"].to_numpy(np.int64)[rows])
+        held[rows] = (along[unit] * T[torch.from_numpy(label[rows])]).sum(1).cpu().numpy()
     return held
+
+
+def embedded(data: Measurements, texts: Sequence[str]) -> Tensor:
+    """Embeddings [W, d] of texts, of concepts as they are measured; zeros for those that the CLIP reads
+    nothing in.
+    """
+    T = data.T.new_zeros(len(texts), data.T.shape[1])
+    number = {concept: i for i, concept in enumerate(data.concepts)}
+    inside = [(row, number[text]) for row, text in enumerate(texts) if text in number]
+    if inside:
+        rows, concepts = torch.tensor(inside).T.to(T.device)
+        T[rows] = data.T[concepts]
+    read = {row: data.clip.reads(text) for row, text in enumerate(texts) if text and text not in number}
+    others = sorted({text for text in read.values() if text})
+    if others:
+        found = dict(zip(others, embed_concepts(data.clip, others).to(T)))
+        for row, text in read.items():
+            if text:
+                T[row] = found[text]
+    return T
 
 
 def units_table(
@@ -103,9 +130,9 @@ def units_table(
     own = methods[methods["method"] == main].set_index(["layer", "unit"])
     tables = []
     for layer, q in data.Q.items():
-        K = q.shape[1]
-        constant, positive = (q.amax(0) == q.amin(0)).cpu(), (q > 0).float().mean(0).cpu()
-        dead = (positive == 0) & bool((q >= 0).all())
+        low, high, K = q.amin(0), q.amax(0), q.shape[1]
+        constant, positive = (low == high).cpu(), (q > 0).sum(0).cpu() / len(q)
+        dead = (positive == 0) & bool((low >= 0).all())
         p = torch.full((K,), torch.nan, dtype=torch.float64)
         chance = torch.zeros(K, dtype=torch.bool)
         if main in functions_for(data.N) and K > 1 and draws:

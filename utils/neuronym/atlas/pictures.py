@@ -119,9 +119,11 @@ def where_firing(
     batch_size: int = 32,
     progress: Progress | None = None,
     image: Callable[[int], Image.Image] | None = None,
+    units: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Where each unit fires in some images: rows {layer: [n, K]} -> {layer: [K, n, h, w]} bytes, 255 for the
-    unit's highest value in them and 0 for nothing or below; layers without positions are left out.
+    unit's highest value in them and 0 for nothing or below; layers without positions are left out. With
+    `units` {layer: K of its units} rows are of these.
 
     One forward pass over the different images serves all layers. A map larger than 16 cells a side is made
     smaller by the largest value in each cell.
@@ -139,7 +141,8 @@ def where_firing(
     place = next(model.parameters()).device
 
     def keep(name: str, output: Tensor) -> Tensor:
-        return cells(output, layers[name])
+        maps = cells(output, layers[name])
+        return maps if units is None else maps[:, list(units[name])]
 
     starts = range(0, len(distinct), batch_size)
     with torch.inference_mode(), evaluating(model), hooks.record(model, list(layers), keep) as acts:

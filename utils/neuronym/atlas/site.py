@@ -29,9 +29,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from torch import Tensor
 
-from neuronym.activations import embed_concepts
 from neuronym.atlas import facts
 from neuronym.atlas.alike import closest, same_names
 from neuronym.atlas.contents import (
@@ -194,7 +192,7 @@ def firing_of(
 
 def names_alike(networks: Sequence[Network], which: int = 0) -> dict[str, list]:
     """Units of like names of every unit of a network, see `alike.same_names`."""
-    return same_names([network.units for network in networks], which, networks[which].data.clip)
+    return same_names([network.units for network in networks], which, networks[which].data)
 
 
 def layer_details(
@@ -208,32 +206,33 @@ def layer_details(
     like_named: Mapping[str, list] | None = None,
 ) -> list[dict]:
     """All that is told of each unit of a layer beside the columns: pictures with values, where it fires,
-    histogram, units that are alike, labels with scores, notes. `where` is the layer's part of `firing_of`,
-    `like_named` what `names_alike` gives; `tops` is filled with the places of the highest images.
+    histogram, units that are alike, labels with scores, notes; of all units, or of `units`. `where` is these
+    units' part of `firing_of`, `like_named` what `names_alike` gives; `tops` is filled with the places of the
+    highest images.
     """
     data, q = network.data, network.data.Q[layer]
-    K = q.shape[1]
-    wanted = list(range(K)) if units is None else list(units)
+    wanted = list(range(q.shape[1])) if units is None else list(units)
+    q = q if units is None else q[:, wanted]
     shown, made = set(_shown(network, layer).tolist()), _made(network, layer)
     rows = facts.across_range(q)
     alike = closest(data.Q, layer) if alike is None else alike
     same = (like_named or {}).get(layer)
-    names = network.units[network.units["layer"] == layer]["label"].tolist()
-    likeness = _likeness(data, names)
+    likeness = _likeness(data, network.units[network.units["layer"] == layer]["label"].iloc[wanted].tolist())
     named = network.labels[(network.labels["layer"] == layer) & (network.labels["label"] != "")]
+    named = named[named["unit"].isin(wanted)]
     best = {
         unit: list(zip(some["label"], some["score"].astype(float))) for unit, some in named.groupby("unit")
     }
     values = q.gather(0, rows).cpu().numpy()
     rows, q = rows.cpu(), q.float().cpu().numpy()
     found = []
-    for unit in wanted:
-        told = {"h": facts.histogram(q[:, unit], likeness(unit)), "k": _short(best.get(unit, []))}
+    for at, unit in enumerate(wanted):
+        told = {"h": facts.histogram(q[:, at], likeness[at]), "k": _short(best.get(unit, []))}
         if unit in shown:
-            told["p"] = network.sheets.place(rows[:, unit].tolist())
-            told["v"] = [float(f"{value:.4g}") for value in values[:, unit]]
+            told["p"] = network.sheets.place(rows[:, at].tolist())
+            told["v"] = [float(f"{value:.4g}") for value in values[:, at]]
             if where is not None:
-                told["w"] = [outline(one, 127.5) for one in where[unit]]
+                told["w"] = [outline(one, 127.5) for one in where[at]]
             if tops is not None:
                 few = told["p"][:ON_CARD]
                 tops[unit, : len(few)] = few
@@ -254,17 +253,16 @@ def layer_details(
     return found
 
 
-def _likeness(data: Measurements, labels: Sequence[str]):
-    """unit -> the CLIP's cosine of every image with the unit's label [N], None for a unit without one, or
-    with one that the CLIP understands nothing of.
+def _likeness(data: Measurements, labels: Sequence[str]) -> list[np.ndarray | None]:
+    """The CLIP's cosine of every image with each label [N], None for none, or for one that the CLIP
+    understands nothing of.
     """
-    labels = [data.clip.reads(label) if label else "" for label in labels]
     texts = sorted({label for label in labels if label})
-    if not texts:
-        return lambda unit: None
-    seen: Tensor = data.I @ embed_concepts(data.clip, texts).to(data.I.device).T
-    likeness = dict(zip(texts, seen.T.cpu().numpy()))
-    return lambda unit: likeness.get(labels[unit])
+    T = facts.embedded(data, texts).to(data.I)
+    known = (T != 0).any(1).tolist()
+    seen = dict(zip(texts, (data.I @ T.T).T.cpu().numpy()))
+    likeness = {text: seen[text] for text, says in zip(texts, known) if says}
+    return [likeness.get(label) for label in labels]
 
 
 def _shown(network: Network, layer: str) -> np.ndarray:
