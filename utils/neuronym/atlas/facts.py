@@ -32,7 +32,7 @@ HIGHEST, DECILES, LOWEST = 8, 9, 3  # pictures of a unit: the highest, one of ea
 LIKE_LABEL = 0.05  # share of the images that count as showing a label: those most like it to the CLIP
 BINS = 32
 CONSTANT, DEAD, CHANCE = 1, 2, 4  # what is odd about a unit, as bits
-ROUNDING = 4 * torch.finfo(torch.float32).eps  # of a cosine: labels that vary no more say nothing
+EVEN_COSINE = 4 * torch.finfo(torch.float32).eps  # of a cosine: labels that vary no more say nothing
 
 
 def methods_table(
@@ -78,7 +78,7 @@ def held_correlation(test: Measurements, table: pd.DataFrame, memory: int = MEMO
     I = (test.I.double() - test.I.double().mean(0)).float()
     length = torch.cat([(I @ some.T).norm(dim=0) for some in T.split(4096)])  # [texts]
     known = ((T != 0).any(1)).cpu().numpy()[label]
-    T = torch.where(length > ROUNDING * len(I) ** 0.5, 1 / length, 0)[:, None] * T
+    T = torch.where(length > EVEN_COSINE * len(I) ** 0.5, 1 / length, 0)[:, None] * T
     for layer, rows in table.groupby("layer", sort=False).indices.items():
         rows = rows[known[rows]]
         q = test.Q[layer]
