@@ -1,6 +1,6 @@
 """How much faster is the default similarity function than its three parts, one after the other?
 
-    python benchmarks/combined.py [--shapes 9] [--repeats 5] [--csv FILE]
+    python benchmarks/combined.py [--shapes 9] [--repeats 5] [--csv FILE [--resume]] [--minutes M]
 
 Processor milliseconds on one thread, the least of the repeats, by turns: the three functions, each by itself,
 and added; `combined_correlation`; and a bound, two bare products Q' P, from embeddings of width 512 (`made`)
@@ -10,11 +10,10 @@ with the product I T' before them. `difference` is the largest of scores.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 from released import processor_seconds, SHAPES
-from similarity import inputs, write_table
+from similarity import inputs, Table
 
 from neuronym.similarity.columns import correlation, cos_similarity_cubed
 from neuronym.similarity.combined import combined_correlation
@@ -30,13 +29,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="only the first so many")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--csv", type=Path, help="file for the table")
+    Table.options(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    table = []
+    table = Table(args, ["P", "N", "M", "K"])
     for N, M, K in SHAPES[: args.shapes]:
         I, T, Q = inputs(N, M, K, 512, "cpu")
         for how, P in (("given", I @ T.T), ("made", FactoredMatrix(I, T))):
+            if not table.lacks(how, N, M, K):
+                continue
 
             def products():
                 X = P if how == "given" else I @ T.T
@@ -58,9 +59,7 @@ def main():
             row |= {"ratio": f"{taken['parts'] / taken['ours']:.2f}"}
             row |= {"ours / bound": f"{taken['ours'] / taken['bound']:.2f}"}
             row |= {"difference": f"{float((found['parts'] - found['ours']).abs().max()):.0e}"}
-            print(row, flush=True)
-            table.append(row)
-    write_table(table, args.csv)
+            table.add(row)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,37 @@
-"""Where does the time of (soft-)WPMI go, with P given and from embeddings, where images meet all concepts?
+"""Where does the time of (soft-)WPMI go, with P given and from embeddings?
 
-    python benchmarks/parts.py [--N 5000] [--M 20000] [--K 512] [--d 512] [--csv FILE]
+    python benchmarks/parts.py [--shapes 200x100x50 ...] [--d 512] [--csv FILE [--resume]] [--minutes M]
 
-Processor milliseconds on one thread of each part of one call, and their shares of the whole; the first call
-of each is not counted. What no part has is between the lines: logarithms of the products, extremes of shares.
+Processor milliseconds on one thread of each part of a call, the least of some calls after the first, and of
+the whole call; `bound` is that of `released.py`, products and one exponential (torch's) of each value, which
+our powers and products are to be compared with. What no part has is Python's and torch's: calls of some
+microseconds each, room for results.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from similarity import inputs, write_table
+from released import bound, processor_seconds
+from similarity import inputs, Table
 
-from neuronym.similarity import images, pmi
+from neuronym.similarity import images, kernels, pmi
 from neuronym.similarity.matrix import FactoredMatrix
 
+SHAPES = ["200x100x50", "1000x500x128", "1000x2000x256", "5000x2000x512", "3000x8000x64", "5000x20000x512"]
 PARTS = {  # in the order of work
-    "inputs are looked at": (pmi, "checked"),
+    "inputs": (pmi, "checked"),
+    "Q finite": (pmi, "check_finite"),
     "top images": (pmi, "strongest_units"),
-    "P, where it is made": (images.Powers, "made"),
-    "its powers": (images, "raise_rows"),
-    "factors of units": (images, "pair"),
+    "their numbers": (kernels, "numbered"),
+    "making P": (images.Powers, "made"),
+    "powers": (images, "raise_rows"),
+    "factors": (images, "pair"),
     "products": (images, "multiply_block"),
-    "logarithms and prior": (images, "finish"),
+    "logarithms, prior": (images, "finish"),
 }
 
 
@@ -40,38 +45,49 @@ def timed(function, taken, part):
     return call
 
 
+def parts_of(method, P, Q, calls):
+    """Least seconds of each part, and of the whole call."""
+    function, least = getattr(pmi, method), {}
+    function(P, Q)
+    for _ in range(calls):
+        taken = {}
+        patches = [
+            patch.object(place, name, timed(getattr(place, name), taken, part))
+            for part, (place, name) in PARTS.items()
+        ]
+        for one in patches:
+            one.start()
+        function(P, Q)
+        for one in patches:
+            one.stop()
+        taken["all"], _ = processor_seconds(lambda: function(P, Q), 1)
+        least = {part: min(seconds, least.get(part, seconds)) for part, seconds in taken.items()}
+    return least
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in {"N": 5000, "M": 20000, "K": 512, "d": 512}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--csv", type=Path, help="file for the table")
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, help="N x M x K")
+    parser.add_argument("--d", type=int, default=512)
+    Table.options(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    I, T, Q = inputs(args.N, args.M, args.K, args.d, "cpu")
-    table = []
-    for how, P in (("given", I @ T.T), ("made", FactoredMatrix(I, T))):
-        for method in ("soft_wpmi", "wpmi"):
-            getattr(pmi, method)(P, Q)
-            taken = {}
-            patches = [
-                patch.object(module, name, timed(getattr(module, name), taken, part))
-                for part, (module, name) in PARTS.items()
-            ]
-            for one in patches:
-                one.start()
-            start = time.process_time()
-            getattr(pmi, method)(P, Q)
-            whole = time.process_time() - start
-            for one in patches:
-                one.stop()
-            taken = {part: taken[part] for part in PARTS}
-            taken |= {"the rest": whole - sum(taken.values()), "all": whole}
-            for part, seconds in taken.items():
-                row = {"P": how, "similarity": method, "part": part}
-                row |= {"ms": f"{1e3 * seconds:.0f}", "share": f"{seconds / whole:.2f}"}
-                print(row, flush=True)
-                table.append(row)
-    write_table(table, args.csv)
+    table = Table(args, ["N", "M", "K", "P", "similarity"])
+    for shape in args.shapes:
+        N, M, K = map(int, shape.split("x"))
+        I, T, Q = inputs(N, M, K, args.d, "cpu")
+        given = I @ T.T
+        calls = max(5, 3_000_000 // (N * (M + K)))
+        for how, P in (("given", given), ("made", FactoredMatrix(I, T))):
+            for method in ("soft_wpmi", "wpmi"):
+                if not table.lacks(N, M, K, how, method):
+                    continue
+                taken = parts_of(method, P, Q, calls)
+                call = bound(method, given, Q)[0]
+                row = {"N": N, "M": M, "K": K, "P": how, "similarity": method}
+                row |= {part: f"{1e3 * taken.get(part, 0):.3g}" for part in (*PARTS, "all")}
+                least = min(processor_seconds(call, 1)[0] for _ in range(calls))
+                table.add(row | {"bound": f"{1e3 * least:.3g}" if how == "given" else ""})
 
 
 if __name__ == "__main__":

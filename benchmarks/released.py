@@ -1,15 +1,17 @@
 """How fast are the similarity functions against what the release does, and against what they must do?
 
-    python benchmarks/released.py [--shapes 9] [--repeats 5] [--methods wpmi soft_wpmi] [--csv FILE]
+    python benchmarks/released.py [--shapes 9] [--repeats 5] [--methods wpmi soft_wpmi]
+                                  [--csv FILE [--resume]] [--minutes M]
 
-Processor seconds on one thread, by turns, so that other work on the machine meets all alike; medians, and the
-spread (largest less least, in parts of the median). With P given: the released form (cosines normalise
-columns and take one product, the others loop over units; for the correlations, which the release lacks, the
-same written for them), ours, and a bound: for products of columns the bare product Q' P; for (soft-)WPMI the
-products of shares alone, plus one exponential of each value of P. "made" is ours from embeddings, and its
-bound the bare product I T' plus the bound before it (for products of columns) or what ours takes with P
-given. The release's temporaries are reused where the C library allows it (up to 32 MB). Of rank_reorder's
-loop some units are timed at the larger shapes, and the rest is scaled up.
+Processor seconds on one thread, by turns, so that other work on the machine meets all alike; the least of
+the repeats, which other work hardly moves, and the spread (largest less least, in parts of the median). With
+P given: the released form (cosines normalise columns and take one product, the others loop over units; for
+the correlations, which the release lacks, the same written for them), ours, and a bound: for products of
+columns the bare product Q' P; for (soft-)WPMI the products of shares alone, plus one exponential (torch's) of
+each value of P. "made" is ours from embeddings, and its bound the bare product I T' plus the bound before it
+(for products of columns) or what ours takes with P given. What takes less than some milliseconds is called
+several times in a row. The release's temporaries are reused where the C library allows it (up to 32 MB). Of
+rank_reorder's loop two units are timed at the larger shapes, and the rest is scaled up.
 """
 
 from __future__ import annotations
@@ -17,11 +19,10 @@ from __future__ import annotations
 import argparse
 import ctypes
 import time
-from pathlib import Path
 from statistics import median
 
 import torch
-from similarity import centred_columns, cubed_columns, inputs, less_prior, LOOPS, unit_columns, write_table
+from similarity import centred_columns, cubed_columns, inputs, less_prior, LOOPS, Table, unit_columns
 
 from neuronym.similarity.kernels import products
 from neuronym.similarity.matrix import FactoredMatrix
@@ -45,6 +46,7 @@ FORMS = {
     "soft_correlation": centred_columns,
 }
 PMI = {"wpmi": (28, 2, 0.6), "soft_wpmi": (100, 10, 1)}  # images, a, lam
+SHORTEST = 0.01  # seconds of a measurement, which calls in a row fill
 WIDTH = 128  # concepts whose shares a cache holds, of all images
 
 
@@ -102,19 +104,24 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     methods = [*FORMS, *PMI, "rank_reorder"]
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
-    parser.add_argument("--csv", type=Path, help="file for the table")
+    Table.options(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     try:
         ctypes.CDLL(None).mallopt(-3, 2**25)  # temporaries up to 32 MB are reused, ours and the release's
     except (AttributeError, OSError):
         pass
-    table = []
+    table = Table(args, ["N", "M", "K", "similarity"])
     for N, M, K in SHAPES[: args.shapes]:
+        lacking = [method for method in args.methods if table.lacks(N, M, K, method)]
+        if not lacking:
+            continue
         I, T, Q = inputs(N, M, K, 512, "cpu")
         P, embeddings = I @ T.T, FactoredMatrix(I, T)
-        for method in args.methods:
-            units = min(K, 8) if method == "rank_reorder" and N * M > 1e6 else K
+        for method in lacking:
+            if not table.lacks(N, M, K, method):
+                continue
+            units = min(K, 2) if method == "rank_reorder" and N * M > 1e6 else K
             function, must = SIMILARITIES[method], bound(method, P, Q)[0]
             calls = {
                 "released": lambda: released(method, P, Q, units),
@@ -122,36 +129,29 @@ def main():
                 "made": lambda: function(embeddings, Q),
                 "I T'": lambda: I @ T.T,
             } | ({"bound": must} if must else {})
-            times = {
-                name: 1 if name in ("made", "I T'") else max(1, 3_000_000 // (N * (M + K))) for name in calls
-            }
-            if method == "rank_reorder" or method in PMI:
-                times = dict.fromkeys(calls, 1)
-            taken = {name: [] for name in calls}
+            taken, found, times = {name: [] for name in calls}, {}, {}
             for repeat in range(args.repeats + 1):
-                found = {}
                 for name, call in calls.items():
-                    seconds, found[name] = processor_seconds(call, times[name])
-                    seconds *= K / units if name == "released" else 1
-                    taken[name] += [seconds] * (repeat > 0)  # the first call warms up
-            middle = {name: median(values) for name, values in taken.items()}
-            spread = {name: (max(values) - min(values)) / middle[name] for name, values in taken.items()}
+                    seconds, found[name] = processor_seconds(call, times.get(name, 1))
+                    if not repeat:  # the first calls warm up
+                        seconds, _ = processor_seconds(call, 1)
+                        times[name] = max(1, round(SHORTEST / max(seconds, 1e-5)))
+                        continue
+                    taken[name].append(seconds * (K / units if name == "released" else 1))
+            least = {name: min(values) for name, values in taken.items()}
+            spread = {name: (max(some) - min(some)) / median(some) for name, some in taken.items()}
             row = {"N": N, "M": M, "K": K, "similarity": method}
-            row |= {f"{name} ms": f"{1e3 * middle[name]:.3g}" for name in ("released", "ours")}
-            row |= {"ratio": f"{middle['released'] / middle['ours']:.2f}"}
-            row |= {"bound ms": f"{1e3 * middle['bound']:.3g}" if must else ""}
-            row |= {"ours / bound": f"{middle['ours'] / middle['bound']:.2f}" if must else ""}
-            least = middle["I T'"] + middle["bound" if method in FORMS else "ours"]
-            row |= {
-                "made ms": f"{1e3 * middle['made']:.3g}",
-                "made / its bound": f"{middle['made'] / least:.2f}",
-            }
+            row |= {f"{name} ms": f"{1e3 * least[name]:.3g}" for name in ("released", "ours")}
+            row |= {"ratio": f"{least['released'] / least['ours']:.2f}"}
+            row |= {"bound ms": f"{1e3 * least['bound']:.3g}" if must else ""}
+            row |= {"ours / bound": f"{least['ours'] / least['bound']:.2f}" if must else ""}
+            whole = least["I T'"] + least["bound" if method in FORMS else "ours"]
+            row |= {"made ms": f"{1e3 * least['made']:.3g}"}
+            row |= {"made / its bound": f"{least['made'] / whole:.2f}"}
             row |= {f"spread {name}": f"{spread[name]:.2f}" for name in ("released", "ours", "made")}
-            if units == K:
-                row |= {"difference": f"{float((found['released'] - found['ours']).abs().max()):.0e}"}
-            print(row, flush=True)
-            table.append(row)
-    write_table(table, args.csv)
+            same = units == K
+            off = float((found["released"] - found["ours"]).abs().max()) if same else 0
+            table.add(row | {"difference": f"{off:.0e}" if same else ""})
 
 
 if __name__ == "__main__":

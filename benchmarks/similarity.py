@@ -1,26 +1,24 @@
 """How much faster, and in how much memory, are the similarity functions than literal loops over units?
 
-    python benchmarks/similarity.py [--N 5000] [--M 20000] [--K 512] [--d 512] [--memory-mib 512] [--device
-    cpu] [--profile]
-                                    [--csv FILE]
+    python benchmarks/similarity.py [--shapes 5000x20000x512 50000x20000x2048:soft_wpmi,wpmi] [--d 512]
+                                    [--memory-mib 512] [--device cpu] [--csv FILE [--resume]] [--minutes M]
 
-For each function, in one run: seconds of the literal loop over units, of `score` with the same matrix P, and
-of `score_embeddings`, which makes P in blocks (the loop is charged for making P once); the ratios; the
-largest difference of scores, and units whose label differs; the peak of memory beside inputs; and the
-roofline: the least time that memory, cache or matrix products need at the rates measured in this run, and the
-share of it that `score` reaches. A loop over many units is timed on some of them, evenly spread, and scaled
-up; which is stated. With --threads 1 seconds are the processor's, which other work on the machine hardly
-moves, else those of a clock. Compare ratios, not seconds. --csv writes the table to a file, for `make docs`.
+For each shape N x M x K and each function, or those named behind the shape, in one run: seconds of the
+literal loop over units, of `score` with the same matrix P, and of `score_embeddings`, which makes P in blocks
+(the loop is charged for making P once); the ratios; the largest difference of scores, and units whose label
+differs; the peak of memory beside inputs; and the roofline: the least time that memory, cache or matrix
+products need at the rates measured in this run, and the share of it that `score` reaches. A loop over many
+units is timed on some of them, evenly spread, and scaled up; which is stated. Seconds are the processor's on
+one thread, which other work on the machine hardly moves, with more --threads those of a clock; the least of
+the repeats. Compare ratios, not seconds. --csv writes the table to a file, for `make docs`.
 """
 
 from __future__ import annotations
 
 import argparse
-import cProfile
 import ctypes
 import gc
 import math
-import pstats
 import time
 from functools import partial
 from pathlib import Path
@@ -32,6 +30,7 @@ from neuronym.common.memory import CACHED
 from neuronym.similarity.scores import score, score_embeddings, SIMILARITIES
 
 TOP = {"wpmi": 28, "soft_wpmi": 100}
+SHAPES = ["5000x20000x512", "50000x20000x2048:soft_wpmi,wpmi"]
 
 
 def unit_columns(X):
@@ -175,6 +174,33 @@ def write_table(rows, file):
         pd.DataFrame(rows).to_csv(file, index=False)
 
 
+class Table:
+    """Rows that are written as they are found: with --resume a command goes on where it was stopped, with
+    --minutes it stops by itself.
+    """
+
+    def __init__(self, args, keys):
+        self.file, self.keys, self.end = args.csv, keys, time.monotonic() + 60 * args.minutes
+        old = args.resume and self.file and self.file.exists()
+        self.rows = pd.read_csv(self.file, dtype=str, keep_default_na=False).to_dict("records") if old else []
+
+    @staticmethod
+    def options(parser):
+        parser.add_argument("--csv", type=Path, help="file for the table")
+        parser.add_argument("--resume", action="store_true", help="keep the rows that the file has")
+        parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after so many")
+
+    def lacks(self, *key):
+        """Whether a row is to be measured now: it is not there, and there is time."""
+        have = [tuple(row[name] for name in self.keys) for row in self.rows]
+        return tuple(map(str, key)) not in have and time.monotonic() < self.end
+
+    def add(self, row):
+        print(row, flush=True)
+        self.rows.append({name: str(value) for name, value in row.items()})
+        write_table(self.rows, self.file)
+
+
 def rates(I, T, P):
     """Bytes a second read from memory and from cache, and floating-point operations a second of a matrix
     product.
@@ -213,43 +239,38 @@ def inputs(N, M, K, d, device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    sizes = {
-        "N": 5000,
-        "M": 20000,
-        "K": 512,
-        "d": 512,
-        "repeats": 3,
-        "threads": torch.get_num_threads(),
-        "memory-mib": 512,
-        "loop-units": 32,
-    }
+    sizes = {"d": 512, "repeats": 3, "threads": 1, "memory-mib": 512, "loop-units": 32}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--methods", nargs="+", choices=list(SIMILARITIES), default=list(SIMILARITIES))
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, help="N x M x K, and functions behind a colon")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--profile", action="store_true", help="where the time of `score` goes")
-    parser.add_argument("--csv", type=Path, help="file for the table")
+    Table.options(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    N, M, K = args.N, args.M, args.K
+    table = Table(args, ["N", "M", "K", "similarity"])
+    for shape in args.shapes:
+        shape, _, chosen = shape.partition(":")
+        measure(*map(int, shape.split("x")), chosen.split(",") if chosen else list(SIMILARITIES), args, table)
+
+
+def measure(N, M, K, methods, args, table):
+    """Rows of one shape."""
+    methods = [method for method in methods if table.lacks(N, M, K, method)]
+    if not methods:
+        return
     I, T, Q = inputs(N, M, K, args.d, args.device)
     P = I @ T.T
     from_memory, from_cache, products, making = rates(I, T, P)
     units = sorted({i * K // args.loop_units for i in range(args.loop_units)})
-    table = []
     print(
         f"N {N}, M {M}, K {K}, d {args.d}, float32, {args.device}, {args.threads} threads, memory "
-        f"{args.memory_mib} MiB; "
-        f"loops timed on {len(units)} of {K} units\nP is {P.nbytes / 2**20:.0f} MiB and takes {making:.2f} "
-        "s; memory "
-        f"{from_memory / 1e9:.1f} GB/s, cache {from_cache / 1e9:.1f} GB/s, matrix products "
-        f"{products / 1e9:.0f} GFLOP/s"
+        f"{args.memory_mib} MiB; loops timed on {len(units)} of {K} units\nP is {P.nbytes / 2**20:.0f} MiB "
+        f"and takes {making:.2f} s; memory {from_memory / 1e9:.1f} GB/s, cache {from_cache / 1e9:.1f} GB/s, "
+        f"matrix products {products / 1e9:.0f} GFLOP/s"
     )
-    print(
-        f"{'seconds:':21}{'loop':>9}{'score':>8}{'embed':>8}{'ratios:':>10}{'score':>8}{'embed':>8}{'diff':>9}{'labels':>8}"
-        f"{'MiB: loop':>11}{'score':>7}{'embed':>7}{'Gscores/s':>11}{'roofline':>10}{'by':>10}{'reached':>9}"
-    )
-    for method in args.methods:
+    for method in methods:
+        if not table.lacks(N, M, K, method):
+            continue
         calls = {
             "score": partial(score, P, Q, method, memory=args.memory_mib * 2**20),
             "embed": partial(score_embeddings, I, T, Q, method, memory=args.memory_mib * 2**20),
@@ -270,14 +291,6 @@ def main():
             fast = score(P, Q, method, units=range(min(8, K)), memory=args.memory_mib * 2**20)
         difference, labels = float((rows - fast).abs().max()), int((rows.argmax(1) != fast.argmax(1)).sum())
         least, by = bound(method, N, M, K, from_memory, from_cache, products)
-        print(
-            f"{method:21}{looped:9.2f}{best['score']:8.3f}{best['embed']:8.3f}{looped / best['score']:17.1f}x"
-            f"{(looped + making) / best['embed']:7.1f}x{difference:9.0e}{labels:8d}"
-            f"{mib['loop']:11.0f}{mib['score']:7.0f}"
-            f"{mib['embed']:7.0f}{K * M / best['score'] / 1e9:11.3f}{least:9.3f}s"
-            f"{by:>10}{least / best['score']:9.0%}",
-            flush=True,
-        )
         seconds_of = {"loop s": looped, "score s": best["score"], "made s": best["embed"]}
         ratios = {"ratio": looped / best["score"], "ratio made": (looped + making) / best["embed"]}
         sizes_of = {"MiB loop": mib["loop"], "MiB score": mib["score"], "MiB made": mib["embed"]}
@@ -285,12 +298,8 @@ def main():
         row |= {name: f"{value:.3g}" for name, value in seconds_of.items()}
         row |= {name: f"{value:.1f}" for name, value in ratios.items()}
         row |= {name: f"{value:.0f}" for name, value in sizes_of.items()}
-        table.append(row | {"labels": labels, "of": len(rows)})
-        if args.profile:
-            with cProfile.Profile() as profile:
-                calls["score"]()
-            pstats.Stats(profile).sort_stats("tottime").print_stats(10)
-    write_table(table, args.csv)
+        row |= {"difference": f"{difference:.0e}", "labels": labels, "of": len(rows)}
+        table.add(row | {"least s": f"{least:.2g}", "by": by})
 
 
 if __name__ == "__main__":
