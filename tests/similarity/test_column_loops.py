@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -108,3 +109,15 @@ def test_combine(N, m):
     unit = literal_unit(P[:, 1].double().tolist())[0]
     assert_close(both[:, 0], torch.tensor(unit), rtol=1e-3, atol=2e-4)
     assert loops.combine(P, slice(0, 1), slope, scales, 1e-6, both[:, :1].clone(), cubes[:, :1].clone())[0]
+
+
+@pytest.mark.parametrize("slope", [7.0, -3, 0, 300])
+def test_share_rows(slope):
+    """Of a matrix, and in place."""
+    P = drawn(5, 37)
+    expected, out, own = (slope * P.double()).softmax(1), torch.empty(5, 37), P.clone()
+    for given, x in ((P, out), (P[:0], own)):
+        most = loops.share_rows(given.numpy(), np.float32(slope), x.numpy())
+        assert math.isclose(most, abs(slope) * float(P.abs().max()), rel_tol=1e-6)
+    assert torch.equal(out, own)
+    assert_close(out.double(), expected, rtol=1e-4, atol=2e-38)

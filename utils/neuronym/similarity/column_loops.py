@@ -5,6 +5,7 @@ level_out        products of such columns, scaled
 is_compiled      whether these loops take a matrix
 Moments          sums, squares and extremes of columns, a block of images after the other
 spread_of_rows   how far apart an image's values are
+share_rows       the softmax of some rows
 scale_rows       what takes exponentials of rows to shares
 combine          columns of concepts for the two correlations, added, and centred cubes
 
@@ -233,6 +234,33 @@ def invert_spreads(sums, squares, low, high, middle, n, noise, scales):
         spread = squares[c] - sums[c] * sums[c] / n
         flat = spread <= 0 or high[c] - low[c] <= noise * (high[c] + middle[c])
         scales[c] = 0 if flat else 1 / math.sqrt(spread)
+
+
+@compiled
+def share_rows(P, slope, out):
+    """The softmax of slope P, or of slope times what out has where there are no rows of P, into out [n, M];
+    the largest |slope P|.
+    """
+    a, most = slope * LOG2E, np.float32(0)
+    for n in range(len(out)):
+        x, added = out[n], np.float32(0)
+        if len(P):
+            x[:] = P[n]
+        first = last = ordered(bits_of(x[0]))
+        for c in range(len(x)):
+            one = ordered(bits_of(x[c]))
+            first, last = min(first, one), max(last, one)
+        ends = a * float_of(ordered(first)), a * float_of(ordered(last))
+        high = max(ends[0], ends[1])
+        for c in range(len(x)):
+            one = power(a * x[c] - high)
+            x[c] = one
+            added += one
+        scale = np.float32(1) / added
+        for c in range(len(x)):
+            x[c] *= scale
+        most = max(most, abs(ends[0]), abs(ends[1]))
+    return most * LN2
 
 
 @compiled

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,13 +106,10 @@ def _soft_by_images(
     scores = middle = None  # of shares: what is near constant is multiplied without its mean
     for rows in slices(N, IMAGES_AT_ONCE):
         x = store[: rows.stop - rows.start]
-        if T is None:
-            torch.mul(P[rows].to(dtype), slope, out=x)
-        else:
-            torch.matmul(P.I[rows].to(dtype), T, out=x).mul_(slope)
-        low, high = x.aminmax()
-        most = max(most, float(high), -float(low))
-        torch.softmax(x, 1, out=x)
+        if T is not None:
+            torch.matmul(P.I[rows].to(dtype), T, out=x)
+        given = (x[:0] if T is not None else P[rows].detach().to(dtype)).numpy()
+        most = max(most, float(loops.share_rows(given, np.float32(slope), x.numpy())))
         if middle is not None:
             x -= middle
         moments.add(x)
