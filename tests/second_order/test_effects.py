@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from neuronym import cache
 from neuronym.models.clips import load_clip
 from neuronym.second_order import effects
+from neuronym.second_order import tower as tower_module
 from neuronym.second_order.naming import second_order
 from neuronym.second_order.tower import _openai, chosen_layers, read_tower, representation
 from tests.helpers import reference_lens as literal
@@ -176,6 +177,28 @@ def test_a_variant_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"no plain ViT: transformer.resblocks.1, rebuilt from .* is off by .*%; use a CLIP"
     ):
+        read_tower(clip)
+
+
+def test_a_tower_is_proved_once_unless_it_changes(tmp_path, monkeypatch):
+    clip, proofs = clip_of(small_clip(), tmp_path), []
+    prove = tower_module._prove
+    monkeypatch.setattr(tower_module, "_prove", lambda *given: proofs.append(given) or prove(*given))
+    block, seen = clip.model.visual.transformer.resblocks[1], []
+    for change in (
+        lambda: None,
+        lambda: None,
+        lambda: block.ln_1.weight.data.copy_(block.ln_1.weight.data),
+        lambda: setattr(block.mlp, "gelu", type(block.mlp.gelu)()),
+        lambda: block.ln_1.weight.detach().mul_(1.0),
+    ):
+        change()
+        first = read_tower(clip)
+        assert first.blocks[1].norm.gamma is read_tower(clip).blocks[1].norm.gamma
+        seen.append(len(proofs))
+    assert seen == [1, 1, 1, 2, 3]  # what goes past autograd changes no structure
+    block.register_forward_hook(lambda module, args, out: 1.1 * out)
+    with pytest.raises(ValueError, match="no plain ViT"):
         read_tower(clip)
 
 

@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from neuronym.datasets.images import read_image
 from neuronym.dissect import clip_dissect
 from neuronym.measurements import measure
 from neuronym.models.preprocess import Preprocess
@@ -201,6 +203,28 @@ def test_units_that_do_the_same_are_looked_at_again(monkeypatch):
             for one in (own, *others)
         )
         assert share == pytest.approx(pooled if pooled > max(of_shuffled) else 0)
+
+
+def test_pictures_are_decoded_once_for_all_shuffles(tmp_path, monkeypatch):
+    """And as many as memory holds are kept; what comes out does not change."""
+    for i in range(24):
+        pixels = np.random.default_rng(i).integers(0, 256, (200, 200, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    found, decoded = [], []
+    monkeypatch.setattr(
+        "neuronym.datasets.probe.read_image", lambda path: decoded.append(path) or read_image(path)
+    )
+    for memory in (2**28, 10 * 200 * 200 * 3):
+        monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path / f"cache {memory}"))
+        data = measure("microworld:resnet", "layer3", f"folder:{tmp_path}", "microworld", "microworld:atoms")
+        decoded.clear()
+        found.append(standing_out(data, memory=memory))
+        looked_at = 3 * 3 * 2  # by three networks: rows that are compared, of each of two layers at most
+        assert len(decoded) <= (24 if memory == 2**28 else 24 + 3 * 14) + looked_at
+        decoded.clear()
+        assert standing_out(data, memory=memory) == found[-1]  # from the cache
+        assert len(decoded) <= looked_at
+    assert found[0] == found[1] and set(found[0]) == {"layer3", "fc"}
 
 
 def trusted(data) -> tuple[pd.DataFrame, list[str]]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 BATCHES_AHEAD = 2
 LISTED = 20  # skipped files that are told by name
 REMEMBERED = 8192  # scenes, of about 2 kB
+DECODED_AT_ONCE = 32  # pictures that `held` decodes before it looks at their bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,6 +227,20 @@ def subset(probe: Probe, rows: Sequence[int]) -> Probe:
     if scenes := vars(probe).get("scenes"):  # described once: drawing a scene's words anew takes .1 ms
         vars(some)["scenes"] = [scenes[i] for i in rows]
     return some
+
+
+def held(probe: Probe, memory: int) -> Probe:
+    """The same probe, for several passes: pictures are decoded now, as many as so many bytes hold."""
+    room, items, workers = memory, list(probe.items), min(os.cpu_count() or 1, 8)
+    with ThreadPoolExecutor(workers) as pool:
+        for rows in range(0, probe.N, DECODED_AT_ONCE):
+            some = range(rows, min(rows + DECODED_AT_ONCE, probe.N))
+            for i, pixels in zip(some, pool.map(lambda i: np.asarray(probe.image(i)), some)):
+                room -= pixels.nbytes
+                if room < 0:
+                    return replace(probe, items=items)
+                items[i] = pixels
+    return replace(probe, items=items)
 
 
 def batches(

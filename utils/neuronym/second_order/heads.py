@@ -128,21 +128,23 @@ def text_span(outputs: Tensor, T: Tensor, m: int, rank: int = RANK) -> tuple[Ten
     _, sizes, first = torch.linalg.svd(outputs, full_matrices=False)
     first = first[:rank][sizes[:rank] > 1e-12 * sizes[0]]
     texts, left = T @ first.T @ first, outputs - outputs.mean(0)
-    smallest = 1e-9 * float(texts.norm(dim=1).max())
-    total, chosen, shares = float(left.pow(2).sum()), [], []
-    for _ in range(min(m, len(T)) if total > 1e-18 * float(outputs.pow(2).sum()) else 0):
+    smallest, whole = 1e-9 * texts.norm(dim=1).max(), outputs.pow(2).sum()
+    total = left.pow(2).sum()
+    goes_on, chosen, shares, used = total > 1e-18 * whole, [], [], []
+    for _ in range(min(m, len(T))):  # nothing here waits for a GPU
         spread = (left @ texts.T).pow(2).sum(0)  # variance times N, as `left` has mean 0
-        spread[texts.norm(dim=1) <= smallest] = -1  # what is left of these is rounding
-        j = int(spread.argmax())
-        if spread[j] <= 0 or float(left.pow(2).sum()) < 1e-18 * total:
-            break
-        axis = F.normalize(texts[j], dim=0)
+        spread = spread.masked_fill(texts.norm(dim=1) <= smallest, -1)  # what is left of these is rounding
+        most, j = spread.max(0)
+        goes_on = goes_on & (most > 0) & (left.pow(2).sum() >= 1e-18 * total)
+        axis = F.normalize(texts.index_select(0, j[None])[0], dim=0)
         along = left @ axis
         chosen.append(j)
-        shares.append(float(along.pow(2).sum()) / total)
+        shares.append(along.pow(2).sum() / total)
+        used.append(goes_on)
         left = left - along[:, None] * axis
         texts = texts - (texts @ axis)[:, None] * axis
-    return torch.tensor(chosen, dtype=torch.long), torch.tensor(shares, dtype=torch.float64)
+    used = torch.stack(used).cpu()
+    return torch.stack(chosen).cpu()[used], torch.stack(shares).cpu()[used]
 
 
 def head_words(

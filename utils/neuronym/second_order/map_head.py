@@ -45,7 +45,7 @@ from neuronym.jobs import Job
 from neuronym.passes import inference
 from neuronym.second_order.effects import Effects, SCALE
 from neuronym.second_order.pool import cached_parts, PoolFactors
-from neuronym.second_order.tower import Norm, numbers_said, statistics, TOLERANCE
+from neuronym.second_order.tower import Norm, numbers_said, proved_once, statistics, TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def read_map_head(clip: Clip) -> MapHead:
         raise _no_plain_head(clip.name, f"it has a {type(clip.model).__name__}")
     try:
         head = found[0](clip.name, found[1])
-        _prove(head, clip)
+        proved_once(head.module, partial(_prove, head, clip))
     except (AttributeError, KeyError) as error:
         raise _no_plain_head(clip.name, str(error)) from error
     return head

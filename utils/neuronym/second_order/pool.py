@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ from neuronym.hooks import record
 from neuronym.jobs import Job
 from neuronym.passes import compute, inference
 from neuronym.second_order.effects import Effects, SCALE
-from neuronym.second_order.tower import TOLERANCE
+from neuronym.second_order.tower import proved_once, TOLERANCE
 
 SCHEMA = 1
 POOLED = "layer4"  # what openai-clip and open_clip call the last layer of a ResNet
@@ -113,7 +114,7 @@ def read_pool(clip: Clip) -> Pool:
         )
     except AttributeError as error:
         raise _no_plain_pool(clip.name, str(error)) from error
-    _prove(read, clip)
+    proved_once(visual, partial(_prove, read, clip))
     return read
 
 

@@ -4,6 +4,7 @@ Face's CLIP.
 Norm               a layer norm
 TowerBlock, Tower  the matrices, and the names of the layers whose outputs are recorded
 read_tower         clip -> Tower, proved on one image
+proved_once        a proof that a module as it is needs once in a process
 checked_layers     layers that have second-order effects
 chosen_layers      the same from "all" or "8,9,10"
 numbers_said       the numbers of such a text
@@ -20,6 +21,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -119,10 +121,27 @@ def read_tower(clip: Clip) -> Tower:
             f"its last layer norm has {len(tower.post.gamma)} values, its blocks {len(tower.blocks[0].out)}",
         )
     try:
-        _prove(tower, clip)
+        proved_once(tower.module, partial(_prove, tower, clip))
     except KeyError as error:
         raise _no_plain_vit(clip.name, str(error)) from error
     return tower
+
+
+PROVED: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()  # modules, and how they were
+
+
+def proved_once(module: nn.Module, prove: Callable[[], None]) -> None:
+    """Prove that a module is read rightly, unless that was done in this process: of this module, with the
+    same parts, hooks and parameters, none of them changed since.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    state = (
+        tuple((id(part), *part._forward_hooks) for part in module.modules()),
+        tuple((id(x), x.device, x.dtype, 0 if x.is_inference() else x._version) for x in tensors),
+    )
+    if PROVED.get(module) != state:
+        prove()
+        PROVED[module] = state
 
 
 def checked_layers(tower: Tower, layers: Iterable[int]) -> list[int]:

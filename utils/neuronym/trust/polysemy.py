@@ -71,12 +71,12 @@ def clusters(
     ]
     limit = max([least, *(_cut(embedded[rows], most)[0] for rows in draws)])
     alive = (Q.amax(0) > Q.amin(0)).tolist()
-    assignment = torch.zeros_like(images)
+    assignment = torch.zeros_like(images, device="cpu")
     for unit, rows in enumerate(images.T.cpu()):
         silhouette, members = _cut(embedded[rows], most) if alive[unit] else (-1.0, None)
         if silhouette > limit:
-            assignment[:, unit] = members.to(images.device)
-    return assignment, images
+            assignment[:, unit] = members
+    return assignment.to(images.device), images
 
 
 def labels_by_cluster(
@@ -112,12 +112,8 @@ def labels_by_cluster(
             f"expected assignment and images [n, K] of clusters for Q {list(Q.shape)}, got "
             f"{list(assignment.shape)} and {list(images.shape)}; give all three of the same images"
         )
-    alive = Q.amax(0) > Q.amin(0)
-    pairs = [
-        (unit, c)
-        for unit in alive.nonzero()[:, 0].tolist()
-        for c in range(int(assignment[:, unit].max()) + 1)
-    ]
+    counts = torch.where(Q.amax(0) > Q.amin(0), assignment.amax(0) + 1, 0).tolist()
+    pairs = [(unit, c) for unit, count in enumerate(counts) for c in range(count)]
     if not pairs:
         return [[] for _ in range(K)]
     unit, c = torch.tensor(pairs, device=Q.device).T
@@ -189,9 +185,12 @@ def heldout_correlations(
         units = [unit for unit, listed in enumerate(lists) if len(listed)]
         if not units:
             continue
-        union = present.new_empty(len(present), len(units))
-        for column, unit in enumerate(units):
-            union[:, column] = present[:, list(lists[unit])].amax(1)
+        said_of = [lists[unit] for unit in units]
+        widest = max(map(len, said_of))  # lists of fewer have their first label more than once
+        padded = torch.tensor([[*some, *[some[0]] * (widest - len(some))] for some in said_of])
+        union = present[:, padded[:, 0].to(present.device)]
+        for column in padded.T[1:].to(present.device):
+            union = torch.maximum(union, present[:, column])
         said, acts = (
             standard_columns(union),
             standard_columns(-Q[:, units] if kind == "negative" else Q[:, units]),

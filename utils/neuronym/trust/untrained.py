@@ -19,11 +19,13 @@ from dataclasses import replace
 import torch
 from torch import nn, Tensor
 
-from neuronym.activations import target_layers, unit_activations
+from neuronym.activations import target_layers, unit_activations, unit_job
 from neuronym.active import sparse_activations
 from neuronym.common.memory import MEMORY
 from neuronym.common.subsets import evenly_spaced
-from neuronym.common.types import Progress
+from neuronym.common.types import Progress, Target
+from neuronym.datasets.probe import held
+from neuronym.layouts import LayerInfo
 from neuronym.measurements import Measurements
 from neuronym.similarity.scores import score
 
@@ -81,19 +83,27 @@ def standing_out(
     units = {layer.name: evenly_spaced(min(SOME, layer.units), layer.units) for layer in features}
     own = {name: q[:, units[name]] if name in units else q for name, q in part.Q.items()}
     last = data.target.layers[-1:]
+
+    def measured(target: Target, of: list[LayerInfo], pool: str) -> dict[str, Tensor]:
+        nonlocal some
+        if some is part.probe and unit_job(target, some, of, pool).missing():
+            some = held(some, memory)  # decoded once for all networks
+        return unit_activations(target, some, of, pool, batch_size, device, progress)
+
     if last and last[0] not in own:
         extra = target_layers(data.target, last[0])
         layers += extra
-        own |= unit_activations(data.target, some, extra, "auto", batch_size, device, progress)
+        own |= measured(data.target, extra, "auto")
     others: dict[str, list[Tensor]] = {name: [] for name in own}
 
     def shuffle(seeds: range) -> None:
         for one in seeds:
             key = f"{data.target.weights_key}, weights shuffled by seed {one}"
             with shuffled_weights(data.target.model, one):
-                target, how = replace(data.target, weights_key=key), (data.pool, batch_size, device, progress)
-                Q = unit_activations(target, some, layers, *how) if layers else {}
+                target = replace(data.target, weights_key=key)
+                Q = measured(target, layers, data.pool) if layers else {}
                 if features:
+                    how = data.pool, batch_size, device, progress
                     active = sparse_activations(target, some, features, *how, memory=memory)
                     Q |= {name: q[:, units[name]] for name, q in active.items()}
             for name, q in Q.items():
