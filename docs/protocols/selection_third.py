@@ -46,7 +46,7 @@ OTHER, OTHER_LAYERS, OTHER_JUDGE = (
 )
 TARGETS = {"efficientnet_lite0": (LAYERS, JUDGE), OTHER: (OTHER_LAYERS, OTHER_JUDGE)}
 MICRO = {"resnet": "layer3,layer4", "vit": ",".join(f"encoder.layers.encoder_layer_{i}" for i in (1, 3, 5))}
-MOST, UNITS = 64, 50
+MOST, UNITS, PHOTOS = 64, 50, 1740
 CHOOSING = ("resnet inner", "photos inner", "photos final", "people inner", "people final")
 CHOICES: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
     "agreed": lambda t: t.p + t.m,
@@ -114,7 +114,7 @@ def microworld(network: str) -> pd.DataFrame:
 def photos(folders: Sequence[str], target: str, ranged: bool = False) -> pd.DataFrame:
     """The same of photos, rated by another image-text model; `ranged` takes no captions of examples."""
     layers, judge_name = TARGETS[target]
-    probe = load_probe("+".join(f"folder:{folder}" for folder in folders))
+    probe = load_probe("+".join(f"folder:{folder}" for folder in folders), limit=PHOTOS)
     data = measure(target, layers, probe, NAMER, "english:10000")
     naming, test = data.split(0.4)
     book = open_transcript(results_dir() / "selection" / "third_photos.jsonl")
