@@ -122,7 +122,7 @@ ERRORS = [
     ("english", ValueError, "english:<n> takes a number of words, as in 'english:20000', got 'english:'"),
     ("english:many", ValueError, "got 'english:many'"),
     ("english:0", ValueError, "got 'english:0'"),
-    ("english:1000000", ValueError, r"english:<n> has at most \d+ words, got 1000000"),
+    ("english:1000000", ValueError, r"english:<n> chooses among \d+ words, got 1000000"),
     ("file:", FileNotFoundError, "no file at"),
     (
         "file:{tmp}/none.txt",

@@ -219,12 +219,14 @@ def english_words(n: int) -> tuple[list[str], dict[str, int]]:
     initials  no words of three letters without common forms (cpu, faq)
     foreign   no words far more common in another language while English has few forms of them
 
-    The lists, and the exceptions to the rules, are in data/english_words.txt. Raises a ValueError that says
+    The lists, and the exceptions to the rules, are in data/english_words.txt. Errors: ValueError that says
     how many words there are when n is larger.
     """
     from wordfreq import get_frequency_dict, top_n_list
 
     english = get_frequency_dict("en", "large")
+    if n > len(english):  # said at once: to drop words of all takes ten seconds
+        raise ValueError(f"english:<n> chooses among {len(english)} words, got {n}")
     others = [get_frequency_dict(language, "small") for language in OTHERS]
     lists = read_lists(LISTS)
     plural = dict(pair.split("=") for pair in lists["plural"])
