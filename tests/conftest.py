@@ -50,7 +50,12 @@ SLOW = set(
 )
 
 
+# folders whose files take longest: begun first, so that two processes end together
+LONG = ("notebooks", "faults", "runs")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
     for item in items:
         if item.path.relative_to(ROOT / "tests").with_suffix("").as_posix() in SLOW:
             item.add_marker("slow")

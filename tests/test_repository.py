@@ -185,5 +185,5 @@ def test_make_does_not_set_up_twice(tmp_path):
     first = make("demo")
     assert len(first) == 3 and first[0].startswith("-m pip install") and first[0].endswith("-e .")
     assert make("demo") == ["-m neuronym labelling", "-m neuronym atlas"]
-    assert [line.split()[-1] for line in make("test")] == [".[test,real,workflow]", "loadfile"]
-    assert make("test") == ["-m pytest -q -n 2 --dist loadfile"]
+    assert [line.split()[-1] for line in make("test")] == [".[test,real,workflow]", "--no-loadscope-reorder"]
+    assert make("test") == ["-m pytest -q -n 2 --dist loadfile --no-loadscope-reorder"]
