@@ -15,15 +15,23 @@ import urllib.request
 import pytest
 
 from neuronym.runs.folders import notebook_path
+from tests.helpers.looks import axe, axe_faults, faults
 
 CHROMIUM = shutil.which("chromium")
 LAST = "print('chosen:', widget.selected)"
+TWO = """
+from dataclasses import replace
+
+from neuronym.atlas.explorer import as_network, explorer_of
+
+explorer_of([as_network(data, labels), as_network(replace(data), labels)], "Two networks")
+"""
 READY = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """Address of a JupyterLab in whose folder labelling.ipynb stands, in smoke mode, with one cell more."""
+    """Address of a JupyterLab in whose folder labelling.ipynb stands, in smoke mode, with two cells more."""
     pytest.importorskip("playwright.sync_api", reason="pip install playwright, or neuronym[browser]")
     for name in ("jupyterlab", "anywidget", "ipykernel"):
         if importlib.util.find_spec(name) is None:
@@ -36,7 +44,8 @@ def lab(tmp_path_factory):
     asked = "".join(parameters["source"])
     assert "smoke = False" in asked
     parameters["source"] = asked.replace("smoke = False", "smoke = True")
-    notebook["cells"].append({**parameters, "id": "last", "metadata": {}, "source": LAST})
+    for name, source in (("last", LAST), ("two", TWO)):
+        notebook["cells"].append({**parameters, "id": name, "metadata": {}, "source": source})
     notebook["metadata"]["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     (folder / "labelling.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     settings = folder / "settings" / "@jupyterlab" / "notebook-extension"
@@ -72,7 +81,7 @@ def lab(tmp_path_factory):
         server.wait(30)
 
 
-def test_search_open_and_choose_a_unit_and_have_it_in_python(lab):
+def test_search_open_and_choose_a_unit_and_have_it_in_python_and_compare_networks(lab):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -85,9 +94,12 @@ def test_search_open_and_choose_a_unit_and_have_it_in_python(lab):
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
         page.wait_for_function(READY, timeout=60_000)
         page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        atlas = page.locator(".jp-OutputArea .atlas")
+        atlas, two = (
+            page.locator(".jp-OutputArea .atlas", has=page.locator(f"h1:text-is('{title}')"))
+            for title in ("microworld:resnet", "Two networks")
+        )
         atlas.locator(".card .pic").first.wait_for(timeout=180_000)
-        status = atlas.locator("main [role=status]").first
+        status = atlas.locator("header + div > [role=status]")
         total = status.inner_text().split(" of ")[1]
         name = atlas.locator(".card b").first.inner_text()
         atlas.get_by_label("search ( / )").fill(name.upper())
@@ -98,13 +110,22 @@ def test_search_open_and_choose_a_unit_and_have_it_in_python(lab):
         atlas.locator("h2").wait_for()
         atlas.locator("figure .pic").first.wait_for()
         assert atlas.locator("h2").inner_text() == name
+        wrong += axe_faults(page, axe(), ".jp-OutputArea .atlas") if axe() else []
         layer, unit = place.split(" · unit ")
         unit = int(unit.split()[0])
         atlas.get_by_role("button", name="choose this unit").click()
         atlas.locator(f"text=chosen: {layer}=ids:{unit}").wait_for()
-        page.locator(".jp-CodeCell").last.locator(".cm-content").click()
-        page.keyboard.press("Shift+Enter")
+        page.locator(".jp-CodeCell").nth(-2).locator(".cm-content").click()
+        page.keyboard.press("Control+Enter")
         told = {layer: [unit]}
         page.locator(".jp-OutputArea-output", has_text=f"chosen: {told}").wait_for()
+        two.get_by_role("button", name="compare").click()
+        two.get_by_role("combobox", name="right").select_option(label=f"microworld:resnet (2) · {layer}")
+        two.get_by_role("combobox", name="left").select_option(label=f"microworld:resnet · {layer}")
+        two.locator("text=/ pairs, one to one/").wait_for()
+        assert two.locator("thead th").last.inner_text() == "held out" and two.locator("tbody tr").count() > 1
+        two.get_by_role("button", name="map").click()
+        two.locator("canvas").wait_for()
+        wrong += faults(page, ".jp-OutputArea .atlas")
         assert wrong == []
         browser.close()

@@ -42,7 +42,7 @@ def test_what_labelling_says_beside_the_name():
     assert found[notes.WITHOUT] == {("fc", 1): "dead"}
     assert found[notes.POOLING] == {("fc", 0): "max: 'dots' .62, here .35"}
     assert list(found[notes.SEVERAL]) == [("fc", 0)]
-    assert "“a - b”: correlation 0.46 on images held out, of one word 0.30" == found[notes.SEVERAL]["fc", 0]
+    assert "“a - b”: correlation .46 on images held out, of one word .30" == found[notes.SEVERAL]["fc", 0]
 
 
 def test_notes_of_several_sources_stay(network):

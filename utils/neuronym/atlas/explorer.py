@@ -46,8 +46,10 @@ WIDGET = """
 export default { render({ model, el }) {
   const root = document.createElement("div"), asked = {}, kept = {};
   root.className = "atlas";
+  const lab = document.body.dataset.jpThemeLight;  // JupyterLab's theme, whatever that of the machine
+  if (lab) root.style.colorScheme = lab === "true" ? "light" : "dark";
   root.dataset.lmSuppressShortcuts = "true";  // keys are the page's here, not the notebook's
-  root.style.cssText = "max-height: 760px; overflow: auto; border: 1px solid var(--line)";
+  root.style.cssText += "max-height: 760px; overflow: auto; border: 1px solid var(--line)";
   el.append(root);
   const ask = what => new Promise((done, fail) => {
     const id = String(Math.random());
@@ -89,7 +91,9 @@ export default { render({ model, el }) {
   };
   model.on("change:told", say);
   say();
-  root.querySelector("header").append(label, " ", all, told);
+  const header = root.querySelector("header");
+  header.role = "group";  // the notebook's page has a banner
+  header.append(label, " ", all, told);
   return () => model.off("msg:custom", answer);
 } };
 """

@@ -36,8 +36,9 @@ def label_notes(
             found[title][row.layer, int(row.unit)] = getattr(row, column)
     if several is not None:
         for row in _known(several[several["better"].astype(bool)], sizes).itertuples():
-            told = f"“{row.several}”: correlation {row.correlation_several:.2f} on images held out"
-            found[SEVERAL][row.layer, int(row.unit)] = f"{told}, of one word {row.correlation:.2f}"
+            several_r, one_r = (f"{r:.2f}".lstrip("0") for r in (row.correlation_several, row.correlation))
+            told = f"“{row.several}”: correlation {several_r} on images held out, of one word {one_r}"
+            found[SEVERAL][row.layer, int(row.unit)] = told
     return found
 
 

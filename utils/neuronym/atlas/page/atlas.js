@@ -34,7 +34,7 @@ const files = {
 };
 
 function mount(root, meta, source, options = {}) {
-	const inPage = options.hash !== false, main = h("main");
+	const inPage = options.hash !== false, main = h(inPage ? "main" : "div");
 	const { layers, networks, methods, words, matches, help } = meta, numbers = Object.keys(help.columns).slice(2);
 	const first = [], col = { layer: 1, label: 1 }, codes = {}, orders = {};
 	const U = layers.reduce((n, l) => (first.push(n), n + l.units), 0), layerOf = new Uint16Array(U);
@@ -198,18 +198,18 @@ function mount(root, meta, source, options = {}) {
 		list(box, card, 24);
 	}
 	function table() {
-		const body = h("tbody"), td = (...x) => h("td.n", ...x);
+		const body = h("tbody"), td = x => h("td.n", x);
 		const heads = Object.keys(help.columns).map(sort => {
 			const own = sort === state.sort, onclick = () => go({ sort, up: own && !state.up ? 1 : "" });
 			return h("button", { onclick }, help.columns[sort], own && (state.up ? " ▴" : " ▾"));
 		});
 		main.append(counted(), tableOf(heads, body));
-		list(body, i => h("tr", { "data-unit": i }, h("td", link(i, place(i))),
+		list(body, i => h("tr", { "data-unit": i }, td(link(i, place(i))),
 			h("td", nameOf(i), also(i), badge(i)), numbers.map(name => td(valueOf(name, i, state.method)))), 50);
 	}
 	function map() {
 		const canvas = h("canvas", { role: "img", "aria-label": help.canvas });
-		const tip = h("p.dim", { role: "status" }, " "), kinds = meta.kinds[1], dpr = devicePixelRatio || 1;
+		const tip = h("p.dim", { role: "status" }, " "), kinds = meta.kinds[1], dpr = devicePixelRatio;
 		const colour = k => COLOURS[k % COLOURS.length];
 		const group = i => kinds ? kindOf[by(state.method)[i]] : layerOf[i];
 		const keys = (kinds ? meta.kinds : layers.map(l => l.name)).flatMap((name, k) =>
@@ -278,14 +278,12 @@ function mount(root, meta, source, options = {}) {
 	}
 	function compare() {
 		const a = +state.a, b = +(state.b || a), same = a === b, ma = state.ma || networks[layers[a].network].main;
-		const mb = state.mb || methods.find(m => m !== ma) || ma, rows = h("tbody"), box = h("div");
+		const mb = state.mb || methods.find(m => m !== ma) || ma, box = h("div");
 		const every = layers.map((l, k) => [k, `${networks[l.network].name} · ${l.name}`]);
-		const pick = (text, ...what) => h("label", text, " ", choice(...what));
+		const pick = (text, ...what) => h("label", text, choice(...what));
 		const unitsOf = k => Array.from({ length: layers[k].units }, (_, u) => first[k] + u);
-		const fill = (text, heads, some, row) => {
-			box.append(h("p", text), tableOf(heads, rows));
-			rows.append(...some.slice(0, 300).map(row));
-		};
+		const fill = (text, heads, some, row) => box.append(
+			h("p", text, some.length > 300 && help.first), tableOf(heads, h("tbody", some.slice(0, 300).map(row))));
 		const two = ["left by " + ma, "right by " + mb];
 		const cell = (k, m, other) => h(held(k, m) > other ? "td.better" : "td",
 			nameOf(k, m), " ", h("small", number(held(k, m))));
@@ -296,7 +294,7 @@ function mount(root, meta, source, options = {}) {
 					h("tr", (same ? [i] : [i, j]).map(k => h("td.n", link(k, "unit " + unitOf(k)))),
 						cell(i, ma, held(j, mb)), cell(j, mb, held(i, ma)), numbers.map(n => h("td.n", number(n)))));
 		};
-		main.append(h("p.wide", pick("left", "a", every, a), pick("by", "ma", methods, ma),
+		main.append(h("div.filters", pick("left", "a", every, a), pick("by", "ma", methods, ma),
 			pick("right", "b", every, b), pick("by", "mb", methods, mb)), box);
 		const pair = matches.find(two => two.includes(a) && two.includes(b));
 		if (same) {
@@ -328,7 +326,7 @@ function mount(root, meta, source, options = {}) {
 			`unit ${u} of ${l.units}, counted from 0`, step(-1, "‹ previous"), step(1, "next ›"),
 			options.choose && h("button", { onclick: () => options.choose(i) }, "choose this unit")),
 		h("h2", nameOf(i, "")),
-		h("p.wide", numbers.map(name => h("span", help.columns[name], " ", valueOf(name, i))), badge(i)),
+		h("p.wide", numbers.map(name => h("span", h("small", help.columns[name], " "), valueOf(name, i))), badge(i)),
 		h("h3", help.names),
 		tableOf([], h("tbody", all.map(m => h("tr", h("td", m),
 			h("td", h("b", nameOf(i, m))), h("td.n", barred(held(i, m))))))), slot);
