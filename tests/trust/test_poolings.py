@@ -56,8 +56,8 @@ def test_correlations_are_the_literal_ones_and_one_unit_is_better_otherwise():
         )
         row = found.loc[k]
         assert row["correlation"] == pytest.approx(r) and row["other_correlation"] == pytest.approx(other)
-        sure = math.atanh(other) - math.atanh(r) > 1.645 * math.sqrt(2 / (N - 3))
-        assert row["better"] == (sure and other - r >= 0.1)
+        sure = math.atanh(other) - math.atanh(r) > 2.326 * math.sqrt(2 / (N - 3))
+        assert row["better"] == (sure and other - r >= 0.05)
     assert found["better"].tolist() == [False, True, False] and found["other_label"][1] == "d"
     table = pd.DataFrame({"layer": ["x", "x", "y"], "unit": [1, 0, 1]})
     notes = pooling_notes(table, found)["pooling_note"].tolist()

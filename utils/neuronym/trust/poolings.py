@@ -23,8 +23,8 @@ from neuronym.measurements import Measurements
 from neuronym.similarity.scores import score
 from neuronym.trust.probability import seen_concepts
 
-LEAST_GAIN = 0.1  # of correlation
-CERTAIN = 1.645  # standard errors: 5 % of units that gain nothing
+LEAST_GAIN = 0.05  # of correlation; docs/protocols/poolings.md chose both
+CERTAIN = 2.326  # standard errors: 1 % of units that gain nothing
 BESIDE = ["layer", "unit", "pooling", "label", "correlation", "other_label", "other_correlation", "better"]
 
 
