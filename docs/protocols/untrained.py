@@ -28,7 +28,7 @@ NEW += [f"torchvision:mobilenet_v3_small@random:{seed}" for seed in range(1, 4)]
 NEW += [f"torchvision:mnasnet0_5@random:{seed}" for seed in range(3)]
 TRAINED = ["microworld:marked"]
 ONE_OF_EACH = ["torchvision:resnet18@random:0", "torchvision:squeezenet1_1@random:0"]
-ALONE = [*SEEN, *NEW, *ONE_OF_EACH, "torchvision:mobilenet_v3_small@random:0"]
+ALONE = [*NEW, *ONE_OF_EACH, *SEEN, "torchvision:mobilenet_v3_small@random:0"]
 ALONE += ["microworld:resnet", "microworld:vit", *TRAINED]
 
 
