@@ -22,6 +22,13 @@ def test_the_budget_is_a_share_of_what_is_free(free, monkeypatch):
     assert memory.budget(None, CPU, memory.MEMORY + 1) == max(memory.MEMORY, free // memory.FREE_SHARE)
 
 
+@pytest.mark.parametrize("free", [0, 2**40])
+def test_the_budget_of_a_run(free, monkeypatch):
+    monkeypatch.setattr(memory, "_free", lambda device: free)
+    assert memory.machine_budget(CPU) == max(memory.MEMORY, free // memory.FREE_SHARE)
+    assert memory.machine_budget(CPU, 3) == 3 * 2**20
+
+
 def test_a_container_has_less(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     machine = memory._free(CPU)

@@ -162,7 +162,7 @@ AT_ONCE = f"""
 {DATA}      | class_names bogus                      | no kind 'bogus'
 {SECOND}    | text_norm l2                           | must be one of unit
 {SECOND}    | top 1                                  | must be at least 2
-{SECOND}    | memory 1                               | must be at least 16
+{SECOND}    | memory -1                              | must be at least 0
 {LABEL}     | units -1                               | units are all, a count, ids:3,17,42
 {LABEL}     | units bogus smoke true                 | got 'bogus'
 {TRUST}     | units -1 smoke true                    | got '-1'

@@ -16,7 +16,7 @@ from neuronym.similarity.scores import SIMILARITIES
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ALWAYS = {"smoke": False, "device": "auto", "seed": 0, "run_name": ""}
-TAKEN_BY_START_RUN = {"device", "seed", "run_name"}
+TAKEN_BY_START_RUN = {"memory", "device", "seed", "run_name"}
 FORBIDDEN_CALLS = {"eval", "exec", "chdir", "os.chdir", "empty_cache"}
 ABSOLUTE = re.compile(r"(/[\w.-]+|~/|~$|[A-Za-z]:[\\/])")
 LONGEST, WIDEST = 40, 110  # lines of a cell, characters of a line

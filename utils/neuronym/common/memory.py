@@ -1,7 +1,8 @@
 """Work in bounded memory: sizes from a budget, stable sorting, largest values, and parts in threads.
 
 MEMORY            the least default budget
-budget            the bytes given, or a share of what is free
+budget            the bytes given, or a share of what is free where more is wanted than MEMORY
+machine_budget    so many MiB, or for 0 that share: the `memory` of notebooks
 items_within      how many items a budget holds
 working_bytes     bytes to work on at a time, for speed
 slices            the ranges of so many items
@@ -33,12 +34,15 @@ SORTING_BYTES_PER_VALUE = 40  # at the most, for each value that `stable_order` 
 
 
 def budget(memory: int | None, device: torch.device, wanted: int) -> int:
-    """The bytes given; else, where more than MEMORY is wanted, an eighth of what is free on the device, or
-    MEMORY if that is more.
-    """
+    """The bytes given; else MEMORY, or where more is wanted those of `machine_budget`."""
     if memory is not None or wanted <= MEMORY:
         return MEMORY if memory is None else memory
-    return max(MEMORY, _free(device) // FREE_SHARE)
+    return machine_budget(device)
+
+
+def machine_budget(device: torch.device, mib: int = 0) -> int:
+    """Bytes of so many MiB; of 0 an eighth of what is free on the device, or MEMORY if that is more."""
+    return mib * 2**20 or max(MEMORY, _free(device) // FREE_SHARE)
 
 
 def _free(device: torch.device) -> int:

@@ -42,7 +42,7 @@ from neuronym.runs.parameters import check, differing, injected, read_parameters
 if TYPE_CHECKING:
     import torch
 
-NOT_HASHED = ("device", "batch_size", "run_name")  # they do not change what is computed
+NOT_HASHED = ("device", "batch_size", "memory", "run_name")  # they do not change what is computed
 ENDS = ("done", "failed", "stopped")  # empty files, or of one line, that say how a run ended
 PLAIN = ("target", "clip", "probe", "concepts")  # their values say by themselves what they are of
 LONGEST = 80  # characters of a folder's name, before the hash
@@ -62,6 +62,7 @@ class Run:
     device: torch.device
     generator: torch.Generator
     seed: int
+    memory: int  # bytes: the parameter `memory`, where 0 is a share of what is free
     started: float = field(repr=False)
 
 
@@ -89,8 +90,10 @@ def start_run(notebook: str, namespace: dict) -> Run:
 
     import torch
 
+    from neuronym.common.memory import machine_budget
+
     device = chosen_device(params.get("device", "auto"))
-    seed = params.get("seed", 0)
+    seed, memory = params.get("seed", 0), machine_budget(device, params.get("memory", 0))
     folder = run_folder(notebook, params)
     make_folder(folder / "figures")
     for marker in ENDS:
@@ -110,6 +113,7 @@ def start_run(notebook: str, namespace: dict) -> Run:
             "device": str(device),
             "device_name": _device_name(device),
             "threads": torch.get_num_threads(),
+            "memory": memory,
             "seed": seed,
         },
     )
@@ -123,6 +127,7 @@ def start_run(notebook: str, namespace: dict) -> Run:
         device,
         torch.Generator().manual_seed(seed),
         seed,
+        memory,
         started,
     )
     _say_start(run, differing(known, params))
@@ -221,6 +226,8 @@ def _say_start(run: Run, set_to: dict[str, Any]) -> None:
     lines = {name: repr(value) + " (set)" * (name in set_to) for name, value in run.params.items()}
     if "device" in lines:
         lines["device"] += f" -> {run.device}"
+    if "memory" in lines:
+        lines["memory"] += f" -> {run.memory // 2**20} MiB"
     lines |= {"run": str(run.dir), "package": str(PACKAGE)}
     width = max(map(len, lines))
     print("\n".join(f"{name:<{width}}  {text}" for name, text in lines.items()), flush=True)

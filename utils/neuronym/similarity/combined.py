@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from neuronym.common.checks import check_number
-from neuronym.common.memory import items_within, slices, working_bytes
+from neuronym.common.memory import items_within, slices
 from neuronym.similarity.columns import centred_columns, cubed_columns, extremes, taken
 from neuronym.similarity.matrix import block, check_range, checked, compiled_loops, FactoredMatrix
 from neuronym.similarity.pmi import IMAGES_AT_ONCE, SAFE, WIDE
@@ -50,17 +50,15 @@ def combined_correlation(
     (N, M), size, counts = P.shape, dtype.itemsize, [len(some) for some in chosen]
     device = layers[0].device
     loops = compiled_loops(device, "column_loops") if dtype == torch.float32 else None
-    unit, column, held = 6 * N * size, (6 * N + 2 * d) * size, 8 * N * size + 16 * d * d
-    whole, blocks = N * M * size, held + min(WIDE, M) * column + min(WIDE, sum(counts)) * unit
+    unit, column = 6 * N * size, ((4 if loops else 6) * N + 2 * d) * size
+    held, usual = 8 * N * size + 16 * d * d, min(M, WIDE)
+    whole, blocks = N * M * size, held + usual * column + min(WIDE, sum(counts)) * unit
     if d and whole + blocks <= memory:
         P, d, memory = torch.matmul(P.I.to(dtype), P.T.to(dtype).T), 0, memory - whole
     some, k, m = items_within(
-        memory,
-        (held, 24 * max(d, M), N),
-        (held + column, unit, sum(counts)),
-        (held + unit, column, min(M, max(WIDE, working_bytes(memory, device) // (N * size)))),
+        memory, (held, 24 * max(d, M), N), (held + column, unit, sum(counts)), (held + unit, column, usual)
     )
-    k = max(1, min(k, (memory - held - min(m, WIDE) * column) // unit))
+    k = max(1, min(k, (memory - held - m * column) // unit))
     m = max(1, min(m, (memory - held - k * unit) // column))
     spread = mean_spread(P, some)
     slope = sharpness / spread if spread else 0
