@@ -5,7 +5,7 @@ const COLOURS = "#0173b2 #de8f05 #029e73 #d55e00 #cc78bc #ca9161 #8a8a8a #b8a100
 const SVG = "http://www.w3.org/2000/svg";
 const pad = n => String(n).padStart(4, "0");
 const number = (x, digits = 2) => isFinite(x) ? x.toFixed(digits).replace(/^(-?)0\./, "$1.") : "–";
-const many = n => n.toLocaleString("en");
+const many = n => `${n}`.replace(/\B(?=(\d{3})+$)/g, ",");
 
 function unpack(text, kind) {
 	return new kind((Uint8Array.fromBase64?.(text) || Uint8Array.from(atob(text), c => c.charCodeAt(0))).buffer);
@@ -19,7 +19,7 @@ function h(tag, ...inside) {  // h("p.dim", {title: "..."}, "text", element)
 	if (inside[0]?.constructor === Object)
 		for (const [key, value] of Object.entries(inside.shift()))
 			/^on/.test(key) ? el.addEventListener(key.slice(2), value) : el.setAttribute(key, value);
-	el.append(...inside.flat().filter(x => x || x === 0));
+	el.append(...inside.flat().filter(x => x));
 	return el;
 }
 
@@ -156,7 +156,7 @@ function mount(root, meta, source, options = {}) {
 	}
 	function badge(i) {
 		const o = odd[i];
-		return o > 0 && h("span.badge", o & CONSTANT ? "constant" : o & DEAD ? "dead" : "no better than chance");
+		return o && h("span.badge", o & CONSTANT ? "constant" : o & DEAD ? "dead" : "no better than chance");
 	}
 	function also(i) {  // which other method gives the name that was searched
 		const m = calls?.(i);
@@ -339,7 +339,7 @@ function mount(root, meta, source, options = {}) {
 		const section = (title, ...inside) => out.push(h("h3", title), ...inside);
 		const figure = (part, k) => h("figure",
 			pic(net.sheets, d.p[k], `${part}, activation ${d.v[k]}`, d.w?.[k]),
-			h("figcaption", /%/.test(part) && part + ": ", d.v[k]));
+			h("figcaption", /%/.test(part) && part + ": ", d.v[k] + ""));
 		const pictures = (title, kind) => parts.some(part => kind.test(part)) &&
 			section(title, h("div.wide", parts.map((part, k) => kind.test(part) && figure(part, k))));
 		for (const key in d.x) section(key, h(d.x[key].src ? "img" : "p", d.x[key]));
