@@ -70,6 +70,7 @@ def notebooks(args: argparse.Namespace, folder: str) -> list[dict]:
     rows = []
     for name, layer in (("units", "layer4"), ("features", f"layer4@sae:{untrained(args, Path(folder))}")):
         given = {"layers": layer, "probe": f"microworld:{args.images}", "pooling": "max", "run_name": name}
+        given["memory"] = str(args.memory_mib)
         call = [sys.executable, "-m", "neuronym", "labelling"]
         call += [word for pair in given.items() for word in ("-p", *pair)]
         places = {"NEURONYM_CACHE": f"{folder}/cache", "NEURONYM_RESULTS": f"{folder}/{name}"}
