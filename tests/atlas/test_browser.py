@@ -271,6 +271,13 @@ def test_the_map_draws_and_opens_what_is_clicked(visit, index, network):
     drawn = """() => { const c = document.querySelector("canvas");
       return c.getContext("2d").getImageData(0, 0, c.width, c.height).data.some(x => x > 0) }"""
     page.wait_for_function(drawn)
+    page.set_viewport_size({"width": 900, "height": 700})  # drawn anew, not stretched
+    fits = (
+        "() => { const c = document.querySelector('canvas'); return Math.abs(c.width - c.clientWidth) <= 1 }"
+    )
+    page.wait_for_function(fits)
+    page.set_viewport_size({"width": 1200, "height": 800})
+    page.wait_for_function(fits)
     x, y = alike.unit_map(network.data.Q)[30]
     box = page.locator("canvas").bounding_box()
     width, height = box["width"] - 2, box["height"] - 2

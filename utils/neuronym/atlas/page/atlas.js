@@ -249,9 +249,9 @@ function mount(root, meta, source, options = {}) {
 			}
 		}
 		function under(e) {
-			let best = -1, least = 18 ** 2;
+			let best = -1, least = 18;
 			for (const i of hits) {
-				const [x, y] = where(i), d = (x - e.offsetX) ** 2 + (y - e.offsetY) ** 2;
+				const [x, y] = where(i), d = Math.hypot(x - e.offsetX, y - e.offsetY);
 				if (d < least) [best, least] = [i, d];
 			}
 			return best;
@@ -263,7 +263,7 @@ function mount(root, meta, source, options = {}) {
 				const dx = e.clientX - from.clientX, dy = e.clientY - from.clientY;
 				ox += dx * 2 / canvas.clientWidth / zoom;
 				oy += dy * 2 / canvas.clientHeight / zoom;
-				moved += Math.abs(dx) + Math.abs(dy);
+				moved += Math.hypot(dx, dy);
 				from = e;
 			} else if (under(e) === near) return;
 			else { near = under(e); tip.textContent = near < 0 ? " " : `${nameOf(near)}: ${place(near)}`; }
@@ -274,7 +274,7 @@ function mount(root, meta, source, options = {}) {
 			zoom = Math.max(.5, Math.min(60, zoom * Math.exp(-e.deltaY / 400)));
 			paint();
 		};
-		requestAnimationFrame(paint);
+		new ResizeObserver(paint).observe(canvas);
 	}
 	function compare() {
 		const a = +state.a, b = +(state.b || a), same = a === b, ma = state.ma || networks[layers[a].network].main;
