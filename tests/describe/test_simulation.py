@@ -54,6 +54,9 @@ def test_simulated_is_the_literal_one(world):
     for unit, texts in TEXTS.items():
         t = embed_concepts(world.clip, [world.clip.reads(text) for text in texts])
         [expected] = literal(Q[:, [unit]], world.I, t, T)
+        plain = simulated({unit: texts}, Q, world.I, world.clip, T, plain=True)[unit].tolist()
+        P = (world.I.double() @ t.double().T).numpy()
+        assert plain == pytest.approx([np.corrcoef(Q[:, unit], p)[0, 1] for p in P.T], abs=2e-5)
         assert found[unit].dtype == torch.float64
         assert found[unit].tolist() == pytest.approx(expected, abs=2e-5)
     assert found[41].unique().numel() == 3
@@ -94,6 +97,7 @@ def test_by_name(world):
     T, heard = embed_concepts(world.clip, WORDS), Q[[1, 2, 3]]
     seen = {"Q": Q, "I": world.I, "clip": world.clip, "T": T}
     said, probable = mentioned(TEXTS, heard, captions), simulated(TEXTS, Q, world.I, world.clip, T)
+    cosine = simulated(TEXTS, Q, world.I, world.clip, T, plain=True)
     for how, given, expected in (
         ("mention", seen, said),
         ("mention", {}, said),
@@ -101,11 +105,16 @@ def test_by_name(world):
         ("agreed", seen | {"clip": None}, said),
         ("simulate", seen, probable),
         ("agreed", seen, {unit: said[unit] + probable[unit] for unit in TEXTS}),
+        ("balanced", seen | {"clip": None}, said),
+        ("balanced", seen, {unit: (cosine[unit] + probable[unit]) / 4 + said[unit] for unit in TEXTS}),
+        ("balanced", seen | {"own_words": True}, {k: (cosine[k] + probable[k]) / 2 for k in TEXTS}),
     ):
         found = by_simulation(TEXTS, how, captions, heard, **given)
-        assert all(torch.equal(found[unit], expected[unit]) for unit in TEXTS), how
-    unread = by_simulation({3: ["zebra", "circle"]}, "agreed", ["a zebra", "night", "star"], heard, **seen)
-    assert unread[3].argmax() == 1 and unread[3][0] < -2
+        assert all(torch.allclose(found[unit], expected[unit], atol=1e-12) for unit in TEXTS), how
+    for how, given in (("agreed", {}), ("balanced", {}), ("balanced", {"own_words": True})):
+        captions = ["a zebra", "night", "star"]
+        unread = by_simulation({3: ["zebra", "circle"]}, how, captions, heard, **seen, **given)
+        assert unread[3].argmax() == 1 and unread[3][0] <= -2
 
 
 def test_no_picture_is_drawn(world):

@@ -97,7 +97,7 @@ def test_each_variant_changes_one_thing(world, asked, first, monkeypatch, tmp_pa
     assert len({tuple(texts) for texts in found.values()}) > 4, "variants differ"
 
 
-@pytest.mark.parametrize("selection", ["first", "agreed"])
+@pytest.mark.parametrize("selection", ["first", "balanced"])
 def test_a_method_without_pictures(world, asked, tmp_path, monkeypatch, selection):
     """What differs in pictures alone is then chosen by the paper's function."""
     monkeypatch.setenv("NEURONYM_CACHE", str(tmp_path))
@@ -119,7 +119,7 @@ def test_a_method_without_pictures(world, asked, tmp_path, monkeypatch, selectio
         )
 
     assert found["all steps", "the method"] == by_hand(selection)
-    for how in ("mention", "simulate", "agreed", "topk_compare", "mean"):
+    for how in ("mention", "simulate", "agreed", "balanced", "topk_compare", "mean"):
         if how != selection:
             assert found["selection", how] == by_hand(how)
     assert found["selection", "none: the first candidate"] == by_hand("first")

@@ -39,6 +39,7 @@ from neuronym.models.transcripts import as_recorded, ask_all, load_recorded, ope
 from neuronym.similarity.labels import COLUMNS
 
 ORDINARY = 1000  # images at random that are captioned too
+OWN_WORDS = "clip_words"  # the captioner whose captions are the CLIP's own words
 
 
 def describe_and_dissect(
@@ -56,7 +57,7 @@ def describe_and_dissect(
     tries: int = 5,
     prompt: str = "objects",
     pictures: int = 10,
-    selection: str = "simulate",
+    selection: str = "balanced",
     transcript: str | Path | Transcript | None = None,
     max_tokens: int = TOKENS,
     together: bool = False,
@@ -69,18 +70,18 @@ def describe_and_dissect(
     label.
 
     Step 1 crops the unit's `images` of highest activation and captions them; step 2 asks `llm` what the
-    captions share, `tries` times ("extractive" counts phrases and is no language model), and adds the
-    phrases of captions of `ordinary` images that go with the unit (`captions_of` takes one or the other);
-    step 3 takes the best candidate by `selection`: "simulate" correlates what the CLIP sees of it in all
-    images with the unit; the paper's functions (`describe.scoring`) show `pictures` of it (of
-    `generator`, which is loaded for them alone, or "retrieval" from the probe itself) to the network. The
-    defaults need no download: captions are words of `data.concepts`. Answers of models are kept in
-    `transcript` (by default among the results), so that nothing is asked twice. `max_tokens` bounds an
-    answer of `llm`. `together` shows a captioner vlm:MODEL all examples of a unit in one request, which asks
-    for `tries` phrases that they share; these are the candidates of the examples, without `llm`. `dry_run`
-    asks models of servers nothing, prints how much they would be asked and what that would cost at the
-    transcript's prices, and returns an empty table. Units of which no caption comes are left out, and a
-    line says so. Errors: those of the loaders.
+    captions share, `tries` times ("extractive" counts phrases and is no language model), and adds the phrases
+    of captions of `ordinary` images that go with the unit (`captions_of` takes one or the other); step 3
+    takes the best candidate by `selection`: "balanced" correlates what the CLIP sees of it, and what captions
+    say of it where they are not the CLIP's own words, with the unit; the paper's functions
+    (`describe.scoring`) show `pictures` of it (of `generator`, which is loaded for them alone, or "retrieval"
+    from the probe itself) to the network. The defaults need no download: captions are words of
+    `data.concepts`. Answers of models are kept in `transcript` (by default among the results), so that
+    nothing is asked twice. `max_tokens` bounds an answer of `llm`. `together` shows a captioner vlm:MODEL all
+    examples of a unit in one request, which asks for `tries` phrases that they share; these are the
+    candidates of the examples, without `llm`. `dry_run` asks models of servers nothing, prints how much they
+    would be asked and what that would cost at the transcript's prices, and returns an empty table. Units of
+    which no caption comes are left out, and a line says so. Errors: those of the loaders.
 
     >>> from neuronym import measure
     >>> data = measure("microworld:resnet", "fc", "microworld:60", "microworld", "microworld:atoms")
@@ -146,7 +147,9 @@ def describe_and_dissect(
             selection=selection,
             seed=seed,
             max_tokens=max_tokens,
-            **choice_options(data, layer, selection, generator, pictures, batch_size),
+            **choice_options(
+                data, layer, selection, generator, pictures, batch_size, captioner.name == OWN_WORDS
+            ),
         )
         tables.append(labels_of(described, data.target.name, k, activations=data.Q[described.layer]))
     if transcript.dry is not None:
@@ -159,7 +162,7 @@ def needs_ordinary(captions_of: str, selection: str, counts: bool) -> bool:
     """Whether captions of ordinary images are read: candidates come from them, a choice goes by them, or what
     examples share is counted and compared with them.
     """
-    return captions_of != "examples" or selection in ("agreed", "mention") or counts
+    return captions_of != "examples" or selection in ("balanced", "agreed", "mention") or counts
 
 
 def _ask(llm: str | Llm, transcript: Transcript, device, progress: Progress | None) -> AskAll | None:
@@ -188,17 +191,25 @@ def picture_options(
     }
 
 
-def image_options(data: Measurements, layer: str) -> dict[str, object]:
-    """Options of step 3 (`describe_units`) without pictures: what unit and CLIP see of all images."""
-    return {"Q": data.Q[layer], "I": data.I, "clip": data.clip, "T": data.T}
+def image_options(data: Measurements, layer: str, own_words: bool = False) -> dict[str, object]:
+    """Options of step 3 (`describe_units`) without pictures: what unit and CLIP see of all images, and
+    whether captions are the CLIP's own words.
+    """
+    return {"Q": data.Q[layer], "I": data.I, "clip": data.clip, "T": data.T, "own_words": own_words}
 
 
 def choice_options(
-    data: Measurements, layer: str, selection: str, generator: str | Generator, pictures: int, batch_size: int
+    data: Measurements,
+    layer: str,
+    selection: str,
+    generator: str | Generator,
+    pictures: int,
+    batch_size: int,
+    own_words: bool = False,
 ) -> dict[str, object]:
     """Options of step 3 for a selection: of pictures, of images, or none."""
     if selection in SIMULATED:
-        return image_options(data, layer)
+        return image_options(data, layer, own_words)
     if selection == "first":
         return {}
     return picture_options(data, layer, generator, pictures, batch_size)

@@ -13,6 +13,8 @@ SCORES            name -> scoring function
     mention        | no pictures: the same with whether a caption of the image says it, over the ordinary
                      images captioned
     agreed         | no pictures: the sum of the last two
+    balanced       | no pictures: the mean of simulate and of the same with the plain cosine; where captions
+                     are not the CLIP's own words (clip_words), half of that, and mention
     sq_mean        | minus the mean of the squared ranks of a candidate's pictures among all, by how much they
                      excite the unit
     mean           | minus the mean of these ranks

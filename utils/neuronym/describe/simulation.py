@@ -3,7 +3,7 @@
 SIMULATED      the ways: names of `selection` that need no pictures
 simulated      correlation of what a CLIP sees of each phrase with its unit, over all images
 mentioned      the same of a phrase's mention in captions, where there is no CLIP
-by_simulation  one or the other, by name
+by_simulation  one or the other or both, by name
 
 Pictures of a phrase tell whether it is enough to excite a unit, so narrow phrases win; here it must also be
 absent where the unit is silent. docs/protocols/selection.md says how this was compared.
@@ -24,7 +24,7 @@ from neuronym.common.types import Clip
 from neuronym.describe.counting import mentions
 from neuronym.evaluation.presence import judged_presence, unfitted
 
-SIMULATED = ("simulate", "mention", "agreed")  # describe/scoring.py has the table of names
+SIMULATED = ("balanced", "agreed", "simulate", "mention")  # describe/scoring.py has the table of names
 UNREAD = -2.0  # score of a phrase that the CLIP cannot read: below every correlation
 
 
@@ -37,9 +37,10 @@ def simulated(
     T: Tensor,
     template: str = "{}",
     memory: int = MEMORY,
+    plain: bool = False,
 ) -> dict[int, Tensor]:
-    """Correlation with its unit, over all images, of each candidate's probability: {unit: C texts}, Q [N, K],
-    I [N, d], T [M, d] -> {unit: scores [C]}, float64 from -1 to 1.
+    """Correlation with its unit, over all images, of each candidate's probability, or `plain` cosine: {unit:
+    C texts}, Q [N, K], I [N, d], T [M, d] -> {unit: scores [C]}, float64 from -1 to 1.
 
     S = r(Q_k, sigmoid(a I t + b)), t the phrase, a and b of `presence.unfitted` from the images I and the
     words T alone, so that no truth is read and no other phrase changes a score. The unit's own examples stay
@@ -58,7 +59,7 @@ def simulated(
     t, fit, scores = embed_concepts(clip, read, template).to(I.device), unfitted(I, T.to(I.device)), []
     [some] = items_within(memory, (0, 40 * len(I), len(t)))
     for part in slices(len(t), some):
-        X = judged_presence(I, t[part], fit, memory)
+        X = I @ t[part].T if plain else judged_presence(I, t[part], fit, memory)
         scores.append(cross_correlation(Q[:, units], X.to(Q.device)))
     return _chosen(candidates, torch.cat(scores, 1), [where.get(said[text], -1) for text in said], list(said))
 
@@ -93,9 +94,12 @@ def by_simulation(
     I: Tensor | None = None,
     clip: Clip | None = None,
     T: Tensor | None = None,
+    own_words: bool = False,
 ) -> dict[int, Tensor]:
     """Scores of the candidates of each unit by name: "simulate" is `simulated` of Q, I, clip and T, "mention"
-    is `mentioned` of captions and the activations on their images, "agreed" the sum of both.
+    is `mentioned` of captions and the activations on their images, "agreed" the sum of both, and "balanced"
+    the mean of `simulated` of probabilities and of plain cosines, half of it, and the mention; the mean alone
+    where captions are the CLIP's `own_words`, which say it again.
 
     Without a CLIP all are `mentioned`; what the CLIP cannot read stays last. Errors: KeyError for another
     name; those of the two.
@@ -104,12 +108,15 @@ def by_simulation(
         raise unknown("selection without pictures", how, SIMULATED)
     if how == "mention" or clip is None:
         return mentioned(candidates, Q[:0] if captions_Q is None else captions_Q, captions)
-    scores = simulated(candidates, Q, I, clip, T)
-    if how == "agreed":
-        said = by_simulation(candidates, "mention", captions, captions_Q, Q=Q)
-        unread = {unit: some == UNREAD for unit, some in scores.items()}
-        scores = {unit: some + said[unit] - 2 * unread[unit] for unit, some in scores.items()}
-    return scores
+    scores, weight = simulated(candidates, Q, I, clip, T), 1.0
+    if how == "balanced":
+        cosines = simulated(candidates, Q, I, clip, T, plain=True)
+        scores, weight = {unit: (some + cosines[unit]) / 2 for unit, some in scores.items()}, 0.5
+    if how == "simulate" or (how == "balanced" and own_words):
+        return scores
+    said = by_simulation(candidates, "mention", captions, captions_Q, Q=Q)
+    unread = {unit: some == UNREAD for unit, some in scores.items()}
+    return {unit: weight * some + said[unit] - 2 * unread[unit] for unit, some in scores.items()}
 
 
 def _chosen(

@@ -276,7 +276,7 @@ def _check_numbers(params: Mapping[str, Any], naming: int, held: int) -> None:
                 f"images={params['images']} of a unit are the most active ones, got {told}; probe with more "
                 "images, or set images lower"
             )
-        without = ("agreed", "simulate", "mention", "first")  # pictures
+        without = ("balanced", "agreed", "simulate", "mention", "first")  # pictures
         retrieves = params["ablation"] or (retrieves and params["selection"] not in without)
         if retrieves and pictures + OWN > naming:
             raise ValueError(
