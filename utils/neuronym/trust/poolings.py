@@ -21,7 +21,7 @@ from neuronym.common.statistics import correlation
 from neuronym.dissect import at_most
 from neuronym.measurements import Measurements
 from neuronym.similarity.scores import score
-from neuronym.trust.probability import seen_concepts
+from neuronym.trust.probability import seen_concepts, steepness
 
 LEAST_GAIN = 0.05  # of correlation; docs/protocols/poolings.md chose both
 CERTAIN = 2.326  # standard errors: 1 % of units that gain nothing
@@ -47,16 +47,16 @@ def pooled_otherwise(
     CERTAIN standard errors by Fisher's z, atanh r' - atanh r > CERTAIN sqrt(2 / (n - 3)), which is strict,
     as both are of the same images.
     """
-    tables, n = [], test.N
+    tables, n, slope = [], test.N, steepness(test.P)[0]
     error = (2 / (n - 3)) ** 0.5 if n > 3 else float("inf")
     for layer, others in naming.beside.items():
         given = at_most((options or {}).get(layer, {}), naming.N)
         own = torch.as_tensor(named[layer], device=naming.I.device)
-        r = _foreseen(test, test.Q[layer], own, memory)
+        r = _foreseen(test, test.Q[layer], own, memory, slope)
         for how, q in others.items():
             scores = score(naming.P, q, similarity, memory=memory, generator=generator, **given)
             label = scores.argmax(1)
-            other = _foreseen(test, test.beside[layer][how], label, memory)
+            other = _foreseen(test, test.beside[layer][how], label, memory, slope)
             certain = (_z(other) - _z(r)) > CERTAIN * error
             columns = {"layer": layer, "unit": range(len(r)), "pooling": how}
             columns |= {"label": [naming.concepts[i] for i in own.tolist()], "correlation": r.cpu().numpy()}
@@ -81,9 +81,9 @@ def pooling_notes(labels: pd.DataFrame, otherwise: pd.DataFrame) -> pd.DataFrame
     return labels.assign(pooling_note=[said.get(key, "") for key in keys])
 
 
-def _foreseen(test: Measurements, q: Tensor, labels: Tensor, memory: int) -> Tensor:
+def _foreseen(test: Measurements, q: Tensor, labels: Tensor, memory: int, slope: float) -> Tensor:
     """r(Q_k, X_c) of each unit's own label c: [K]."""
-    return correlation(seen_concepts(test.P, labels, memory), q)
+    return correlation(seen_concepts(test.P, labels, memory, slope), q)
 
 
 def _z(r: Tensor) -> Tensor:

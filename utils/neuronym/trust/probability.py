@@ -2,6 +2,7 @@
 
 QUICK            the signals that cost two products a layer
 EVIDENCE         these, how common the concept is, and how many images speak
+steepness        slope and offset from cosines to what the CLIP sees
 seen_concepts    what the CLIP sees of some concepts
 ratios           what the CLIP sees of a label against the best that it sees of any concept
 evidence         the signals EVIDENCE
@@ -43,27 +44,41 @@ LEARNT = 20, 5000  # images that the map of EVIDENCE was learnt with
 RAREST = 1e-3  # of a concept, in parts of an average one
 
 
+def steepness(P: FactoredMatrix) -> tuple[float, float]:
+    """Slope and offset of X = sigmoid(a P + b) from the embeddings alone
+    (`neuronym.evaluation.presence.unfitted`); 0 and 0 where the concepts cannot be told apart (or there is
+    one).
+    """
+    if P.shape[1] < 2 or mean_spread(P) <= LEAST:
+        return 0.0, 0.0
+    return unfitted(P.I, P.T)
+
+
 @torch.no_grad()
 def ratios(
-    P: FactoredMatrix, Q: Tensor, labels: Sequence[int] | Tensor, memory: int = MEMORY
+    P: FactoredMatrix,
+    Q: Tensor,
+    labels: Sequence[int] | Tensor,
+    memory: int = MEMORY,
+    fit: tuple[float, float] | None = None,
 ) -> pd.DataFrame:
     """foreseen r(Q, X_c), ratio r(Q, X_c) / max_m r(Q, X_m), and soft_ratio, the same with the softmax: P [n,
     M] and Q [n, K] of images held out, labels c [K] -> K rows.
 
-    X = sigmoid(a P + b) with a and b from the embeddings alone (`neuronym.evaluation.presence.unfitted`).
+    X = sigmoid(a P + b), a and b the `fit`, or else those of `steepness`, which are the same for all units.
     Ratios are from 0 to 1; 0 where no concept goes along with the unit, and all are 0 where the concepts
     cannot be told apart (or there is one).
     """
     chosen = torch.as_tensor(labels, dtype=torch.long, device=Q.device)
     if len(chosen) != Q.shape[1]:
         raise ValueError(f"expected one label for each of {Q.shape[1]} units, got {len(chosen)}")
-    if P.shape[1] < 2 or mean_spread(P) <= LEAST:
+    a, b = steepness(P) if fit is None else fit
+    if not a:
         return pd.DataFrame(0.0, index=range(len(chosen)), columns=list(QUICK))
-    a, b = unfitted(P.I, P.T)
     found = {}
     for name, scores in (
         ("ratio", score(P, Q, "correlation", slope=a, offset=b, memory=memory)),
-        ("soft_ratio", score(P, Q, "soft_correlation", memory=memory)),
+        ("soft_ratio", score(P, Q, "soft_correlation", slope=a, memory=memory)),
     ):
         own, best = scores.gather(1, chosen[:, None])[:, 0].double(), scores.amax(1).double()
         found[name] = (own / nonzero(best)).clamp(0, 1).masked_fill(best <= 0, 0).cpu().numpy()
@@ -74,7 +89,11 @@ def ratios(
 
 @torch.no_grad()
 def evidence(
-    P: FactoredMatrix, Q: Tensor, labels: Sequence[int] | Tensor, memory: int = MEMORY
+    P: FactoredMatrix,
+    Q: Tensor,
+    labels: Sequence[int] | Tensor,
+    memory: int = MEMORY,
+    fit: tuple[float, float] | None = None,
 ) -> pd.DataFrame:
     """The signals EVIDENCE and QUICK of labels c [K] that were chosen on these very images: P [N, M], Q [N,
     K] -> K rows.
@@ -84,11 +103,12 @@ def evidence(
     ratios of labels that have seen the images are the more too high the fewer there are. N in these is
     within LEARNT. All but the last two are 0 where the concepts cannot be told apart (or there is one).
     """
-    found, N = ratios(P, Q, labels, memory), min(len(Q), LEARNT[1])
+    fit = steepness(P) if fit is None else fit
+    found, N = ratios(P, Q, labels, memory, fit), min(len(Q), LEARNT[1])
     chosen = torch.as_tensor(labels, dtype=torch.long, device=Q.device)
     common = found["ratio"] * 0.0
-    if P.shape[1] > 1 and mean_spread(P) > LEAST:
-        share = seen_concepts(P, chosen, memory).double().mean(0) * P.shape[1]
+    if fit[0]:
+        share = seen_concepts(P, chosen, memory, fit[0]).double().mean(0) * P.shape[1]
         common = share.clamp(min=RAREST).log10().cpu().numpy()
     z = np.arctanh(found["foreseen"].clip(0, 1 - 1e-12)) * max(N - 3, 0) ** 0.5
     n = max(N, LEARNT[0])
@@ -97,16 +117,20 @@ def evidence(
 
 
 @torch.no_grad()
-def seen_concepts(P: FactoredMatrix, chosen: Tensor, memory: int = MEMORY) -> Tensor:
+def seen_concepts(
+    P: FactoredMatrix, chosen: Tensor, memory: int = MEMORY, slope: float | None = None
+) -> Tensor:
     """Softmax over concepts of each image (`soft_correlation`), of the chosen ones: [N, K]; the cosine itself
-    where there is one concept.
+    where there is one concept. The slope is 2 / mean spread if none is given.
     """
     if len(P.T) == 1:
         return (P.I @ P.T.T)[:, chosen]
-    apart = mean_spread(P)
+    if slope is None:
+        apart = mean_spread(P)
+        slope = SHARPNESS / apart if apart else 0
     out = P.I.new_empty(len(P.I), len(chosen))
     for rows in slices(len(P.I), memory // (8 * len(P.T))):
-        x = (P.I[rows] @ P.T.to(P.I.dtype).T).mul_(SHARPNESS / apart if apart else 0)
+        x = (P.I[rows] @ P.T.to(P.I.dtype).T).mul_(slope)
         out[rows] = x.softmax(1)[:, chosen]
     return out
 

@@ -23,7 +23,7 @@ from neuronym.measurements import Measurements
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.sparse_columns import block_slices
 from neuronym.trust.null import abstain, p_values
-from neuronym.trust.probability import evidence, LEARNT, probability, seen_concepts, shipped
+from neuronym.trust.probability import evidence, LEARNT, probability, seen_concepts, shipped, steepness
 
 DRAWS = 199
 TRUST = ["trust", "chance", "abstain"]
@@ -50,23 +50,22 @@ def quick_trust(
     """
     best = labels[labels["rank"] == 1]
     where = {concept: i for i, concept in reversed(list(enumerate(data.concepts)))}
-    tables = []
+    tables, fit, slope = [], steepness(data.P), steepness(test.P)[0]
     for layer, rows in best.groupby("layer", sort=False):
         units = torch.tensor(rows["unit"].to_numpy(), dtype=torch.long, device=data.I.device)
         own = torch.tensor([where.get(label, 0) for label in rows["label"]], device=units.device)
         other = torch.as_tensor(named[layer], device=units.device)[units]
+        without = torch.tensor((rows["label"] == "").to_numpy(), device=units.device)
         parts = []
         for some in block_slices(data.Q[layer], len(units), memory):
-            found = evidence(data.P, data.Q[layer][:, units[some]], own[some], memory)
-            p = held_out_chance(test.P, test.Q[layer][:, units[some]], other[some], memory=memory)
-            parts.append((found, p))
-        found, p = pd.concat([part for part, _ in parts]), torch.cat([part for _, part in parts])
-        without = torch.tensor((rows["label"] == "").to_numpy(), device=units.device)
+            q, held = data.Q[layer][:, units[some]], test.Q[layer][:, units[some]]
+            given = {"named": ~without[some].cpu().numpy(), "untrained": untrained, "memory": memory}
+            near = label_trust(data.P, q, own[some], fit=fit, **given)
+            parts.append((near, held_out_chance(test.P, held, other[some], memory=memory, slope=slope)))
+        near, p = np.concatenate([part for part, _ in parts]), torch.cat([part for _, part in parts])
         p = p.masked_fill(without, 1.0)
         table = pd.DataFrame({"layer": layer, "unit": rows["unit"].to_numpy(), "chance": p.cpu().numpy()})
         away = (abstain(p, level) | without | bool(untrained)).cpu().numpy()
-        given = {"named": ~without.cpu().numpy(), "untrained": untrained, "memory": memory}
-        near = label_trust(data.P, data.Q[layer][:, units], own, **given)
         tables.append(table.assign(abstain=away, trust=near))
     table = pd.concat(tables, ignore_index=True)[["layer", "unit", *TRUST]]
     return table, _told(table, test, untrained)
@@ -80,6 +79,7 @@ def label_trust(
     named: Sequence[bool] | np.ndarray | bool = True,
     untrained: str = "",
     memory: int = MEMORY,
+    fit: tuple[float, float] | None = None,
 ) -> np.ndarray:
     """The probability that each label is near, from the images that gave it (the map `evidence` of
     `neuronym.trust.probability`): P [N, M], Q [N, K], labels [K] -> [K].
@@ -87,7 +87,7 @@ def label_trust(
     0 where a unit is not `named` [K], where the network is `untrained`, and for fewer images than the map was
     learnt with.
     """
-    found = probability(evidence(P, Q, labels, memory), shipped("evidence"))
+    found = probability(evidence(P, Q, labels, memory, fit), shipped("evidence"))
     return found * (np.asarray(named, bool) & (not untrained) & (len(Q) >= LEARNT[0]))
 
 
@@ -100,6 +100,7 @@ def held_out_chance(
     *,
     generator: torch.Generator | None = None,
     memory: int = MEMORY,
+    slope: float | None = None,
 ) -> Tensor:
     """(1 + draws in which shuffled images go along as well) / (1 + draws): P [n, M], Q [n, K], labels [K] ->
     [K].
@@ -108,7 +109,8 @@ def held_out_chance(
     where there is one concept. A draw deals the images anew, the same for all units. It is a test of one
     concept, valid where the label was chosen on other images. Of fewer than four images, none is below .05.
     """
-    seen = standard_columns(seen_concepts(P, torch.as_tensor(labels, device=Q.device), memory)).float()
+    labels = torch.as_tensor(labels, device=Q.device)
+    seen = standard_columns(seen_concepts(P, labels, memory, slope)).float()
     q = standard_columns(Q).float()  # [n, K]
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     null = []
