@@ -57,7 +57,7 @@ def describe_and_dissect(
     tries: int = 5,
     prompt: str = "objects",
     pictures: int = 10,
-    selection: str = "balanced",
+    selection: str = "simulate",
     transcript: str | Path | Transcript | None = None,
     max_tokens: int = TOKENS,
     together: bool = False,
@@ -72,16 +72,17 @@ def describe_and_dissect(
     Step 1 crops the unit's `images` of highest activation and captions them; step 2 asks `llm` what the
     captions share, `tries` times ("extractive" counts phrases and is no language model), and adds the phrases
     of captions of `ordinary` images that go with the unit (`captions_of` takes one or the other); step 3
-    takes the best candidate by `selection`: "balanced" correlates what the CLIP sees of it, and what captions
-    say of it where they are not the CLIP's own words, with the unit; the paper's functions
-    (`describe.scoring`) show `pictures` of it (of `generator`, which is loaded for them alone, or "retrieval"
-    from the probe itself) to the network. The defaults need no download: captions are words of
-    `data.concepts`. Answers of models are kept in `transcript` (by default among the results), so that
-    nothing is asked twice. `max_tokens` bounds an answer of `llm`. `together` shows a captioner vlm:MODEL all
-    examples of a unit in one request, which asks for `tries` phrases that they share; these are the
-    candidates of the examples, without `llm`. `dry_run` asks models of servers nothing, prints how much they
-    would be asked and what that would cost at the transcript's prices, and returns an empty table. Units of
-    which no caption comes are left out, and a line says so. Errors: those of the loaders.
+    takes the best candidate by `selection`: "simulate" correlates what the CLIP sees of it in all images with
+    the unit, and "balanced", the notebook's default, takes in what captions say where they are not the CLIP's
+    own words; the paper's functions (`describe.scoring`) show `pictures` of it (of `generator`, which is
+    loaded for them alone, or "retrieval" from the probe itself) to the network. The defaults need no
+    download: captions are words of `data.concepts`. Answers of models are kept in `transcript` (by default
+    among the results), so that nothing is asked twice. `max_tokens` bounds an answer of `llm`. `together`
+    shows a captioner vlm:MODEL all examples of a unit in one request, which asks for `tries` phrases that
+    they share; these are the candidates of the examples, without `llm`. `dry_run` asks models of servers
+    nothing, prints how much they would be asked and what that would cost at the transcript's prices, and
+    returns an empty table. Units of which no caption comes are left out, and a line says so. Errors: those of
+    the loaders.
 
     >>> from neuronym import measure
     >>> data = measure("microworld:resnet", "fc", "microworld:60", "microworld", "microworld:atoms")
