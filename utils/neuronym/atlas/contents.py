@@ -37,7 +37,8 @@ HELP = {  # sentences that the page shows
     "that give the same name. Above 0: share of images on which the unit is. Whatever the "
     "name, as the image-text model sees it: monosemanticity, how alike two images are, drawn by activation; "
     "clarity, how alike its highest images are; redundancy, how like another unit's these are; "
-    "polysemanticity, how far they fall into two groups.",
+    "polysemanticity, how far they fall into two groups. Deviations: how far a picture of yours excites a "
+    "unit, and how much of its name the image-text model sees there, in standard deviations over the images.",
     "map": "Units that fire together lie together. Drag, wheel, click. Size: ",
     "matched": "pairs, one to one, by correlation over the images for naming; "
     "beside it that over those held out.",
@@ -47,7 +48,7 @@ HELP = {  # sentences that the page shows
     "where an atlas has both.",
     "names": "Names by each method, with held-out correlation",
     "how": "How its activations are spread",
-    "deviations": " deviations; its name, as the image-text model sees the picture, ",
+    "deviations": " deviations, its name ",
     "first": " The first 300 are shown.",
     "firing": "Units that fire on the same images: of this layer, of others",
     "partners": "Its partners in other networks",

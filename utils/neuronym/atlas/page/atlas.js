@@ -285,7 +285,7 @@ function mount(root, meta, source, options = {}) {
 		const fill = (text, heads, some, row) => box.append(
 			h("p", text, some.length > 300 && help.first), tableOf(heads, h("tbody", some.slice(0, 300).map(row))));
 		const two = ["left by " + ma, "right by " + mb];
-		const cell = (k, m, other) => h(held(k, m) > other ? "td.better" : "td",
+		const cell = (k, m, other) => h(held(k, m) - other > .01 ? "td.best" : "td",
 			nameOf(k, m), " ", h("small", number(held(k, m))));
 		const pairs = (some, text) => {
 			const mean = (m, k) => number(some.reduce((x, pair) => x + (held(pair[k], m) || 0), 0) / some.length);
