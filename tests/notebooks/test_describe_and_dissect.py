@@ -153,9 +153,9 @@ def test_the_ablation_has_every_part(whole):
         "as shipped": 2,
     }
     assert table.groupby(["metric", "group"]).size().to_dict() == {
-        ("correlation", "inner layers"): 19,
-        ("correlation", "fc"): 19,
-        ("named", "fc"): 19,
+        ("correlation", "inner layers"): 20,
+        ("correlation", "fc"): 20,
+        ("named", "fc"): 20,
     }
     one = table[(table["metric"] == "named")]
     assert one["part"].value_counts().to_dict() == parts and one["shuffled"].notna().all()
@@ -223,7 +223,7 @@ def test_a_replay_that_lacks_answers_says_so(tmp_path):
 @pytest.mark.parametrize(
     "given, error, message",
     [
-        ({"selection": "cosine"}, ValueError, "'selection' must be one of agreed, simulate"),
+        ({"selection": "cosine"}, ValueError, "'selection' must be one of balanced, agreed, simulate"),
         ({"captioner": "blimp:x"}, ValueError, "no kind 'blimp'; nearest: blip"),
         ({"captioner": "blip:/nowhere"}, FileNotFoundError, "no folder at /nowhere"),
         ({"llm": "hf"}, KeyError, "no llm 'hf'"),
