@@ -2,8 +2,10 @@
 
     python docs/protocols/untrained.py           # minutes; goes on where it was stopped
     python docs/protocols/untrained.py layers    # each layer alone
+    python docs/protocols/untrained.py certain folder:PHOTOS
 
-Shares go to docs/results/data/trust_map/untrained_more.csv and untrained_layers.csv.
+Shares go to docs/results/data/trust_map/untrained_more.csv, untrained_layers.csv and
+untrained_certain.csv.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 from trust import DATA
 
 from neuronym.common.types import Target
+from neuronym.datasets.probe import load_probe
 from neuronym.dissect import clip_dissect, DEFAULT
 from neuronym.measurements import measure
 from neuronym.models.targets import load_target
@@ -30,9 +33,17 @@ TRAINED = ["microworld:marked"]
 ONE_OF_EACH = ["torchvision:resnet18@random:0", "torchvision:squeezenet1_1@random:0"]
 ALONE = [*NEW, *ONE_OF_EACH, *SEEN, "torchvision:mobilenet_v3_small@random:0"]
 ALONE += ["microworld:resnet", "microworld:vit", *TRAINED]
+LED_TO_IT = ["torchvision:mnasnet0_5@random:2", "torchvision:shufflenet_v2_x0_5@random:5"]
+SECOND = [
+    f"torchvision:{name}@random:{seed + step}"
+    for step in range(3)
+    for name, seed in (("mnasnet0_5", 3), ("shufflenet_v2_x0_5", 7))
+]
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["certain"]:
+        return certain(sys.argv[2])
     if sys.argv[1:] == ["layers"]:
         return layer_by_layer()
     file = DATA / "untrained_more.csv"
@@ -63,6 +74,26 @@ def layer_by_layer() -> None:
             rows.append({"network": name, "layers": said} | as_labelling(target, layers))
         pd.DataFrame(rows).to_csv(file, index=False, float_format="%.4g")
         print(pd.DataFrame(rows[-len(target.layers) - 1 :]).to_string(index=False), flush=True)
+
+
+def certain(photos: str) -> None:
+    """The rule that asks for more, on a real network and on random ones not seen before."""
+    file = DATA / "untrained_certain.csv"
+    rows = pd.read_csv(file).to_dict("records") if file.exists() else []
+    for name in ["efficientnet_lite0", *LED_TO_IT, *SECOND]:
+        if any(row["network"] == name for row in rows):
+            continue
+        if name == "efficientnet_lite0":
+            images, layers = load_probe(photos, limit=500), "_blocks.4,_blocks.10,_blocks.15,_fc"
+            data = measure(name, layers, images, "conse:efficientnet_lite2", "imagenet", pool="auto")
+        else:
+            data = measure(name, "all", "microworld:500", "microworld", "microworld", pool="auto")
+        shares = standing_out(data)
+        most = max(shares, key=shares.get)
+        known = {"network": name, "led_to_it": name in LED_TO_IT, "layer": most, "stand_out": shares[most]}
+        rows.append(known | {"untrained": bool(untrained(shares))})
+        pd.DataFrame(rows).to_csv(file, index=False, float_format="%.4g")
+        print(rows[-1], shares, flush=True)
 
 
 def as_labelling(target: Target, layers: list[str]) -> dict:
