@@ -185,8 +185,8 @@ def test_weights_come_back_whatever_happens():
 
 
 def test_units_that_do_the_same_are_looked_at_again(monkeypatch):
-    """Where two shuffles leave it open, six more are made, and a layer that stands out no more than a
-    shuffled one counts 0.
+    """Where two shuffles leave it open, six more are made, and a layer that stands out hardly more
+    than a shuffled one counts 0.
     """
     data = measure("microworld:resnet", "layer3,fc", "microworld:24", "microworld", "microworld:atoms")
     monkeypatch.setattr("neuronym.trust.untrained.ENOUGH_OUT", 0)
@@ -202,7 +202,7 @@ def test_units_that_do_the_same_are_looked_at_again(monkeypatch):
             float(stands_out(one, torch.cat([x for x in others if x is not one])).double().mean())
             for one in (own, *others)
         )
-        assert share == pytest.approx(pooled if pooled > max(of_shuffled) else 0)
+        assert share == pytest.approx(pooled if pooled > (1 + max(of_shuffled)) / 2 else 0)
 
 
 def test_pictures_are_decoded_once_for_all_shuffles(tmp_path, monkeypatch):

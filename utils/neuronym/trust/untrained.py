@@ -71,7 +71,8 @@ def standing_out(
     looked at too where it was not measured: what follows from its first layer alone is in any network. Units
     of a network with random weights do much the same (of 192, some do as few as three things), so that where
     two shuffles leave it open, the largest share being from ENOUGH_OUT to LEARNED, FURTHER ones are made, and
-    a layer counts 0 where one of the shuffled networks stands out from the others as much. Of features held
+    a layer counts 0 unless its share is more than half way from the largest by which one of the shuffled
+    networks stands out from the others, to 1. Of features held
     as SparseColumns SOME are looked at, spread evenly. Passes are cached.
     """
     if data.N < FEWEST or len(data.concepts) < 2:
@@ -123,7 +124,7 @@ def standing_out(
             real, *chance = scored(name)
             share = _share(real, *chance)
             usual = max(_share(*chance[i:], *chance[:i]) for i in range(len(chance)))
-            shares[name] = share if share > usual else 0.0
+            shares[name] = share if share > (1 + usual) / 2 else 0.0
     return shares
 
 
