@@ -73,7 +73,7 @@ def main() -> None:
         rows.append({"network": name} | held_out(target.model, test, FAR) | row)
         print(rows[-1], flush=True)
         units.append(columns["label_share"].rename(name))
-        write_table(pd.DataFrame(rows), TABLES / "robust.csv", float_format="%.4g")
+    write_table(pd.DataFrame(rows), TABLES / "robust.csv", float_format="%.4g")  # both or none
     gap, low, high = paired_interval(units[1], units[0])
     table = pd.DataFrame([{"difference": gap, "low": low, "high": high, "units": len(units[0])}])
     write_table(table, TABLES / "robust_gap.csv", float_format="%.4g")
