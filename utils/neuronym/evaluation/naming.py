@@ -54,7 +54,7 @@ def missing_concepts(
     present: Tensor,
     method: str = "soft_wpmi",
     *,
-    memory: int = MEMORY,
+    memory: int | None = None,
     generator: torch.Generator | None = None,
     **options,
 ) -> pd.DataFrame:
@@ -118,7 +118,7 @@ def compositional(
     *,
     units: Sequence[int] | None = None,
     method: str = "soft_wpmi",
-    memory: int = MEMORY,
+    memory: int | None = None,
     generator: torch.Generator | None = None,
     **options,
 ) -> pd.DataFrame:

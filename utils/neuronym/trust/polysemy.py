@@ -86,7 +86,7 @@ def labels_by_cluster(
     images: Tensor,
     method: str = "soft_wpmi",
     *,
-    memory: int = MEMORY,
+    memory: int | None = None,
     generator: torch.Generator | None = None,
     **options,
 ) -> list[list[tuple[int, float, float]]]:
@@ -137,7 +137,7 @@ def negative(
     method: str = "soft_wpmi",
     *,
     silent: float = 0.5,
-    memory: int = MEMORY,
+    memory: int | None = None,
     generator: torch.Generator | None = None,
     **options,
 ) -> Tensor:
@@ -219,7 +219,7 @@ def kinds_of_labels(
     by_cluster: Sequence[Sequence[tuple[int, float, float]]],
     method: str = "soft_wpmi",
     *,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> dict[str, list[list[int]]]:
     """What a unit may be said to mean, as indices of concepts for each of K units: "single", its best
     concept; "two best"; "clusters", the different labels of its clusters; "negative", what puts it to its

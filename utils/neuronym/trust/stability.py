@@ -32,7 +32,6 @@ from PIL import Image
 from torch import Tensor
 
 from neuronym.common.checks import check_number, check_positive_int
-from neuronym.common.memory import MEMORY
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score, top_labels
 
@@ -50,7 +49,7 @@ def halves(
     *,
     repeats: int = 10,
     generator: torch.Generator | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
     **options,
 ) -> tuple[Tensor, float]:
     """Share [K] of `repeats` random splits of the images in two whose labels agree, and its mean; P [N, M], Q
@@ -201,7 +200,7 @@ def bootstrap_labels(
     *,
     draws: int = 50,
     generator: torch.Generator | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
     **options,
 ) -> Bootstrap:
     """Name units on `draws` samples of the N images, drawn with replacement, the same for all units. P [N,
