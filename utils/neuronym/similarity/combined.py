@@ -26,7 +26,7 @@ from neuronym.similarity.matrix import block, check_range, checked, compiled_loo
 from neuronym.similarity.pmi import IMAGES_AT_ONCE, SAFE, WIDE
 from neuronym.similarity.softened import mean_spread, SHARPNESS, softmax_noise
 
-APART = 16  # values between rows of columns: rows a power of two apart would share few places of a cache
+PADDED = 16  # values between rows of columns: rows a power of two apart would share few places of a cache
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def combined_correlation(
     ready = isinstance(P, Tensor) and P.dtype == dtype and P.is_contiguous()
     made, store = (
         None if ready else scores.new_empty(N * m),
-        scores.new_empty(2, N * (m + APART)) if loops else None,
+        scores.new_empty(2, N * (m + PADDED)) if loops else None,
     )
     for part in slices(sum(counts), k):
         centred, cubed = columns_of_units(loops, taken(layers, chosen, part).to(dtype))
@@ -131,14 +131,14 @@ def concept_columns(
     store: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Columns [N, m] of some concepts: centred P and shares of the softmax, each of length 1, added; and
-    centred cubes of length 1; where there is a `store` [2, at least N (m + APART)], in that. `scales` and
+    centred cubes of length 1; where there is a `store` [2, at least N (m + PADDED)], in that. `scales` and
     `noise` are those of `softmax_scales` and `softmax_noise`.
     """
     if not loops:
         return _stepwise(P[:, cols], slope, scales, noise)
     N, m = len(P), cols.stop - cols.start
-    store = P.new_empty(2, N * (m + APART)) if store is None else store[:, : N * (m + APART)]
-    both, cubes = (part.view(N, m + APART) for part in store)
+    store = P.new_empty(2, N * (m + PADDED)) if store is None else store[:, : N * (m + PADDED)]
+    both, cubes = (part.view(N, m + PADDED) for part in store)
     odd = loops.combine(P.detach(), cols, slope, scales, noise, both, cubes)
     both, cubes = both[:, :m], cubes[:, :m]
     if odd.any():
