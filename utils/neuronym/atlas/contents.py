@@ -31,7 +31,8 @@ COLUMN_TITLES = {
 }  # fmt: skip
 HELP = {  # sentences that the page shows
     "columns": COLUMN_TITLES,
-    "numbers": "Trust: how far a name can be trusted, by the notebook trust; 1 is best. Held out: "
+    "numbers": "Trust: how far a name can be trusted, learnt in the microworld; 1 is best, and of a "
+    "name no better than chance it is an order alone. Held out: "
     "correlation, on images kept out of naming, of what the image-text model sees of the name with the "
     "unit's activation. p: chance that shuffled activations score as high. Methods agree: share of methods "
     "that give the same name. Above 0: share of images on which the unit is. Whatever the "
