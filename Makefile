@@ -17,7 +17,7 @@ help:
 	@echo "make test         run all tests"
 	@echo "make check        look for mistakes and unformatted code, in seconds"
 	@echo "make test-fast    the tests that take no time, for work in between"
-	@echo "make faults       kill runs, damage files, set bad parameters: what was tried and what survived (half an hour)"
+	@echo "make faults       kill runs, damage files, set bad parameters: what was tried and what survived (ten minutes)"
 	@echo "make lab          open JupyterLab on the repository"
 	@echo "make docs         write the numbers of README and docs from the newest default runs"
 	@echo "make bench        measure speed against literal implementations, into results/benchmarks"
