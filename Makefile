@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 # tests in two processes, whole files each, so that what a file's tests share is made once
-TWO := -n 2 --dist loadfile --no-loadscope-reorder
+AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check $(PIP_ARGS)
@@ -29,14 +29,14 @@ demo: .venv/set-up-base
 	$(PY) -m neuronym atlas
 
 test: .venv/set-up-test
-	$(PY) -m pytest -q $(TWO) $(PYTEST_ARGS)
+	$(PY) -m pytest -q $(AT_ONCE) $(PYTEST_ARGS)
 
 check: .venv/set-up-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
 test-fast: .venv/set-up-test
-	$(PY) -m pytest -q $(TWO) -m "not slow" $(PYTEST_ARGS)
+	$(PY) -m pytest -q $(AT_ONCE) -m "not slow" $(PYTEST_ARGS)
 
 faults: .venv/set-up-test
 	NEURONYM_FAULTS=docs/results/data/faults/faults.csv $(PY) -m pytest -q tests/faults $(PYTEST_ARGS)
