@@ -225,7 +225,7 @@ def english_words(n: int) -> tuple[list[str], dict[str, int]]:
     from wordfreq import get_frequency_dict, top_n_list
 
     english = get_frequency_dict("en", "large")
-    if n > len(english):  # said at once: to drop words of all takes ten seconds
+    if n > len(english):  # said at once: to go through all of them takes seconds
         raise ValueError(f"english:<n> chooses among {len(english)} words, got {n}")
     others = [get_frequency_dict(language, "small") for language in OTHERS]
     lists = read_lists(LISTS)
