@@ -34,7 +34,7 @@ def test_details_come_one_unit_at_a_time(answers):
         and told["h"]["high"] == pytest.approx(told["v"][0], rel=1e-3)
     )
     first = answered(answers, {"id": "2", "path": "units/0/0005"}, [])[0]["content"][0]
-    assert len(first["w"]) == 8 and any(first["w"])
+    assert len(first["w"]) == 20 and any(first["w"])
 
 
 def test_cards_have_the_highest_images_of_any_range_of_units(answers, measured, monkeypatch):

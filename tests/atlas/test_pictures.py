@@ -6,9 +6,9 @@ import re
 from types import SimpleNamespace
 
 import numpy as np
-import torch
 from PIL import Image
 
+from neuronym import measure
 from neuronym.activations import activation_maps
 from neuronym.atlas import pictures
 
@@ -54,25 +54,40 @@ def test_images_are_read_once_while_memory_lasts_and_are_copies():
 
 
 def test_where_units_fire_is_what_their_maps_say(measured):
-    rows = measured.Q["conv1"].topk(2, dim=0).indices  # [2, K]
-    found = pictures.where_firing(measured, {"conv1": rows, "fc": rows[:, :1]}, batch_size=7)
-    assert set(found) == {"conv1"} and found["conv1"].shape[:2] == (24, 2)
-    maps = activation_maps(
-        measured.target, measured.probe, measured.layers["conv1"], rows[:, 6].tolist(), [6]
-    )
-    maps = torch.nn.functional.adaptive_max_pool2d(maps[:, 0].clamp_min(0), found["conv1"].shape[2:])
-    wanted = (maps / maps.max() * 255).round()
-    np.testing.assert_allclose(found["conv1"][6], wanted.numpy(), atol=1)
+    layer = "layer1.bn2"  # of values below zero too
+    data = measure("microworld:resnet", f"{layer},fc", "microworld:150", "microworld", ["red", "blue"])
+    rows = data.Q[layer].argsort(dim=0, descending=True)[[0, 1, 75, -1]]  # [4, K]
+    found = pictures.where_firing(data, {layer: rows, "fc": rows[:, :1]}, batch_size=7)
+    assert set(found) == {layer} and found[layer].shape == (24, 4, 16, 16)
+    below = (data.Q[layer].gather(0, rows) < 0).double()
+    unit = int((below.sum(0) % 4).argmax())
+    assert 0 < below[:, unit].sum() < 4
+    maps = activation_maps(data.target, data.probe, data.layers[layer], rows[:, unit].tolist(), [unit])
+    maps = maps[:, 0].double() * (1 - 2 * below[:, unit, None, None])
+    cells = maps.unfold(1, 2, 2).unfold(2, 2, 2).amax((3, 4)).clamp_min(0)
+    wanted = (cells / cells.amax((1, 2), keepdim=True) * 255).round()
+    np.testing.assert_allclose(found[layer][unit], wanted.numpy(), atol=1)
+    one = pictures.where_firing(data, {layer: rows[:, [unit]]}, units={layer: [unit]})
+    np.testing.assert_allclose(one[layer][0], found[layer][unit], atol=1)
+
+
+def points_of(line: str) -> np.ndarray:
+    """The places that a path of steps comes to."""
+    places = []
+    for part in re.findall("M[^M]+", line):
+        start, steps = ([*map(int, re.findall(r"-?\d+", text))] for text in part.split("l"))
+        places.append(np.cumsum(np.reshape(start + steps, (-1, 2)), axis=0))
+    return np.concatenate(places)
 
 
 def test_the_line_surrounds_what_is_at_the_level():
     one = np.zeros((8, 8))
     one[2:4, 5:7] = 255
     line = pictures.outline(one, 127.5)
-    points = np.array([[float(x) for x in point.split()] for point in re.split("[ML]", line) if point])
-    assert line.count("M") == 1
+    points = points_of(line)
+    assert line.count("M") == 1 and (points[0] == points[-1]).all()
     assert 55 <= points[:, 0].min() and points[:, 0].max() <= 95
     assert 18 <= points[:, 1].min() and points[:, 1].max() <= 57
     assert pictures.outline(np.zeros((4, 4)), 127.5) == ""
     edge = pictures.outline(np.full((4, 4), 255.0), 127.5)
-    assert edge.count("M") == 1 and {"0", "100"} <= set(re.findall(r"\d+", edge))
+    assert edge.count("M") == 1 and {0, 100} <= set(points_of(edge).ravel().tolist())

@@ -80,7 +80,7 @@ def test_details_tell_a_units_pictures_and_neighbours(written, network):
     assert some[3]["v"][0] == pytest.approx(float(q[:, 3].max()), rel=1e-3)
     assert (
         "w" not in some[3]
-        and len(said(folder / "units" / "0" / "0000.js", 'ATLAS.file("units/0/0000",')[0]["w"]) == 8
+        and len(said(folder / "units" / "0" / "0000.js", 'ATLAS.file("units/0/0000",')[0]["w"]) == 20
     )
     assert len(some[3]["n"]) == 6 and sum(some[3]["h"]["all"]) == 150
     names = network.units.set_index(["layer", "unit"])["label"]

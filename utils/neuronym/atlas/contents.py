@@ -71,7 +71,7 @@ HELP = {  # sentences that the page shows
     "summary": "what the numbers mean",
     "top": "Highest activations",
     "low": "Lowest activations",
-    "line": "; the line surrounds half of the highest value or more",
+    "line": "; the line surrounds half of the picture's highest value or more (below zero: of its lowest)",
     "range": "Across the range: images above that share of all",
     "spread": "Images by activation, heights by square root.",
     "like": " Orange: the 5 % of images that the image-text model finds most like ",

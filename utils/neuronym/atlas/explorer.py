@@ -151,8 +151,7 @@ class Answers:
             self._alike[number] = closest(data.Q, layer)
         if which not in self._named:
             self._named[which] = names_alike(self.networks, which)
-        top = facts.parts_of_range(data.N).count("top")
-        rows = facts.across_range(data.Q[layer][:, [unit]])[:top]
+        rows = facts.across_range(data.Q[layer][:, [unit]])
         where = where_firing(data, {layer: rows}, units={layer: [unit]}).get(layer)
         before = number - list(data.Q).index(layer)
         told = layer_details(

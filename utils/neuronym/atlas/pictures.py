@@ -6,7 +6,7 @@ write_sheets   sheets as WebP files
 write_picture  one picture of a file as WebP
 remembered     images of a probing set, each read once as long as memory for them lasts
 as_seen        images of a probing set as the network sees them
-where_firing   for units and their top images, where in the image the unit fires
+where_firing   for units and some images of each, where in the image the unit fires
 outline        a line around where a map is at half of its highest value or more
 """
 
@@ -24,7 +24,6 @@ from torch import nn, Tensor
 from neuronym import hooks
 from neuronym.common.types import Progress
 from neuronym.datasets.probe import Probe
-from neuronym.hooks import LayerInfo
 from neuronym.measurements import Measurements
 from neuronym.models.preprocess import seen
 from neuronym.trials import evaluating
@@ -122,7 +121,8 @@ def where_firing(
     units: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Where each unit fires in some images: rows {layer: [n, K]} -> {layer: [K, n, h, w]} bytes, 255 for the
-    unit's highest value in them and 0 for nothing or below; layers without positions are left out. With
+    image's highest value and 0 for nothing or below; of an image on which the unit's activation is below
+    zero, 255 for its lowest value and 0 for nothing or above. Layers without positions are left out. With
     `units` {layer: K of its units} rows are of these.
 
     One forward pass over the different images serves all layers. A map larger than 16 cells a side is made
@@ -135,14 +135,15 @@ def where_firing(
     if not layers:
         return {}
     wanted = {name: rows[name].cpu() for name in layers}
+    below = {name: _below(data.Q[name], rows[name], units and units[name]).cpu() for name in layers}
     distinct = torch.cat([some.flatten() for some in wanted.values()]).unique()
     found: dict[str, Tensor] = {}
     model, read = data.target.model, image or data.probe.image
     place = next(model.parameters()).device
 
     def keep(name: str, output: Tensor) -> Tensor:
-        maps = cells(output, layers[name])
-        return maps if units is None else maps[:, list(units[name])]
+        maps = hooks.maps_of(output, layers[name]).float()
+        return cells(maps if units is None else maps[:, list(units[name])])
 
     starts = range(0, len(distinct), batch_size)
     with torch.inference_mode(), evaluating(model), hooks.record(model, list(layers), keep) as acts:
@@ -151,7 +152,7 @@ def where_firing(
             images = [data.target.preprocess(read(int(row))) for row in some]
             model(torch.stack(images).to(place))
             for name, maps in acts.items():
-                _spread(found, name, maps.cpu(), some, wanted[name])
+                _spread(found, name, maps.cpu(), some, wanted[name], below[name])
     return {name: _bytes(maps) for name, maps in found.items()}
 
 
@@ -163,29 +164,40 @@ def outline(map: np.ndarray, level: float) -> str:
 
     edged = np.pad(np.pad(np.asarray(map, dtype=float), 1, mode="edge"), 1)  # it ends where the picture ends
     y, x = (np.concatenate([[-1e-3, 0], (np.arange(n) + 0.5) / n, [1, 1 + 1e-3]]) * 100 for n in map.shape)
-    lines = contour_generator(x, y, edged).lines(level)
-    return "".join("M" + "L".join(f"{a:.0f} {b:.0f}" for a, b in line) for line in lines)
+    return "".join(_path(np.rint(line).astype(int)) for line in contour_generator(x, y, edged).lines(level))
 
 
-def cells(output: Tensor, layer: LayerInfo) -> Tensor:
-    """Maps [B, K, h, w] of a layer's output, at most CELLS a side, negative values 0."""
-    maps = hooks.maps_of(output, layer).float().clamp_min(0)
+def _path(points: np.ndarray) -> str:
+    """A line through points [n, 2], in steps, which take fewer letters than places."""
+    steps = np.diff(points, axis=0)
+    told = " ".join(f"{x} {y}" for x, y in steps[steps.any(1)].tolist())
+    return f"M{points[0, 0]} {points[0, 1]}l{told}".replace(" -", "-")
+
+
+def cells(maps: Tensor) -> Tensor:
+    """The highest values of maps [B, K, h, w] and, their sign turned, the lowest, [2, B, K, at most CELLS,
+    at most CELLS], 0 where that is below 0.
+    """
     smaller = [min(CELLS, n) for n in maps.shape[2:]]
-    return (
-        nn.functional.adaptive_max_pool2d(maps, smaller) if list(maps.shape[2:]) != smaller else maps.clone()
-    )
+    return torch.stack([nn.functional.adaptive_max_pool2d(some, smaller) for some in (maps, -maps)]).relu_()
 
 
-def _spread(found: dict, name: str, maps: Tensor, some: Tensor, wanted: Tensor) -> None:
-    """Put the maps [b, K, h, w] of the images `some` where `wanted` [n, K] asks for them."""
+def _below(q: Tensor, rows: Tensor, units: Sequence[int] | None) -> Tensor:
+    """Of the images rows [n, K], those on which a unit's activation q [N, all units] is below zero."""
+    return (q if units is None else q[:, list(units)]).gather(0, rows.to(q.device)) < 0
+
+
+def _spread(found: dict, name: str, maps: Tensor, some: Tensor, wanted: Tensor, below: Tensor) -> None:
+    """Put the maps [2, b, K, h, w] of the images `some` where `wanted` [n, K] asks for them."""
     if name not in found:
-        found[name] = torch.zeros(wanted.shape[1], wanted.shape[0], *maps.shape[2:])
+        found[name] = torch.zeros(wanted.shape[1], wanted.shape[0], *maps.shape[3:])
     which, unit = torch.isin(wanted, some).nonzero(as_tuple=True)
-    found[name][unit, which] = maps[torch.searchsorted(some, wanted[which, unit]), unit]
+    place = torch.searchsorted(some, wanted[which, unit])
+    found[name][unit, which] = maps[below[which, unit].long(), place, unit]
 
 
 def _bytes(maps: Tensor) -> np.ndarray:
-    highest = maps.amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
+    highest = maps.amax((2, 3), keepdim=True).clamp_min(1e-12)
     return (maps / highest * 255).round().byte().numpy()
 
 

@@ -56,7 +56,7 @@ from neuronym.measurements import Measurements
 
 PAGE = ("index.html", "atlas.css", "atlas.js")
 LARGEST = 10**9  # bytes of a site
-UNIT_BYTES = 2700  # of a unit's details, about
+UNIT_BYTES = 3700  # of a unit's details, about
 
 
 def estimate(networks: Sequence[Network], size: int) -> dict[str, int]:
@@ -107,8 +107,8 @@ def write_site(
     """Write the site of `networks` into `folder`, emptied before; returns the bytes of each part.
 
     `places` [all units, 2] is the map (`alike.unit_map`), `matches` {(layer, layer): pairs} of
-    `alike.matched` by numbers of layers over all networks in order; with `firing` a unit's top images tell
-    where in them it fires.
+    `alike.matched` by numbers of layers over all networks in order; with `firing` a unit's images tell where
+    in them it fires.
     """
     if folder.exists():
         shutil.rmtree(folder)
@@ -183,11 +183,9 @@ def read_page(name: str) -> str:
 def firing_of(
     network: Network, progress: Progress | None = None, image: Callable[[int], Image.Image] | None = None
 ) -> dict[str, np.ndarray]:
-    """Where in their top images the units of every layer fire, see `pictures.where_firing`."""
-    data = network.data
-    top = facts.parts_of_range(data.N).count("top")
-    rows = {layer: facts.across_range(q)[:top] for layer, q in data.Q.items()}
-    return where_firing(data, rows, progress=progress, image=image)
+    """Where in their images the units of every layer fire, see `pictures.where_firing`."""
+    rows = {layer: facts.across_range(q) for layer, q in network.data.Q.items()}
+    return where_firing(network.data, rows, progress=progress, image=image)
 
 
 def names_alike(networks: Sequence[Network], which: int = 0) -> dict[str, list]:
