@@ -104,7 +104,7 @@ def test_all_that_labelling_says_is_that_of_dense_measurements(tmp_path, monkeyp
         assert len(list(oracle_blocks(data.Q[name], truth, budget))) == (1 if data is pairs[0] else 3)
         of_layer = (data.target, data.probe, data.layers[name], data.Q[name], labels)
         cards = [card["values"] for card in collect(*of_layer, [3, 1])]
-        found.append((said, quality.to_dict(), told, trust.round(6).to_dict(), shares, cards))
+        found.append((said, quality.to_dict(), told, trust.round(6).fillna(-1).to_dict(), shares, cards))
     assert found[0] == found[1]
 
 

@@ -118,7 +118,7 @@ def test_names_come_from_runs_and_files(tmp_path):
     as_labelling, _ = quick_trust(
         naming, testing, labels, {"fc": [index[label] for label in labels["label"]]}
     )
-    assert labels["trust"].equals(as_labelling["trust"]) and "trust: how likely a name is near" in told[-1]
+    assert labels["trust"].equals(as_labelling["trust"]) and "trust: an order of names" in told[-1]
     assert labels_list(labels, "fc", 52)[:2] == labels["label"].tolist()[:2]
     write_labels(labels.drop(columns="trust"), tmp_path)
     assert "trust" not in read_names(tmp_path)

@@ -10,7 +10,7 @@ import torch
 
 from neuronym import clip_dissect
 from neuronym.activations import embed_concepts
-from neuronym.atlas import facts
+from neuronym.atlas import contents, facts, runs
 from neuronym.evaluation.meaning import MEANING, with_meaning
 
 
@@ -78,11 +78,27 @@ def test_trust_is_joined_by_layer_and_unit(measured):
     ).assign(chance=[0.001, 0.4])
     joined = facts.join_trust(units, trust).set_index(["layer", "unit"])
     assert joined.loc[("fc", 4), "trust"] == 0.9 and joined.loc[("conv1", 1), "odd"] == facts.CHANCE
-    assert joined["trust"].notna().sum() == 2
+    assert joined["trust"].notna().sum() == 1  # what is abstained from has none
     assert joined["p"].dropna().to_dict() == {("conv1", 1): 0.4, ("fc", 4): 0.001}
     again = facts.join_trust(joined.reset_index(), trust.rename(columns={"chance": "p"}).assign(p=0.5))
     assert again["p"].dropna().tolist() == [0.5, 0.5]  # a run of the notebook trust
     assert facts.join_trust(units, trust.drop(columns="abstain")) is units  # labels of an older run
+
+
+def test_trust_that_is_no_probability_is_an_order(network, monkeypatch):
+    told = np.random.default_rng(0).random(len(network.units)).round(1)
+    away = np.arange(len(told)) % 5 == 0
+    where = network.units[["layer", "unit"]].assign(trust=told, abstain=away, chance=0.5)
+    network = replace(network, units=facts.join_trust(network.units, where))
+    given = told[~away]
+    below = [((given < x).sum() + (given == x).sum() / 2) / len(given) for x in given]
+    assert np.allclose(network.trust[~away], below) and network.trust[away].isna().all()
+    assert contents.index_content([network], "Atlas")["help"]["columns"]["trust"] == "trust, in order"
+    shown = runs.trusted_only(network, 0.5).shown
+    assert shown[~away].tolist() == [share >= 0.5 for share in below] and not shown[away].any()
+    monkeypatch.setattr(contents, "is_probability", lambda data: True)
+    assert network.trust.equals(network.units["trust"]) and network.trust[~away].tolist() == given.tolist()
+    assert contents.index_content([network], "Atlas")["help"]["columns"]["trust"] == "trust"
 
 
 def test_columns_of_meaning_are_joined_where_the_labels_have_them(measured):

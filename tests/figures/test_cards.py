@@ -129,11 +129,20 @@ def test_spread_goes_from_the_best_unit_to_the_worst():
 
 def test_cards_go_by_trust_and_say_it_where_the_table_has_it():
     table = pd.DataFrame({"layer": "l", "unit": [0, 1, 2], "rank": 1, "label": "x", "score": [3.0, 2.0, 1.0]})
-    table["trust"], table["abstain"] = [0.2, 0.9, 0.0], [False, False, True]
+    table["trust"], table["abstain"] = [0.2, 0.9, np.nan], [False, False, True]
     assert cards.cards_from_best_to_worst(table, "l", 3) == [1, 0, 2]
-    said = [cards._trust_of(table[table["unit"] == unit]) for unit in range(3)]
-    assert said == ["trust 0.20", "trust 0.90", "not trusted: no better than chance"]
-    assert cards._trust_of(table.drop(columns="trust")) == ""
+
+    def told(labels):
+        return [cards._trust_of(labels[labels["unit"] == unit], labels) for unit in range(3)]
+
+    away = "not trusted: no better than chance"
+    said = told(table.assign(calibrated=True))
+    assert said == ["trust 0.20", "trust 0.90", away]
+    in_order = ["trust: 2 of 2 in order, uncalibrated", "trust: 1 of 2 in order, uncalibrated", away]
+    ranks = pd.concat([table, table.assign(rank=2)])
+    assert told(table) == told(ranks.assign(calibrated=False)) == in_order
+    assert told(table.assign(trust=[0.2, 0.9, 1.0])) == in_order  # a table of before
+    assert told(table.drop(columns=["trust", "abstain"])) == [""] * 3
     figure = cards.draw([a_card() | {"trust": said[2]}], 4)
     assert said[2] in [text.get_text() for text in figure.texts]
 

@@ -96,7 +96,8 @@ def test_trust_of_photos_without_truth(photos):
         and not any(k.startswith("auroc") for k in metrics)
     )
     table = pd.read_csv(folder / "trust.csv")
-    assert table["p"].between(1 / 51, 1).all() and table["trust"].between(0, 1).all() and "exact" not in table
+    assert table["p"].between(1 / 51, 1).all() and "exact" not in table
+    assert table["trust"].isna().equals(table["abstain"]) and table["trust"].dropna().between(0, 1).all()
     assert table["foreseen"].between(-1, 1).all() and "same_a {}" in table and "same_noise" not in table
     assert set(pd.read_csv(folder / "meanings.csv")["kind"]) == {"single", "two best", "clusters", "negative"}
     same_trust_in_labelling(table, photos)
@@ -122,6 +123,8 @@ def same_trust_in_labelling(table, photos):
     labels = pd.read_csv(folder / "labels.csv")
     both = table.merge(labels[labels["rank"] == 1], on=["layer", "unit"], suffixes=("", "_there"))
     assert len(both) == len(table) == 244 and (both["name"] == both["label_there"]).all()
+    assert both["trust_there"].isna().equals(both["abstain_there"]) and not both["calibrated"].any()
+    both = both.dropna(subset=["trust", "trust_there"])
     assert both["trust"].tolist() == pytest.approx(both["trust_there"].tolist(), abs=1e-4)
     assert both["trust"].between(0, 1).all() and both["trust"].max() > 0.9
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,17 @@ from neuronym.models.targets import load_target
 from neuronym.models.weights import random_start
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score
-from neuronym.trust.probability import EVIDENCE, evidence, fit_map, kept, probability, QUICK, ratios, shipped
+from neuronym.trust.probability import (
+    EVIDENCE,
+    evidence,
+    fit_map,
+    is_probability,
+    kept,
+    probability,
+    QUICK,
+    ratios,
+    shipped,
+)
 from neuronym.trust.quick import held_out_chance, label_trust, quick_trust, with_trust
 from neuronym.trust.untrained import shuffled_weights, standing_out, stands_out, untrained
 
@@ -249,7 +260,7 @@ def test_a_network_with_random_weights_gets_no_trusted_name():
     data = measure(random_network(7), "all", "microworld:150", "microworld", "microworld:atoms")
     labels, told = trusted(data)
     best = labels[labels["rank"] == 1]
-    assert best["abstain"].mean() >= 0.95 and (best["trust"][best["abstain"]] == 0).all()
+    assert best["abstain"].mean() >= 0.95 and best["trust"].isna().equals(best["abstain"])
     assert "were its weights loaded?" in told[0]
 
 
@@ -258,13 +269,23 @@ def test_a_trained_network_is_trusted_and_its_first_layer_alone_too():
         data = measure("microworld:resnet", layers, "microworld:150", "microworld", "microworld:atoms")
         labels, told = trusted(data)
         best = labels[labels["rank"] == 1]
-        assert best["abstain"].mean() < 0.5 and best["trust"].between(0, 1).all()
-        assert told[-1] == "trust: how likely a name is near"
-    assert (labels.groupby("unit")["trust"].nunique() == 1).all()
+        assert best["abstain"].mean() < 0.5 and best["trust"].dropna().between(0, 1).all()
+        assert best["trust"].isna().equals(best["abstain"]) and not best["calibrated"].any()
+        assert told[-1].startswith("trust: an order of names, no probability but with the microworld's")
+    assert (labels.groupby("unit")["trust"].nunique(dropna=False) == 1).all()
+
+
+def test_trust_is_a_probability_for_enough_scenes_with_the_words_of_its_map():
+    data = measure("microworld:resnet", "fc", "microworld:500", "microworld", "microworld")
+    photos = replace(data, probe=replace(data.probe, items=[Path("photo.png")] * 500))
+    others = data.rows(range(499)), photos, replace(data, concepts=data.concepts[:52])
+    assert is_probability(data) and not any(is_probability(other) for other in others)
+    labels, told = trusted(data)
+    assert labels["calibrated"].all() and told[-1] == "trust: how likely a name is near"
 
 
 def test_three_images_are_too_few_for_any_name():
     data = measure("microworld:resnet", "layer4,fc", "microworld:3", "microworld", "microworld:atoms")
     labels, told = trusted(data)
-    assert labels["abstain"].mean() >= 0.95 and (labels["trust"] == 0).all()
+    assert labels["abstain"].mean() >= 0.95 and (labels["trust"].dropna() == 0).all()
     assert told == ["no name is better than chance on 1 image held out; probe with more images"]

@@ -23,6 +23,7 @@ from neuronym.atlas import facts
 from neuronym.atlas.pictures import ACROSS, Sheets
 from neuronym.evaluation.meaning import MEANING
 from neuronym.measurements import Measurements
+from neuronym.trust.probability import is_probability
 
 SHARD, TOPS, ON_CARD = 256, 1024, 3  # units in a file of details, in a file of top images; images there
 COLUMN_TITLES = {
@@ -31,8 +32,9 @@ COLUMN_TITLES = {
 }  # fmt: skip
 HELP = {  # sentences that the page shows
     "columns": COLUMN_TITLES,
-    "numbers": "Trust: how far a name can be trusted, learnt in the microworld; 1 is best, and of a "
-    "name no better than chance it is an order alone. Held out: "
+    "numbers": "Trust: how likely a name is near the best, as learnt in the microworld; elsewhere, where it "
+    "is no probability, the share of the network's names that it puts below. Names no better than chance "
+    "have none. Held out: "
     "correlation, on images kept out of naming, of what the image-text model sees of the name with the "
     "unit's activation. p: chance that shuffled activations score as high. Methods agree: share of methods "
     "that give the same name. Above 0: share of images on which the unit is. Whatever the "
@@ -99,6 +101,16 @@ class Network:
         """Name of the network."""
         return self.data.target.name
 
+    @property
+    def trust(self) -> pd.Series:
+        """Trust of all units as it is shown: the probability where it is calibrated, else the share of the
+        network's names that are trusted less, those trusted alike by half; NaN where there is none.
+        """
+        told = self.units["trust"]
+        if is_probability(self.data):
+            return told
+        return (told.rank() - 0.5) / told.notna().sum()
+
     def noted(self, told: Mapping[str, Mapping[tuple[str, int], str]]) -> Network:
         """The network with more texts: {title: {(layer, unit): text}}."""
         notes = {where: dict(some) for where, some in self.notes.items()}
@@ -147,6 +159,7 @@ def index_content(
     number = {kind: i for i, kind in enumerate(kinds)}
     kind_of = np.array([number[known.get(word, "")] for word in words], dtype=np.uint8)
     mapped = places is not None
+    units["trust"] = np.concatenate([network.trust for network in networks])
     numbers = {name: units[name].to_numpy() for name in ("held", "trust", "score", "p", "active")}
     numbers |= {name: units[name].to_numpy() for name in MEANING if name in units}
     main = codes[[names.index(n.main) for n in networks for _ in range(len(n.units))], range(len(units))]
@@ -157,6 +170,8 @@ def index_content(
     shown = {
         name: title for name, title in COLUMN_TITLES.items() if name in numbers or name in ("layer", "label")
     }
+    if not any(is_probability(network.data) for network in networks) and "trust" in shown:
+        shown["trust"] = "trust, in order"
     numbers |= {f"held{i}": columns[name]["held"] for i, name in enumerate(names)}
     if mapped:
         numbers |= {"x": places[:, 0], "y": places[:, 1]}

@@ -351,7 +351,7 @@ def as_webp(image: Image.Image | Path) -> bytes:
 def static_table(networks: Sequence[Network], listed: int = LISTED) -> str:
     """The units as an HTML table, texts escaped: what exported notebooks show of the widget."""
     names, columns = names_of(networks), ["layer", "unit", "label", "score", "held", "trust"]
-    tables = [of.units[columns].assign(network=name) for name, of in zip(names, networks)]
+    tables = [of.units[columns].assign(network=name, trust=of.trust) for name, of in zip(names, networks)]
     table = pd.concat(tables)[["network"] * (len(names) > 1) + columns]
     count = len(table)
     table = table.dropna(axis=1, how="all").rename(columns={"label": "name", "held": "held out"})

@@ -150,7 +150,7 @@ def units_table(
 def join_trust(units: pd.DataFrame, trust: pd.DataFrame) -> pd.DataFrame:
     """`units` with the columns trust, p and odd as a run of `trust` (its trust.csv), or the labels table of a
     run of `labelling` (whose p is called chance), has them for the same units; as they are where it has no
-    trust.
+    trust. A name that is abstained from has no trust.
     """
     if not {"trust", "abstain"} <= set(trust):
         return units
@@ -162,9 +162,8 @@ def join_trust(units: pd.DataFrame, trust: pd.DataFrame) -> pd.DataFrame:
     odd = units["odd"].to_numpy().copy()
     says = joined["abstain"].fillna(False).astype(bool).to_numpy()
     odd[known] = np.where(says[known], odd[known] | CHANCE, odd[known] & ~CHANCE)
-    return units.assign(
-        trust=joined["told"].fillna(units["trust"]), p=joined["chance"].fillna(units["p"]), odd=odd
-    )
+    trust = joined["told"].fillna(units["trust"]).where(~says)
+    return units.assign(trust=trust, p=joined["chance"].fillna(units["p"]), odd=odd)
 
 
 def join_meaning(units: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:

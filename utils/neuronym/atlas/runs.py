@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -201,13 +200,14 @@ def command(folder: Path) -> str:
 
 
 def trusted_only(network: Network, least: float) -> Network:
-    """The network with pictures of those units alone whose trust, or where it is not known held-out
-    correlation, is at least `least`.
+    """The network with pictures of those units alone whose trust, as it is shown, or where it is not known
+    held-out correlation, is at least `least`, without those no better than chance.
     """
     if not least:
         return network
-    worth = network.units["trust"].fillna(network.units["held"]).to_numpy()
-    return replace(network, shown=np.nan_to_num(worth, nan=-1) >= least)
+    worth = network.trust.fillna(network.units["held"]).to_numpy()
+    by_chance = network.units["odd"].to_numpy() & facts.CHANCE > 0
+    return replace(network, shown=(worth >= least) & ~by_chance)
 
 
 def _is_of(folder: Path, target: str | None, network: Network) -> bool:

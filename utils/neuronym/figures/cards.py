@@ -158,16 +158,16 @@ def collect(
         if keep
         else _look(target, probe, layer, rows, units, device)
     )
-    cards = []
+    cards, of_layer = [], table[table["layer"] == layer.name]
     for u, (unit, some) in enumerate(zip(units, best)):
-        labels = table[(table["layer"] == layer.name) & (table["unit"] == unit)].sort_values("rank")
+        labels = of_layer[of_layer["unit"] == unit].sort_values("rank")
         at = [rows.index(row) for row in some]
         cards.append(
             {
                 "title": f"{layer.name}  unit {unit}",
                 "labels": [(text, score) for text, score in zip(labels["label"], labels["score"]) if text],
                 "note": str(labels["note"].iat[0]) if "note" in labels and len(labels) else "",
-                "trust": _trust_of(labels),
+                "trust": _trust_of(labels, of_layer),
                 "truth": names[unit] if names is not None else None,
                 "images": [Image.fromarray(found["pictures"][i].numpy()) for i in at],
                 "values": values[some, u].tolist(),
@@ -177,12 +177,20 @@ def collect(
     return cards
 
 
-def _trust_of(labels: pd.DataFrame) -> str:
-    """What the labels table says of a unit's trust, "" where it says nothing."""
+def _trust_of(labels: pd.DataFrame, of_layer: pd.DataFrame) -> str:
+    """What the labels table says of a unit's trust, "" where it says nothing: the probability where it is
+    calibrated, else the place among the names of the layer.
+    """
+    if "abstain" in labels and labels["abstain"].any():
+        return "not trusted: no better than chance"
     if not len(labels) or "trust" not in labels or not np.isfinite(labels["trust"].iat[0]):
         return ""
-    away = "abstain" in labels and bool(labels["abstain"].iat[0])
-    return "not trusted: no better than chance" if away else f"trust {labels['trust'].iat[0]:.2f}"
+    own = labels["trust"].iat[0]
+    if "calibrated" in labels and labels["calibrated"].all():
+        return f"trust {own:.2f}"
+    others = of_layer.drop_duplicates("unit")
+    others = others.loc[~others["abstain"], "trust"] if "abstain" in others else others["trust"]
+    return f"trust: {1 + (others > own).sum()} of {others.notna().sum()} in order, uncalibrated"
 
 
 @as_written

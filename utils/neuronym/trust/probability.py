@@ -9,6 +9,7 @@ evidence         the signals EVIDENCE
 fit_map          a logistic regression of what is near on signals: a map
 shipped          the maps of data/trust/map.json, with their source
 probability      signals and a map -> the probability that a name is near
+is_probability   whether it is one, or no more than an order of names
 kept             the most trusted units of which so many are expected to be near
 
 docs/protocols/trust.md says what was chosen how, docs/results/trust.md what came out. A map is learnt where
@@ -29,7 +30,9 @@ from torch import Tensor
 from neuronym.common.checks import check_number
 from neuronym.common.memory import MEMORY, nonzero, slices
 from neuronym.common.statistics import Numbers
+from neuronym.datasets.concepts import load_concepts
 from neuronym.evaluation.presence import unfitted
+from neuronym.measurements import Measurements
 from neuronym.runs.folders import ROOT
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score
@@ -41,6 +44,7 @@ MAP = ROOT / "data" / "trust" / "map.json"
 NEAR_SHARE = 0.5  # of the best concept's correlation
 LEAST = 1e-6  # between cosines that can be told apart
 LEARNT = 20, 5000  # images that the map of EVIDENCE was learnt with
+CALIBRATED = 500  # scenes from which on its calibration error was within .05
 RAREST = 1e-3  # of a concept, in parts of an average one
 
 
@@ -171,6 +175,15 @@ def probability(table: pd.DataFrame, by: Mapping | None = None) -> np.ndarray:
     x = table[list(by["signals"])].to_numpy(np.float64)
     z = (x - np.array(by["mean"])) / np.array(by["scale"])
     return 1 / (1 + np.exp(-(by["offset"] + z @ np.array(by["weights"]))))
+
+
+def is_probability(data: Measurements) -> bool:
+    """Whether trust in names from these images is a probability: for CALIBRATED scenes of the microworld or
+    more, and the concepts that the map was learnt with. With fewer, with other concepts and on photos its
+    calibration error was up to .15, .25 and .46 (docs/results/trust.md): there it orders names.
+    """
+    scenes = data.probe.scenes is not None and data.N >= CALIBRATED
+    return scenes and set(data.concepts) == set(load_concepts("microworld"))
 
 
 def kept(trust: Numbers, share: float = 0.9) -> np.ndarray:

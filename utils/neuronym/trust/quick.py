@@ -1,6 +1,6 @@
 """Trust in the names of a run at the cost of about a second: what a labels table says beside each name.
 
-quick_trust      columns trust, chance and abstain of every unit, and what is to be said about them
+quick_trust      columns trust, chance, abstain and calibrated of every unit, and what is to be said of them
 label_trust      the probability that each label of a layer is near
 held_out_chance  how often shuffled images go along as well with what the CLIP sees of a name
 with_trust       the labels table with these columns
@@ -23,10 +23,19 @@ from neuronym.measurements import Measurements
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.sparse_columns import block_slices
 from neuronym.trust.null import abstain, p_values
-from neuronym.trust.probability import evidence, LEARNT, probability, seen_concepts, shipped, steepness
+from neuronym.trust.probability import (
+    CALIBRATED,
+    evidence,
+    is_probability,
+    LEARNT,
+    probability,
+    seen_concepts,
+    shipped,
+    steepness,
+)
 
 DRAWS = 199
-TRUST = ["trust", "chance", "abstain"]
+TRUST = ["trust", "chance", "abstain", "calibrated"]
 
 
 def quick_trust(
@@ -39,14 +48,14 @@ def quick_trust(
     untrained: str = "",
     memory: int = MEMORY,
 ) -> tuple[pd.DataFrame, list[str]]:
-    """A row for each unit of `labels` (rank 1): layer, unit, trust, chance, abstain; and sentences for the
-    user.
+    """A row for each unit of `labels` (rank 1): layer, unit and TRUST; and sentences for the user.
 
     `data` are the images that gave the labels: `trust` is the probability that a label is near, from these
-    alone (`label_trust`; how many they are is part of it). `test` are images held out, and `named` {layer:
-    [K]} the concepts that all others name the units by: `chance` is the p-value of these
-    (`held_out_chance`). Abstained from is what has no name, what is no better than chance (Benjamini and
-    Hochberg over a layer at `level`), and everything where the network is `untrained`.
+    alone (`label_trust`; how many they are is part of it), where it is `calibrated`; elsewhere it orders
+    names. `test` are images held out, and `named` {layer: [K]} the concepts that all others name the units
+    by: `chance` is the p-value of these (`held_out_chance`). Abstained from is what has no name, what is no
+    better than chance (Benjamini and Hochberg over a layer at `level`), and everything where the network is
+    `untrained`: it has no trust (NaN).
     """
     best = labels[labels["rank"] == 1]
     where = {concept: i for i, concept in reversed(list(enumerate(data.concepts)))}
@@ -66,9 +75,9 @@ def quick_trust(
         p = p.masked_fill(without, 1.0)
         table = pd.DataFrame({"layer": layer, "unit": rows["unit"].to_numpy(), "chance": p.cpu().numpy()})
         away = (abstain(p, level) | without | bool(untrained)).cpu().numpy()
-        tables.append(table.assign(abstain=away, trust=near))
-    table = pd.concat(tables, ignore_index=True)[["layer", "unit", *TRUST]]
-    return table, _told(table, test, untrained)
+        tables.append(table.assign(abstain=away, trust=np.where(away, np.nan, near)))
+    table = pd.concat(tables, ignore_index=True).assign(calibrated=is_probability(data))
+    return table[["layer", "unit", *TRUST]], _told(table, test, untrained)
 
 
 def label_trust(
@@ -131,7 +140,6 @@ def with_trust(labels: pd.DataFrame, trust: pd.DataFrame) -> pd.DataFrame:
 def _told(table: pd.DataFrame, test: Measurements, untrained: str) -> list[str]:
     """What a user should know before reading names."""
     away, K = int(table["abstain"].sum()), len(table)
-    known = test.probe.scenes is not None
     said = [untrained] if untrained else []
     if away == K and not untrained:
         said.append(
@@ -143,6 +151,8 @@ def _told(table: pd.DataFrame, test: Measurements, untrained: str) -> list[str]:
             f"{away} of {K} names are no better than chance on {test.N} images held out: marked abstain"
         )
     if away < K:
-        elsewhere = "" if known else ", learnt in the microworld: here it orders names and is not calibrated"
-        said.append(f"trust: how likely a name is near{elsewhere}")
+        elsewhere = (
+            f"an order of names, no probability but with the microworld's concepts and {CALIBRATED} scenes"
+        )
+        said.append(f"trust: {'how likely a name is near' if table['calibrated'].all() else elsewhere}")
     return said
