@@ -27,6 +27,7 @@ import time
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -43,6 +44,7 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 DPI = 200  # of saved figures
+SEPARATORS = r"[/\\:]+"  # of folders, in names of layers
 COLOURS = (  # seaborn's colour-blind palette; importing seaborn takes a second
     "#0173b2",
     "#de8f05",
@@ -290,58 +292,84 @@ def save_figure(fig: Figure, folder: Path, name: str) -> Path:
     return save_figures({name: fig}, folder)[0]
 
 
-def save_figures(figures: Mapping[str, Figure], folder: Path, pixels: bool = False) -> list[Path]:
+def save_figures(
+    figures: Mapping[str, Figure] | Iterable[tuple[str, Figure]], folder: Path, pixels: bool = False
+) -> list[Path]:
     """Write each figure as <name>.png and <name>.pdf, with "_" for what separates folders in a layer's name;
     returns the pictures' paths.
 
     With `pixels` a PDF holds the pixels of the picture, which for figures of photographs costs a third of the
     time.
     """
+    return [file for file, _ in _saved(figures, folder, pixels)]
+
+
+def _saved(
+    figures: Mapping[str, Figure] | Iterable[tuple[str, Figure]], folder: Path, pixels: bool
+) -> Iterator[tuple[Path, Figure]]:
+    """Each figure once it is drawn, and its picture's path; the files are all there at the end."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for said, fig in figures.items():
-        name = re.sub(r"[/\\:]+", "_", said)
-        # found once for both; in whole pixels rasters stay sharp
-        with _without_warnings():
-            box = fig.get_tightbbox().padded(0.1).get_points() * DPI
-        box = Bbox([np.floor(box[0]) / DPI, np.ceil(box[1]) / DPI])
-        files.append(folder / f"{name}.png")
-        with _without_warnings():
-            if pixels:
-                _save_pixels(fig, box, files[-1])
-                continue
-            # half the time of the default level 6, for 1 % more bytes
-            png = {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 4}}
-            fig.savefig(files[-1], dpi=DPI, bbox_inches=box, **png)
-            dates = {"CreationDate": None, "ModDate": None}
-            fig.savefig(folder / f"{name}.pdf", bbox_inches=box, metadata=dates)
-    return files
+    written = []
+    with ThreadPoolExecutor(1) as writer:  # packs one picture while the next is drawn
+        for said, fig in figures.items() if isinstance(figures, Mapping) else figures:
+            file = folder / f"{re.sub(SEPARATORS, '_', said)}.png"
+            with _without_warnings():
+                # found once for both; in whole pixels rasters stay sharp
+                box = fig.get_tightbbox().padded(0.1).get_points() * DPI
+                box = Bbox([np.floor(box[0]) / DPI, np.ceil(box[1]) / DPI])
+                if pixels:
+                    written.append(writer.submit(_write_pixels, _drawn(fig, box), file))
+                else:
+                    _save_drawing(fig, box, file)
+            yield file, fig
+        for one in written:
+            one.result()
 
 
-def _save_pixels(fig: Figure, box: Bbox, file: Path) -> None:
-    """The picture of a figure, and a page that holds its pixels, from one drawing of it."""
-    drawn, start = io.BytesIO(), time.gmtime(0)
+def _save_drawing(fig: Figure, box: Bbox, file: Path) -> None:
+    """The picture of a figure, and a page of its lines and texts."""
+    # half the time of the default level 6, for 1 % more bytes
+    png = {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 4}}
+    fig.savefig(file, dpi=DPI, bbox_inches=box, **png)
+    dates = {"CreationDate": None, "ModDate": None}
+    fig.savefig(file.with_suffix(".pdf"), bbox_inches=box, metadata=dates)
+
+
+def _drawn(fig: Figure, box: Bbox) -> Image.Image:
+    """A part of a figure in pixels."""
+    drawn = io.BytesIO()
     fig.savefig(drawn, format="rgba", dpi=DPI, bbox_inches=box)
     size = round(box.width * DPI), round(box.height * DPI)
-    picture = Image.frombuffer("RGBA", size, drawn.getbuffer()).convert("RGB")
+    return Image.frombuffer("RGBA", size, drawn.getbuffer()).convert("RGB")
+
+
+def _write_pixels(picture: Image.Image, file: Path) -> None:
+    """A picture, and a page that holds its pixels."""
+    start = time.gmtime(0)
     picture.save(file, dpi=(DPI, DPI), compress_level=2)
     picture.save(file.with_suffix(".pdf"), resolution=DPI, quality=95, creationDate=start, modDate=start)
 
 
-def present(figures: Mapping[str, Figure], folder: Path, pixels: bool = False) -> None:
+def present(
+    figures: Mapping[str, Figure] | Iterable[tuple[str, Figure]], folder: Path, pixels: bool = False
+) -> None:
     """`save_figures`, close them and show the saved pictures at their sizes; `plt.show` would draw them once
     more. A line says which characters no font at hand has.
     """
     from IPython.display import display
     from IPython.display import Image as Shown
 
-    if lacking := without_glyph(figures.values()):
+    saved, lacking = [], set()
+    for file, fig in _saved(figures, folder, pixels):
+        lacking |= set(without_glyph([fig]))
+        plt.close(fig)
+        saved.append((file, fig.dpi))
+    if lacking := sorted(lacking):
         told = ", ".join(f"{c} (U+{ord(c):04X})" for c in lacking[:12]) + (", ..." if lacking[12:] else "")
         print(f"drawn as boxes, since no font here has them: {told}; fonts such as Noto's have")
-    for file, fig in zip(save_figures(figures, folder, pixels), figures.values()):
-        plt.close(fig)
+    for file, dpi in saved:
         with Image.open(file) as image:
-            display(Shown(str(file), width=round(image.width * fig.dpi / DPI)))
+            display(Shown(str(file), width=round(image.width * dpi / DPI)))
 
 
 def plain_explorer(table: pd.DataFrame, draw: Callable[[str, int], Figure]):
