@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, ExitStack
+from itertools import chain
 
 import numpy as np
 import torch
@@ -314,8 +315,9 @@ def inference(
             model is not None
         ):  # moved outside inference mode, inside of which parameters could never be trained again
             stack.enter_context(evaluating(model))
-            stack.callback(model.to, weight.device)
-            model.to(device)
+            if any(x.device != device for x in chain(model.parameters(), model.buffers())):
+                stack.callback(model.to, weight.device)
+                model.to(device)
         if device.type == "cpu":
             stack.enter_context(kept_memory())
         stack.enter_context(exact_float32())

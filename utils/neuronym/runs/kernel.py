@@ -20,6 +20,7 @@ from neuronym.runs.folders import notebook_path
 from neuronym.runs.parameters import read_parameters
 
 ASKED, VERDICT = "asked.json", "verdict"
+WRITTEN = frozenset((io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom))
 RUBBISH = (
     50_000,
     10,
@@ -48,6 +49,7 @@ def main(folder: str, *options: str) -> None:
     gc.freeze()  # modules stay: looking through them again and again takes a third of a second
     atexit.register(_leave)  # before all others, so that it is called last
     launch_new_instance(list(options))
+    gc.freeze()  # what else is left ends with the process
     atexit._run_exitfuncs()  # Python would first wait for the kernel's own threads
 
 
@@ -55,7 +57,7 @@ def _leave() -> None:
     """End the process once everything else has ended: taking its modules apart would take another second."""
     gc.unfreeze()
     for thing in gc.get_objects():
-        if type(thing) in (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom) and not thing.closed:
+        if type(thing) in WRITTEN and not thing.closed:
             with contextlib.suppress(OSError, ValueError):
                 thing.flush()
     os._exit(0)
