@@ -20,7 +20,7 @@ from neuronym.runs.folders import notebook_path
 from neuronym.runs.parameters import read_parameters
 
 ASKED, VERDICT = "asked.json", "verdict"
-WRITTEN = frozenset((io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom))
+BUFFERED = frozenset((io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom))
 RUBBISH = (
     50_000,
     10,
@@ -57,7 +57,7 @@ def _leave() -> None:
     """End the process once everything else has ended: taking its modules apart would take another second."""
     gc.unfreeze()
     for thing in gc.get_objects():
-        if type(thing) in WRITTEN and not thing.closed:
+        if type(thing) in BUFFERED and not thing.closed:
             with contextlib.suppress(OSError, ValueError):
                 thing.flush()
     os._exit(0)
