@@ -3,6 +3,9 @@ the code.
 
     python docs/write.py           take the CSV files from the newest default run of each notebook
     python docs/write.py --check   only compare pages with the files committed beside them (what the tests do)
+    python docs/write.py take results/trust/RUN trust_map/vit_
+                                   the CSV files trust_map/vit_* that pages show, from a run that is not of
+                                   the defaults: vit_auroc.csv is its auroc.csv
 
 In a page stands between markers what a command printed:
 
@@ -44,10 +47,14 @@ WRITTEN = "written"
 
 def main(arguments: list[str]) -> int:
     """Write or check all pages; returns 1 when a page is not what its files say."""
-    check = "--check" in arguments
+    check, take = "--check" in arguments, arguments[:1] == ["take"]
     pages = {path: path.read_text(encoding="utf-8") for path in numbered_pages()}
     wanted = sorted(set().union(*(wanted_files(text, path.stem) for path, text in pages.items())))
-    if not check:
+    if take:
+        folder, _, prefix = arguments[2].partition("/")
+        files = [file.name for file in wanted if file.parent.name == folder]
+        _copy(Path(arguments[1]), folder, [name for name in files if name.startswith(prefix)], prefix)
+    elif not check:
         for folder in sorted({file.parent.name for file in wanted}):
             _fetch(folder, [file.name for file in wanted if file.parent.name == folder])
     lacking = [f"{file.parent.name}/{file.name}" for file in wanted if not file.exists()]
@@ -145,16 +152,22 @@ def _fetch(folder: str, files: list[str]) -> None:
     source = _newest(folder) if (notebooks_dir() / f"{folder}.ipynb").exists() else results_dir() / folder
     if source is None or not source.is_dir():
         print(f"no default run of {folder}; its numbers stay", file=sys.stderr)
-        return
+    else:
+        _copy(source, folder, files)
+
+
+def _copy(source: Path, folder: str, files: list[str], prefix: str = "") -> None:
+    """Copy the files of a run to those of the pages, whose names have a `prefix` besides."""
     (DATA / folder).mkdir(parents=True, exist_ok=True)
     absent = []
     for file in files:
-        if file == "metrics.csv" and (source / "metrics.json").exists():
+        found = source / file.removeprefix(prefix)
+        if found.name == "metrics.csv" and (source / "metrics.json").exists():
             metrics = json.loads((source / "metrics.json").read_text(encoding="utf-8"))
             rows = [(name, value) for name, value in metrics.items() if isinstance(value, int | float)]
             pd.DataFrame(rows, columns=["metric", "value"]).to_csv(DATA / folder / file, index=False)
-        elif (source / file).exists():
-            shutil.copyfile(source / file, DATA / folder / file)
+        elif found.exists():
+            shutil.copyfile(found, DATA / folder / file)
         else:
             absent.append(file)
     print(f"{folder}: {len(files) - len(absent)} files from {source.name}")

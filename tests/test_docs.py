@@ -136,11 +136,14 @@ def test_only_files_of_default_runs_and_of_benchmarks_are_taken(docs, tmp_path, 
     write._fetch("trust", ["auroc.csv", "gone.csv", "metrics.csv"])
     write._fetch("benchmarks", ["omp.csv"])
     write._fetch("photos", ["metrics.csv"])
+    write._copy(results / "trust" / "seed_1-2", "trust_map", ["vit_auroc.csv", "vit_metrics.csv"], "vit_")
     taken = sorted((tmp_path / "data").rglob("*.csv"))
     assert {f"{file.parent.name}/{file.name}": file.read_text() for file in taken} == {
         "trust/auroc.csv": "trust,auroc\nscore,0.0\n",
         "trust/metrics.csv": "metric,value\ntrust,0.5\n",
         "benchmarks/omp.csv": "words,m\n10,2\n",
+        "trust_map/vit_auroc.csv": "trust,auroc\nscore,0.1\n",
+        "trust_map/vit_metrics.csv": "metric,value\ntrust,1.5\n",
     }
     said = capsys.readouterr().err
     assert "defaults-1 has no gone.csv, which stay as they are" in said
