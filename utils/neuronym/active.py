@@ -1,5 +1,8 @@
 """A pass over features that keeps what is active: 50,000 of them for as many images as there are.
 
+sparse_activations  features by what is active
+layer_activations   the same beside other layers, which are matrices
+
 Of an image few features are active: their numbers and values are kept, 8 bytes each, never an [N, D]. Images
 pass in chunks, each an entry of the cache, so that a pass that was killed goes on where it was.
 """
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor
 
 from neuronym import cache
-from neuronym.activations import activation_spec
+from neuronym.activations import activation_spec, unit_activations
 from neuronym.common.checks import check_positive_int
 from neuronym.common.memory import MEMORY
 from neuronym.common.types import Device, Progress, Target
@@ -85,6 +88,27 @@ def sparse_activations(
             found = cache.bundle(ENTRIES, spec, make, info, differs)
             parts[layer.name].append((found["images"].long() + start, found["units"], found["values"]))
     return {layer.name: from_rows(parts[layer.name], probe.N, layer.units) for layer in layers}
+
+
+def layer_activations(
+    target: Target,
+    probe: Probe,
+    layers: Sequence[LayerInfo],
+    pool: str = "avg",
+    batch_size: int = 64,
+    device: Device = None,
+    progress: Progress | None = None,
+    *,
+    memory: int = MEMORY,
+) -> dict[str, Tensor | SparseColumns]:
+    """Q of each layer: `sparse_activations` of those of features, `unit_activations` [N, K] of others."""
+    features = [layer for layer in layers if split_name(layer.name)[1]]
+    plain = [layer for layer in layers if layer not in features]
+    how = pool, batch_size, device, progress
+    found = unit_activations(target, probe, plain, *how) if plain else {}
+    if features:
+        found |= sparse_activations(target, probe, features, *how, memory=memory)
+    return {layer.name: found[layer.name] for layer in layers}
 
 
 def _active(

@@ -10,7 +10,8 @@ at_most           the same options for fewer images
 scored_layers     scores of every layer with its options
 cautions          what a similarity function cannot say of these layers and concepts, in words
 best_of_units     the best concept of every unit of a layer
-labels_of_units   the same in words, layer by layer
+best_by_layer     the same of several layers
+labels_of_units   the same in words
 functions_for     similarity functions that so many images are enough for
 with_files     a table that says which autoencoder its layers of features are of
 """
@@ -219,7 +220,7 @@ def best_of_units(
 
 def labels_of_units(
     P: Tensor | FactoredMatrix,
-    Q: Mapping[str, Tensor],
+    Q: Mapping[str, Tensor | SparseColumns],
     concepts: Sequence[str],
     similarity: str = DEFAULT,
     options: Mapping[str, dict] | None = None,
@@ -230,10 +231,26 @@ def labels_of_units(
     """The best concept of every unit: P [N, M], Q {layer: [N, K]} -> {layer: K concepts}; `options` are those
     of the function for each layer.
     """
-    found, options = {}, options or dict.fromkeys(Q, {})
-    for layer, scores in scored_layers(P, Q, similarity, options, memory=memory, generator=generator):
-        found[layer] = [concepts[i] for i in scores.argmax(1).tolist()]
-    return found
+    best = best_by_layer(P, Q, similarity, options, memory=memory, generator=generator)
+    return {layer: [concepts[i] for i in index.tolist()] for layer, index in best.items()}
+
+
+def best_by_layer(
+    P: Tensor | FactoredMatrix,
+    Q: Mapping[str, Tensor | SparseColumns],
+    similarity: str = DEFAULT,
+    options: Mapping[str, dict] | None = None,
+    *,
+    memory: int | None = None,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Index of the best concept of every unit of each layer: P [N, M], Q {layer: [N, K]} -> {layer: [K]}."""
+    options, given = options or dict.fromkeys(Q, {}), {"memory": memory, "generator": generator}
+    dense = {layer: q for layer, q in Q.items() if isinstance(q, Tensor)}
+    found = {layer: s.argmax(1) for layer, s in scored_layers(P, dense, similarity, options, **given)}
+    for layer in (layer for layer in Q if layer not in dense):
+        found[layer] = best_of_units(P, Q[layer], similarity, **given, **options[layer])
+    return {layer: found[layer] for layer in Q}
 
 
 def functions_for(N: int) -> list[str]:

@@ -14,11 +14,14 @@ distinct_images   the different ones among chosen images
 in_threads        work on parts, one a thread
 nonzero           a divisor without zeros
 top_images        the most activated images of every unit, inputs checked
+give_back         free memory to the system
 where_it_fits     tensors on a device, or where they are
 """
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -190,3 +193,19 @@ def top_images(Q: Tensor, k: int) -> Tensor:
     return strongest_images(
         Q, units, k, Q.dtype, max(1, RANKING_BYTES // (16 * len(Q)))
     ).T.contiguous()  # [k, K]
+
+
+def give_back() -> None:
+    """Give free memory back to the system, in milliseconds.
+
+    The C library (glibc) keeps blocks of up to 32 MiB that were freed where something later lies behind them,
+    and arrow, which has the texts of tables, keeps its own: after some blocks of work that is more than their
+    budget.
+    """
+    if sys.platform == "linux" and hasattr(_C, "malloc_trim"):
+        _C.malloc_trim(0)
+    if "pyarrow" in sys.modules:
+        sys.modules["pyarrow"].default_memory_pool().release_unused()
+
+
+_C = ctypes.CDLL(None) if sys.platform == "linux" else None

@@ -21,6 +21,7 @@ import torch
 from neuronym.common.memory import slices
 from neuronym.common.tables import read_table, TEXT, write_table
 from neuronym.similarity.scores import constant_units, top_labels
+from neuronym.similarity.sparse_columns import over_blocks, SparseColumns
 
 COLUMNS = ["model", "layer", "unit", "method", "rank", "label", "score"]
 MARKS = ["active_share", "note"]
@@ -110,15 +111,17 @@ def _without_names(table: pd.DataFrame, rows: np.ndarray, note: str = "") -> pd.
     return table
 
 
-def unit_notes(Q: torch.Tensor) -> pd.DataFrame:
+def unit_notes(Q: torch.Tensor | SparseColumns) -> pd.DataFrame:
     """Share of images in which each unit is above 0, and what keeps it from being named: Q [N, K] -> K rows.
 
     "dead": 0 for every image. "constant": another value, the same for all up to rounding. "saturated": for
     nine images in ten within a hundredth of its range of its largest value, so that which images are its
     highest is an accident. Errors: ValueError for a Q that is not [N, K].
     """
-    if Q.ndim != 2 or not len(Q):
+    if len(Q.shape) != 2 or not len(Q):
         raise ValueError(f"expected activations [N, K] of at least one image, got {list(Q.shape)}")
+    if isinstance(Q, SparseColumns):
+        return over_blocks(lambda _, q: unit_notes(q), Q)
     low, high = Q.amin(0), Q.amax(0)
     span, largest = high - low, torch.maximum(high.abs(), low.abs())
     constant = constant_units(Q)

@@ -4,6 +4,7 @@ SparseColumns  activations [N, K] by what is not 0
 from_rows      the same from parts, image by image
 block_slices   parts of units whose columns go into memory
 unit_blocks    dense columns, a block of units after the other
+over_blocks    what a function finds in each block, joined
 score_blocks   a similarity function's scores, likewise
 
 What similarity functions read of activations are columns: all images of a unit. Those that are products of
@@ -17,14 +18,15 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from neuronym.common.checks import check_positive_int, unknown
-from neuronym.common.memory import MEMORY, slices
+from neuronym.common.memory import give_back, MEMORY, slices
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import constant_units, score, SIMILARITIES
 
@@ -83,6 +85,7 @@ class SparseColumns:
         """(units, their columns [N, n]) of all units in order, in `memory`, `beside` more values a unit."""
         for some in slices(self.shape[1], memory // (4 * (self.N + beside))):
             yield some, self._columns(some)
+            give_back()
 
     def _columns(self, units: slice | int | Sequence[int] | Tensor) -> Tensor:
         chosen = torch.arange(self.shape[1], device=self.device)[units]
@@ -125,17 +128,39 @@ def from_rows(parts: Sequence[Active], N: int, K: int) -> SparseColumns:
     return SparseColumns(starts, rows, values, N)
 
 
-def block_slices(Q: Tensor | SparseColumns, count: int, memory: int = MEMORY) -> Iterator[slice]:
+def block_slices(
+    Q: Tensor | SparseColumns, count: int, memory: int = MEMORY, beside: int = 0
+) -> Iterator[slice]:
     """Parts of so many units: of a matrix [N, K] all at once, of SparseColumns as many as go into `memory`
-    dense with `COPIED` values for each.
+    dense with `COPIED` values for each, and `beside` more a unit, as those of concepts.
     """
-    return slices(count, count if isinstance(Q, Tensor) else memory // (COPIED * 4 * Q.N))
+    return slices(count, count if isinstance(Q, Tensor) else memory // (4 * (COPIED * Q.N + beside)))
 
 
-def unit_blocks(Q: Tensor | SparseColumns, memory: int = MEMORY) -> Iterator[tuple[slice, Tensor]]:
+def unit_blocks(
+    Q: Tensor | SparseColumns, memory: int = MEMORY, beside: int = 0
+) -> Iterator[tuple[slice, Tensor]]:
     """(units, their columns [N, n]) of all units in order, in `block_slices`."""
-    for some in block_slices(Q, Q.shape[1], memory):
+    for some in block_slices(Q, Q.shape[1], memory, beside):
         yield some, Q if isinstance(Q, Tensor) else Q[:, some]
+        if not isinstance(Q, Tensor):
+            give_back()
+
+
+def over_blocks(
+    found: Callable[[slice, Tensor], Tensor | pd.DataFrame],
+    Q: Tensor | SparseColumns,
+    memory: int = MEMORY,
+    beside: int = 0,
+    axis: int = 0,
+) -> Tensor | pd.DataFrame:
+    """What `found` makes of units and their columns [N, n], of all units in `unit_blocks`: joined along
+    `axis`, tables row by row.
+    """
+    parts = [found(some, q) for some, q in unit_blocks(Q, memory, beside)]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts, axis)
+    return pd.concat(parts, ignore_index=True)
 
 
 @torch.no_grad()

@@ -19,15 +19,17 @@ from dataclasses import replace
 import torch
 from torch import nn, Tensor
 
-from neuronym.activations import target_layers, unit_activations, unit_job
-from neuronym.active import sparse_activations
-from neuronym.common.memory import MEMORY
+from neuronym.activations import target_layers, unit_job
+from neuronym.active import layer_activations
+from neuronym.common.memory import MEMORY, slices
 from neuronym.common.subsets import evenly_spaced
 from neuronym.common.types import Progress, Target
 from neuronym.datasets.probe import held
 from neuronym.layouts import LayerInfo
 from neuronym.measurements import Measurements
 from neuronym.similarity.scores import score
+from neuronym.similarity.sparse_columns import SparseColumns
+from neuronym.sparse import split_name
 
 LOOKED_ON, SHUFFLES, FURTHER = 500, 2, 6
 SOME = 2_000  # features of a layer, whose share is then off by about .01
@@ -60,6 +62,7 @@ def standing_out(
     seed: int = 0,
     *,
     batch_size: int = 64,
+    features: int = SOME,
     memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> dict[str, float]:
@@ -72,41 +75,40 @@ def standing_out(
     of a network with random weights do much the same (of 192, some do as few as three things), so that where
     two shuffles leave it open, the largest share being from ENOUGH_OUT to LEARNED, FURTHER ones are made, and
     a layer counts 0 unless its share is more than half way from the largest by which one of the shuffled
-    networks stands out from the others, to 1. Of features held
-    as SparseColumns SOME are looked at, spread evenly. Passes are cached.
+    networks stands out from the others, to 1. Of a layer held
+    as SparseColumns so many `features` are looked at, spread evenly. Passes are cached.
     """
     if data.N < FEWEST or len(data.concepts) < 2:
         return {}
-    rows = evenly_spaced(min(LOOKED_ON, data.N), data.N)
-    part, device = data.rows(rows), data.I.device
-    some, layers = part.probe, [data.layers[name] for name in data.Q if isinstance(part.Q[name], Tensor)]
-    features = [data.layers[name] for name in data.Q if name not in {layer.name for layer in layers}]
-    units = {layer.name: evenly_spaced(min(SOME, layer.units), layer.units) for layer in features}
-    own = {name: q[:, units[name]] if name in units else q for name, q in part.Q.items()}
-    last = data.target.layers[-1:]
+    part, device = data.rows(evenly_spaced(min(LOOKED_ON, data.N), data.N)), data.I.device
+    some, layers = part.probe, [data.layers[name] for name in data.Q]
+    sparse = {name: q.shape[1] for name, q in part.Q.items() if not isinstance(q, Tensor)}
+    units = {name: evenly_spaced(min(features, K), K) for name, K in sparse.items()}
 
     def measured(target: Target, of: list[LayerInfo], pool: str) -> dict[str, Tensor]:
         nonlocal some
-        if some is part.probe and unit_job(target, some, of, pool).missing():
+        plain = [layer for layer in of if not split_name(layer.name)[1]]
+        if some is part.probe and plain and unit_job(target, some, plain, pool).missing():
             some = held(some, memory)  # decoded once for all networks
-        return unit_activations(target, some, of, pool, batch_size, device, progress)
+        found = layer_activations(target, some, of, pool, batch_size, device, progress, memory=memory)
+        return columns(found)
 
+    def columns(Q: Mapping[str, Tensor | SparseColumns]) -> dict[str, Tensor]:
+        return {name: q[:, units.get(name, slice(None))] for name, q in Q.items()}
+
+    own = columns(part.Q)
+    last = data.target.layers[-1:]
     if last and last[0] not in own:
         extra = target_layers(data.target, last[0])
-        layers += extra
         own |= measured(data.target, extra, "auto")
+        layers += extra
     others: dict[str, list[Tensor]] = {name: [] for name in own}
 
     def shuffle(seeds: range) -> None:
         for one in seeds:
             key = f"{data.target.weights_key}, weights shuffled by seed {one}"
             with shuffled_weights(data.target.model, one):
-                target = replace(data.target, weights_key=key)
-                Q = measured(target, layers, data.pool) if layers else {}
-                if features:
-                    how = data.pool, batch_size, device, progress
-                    active = sparse_activations(target, some, features, *how, memory=memory)
-                    Q |= {name: q[:, units[name]] for name, q in active.items()}
+                Q = measured(replace(data.target, weights_key=key), layers, data.pool)
             for name, q in Q.items():
                 others[name].append(q.to(device))
 
@@ -134,7 +136,8 @@ def _share(own: Tensor, *chance: Tensor) -> float:
 
 def stands_out(own: Tensor, chance: Tensor) -> Tensor:
     """Which units [K] are above what `chance` has for their best concept: own [K, M], chance [K', M]."""
-    bound = chance.double().quantile(QUANTILE, dim=0)  # [M]
+    parts = slices(chance.shape[1], MEMORY // (32 * len(chance)))
+    bound = torch.cat([chance[:, some].double().quantile(QUANTILE, dim=0) for some in parts])  # [M]
     t, null = (best.values.double() - bound[best.indices] for best in (own.max(1), chance.max(1)))
     return t > null.quantile(QUANTILE)
 
