@@ -223,7 +223,7 @@ def oracle_blocks(
     Q: Tensor | SparseColumns, truth: Tensor, memory: int = MEMORY
 ) -> Iterator[tuple[slice, Tensor]]:
     """(units, `presence_oracle` of these): of a matrix all at once, of SparseColumns in blocks."""
-    for units, q in unit_blocks(Q, memory):
+    for units, q in unit_blocks(Q, memory, beside=2 * truth.shape[1]):
         yield units, presence_oracle(q, truth)
 
 

@@ -3,9 +3,11 @@ anything else changes?
 
 Counterfactuals   scenes before and after a change of one attribute
 pairs             scenes and, of each, one with another shape, colour, ..., light
-changes           how activations and presence change within pairs
+comings           which concepts come and go within pairs
+changes           how activations change, and these
 causal_scores     how far a unit's changes go along with those of every concept
 attribute_shares  how much of a unit's change is due to each attribute
+unit_changes      both of every unit of a layer, with the score of its label
 
 Correlation over images that differ in many ways cannot tell what a unit reacts to from what comes along with
 it. A renderer changes one thing at a time; photos that differ in one thing only are not to be had, so that
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor
 
 from neuronym.common.checks import check_positive_int
-from neuronym.common.memory import nonzero
+from neuronym.common.memory import MEMORY, nonzero
 from neuronym.datasets.probe import load_probe, Probe
 from neuronym.microworld.world import (
     ATOMS,
@@ -37,6 +39,7 @@ from neuronym.microworld.world import (
     SIZE,
     Thing,
 )
+from neuronym.similarity.sparse_columns import over_blocks, SparseColumns
 
 OF_THINGS = ("shape", "colour", "texture", "size", "position")
 ATTRIBUTES = (*OF_THINGS, "place", "light", "count")
@@ -105,12 +108,20 @@ def drawn_scenes(scenes: Sequence[Scene]) -> tuple[Probe, Tensor]:
 def changes(
     pairs: Counterfactuals, Q: Tensor, rows: Tensor, concepts: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """Q[after] - Q[before] [n, K], and the same of presence [n, M] (1 where a concept comes, -1 where it
-    goes); `rows` [2n] are those of the scenes before, then those after.
+    """Q[after] - Q[before] [n, K], and `comings`; `rows` [2n] are those of the scenes before, then those
+    after.
     """
+    return _moved(Q, rows), comings(pairs, concepts).to(Q.device)
+
+
+def comings(pairs: Counterfactuals, concepts: Sequence[str]) -> Tensor:
+    """[n, M]: 1 where a concept comes, -1 where it goes, else 0."""
+    return presence(pairs.after, concepts).double() - presence(pairs.before, concepts).double()
+
+
+def _moved(Q: Tensor, rows: Tensor) -> Tensor:
     before, after = rows.to(Q.device).chunk(2)
-    comes = presence(pairs.after, concepts).double() - presence(pairs.before, concepts).double()
-    return (Q[after] - Q[before]).double(), comes.to(Q.device)
+    return (Q[after] - Q[before]).double()
 
 
 def causal_scores(dQ: Tensor, dC: Tensor) -> Tensor:
@@ -134,3 +145,26 @@ def attribute_shares(dQ: Tensor, attribute: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(
         {name: (squares[torch.from_numpy(kinds == name)].sum(0) / total).numpy() for name in names}
     )
+
+
+def unit_changes(
+    pairs: Counterfactuals,
+    Q: Tensor | SparseColumns,
+    rows: Tensor,
+    comes: Tensor,
+    labels: Sequence[int],
+    memory: int = MEMORY,
+) -> pd.DataFrame:
+    """A row for each unit of Q: causal, the score of its label [K]; best, that of the best concept; and its
+    `attribute_shares`. `comes` are the `comings` of all concepts; SparseColumns in blocks of units.
+    """
+    chosen, comes = torch.as_tensor(labels, dtype=torch.long), comes.to(Q.device)
+
+    def of_units(some: slice, q: Tensor) -> pd.DataFrame:
+        dQ = _moved(q, rows)
+        scores = causal_scores(dQ, comes)
+        own = scores.gather(1, chosen[some, None].to(scores.device))[:, 0]
+        table = pd.DataFrame({"causal": own.cpu().numpy(), "best": scores.amax(1).cpu().numpy()})
+        return table.join(attribute_shares(dQ, pairs.attribute))
+
+    return over_blocks(of_units, Q, memory, beside=len(rows) + 2 * comes.shape[1])

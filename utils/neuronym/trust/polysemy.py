@@ -29,6 +29,7 @@ from neuronym.common.statistics import standard_columns
 from neuronym.similarity.matrix import checked, FactoredMatrix
 from neuronym.similarity.pmi import TOP_IMAGES
 from neuronym.similarity.scores import score
+from neuronym.similarity.sparse_columns import block_slices, SparseColumns
 
 FEWEST = 20  # images a unit is judged by, at least
 SMALLEST = 0.1  # share of them that makes a cluster
@@ -158,7 +159,10 @@ def at_lowest(Q: Tensor) -> Tensor:
 
 
 def heldout_correlations(
-    present: Tensor, Q: Tensor, labels: Mapping[str, Sequence[Sequence[int]]]
+    present: Tensor,
+    Q: Tensor | SparseColumns,
+    labels: Mapping[str, Sequence[Sequence[int]]],
+    memory: int = MEMORY,
 ) -> pd.DataFrame:
     """Do labels say when units act, on images not used for naming? Columns unit, kind, labels, correlation,
     shuffled.
@@ -168,10 +172,10 @@ def heldout_correlations(
     row. `correlation` is Pearson's, of the activation and the union, max over the labels of their presence;
     for the kind "negative" of -Q. `shuffled` is its mean over the label lists of all other units with one:
     more labels correlate more by themselves. It is 0 for the only unit of a kind; correlations with what is
-    constant are 0. Errors: ValueError for lists that are not one a unit, for concepts there are not, and
-    without any label.
+    constant are 0. SparseColumns are looked at in blocks of units. Errors: ValueError for lists that are not
+    one a unit, for concepts there are not, and without any label.
     """
-    checked(present, Q, None, MEMORY)
+    checked(present, Q if isinstance(Q, Tensor) else Q[:, :1], None, MEMORY)
     M, K = present.shape[1], Q.shape[1]
     tables = []
     for kind, lists in labels.items():
@@ -188,15 +192,15 @@ def heldout_correlations(
         said_of = [lists[unit] for unit in units]
         widest = max(map(len, said_of))  # lists of fewer have their first label more than once
         padded = torch.tensor([[*some, *[some[0]] * (widest - len(some))] for some in said_of])
-        union = present[:, padded[:, 0].to(present.device)]
-        for column in padded.T[1:].to(present.device):
-            union = torch.maximum(union, present[:, column])
-        said, acts = (
-            standard_columns(union),
-            standard_columns(-Q[:, units] if kind == "negative" else Q[:, units]),
-        )
-        own = (said * acts).sum(0)
-        others = (said.sum(1) @ acts - own) / (len(units) - 1) if len(units) > 1 else torch.zeros_like(own)
+        blocks = list(block_slices(Q, len(units), memory))
+        said = sum(_said(present, padded[some]).sum(1) for some in blocks)
+        parts = []
+        for some in blocks:
+            q = Q[:, units[some]]
+            acts = standard_columns(-q if kind == "negative" else q)
+            parts.append(((_said(present, padded[some]) * acts).sum(0), said @ acts))
+        own, every = map(torch.cat, zip(*parts))
+        others = (every - own) / (len(units) - 1) if len(units) > 1 else torch.zeros_like(own)
         tables.append(
             pd.DataFrame(
                 {
@@ -211,6 +215,15 @@ def heldout_correlations(
     if not tables:
         raise ValueError("expected labels for one unit or more, got none")
     return pd.concat(tables, ignore_index=True)
+
+
+def _said(present: Tensor, labels: Tensor) -> Tensor:
+    """Standard columns of the largest presence [N, K] of the labels [K, m] of each unit."""
+    first, *more = labels.T.to(present.device)
+    union = present[:, first]
+    for column in more:
+        union = torch.maximum(union, present[:, column])
+    return standard_columns(union)
 
 
 def kinds_of_labels(

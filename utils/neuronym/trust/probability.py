@@ -37,6 +37,7 @@ from neuronym.runs.folders import ROOT
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score
 from neuronym.similarity.softened import mean_spread, SHARPNESS
+from neuronym.similarity.sparse_columns import over_blocks, SparseColumns
 
 QUICK = ("ratio", "soft_ratio", "foreseen")
 EVIDENCE = ("prevalence", "ratio", "soft_ratio", "evidence", "images", "few")
@@ -45,6 +46,7 @@ NEAR_SHARE = 0.5  # of the best concept's correlation
 LEAST = 1e-6  # between cosines that can be told apart
 LEARNT = 20, 5000  # images that the map of EVIDENCE was learnt with
 CALIBRATED = 500  # scenes from which on its calibration error was within .05
+OF_CONCEPTS = 4  # values of a unit and concept held at once, at the most
 RAREST = 1e-3  # of a concept, in parts of an average one
 
 
@@ -61,7 +63,7 @@ def steepness(P: FactoredMatrix) -> tuple[float, float]:
 @torch.no_grad()
 def ratios(
     P: FactoredMatrix,
-    Q: Tensor,
+    Q: Tensor | SparseColumns,
     labels: Sequence[int] | Tensor,
     memory: int = MEMORY,
     fit: tuple[float, float] | None = None,
@@ -79,6 +81,9 @@ def ratios(
     a, b = steepness(P) if fit is None else fit
     if not a:
         return pd.DataFrame(0.0, index=range(len(chosen)), columns=list(QUICK))
+    if isinstance(Q, SparseColumns):
+        every, beside = chosen, OF_CONCEPTS * P.shape[1]
+        return over_blocks(lambda some, q: ratios(P, q, every[some], memory, (a, b)), Q, memory, beside)
     found = {}
     for name, scores in (
         ("ratio", score(P, Q, "correlation", slope=a, offset=b, memory=memory)),
@@ -94,7 +99,7 @@ def ratios(
 @torch.no_grad()
 def evidence(
     P: FactoredMatrix,
-    Q: Tensor,
+    Q: Tensor | SparseColumns,
     labels: Sequence[int] | Tensor,
     memory: int = MEMORY,
     fit: tuple[float, float] | None = None,
@@ -108,6 +113,9 @@ def evidence(
     within LEARNT. All but the last two are 0 where the concepts cannot be told apart (or there is one).
     """
     fit = steepness(P) if fit is None else fit
+    if isinstance(Q, SparseColumns):
+        every, beside = torch.as_tensor(labels), OF_CONCEPTS * P.shape[1]
+        return over_blocks(lambda some, q: evidence(P, q, every[some], memory, fit), Q, memory, beside)
     found, N = ratios(P, Q, labels, memory, fit), min(len(Q), LEARNT[1])
     chosen = torch.as_tensor(labels, dtype=torch.long, device=Q.device)
     common = found["ratio"] * 0.0

@@ -21,7 +21,7 @@ from neuronym.common.memory import MEMORY
 from neuronym.common.statistics import standard_columns
 from neuronym.measurements import Measurements
 from neuronym.similarity.matrix import FactoredMatrix
-from neuronym.similarity.sparse_columns import block_slices
+from neuronym.similarity.sparse_columns import block_slices, SparseColumns
 from neuronym.trust.null import abstain, p_values
 from neuronym.trust.probability import (
     CALIBRATED,
@@ -82,7 +82,7 @@ def quick_trust(
 
 def label_trust(
     P: FactoredMatrix,
-    Q: Tensor,
+    Q: Tensor | SparseColumns,
     labels: Sequence[int] | Tensor,
     *,
     named: Sequence[bool] | np.ndarray | bool = True,

@@ -36,11 +36,13 @@ from neuronym.common.statistics import (
     sort_columns,
     wilson,
 )
-from neuronym.evaluation.presence import presence_oracle
+from neuronym.evaluation.presence import oracle_blocks
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.pmi import TOP_IMAGES
 from neuronym.similarity.scores import score
+from neuronym.similarity.sparse_columns import over_blocks, SparseColumns
 from neuronym.trust.null import abstain, best_scores, null_best, p_values, z_values
+from neuronym.trust.probability import OF_CONCEPTS
 from neuronym.trust.stability import best_concepts, bootstrap_labels, consensus, halves, margin, same
 
 SHARES = ("bootstrap", "halves", "conditions", "methods")
@@ -76,7 +78,7 @@ def untestable(
 
 def signals(
     P: Tensor | FactoredMatrix,
-    Q: Tensor,
+    Q: Tensor | SparseColumns,
     method: str = "soft_wpmi",
     *,
     draws: int = 1000,
@@ -90,9 +92,39 @@ def signals(
 ) -> pd.DataFrame:
     """One row a unit of Q [N, K]: label (index of the concept), score, p, z, abstain, margin, bootstrap, low,
     high, alternative, halves; see `neuronym.trust.null` and `neuronym.trust.stability`. `options` are those
-    of the similarity function.
+    of the similarity function. SparseColumns are looked at in blocks of units, each with the same draws.
+
+    Errors: ValueError for SparseColumns and a function that compares the units of a layer, (soft-)WPMI.
     """
-    given = {"memory": memory} | dict(options or {})
+    if method in TOP_IMAGES and not isinstance(Q, Tensor):
+        raise ValueError(
+            f"{method} compares all units of a layer, got them by what is active; pass a matrix: Q[:, :]"
+        )
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    begun, drawn = generator.get_state(), {"draws": draws, "samples": samples, "splits": splits}
+
+    def of_units(_: slice, q: Tensor) -> pd.DataFrame:
+        generator.set_state(begun)
+        return _of_units(P, q, method, **drawn, memory=memory, generator=generator, options=options or {})
+
+    table = over_blocks(of_units, Q, memory, beside=OF_CONCEPTS * P.shape[1])
+    away = abstain(table["p"].to_list(), level, correction)
+    return table.assign(unit=range(len(table)), abstain=away.numpy())
+
+
+def _of_units(
+    P: Tensor | FactoredMatrix,
+    Q: Tensor,
+    method: str,
+    draws: int,
+    samples: int,
+    splits: int,
+    memory: int,
+    generator: torch.Generator,
+    options: Mapping[str, float],
+) -> pd.DataFrame:
+    """`signals` of units taken for all of a layer, abstained from none."""
+    given = {"memory": memory} | dict(options)
     scores, alone = score(P, Q, method, **given), best_scores(P, Q, method, **given)
     given["generator"] = generator
     null = null_best(P, Q, method, draws=draws, **given)
@@ -104,7 +136,7 @@ def signals(
         "score": scores.amax(1),
         "p": p,
         "z": z_values(alone, null),
-        "abstain": abstain(p, level, correction),
+        "abstain": torch.zeros_like(p, dtype=torch.bool),
         "margin": margin(scores),
         "bootstrap": again.stability,
         "low": again.low,
@@ -150,7 +182,12 @@ def trust_score(table: pd.DataFrame, shares: Sequence[str] = SHARES) -> pd.Serie
 
 
 def correctness(
-    labels: Sequence[int], present: Tensor, Q: Tensor, names: Sequence[int] | None = None, good: float = 0.5
+    labels: Sequence[int],
+    present: Tensor,
+    Q: Tensor | SparseColumns,
+    names: Sequence[int] | None = None,
+    good: float = 0.5,
+    memory: int = MEMORY,
 ) -> pd.DataFrame:
     """Columns reached, possible, exact, near: correlation of the label's true presence with the unit, that of
     the best concept, whether the label is that concept (or the unit's true name, where `names` has them), and
@@ -160,12 +197,15 @@ def correctness(
     named right.
     """
     check_number("good", good, 0, 1)
-    oracle = presence_oracle(Q, present)
-    chosen = torch.as_tensor(labels, dtype=torch.long, device=oracle.device)
-    if len(chosen) != len(oracle):
-        raise ValueError(f"expected one label for each of {len(oracle)} units, got {len(chosen)}")
-    reached, (possible, best) = oracle.gather(1, chosen[:, None]).squeeze(1), oracle.max(1)
-    true = best if names is None else torch.as_tensor(names, dtype=torch.long, device=oracle.device)
+    chosen = torch.as_tensor(labels, dtype=torch.long, device=present.device)
+    if len(chosen) != Q.shape[1]:
+        raise ValueError(f"expected one label for each of {Q.shape[1]} units, got {len(chosen)}")
+    parts = []
+    for some, oracle in oracle_blocks(Q, present, memory):
+        parts.append((oracle.gather(1, chosen[some, None].to(oracle.device))[:, 0], *oracle.max(1)))
+    reached, possible, best = map(torch.cat, zip(*parts))
+    chosen = chosen.to(best.device)
+    true = best if names is None else torch.as_tensor(names, dtype=torch.long, device=best.device)
     alive = possible > 0
     exact = (chosen == true) & alive
     return pd.DataFrame(
