@@ -17,13 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from neuronym.activations import unit_activations
+from neuronym.active import layer_activations
 from neuronym.common.checks import unknown
 from neuronym.common.statistics import column_auroc, sort_columns
 from neuronym.common.types import Device, Progress, Target
 from neuronym.datasets.probe import probe_from_images
 from neuronym.hooks import LayerInfo
 from neuronym.models.generators import _texts, Generator, pictures_of
+from neuronym.similarity.sparse_columns import SparseColumns
 
 TOGETHER = 32  # labels whose pictures pass the network together: few enough to hold, enough for full batches
 
@@ -35,13 +36,13 @@ def respond(
     pool: str = "avg",
     batch_size: int = 64,
     device: Device = None,
-) -> dict[str, Tensor]:
-    """Activations of pictures, pooled as in `unit_activations`: {layer name: [n, K]}; cached by their
+) -> dict[str, Tensor | SparseColumns]:
+    """Activations of pictures, pooled as in `layer_activations`: {layer name: [n, K]}; cached by their
     pixels.
     """
-    found = unit_activations(target, probe_from_images(shown), list(layers), pool, batch_size, device)
-    # out of the cache's files, of which a process may have only so many open
-    return {name: Q.clone() for name, Q in found.items()}
+    found = layer_activations(target, probe_from_images(shown), list(layers), pool, batch_size, device)
+    # matrices out of the cache's files, of which a process may have only so many open
+    return {name: Q.clone() if isinstance(Q, Tensor) else Q for name, Q in found.items()}
 
 
 def drawn(
@@ -57,7 +58,7 @@ def drawn(
     batch_size: int = 64,
     device: Device = None,
     progress: Progress | None = None,
-) -> dict[str, dict[str, Tensor]]:
+) -> dict[str, dict[str, Tensor | SparseColumns]]:
     """Activations of n pictures of each different label: {label: {layer name: [n, K]}}; a few labels pass
     together. A label has fewer rows, perhaps none, where its pictures are missing (`models.generators`).
     """
@@ -135,8 +136,8 @@ def different_labels(labels: Mapping[str, Mapping[str, Sequence[str]]]) -> list[
 
 def score_labels(
     labels: Mapping[str, Mapping[str, Sequence[str | None]]],
-    seen: Mapping[str, Mapping[str, Tensor]],
-    control: Mapping[str, Tensor],
+    seen: Mapping[str, Mapping[str, Tensor | SparseColumns]],
+    control: Mapping[str, Tensor | SparseColumns],
     units: Mapping[str, Sequence[int]] | None = None,
     left_out: Mapping[str, Tensor] | None = None,
 ) -> pd.DataFrame:
@@ -175,7 +176,7 @@ def score_labels(
                 others = torch.ones(len(control[layer]), dtype=torch.bool, device=control[layer].device)
                 if left_out is not None:
                     others[left_out[label].to(others.device)] = False
-                found = cosy(seen[label][layer][:, mine], control[layer][others][:, mine])
+                found = cosy(seen[label][layer][:, mine], control[layer][:, mine][others])
                 columns = [found[key].tolist() for key in ("auc", "mad", "p")]
                 rows += [(layer, unit, method, label, *values) for unit, *values in zip(mine, *columns)]
     places = {

@@ -35,6 +35,7 @@ from torch import Tensor
 from neuronym.activations import embed_concepts
 from neuronym.common import statistics
 from neuronym.common.checks import check_positive_int
+from neuronym.common.memory import MEMORY
 from neuronym.common.statistics import holm, interval, wilson
 from neuronym.common.text import content_count, names_it
 from neuronym.common.types import Clip
@@ -42,6 +43,7 @@ from neuronym.datasets.probe import Probe
 from neuronym.evaluation import formulas, linear
 from neuronym.evaluation.metrics import active_images, metric_values, SOUND
 from neuronym.evaluation.presence import judged_presence, presence_oracle
+from neuronym.similarity.sparse_columns import over_blocks, SparseColumns
 
 
 def need_images(images: int, held_out: float) -> None:
@@ -300,23 +302,31 @@ GRADED = (
 )
 
 
-def choose_active(present: Tensor, Q: Tensor, shares: Sequence[float] = SHARES) -> float:
+def choose_active(
+    present: Tensor, Q: Tensor | SparseColumns, shares: Sequence[float] = SHARES, memory: int = MEMORY
+) -> float:
     """The share whose active images correlate best with some concept, in the mean over units: present [N, M],
     Q [N, K].
 
     NeuronEval (Oikarinen et al. 2025, appendix F.1) chooses it by metric and method; here the images for
     naming choose it once for a layer, by any of the concepts, so that no method has one of its own. Shares of
-    fewer than 10 images are passed over: with so few some concept always fits.
+    fewer than 10 images are passed over: with so few some concept always fits. SparseColumns in blocks.
     """
     able = [share for share in shares if share * len(Q) >= FEWEST] or [max(shares)]
-    best = {share: float(presence_oracle(active_images(Q, share), present).amax(1).mean()) for share in able}
-    return max(best, key=best.get)
+
+    def reached(share: float) -> float:
+        def of_units(_: slice, q: Tensor) -> Tensor:
+            return presence_oracle(active_images(q, share), present).amax(1)
+
+        return float(over_blocks(of_units, Q, memory, beside=2 * present.shape[1]).mean())
+
+    return max(able, key=reached)
 
 
 def score_methods(
     explained: Mapping[str, Mapping[str, Explanations]],
     present: Tensor,
-    Q: Mapping[str, Tensor],
+    Q: Mapping[str, Tensor | SparseColumns],
     active: Mapping[str, float],
     metrics: Sequence[str] = SOUND,
     units: Mapping[str, Sequence[int]] | None = None,

@@ -30,6 +30,7 @@ from neuronym.layouts import LayerInfo, LAYOUTS
 from neuronym.models.preprocess import seen_mask
 from neuronym.passes import inference_of
 from neuronym.similarity.scores import top_labels
+from neuronym.sparse import COPIES, split_name
 
 SHARE, LEAST = 0.005, 0.04  # the paper's: of all positions are above the threshold; IoU of a detector
 
@@ -105,6 +106,8 @@ def dissect(
             f"threshold is one finite value for each of {layer.units} units of '{layer.name}', got shape "
             f"{list(threshold.shape)}; leave it out to have it measured"
         )
+    if split_name(layer.name)[1]:  # features of few images at a time: they are made of all units
+        batch_size = min(batch_size, max(1, memory // (COPIES * 4 * math.prod(layer.shape))))
     blank = torch.zeros(layer.shape).unsqueeze(LAYOUTS[layer.layout][1])
     blank = _as_maps(blank, layer, read, grid)[0]  # [K, h, w], refuses early
     kind = [kinds[c] if kinds else "" for c in concepts]
