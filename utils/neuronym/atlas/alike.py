@@ -27,6 +27,7 @@ from neuronym.common.statistics import standard_columns
 from neuronym.common.subsets import split_evenly
 from neuronym.common.types import Progress
 from neuronym.measurements import Measurements
+from neuronym.similarity.sparse_columns import over_blocks, SparseColumns, unit_blocks
 from neuronym.trials import evaluating
 
 LARGEST_MATCH = 6000  # units of a layer: the assignment takes the cube of it
@@ -34,21 +35,25 @@ LARGEST_TSNE = 20_000
 
 
 def closest(
-    Q: Mapping[str, Tensor], layer: str, k: int = 3, memory: int = MEMORY
+    Q: Mapping[str, Tensor | SparseColumns],
+    layer: str,
+    k: int = 3,
+    memory: int = MEMORY,
+    units: slice | Sequence[int] = slice(None),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For each unit of `layer` the k units of highest correlation over the images in its own layer, itself
-    left out, then the k in all other layers of Q {layer: [N, K]}: layer numbers, units and correlations,
-    each [K, 2k], or less where there are fewer units.
+    """For each of the units of `layer` the k units of highest correlation over the images in its own layer,
+    itself left out, then the k in all other layers of Q {layer: [N, K]}: layer numbers, units and
+    correlations, each [K, 2k], or less where there are fewer units.
     """
-    own = standard_columns(Q[layer]).float()
-    K = own.shape[1]
+    own = standard_columns(Q[layer][:, units]).float()
+    K, itself = own.shape[1], torch.arange(Q[layer].shape[1], device=own.device)[units]
     best: dict[bool, tuple] = {}  # by whether it is another layer
     for number, (name, q) in enumerate(Q.items()):
         for part in slices(q.shape[1], max(1, memory // (8 * (len(q) + 2 * K)))):
             r = own.T @ standard_columns(q[:, part]).float()  # [K, some]
             if name == layer:
-                units = torch.arange(part.start, part.stop, device=r.device)
-                r[units, units - part.start] = -torch.inf
+                here = ((itself >= part.start) & (itself < part.stop)).nonzero()[:, 0]
+                r[here, itself[here] - part.start] = -torch.inf
             value, at = r.topk(min(k, r.shape[1]), dim=1)
             found = (torch.full_like(at, number), at + part.start, value)
             before = best.get(name != layer)
@@ -132,7 +137,7 @@ def _nearest(
         told.extend((j, round(r, 3)) for j, r in itertools.islice(like, k))
 
 
-def matched(Qa: Tensor, Qb: Tensor, share: float = 0.4) -> pd.DataFrame:
+def matched(Qa: Tensor | SparseColumns, Qb: Tensor | SparseColumns, share: float = 0.4) -> pd.DataFrame:
     """The units of two layers paired one to one, so that the sum of their correlations is largest: Qa [N,
     K], Qb [N, L] over the same images -> a row a pair: a, b, r, held.
 
@@ -147,6 +152,7 @@ def matched(Qa: Tensor, Qb: Tensor, share: float = 0.4) -> pd.DataFrame:
         raise ValueError(
             f"layers of up to {LARGEST_MATCH} units are matched, got {Qa.shape[1]} and {Qb.shape[1]}"
         )
+    Qa, Qb = (q if isinstance(q, Tensor) else q[:, :] for q in (Qa, Qb))
     chosen, test = split_evenly(len(Qa), share)
     first = (standard_columns(Qa[chosen]).T @ standard_columns(Qb[chosen])).cpu()
     a, b = linear_sum_assignment(first.numpy(), maximize=True)
@@ -181,7 +187,7 @@ def matched_layers(
     return {(a, b): matched(layers[a], layers[b]) for a, b in walked}
 
 
-def over_same_images(networks: Sequence[Measurements]) -> dict[str, Tensor]:
+def over_same_images(networks: Sequence[Measurements]) -> dict[str, Tensor | SparseColumns]:
     """Activations of all layers of all networks by name, as `unit_map` takes them; none where the networks
     were shown different images.
     """
@@ -191,7 +197,7 @@ def over_same_images(networks: Sequence[Measurements]) -> dict[str, Tensor]:
 
 
 def unit_map(
-    Q: Mapping[str, Tensor], seed: int = 0, images: int = 2000, most: int = LARGEST_TSNE
+    Q: Mapping[str, Tensor | SparseColumns], seed: int = 0, images: int = 2000, most: int = LARGEST_TSNE
 ) -> np.ndarray:
     """A place [all units, 2] in [-1, 1] for every unit, those whose activations go along close together.
 
@@ -203,7 +209,8 @@ def unit_map(
 
     N = len(next(iter(Q.values())))
     rows = torch.arange(0, N, max(1, -(-N // images)))
-    units = torch.cat([standard_columns(q[rows.to(q.device)]).T.float().cpu() for q in Q.values()]).numpy()
+    parts = (part for q in Q.values() for _, part in unit_blocks(q[rows.to(q.device)]))
+    units = torch.cat([standard_columns(part).T.float().cpu() for part in parts]).numpy()
     count = min(50, *units.shape)
     if len(units) < 5 or count < 2:
         places = np.zeros((len(units), 2))
@@ -241,7 +248,7 @@ def excited(data: Measurements, picture: Image.Image, labels: pd.DataFrame, k: i
     tables = []
     for layer, q in data.Q.items():
         value = pooled[layer].to(q.device)
-        z = _deviations(value[None], q)[0]
+        z = over_blocks(lambda some, columns: _deviations(value[None, some], columns)[0], q)
         best = z.topk(min(k, len(z))).indices.cpu()
         rows = {"layer": layer, "unit": best, "z": z.cpu()[best], "activation": value.cpu()[best]}
         tables.append(pd.DataFrame(rows))

@@ -38,6 +38,7 @@ from neuronym.atlas.notes import label_notes
 from neuronym.atlas.pictures import as_seen, QUALITY, Sheets, where_firing
 from neuronym.atlas.site import layer_details, names_alike, pairs_content, read_page
 from neuronym.measurements import Measurements
+from neuronym.similarity.sparse_columns import SparseColumns
 
 SIZE = 128  # pixels of a picture's side
 LISTED = 200  # units of the table that stands for the widget where nothing runs
@@ -114,12 +115,11 @@ class Answers:
             as_seen(next(of.data for of in self.networks if of.sheets is sheets))
             for sheets in kinds_of_pictures(self.networks)
         ]
-        self._alike: dict[int, tuple] = {}
         self._named: dict[int, dict[str, list]] = {}
         self._later: dict[str, dict] = {}
 
     @property
-    def activations(self) -> list[torch.Tensor]:
+    def activations(self) -> list[torch.Tensor | SparseColumns]:
         """[N, K] of every layer of every network."""
         return [q for data in self.measured for q in data.Q.values()]
 
@@ -147,8 +147,6 @@ class Answers:
         """What is told of one unit, as a file of one."""
         which, layer = self.layers[number]
         network, data = self.networks[which], self.measured[which]
-        if number not in self._alike:
-            self._alike[number] = closest(data.Q, layer)
         if which not in self._named:
             self._named[which] = names_alike(self.networks, which)
         rows = facts.across_range(data.Q[layer][:, [unit]])
@@ -160,7 +158,7 @@ class Answers:
             before,
             where,
             units=[unit],
-            alike=self._alike[number],
+            alike=closest(data.Q, layer, units=[unit]),
             like_named=self._named[which],
         )
         for said in told[0].get("x", {}).values():

@@ -26,6 +26,8 @@ from neuronym.common.subsets import split_evenly
 from neuronym.dissect import clip_dissect, functions_for
 from neuronym.evaluation.meaning import MEANING
 from neuronym.measurements import Measurements
+from neuronym.similarity.pmi import TOP_IMAGES
+from neuronym.similarity.sparse_columns import over_blocks
 from neuronym.trust.null import abstain, best_scores, null_best, p_values
 
 HIGHEST, DECILES, LOWEST = 8, 9, 3  # pictures of a unit: the highest, one of each decile, the lowest
@@ -130,21 +132,29 @@ def units_table(
     own = methods[methods["method"] == main].set_index(["layer", "unit"])
     tables = []
     for layer, q in data.Q.items():
-        low, high, K = q.amin(0), q.amax(0), q.shape[1]
-        constant, positive = (low == high).cpu(), (q > 0).sum(0).cpu() / len(q)
-        dead = (positive == 0) & bool((low >= 0).all())
+        ends = over_blocks(lambda _, q: torch.stack([*q.aminmax(dim=0), (q > 0).sum(0) / len(q)]), q, axis=1)
+        (low, high, positive), K = ends.cpu(), q.shape[1]
+        constant, dead = low == high, (positive == 0) & bool((low >= 0).all())
         p = torch.full((K,), torch.nan, dtype=torch.float64)
         chance = torch.zeros(K, dtype=torch.bool)
         if main in functions_for(data.N) and K > 1 and draws:
-            best = best_scores(data.P, q, main, memory=memory)
-            null = null_best(data.P, q, main, draws=draws, generator=generator, memory=memory)
-            p = p_values(best, null).cpu().double()
+            q = q[:, :] if main in TOP_IMAGES else q  # these compare all units of a layer
+            p = over_blocks(lambda _, q: _chance(data, q, main, draws, generator, memory), q, memory)
             chance = abstain(p, level)
         odd = CONSTANT * constant.int() + DEAD * dead.int() + CHANCE * (chance | constant).int()
         table = pd.DataFrame({"layer": layer, "unit": range(K), "p": p, "odd": odd, "active": positive})
         tables.append(table.join(own[["label", "score", "held"]], on=["layer", "unit"]))
     table = pd.concat(tables, ignore_index=True)
     return table.assign(label=table["label"].fillna(""), trust=np.nan)
+
+
+def _chance(
+    data: Measurements, q: Tensor, main: str, draws: int, generator: torch.Generator | None, memory: int
+) -> Tensor:
+    """p [n] of units."""
+    best = best_scores(data.P, q, main, memory=memory)
+    null = null_best(data.P, q, main, draws=draws, generator=generator, memory=memory)
+    return p_values(best, null).cpu().double()
 
 
 def join_trust(units: pd.DataFrame, trust: pd.DataFrame) -> pd.DataFrame:

@@ -104,6 +104,8 @@ def read_network(
         batch_size=params["batch_size"],
         device=device,
         dtype=params["precision"],
+        sparse=True,
+        memory=memory,
         progress=progress,
     )
     generator = torch.Generator().manual_seed(seed)

@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
+from torch import Tensor
 
 from neuronym.atlas import facts
 from neuronym.atlas.alike import closest, same_names
@@ -53,6 +54,7 @@ from neuronym.atlas.pictures import (
 )
 from neuronym.common.types import Progress
 from neuronym.measurements import Measurements
+from neuronym.similarity.sparse_columns import block_slices, over_blocks
 
 PAGE = ("index.html", "atlas.css", "atlas.js")
 LARGEST = 10**9  # bytes of a site
@@ -70,8 +72,9 @@ def estimate(networks: Sequence[Network], size: int) -> dict[str, int]:
         before = len(rows)
         for layer in network.data.Q:
             shown = _shown(network, layer)
-            some = facts.across_range(network.data.Q[layer][:, shown]) if len(shown) else None
-            rows.update([] if some is None else some.unique().tolist())
+            q = network.data.Q[layer]
+            for part in block_slices(q, len(shown)) if len(shown) else ():
+                rows.update(facts.across_range(q[:, shown[part]]).unique().tolist())
         one = mean_bytes(network.data.probe, as_seen(network.data), size) if rows else 0
         count = len(network.units)
         made = sum(len(_made(network, layer)) for layer in network.data.Q)
@@ -126,9 +129,13 @@ def write_site(
         image = images[network.data.probe.fingerprint]
         where = firing_of(network, progress, image) if firing else {}
         for layer, q in network.data.Q.items():
-            detail = layer_details(
-                network, layer, first_layer, where.get(layer), tops[first:], like_named=named
-            )
+            detail = []
+            for some in block_slices(q, q.shape[1]):
+                firing_there = where[layer][some] if layer in where else None
+                units = None if isinstance(q, Tensor) else range(some.start, some.stop)
+                detail += layer_details(
+                    network, layer, first_layer, firing_there, tops[first:], units, like_named=named
+                )
             for unit, (file, _) in _made(network, layer).items():
                 sizes["pictures"] += write_picture(file, folder / _made_file(number, unit), size)
             for start in range(0, len(detail), SHARD):
@@ -184,7 +191,9 @@ def firing_of(
     network: Network, progress: Progress | None = None, image: Callable[[int], Image.Image] | None = None
 ) -> dict[str, np.ndarray]:
     """Where in their images the units of every layer fire, see `pictures.where_firing`."""
-    rows = {layer: facts.across_range(q) for layer, q in network.data.Q.items()}
+    rows = {}
+    for layer, q in network.data.Q.items():
+        rows[layer] = over_blocks(lambda _, q: facts.across_range(q), q, axis=1)
     return where_firing(network.data, rows, progress=progress, image=image)
 
 
@@ -213,7 +222,7 @@ def layer_details(
     q = q if units is None else q[:, wanted]
     shown, made = set(_shown(network, layer).tolist()), _made(network, layer)
     rows = facts.across_range(q)
-    alike = closest(data.Q, layer) if alike is None else alike
+    alike = closest(data.Q, layer, units=wanted) if alike is None else alike
     same = (like_named or {}).get(layer)
     likeness = _likeness(data, network.units[network.units["layer"] == layer]["label"].iloc[wanted].tolist())
     named = network.labels[(network.labels["layer"] == layer) & (network.labels["label"] != "")]
@@ -236,7 +245,7 @@ def layer_details(
                 tops[unit, : len(few)] = few
         told["n"] = [
             [first_layer + a, b, round(r, 3)]
-            for a, b, r in zip(*(x[unit].tolist() for x in alike))
+            for a, b, r in zip(*(x[at].tolist() for x in alike))
             if np.isfinite(r)
         ]
         if same:
