@@ -130,6 +130,8 @@ def start_run(notebook: str, namespace: dict) -> Run:
         memory,
         started,
     )
+    if shell := namespace.get("get_ipython", lambda: None)():  # what cells leave behind would add up
+        shell.events.register("post_run_cell", _after_cell)
     _say_start(run, differing(known, params))
     return run
 
@@ -206,6 +208,12 @@ def peak_mb() -> float:
 
         unit = 2**20 if sys.platform == "darwin" else 2**10
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+
+
+def _after_cell(_: object) -> None:
+    from neuronym.common.memory import give_back
+
+    give_back()
 
 
 def _slug(text: str) -> str:
