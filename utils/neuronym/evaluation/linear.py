@@ -23,6 +23,7 @@ from neuronym.common.memory import items_within, MEMORY, nonzero, slices, workin
 
 # spread below which values are constant but for rounding; presence and scaled activations are about 1
 CONSTANT = 1e-9
+ROUNDING = 1e-13  # of a sum of squares, less that of the mean
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ def explain(
         if generator is None
         else torch.randperm(N, generator=generator, device=generator.device)
     )
-    keep = (deal % folds).to(Q.device) != torch.arange(folds + 1, device=Q.device)[
-        :, None
-    ]  # the last row: all images
+    fold = (deal % folds).to(Q.device)
+    keep = fold != torch.arange(folds + 1, device=Q.device)[:, None]  # the last row: all images
+    away = [(~some).nonzero()[:, 0] for some in keep]
     dtype = torch.float64 if torch.float64 in (present.dtype, Q.dtype) else torch.float32
     size, step = dtype.itemsize, min(M, max(1, memory // (32 * N)))
     beside = 2 * N * step * size + max(memory // 4, _refit_bytes(N, m)) + 32 * M * (folds + 2)
@@ -91,7 +92,8 @@ def explain(
     bias = torch.empty_like(weights[:, 0])
     for part in slices(K, units):
         q, mean, scale = _standard(Q[:, part])
-        chosen[part], found = _pursue(present, q, keep, centre, spread, m, tolerance, dtype, step, memory)
+        given = away, centre, spread
+        chosen[part], found = _pursue(present, q, *given, m, tolerance, dtype, step, memory)
         weights[part] = found * scale[:, None]
         bias[part] = mean - (weights[part] * centre[chosen[part].clamp(min=0)]).sum(1)
     real = Q.dtype if Q.dtype in (torch.float32, torch.float64) else torch.float32
@@ -195,7 +197,7 @@ def check_presence(present: Tensor, Q: Tensor) -> None:
 def _pursue(
     present: Tensor,
     q: Tensor,
-    keep: Tensor,
+    away: list[Tensor],
     centre: Tensor,
     spread: Tensor,
     m: int,
@@ -204,17 +206,17 @@ def _pursue(
     step: int,
     memory: int,
 ) -> tuple[Tensor, Tensor]:
-    """Selection for the units q [U, N], on the images kept in each row of keep [f, N] -> chosen, weights [U,
-    m].
+    """Selection for the units q [U, N], without the images of each fold `away`, the last being empty ->
+    chosen, weights [U, m].
     """
     chosen, weights = q.new_full((len(q), m), -1, dtype=torch.int64), q.new_zeros(len(q), m)
     alive, best = torch.arange(len(q), device=q.device), q.new_zeros(len(q))
-    path = q.new_full((len(keep), len(q), m), -1, dtype=torch.int64)
-    left = q.new_empty(len(keep), *q.shape, dtype=dtype)
-    _refit(present, q, keep, path[..., :0], left, memory)
+    path = q.new_full((len(away), len(q), m), -1, dtype=torch.int64)
+    left = q.new_empty(len(away), *q.shape, dtype=dtype)
+    _refit(present, q, away, centre, path[..., :0], left, memory)
     for t in range(m):
         path[..., t] = _strongest(present, centre, spread, left, path[..., :t], step)
-        found, r = _refit(present, q, keep, path[..., : t + 1], left, memory)
+        found, r = _refit(present, q, away, centre, path[..., : t + 1], left, memory)
         r = r[:-1].mean(0)
         goes_on = (path[-1, :, t] >= 0) & ((r - best >= tolerance) | (t == 0))
         if not bool(goes_on.any()):
@@ -251,42 +253,59 @@ def _strongest(
 
 
 def _refit(
-    present: Tensor, q: Tensor, keep: Tensor, path: Tensor, left: Tensor, memory: int
+    present: Tensor, q: Tensor, away: list[Tensor], centre: Tensor, path: Tensor, left: Tensor, memory: int
 ) -> tuple[Tensor, Tensor]:
-    """Weights [f, U, t] of the concepts path [f, U, t] fitted to q [U, N] where kept, and r [f, U] on the
-    others.
+    """Weights [f, U, t] of the concepts path [f, U, t] fitted to q [U, N] without the images of each fold
+    `away`, and r [f, U] on these.
 
-    Writes to left [f, U, N] what remains on the images kept, in parts of the norm of the activation there.
+    Writes to left [f, U, N] what remains on the images kept, 0 on the others, in parts of the norm of the
+    activation there. All sums of a fit come from two products, of all images and of those of the fold;
+    concepts are less their mean `centre`, so that differences of sums lose no digits.
     """
     (f, U, t), N = path.shape, q.shape[1]
-    weights, r = q.new_zeros(f * U, t), q.new_zeros(f * U)
-    path, left = path.reshape(f * U, t), left.view(f * U, N)
-    for part in slices(f * U, working_bytes(memory // 4, q.device) // _refit_bytes(N, t)):
-        chosen, problem = path[part], torch.arange(part.start, min(part.stop, f * U), device=q.device)
-        x = present.T.index_select(0, chosen.clamp(min=0).flatten()).double().view(len(problem), t, N)
-        x *= (chosen >= 0)[..., None]
-        on = keep[problem // U].double()[:, None]  # [p, 1, N]
-        y, x = _centred(q[problem % U][:, None], on), _centred(x, on)
-        kept = x * on
-        weights[part] = nnls(kept @ x.mT, (kept @ y.mT)[..., 0]) if t else weights[part]
-        said, norm = weights[part][:, None] @ x, (y * on).norm(dim=2)  # [p, 1, N], [p, 1]
-        norm = norm.where(norm > CONSTANT * math.sqrt(N), torch.inf)
-        left[part] = ((y - said) * on)[:, 0] / norm
-        off = 1 - on
-        a, b = _centred(said, off) * off, _centred(y, off) * off
-        norms, least = a.norm(dim=2) * b.norm(dim=2), CONSTANT * math.sqrt(N)
-        constant = (a.norm(dim=2) <= least) | (b.norm(dim=2) <= least)
-        r[part] = ((a * b).sum(2) / nonzero(norms)).masked_fill(constant, 0)[:, 0]
-    return weights.view(f, U, t), r.view(f, U)
+    weights, r = q.new_zeros(f, U, t), q.new_zeros(f, U)
+    least = N * CONSTANT**2
+    for fold, out in enumerate(away):
+        kept = N - len(out)
+        for part in slices(U, working_bytes(memory // 4, q.device) // _refit_bytes(N, t)):
+            chosen = path[fold, part]
+            concepts = chosen.clamp(min=0)
+            z = q.new_empty(len(chosen), t + 1, N)  # concepts, and the unit after them
+            z[:, :t] = present.T.index_select(0, concepts.flatten()).view(len(chosen), t, N)
+            z[:, :t] -= centre[concepts][..., None]
+            z[:, :t] *= (chosen >= 0)[..., None]
+            z[:, t] = q[part]
+            off = z.index_select(2, out)
+            products, off_products = z @ z.mT, off @ off.mT  # [p, t + 1, t + 1]
+            off_sums = off.sum(2)
+            mean = (z.sum(2) - off_sums) / kept
+            squares = products - off_products - kept * mean[:, :, None] * mean[:, None]
+            w = nnls(squares[:, :t, :t], squares[:, :t, t]) if t else weights[fold, part]
+            weights[fold, part] = w
+            both = torch.cat([-w, w.new_ones(len(w), 1)], 1)  # what remains is their sum with z
+            remains = (both[:, None] @ z)[:, 0] - (both * mean).sum(1, keepdim=True)
+            norm = squares[:, t, t].where(squares[:, t, t] > least, torch.inf).sqrt()
+            left[fold, part] = (remains / norm[:, None]).index_fill_(1, out, 0)
+            if len(out):
+                apart = off_products - off_sums[:, :, None] * off_sums[:, None] / len(out)
+                r[fold, part] = _correlation(apart, off_products, w, least)
+    return weights, r
+
+
+def _correlation(apart: Tensor, raw: Tensor, w: Tensor, least: float) -> Tensor:
+    """r [p] of sums with weights w [p, t] and the unit, from products [p, t + 1, t + 1] of what is less its
+    mean and of what is not; 0 where one of them is constant but for rounding.
+    """
+    t = w.shape[1]
+    both = (w * apart[:, :t, t]).sum(1)
+    said = (w[:, None] @ apart[:, :t, :t] @ w[..., None])[:, 0, 0]
+    raw_said = (w[:, None] @ raw[:, :t, :t] @ w[..., None])[:, 0, 0]
+    constant = (said <= least + ROUNDING * raw_said) | (apart[:, t, t] <= least + ROUNDING * raw[:, t, t])
+    return (both / nonzero((said * apart[:, t, t]).clamp(min=0).sqrt())).masked_fill(constant, 0)
 
 
 def _refit_bytes(N: int, t: int) -> int:
-    return 8 * N * (4 * t + 10)
-
-
-def _centred(x: Tensor, on: Tensor) -> Tensor:
-    """x [p, t, N] less its mean over the images of on [p, 1, N]."""
-    return x - (x @ on.mT) / on.sum(2, keepdim=True).clamp(min=1)
+    return 8 * N * (2 * t + 6)
 
 
 def _standard(Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -132,7 +132,7 @@ def bootstrap_better(
     worse = []
     for part in slices(Q.shape[1], memory // (8 * TEMPORARIES * (samples + N))):
         q = Q[:, part].double()
-        r = [_weighted_correlation(x[:, part].double(), q, counts) for x in (first, second)]
+        r = _weighted_correlations([x[:, part].double() for x in (first, second)], q, counts)
         worse.append((r[0] <= r[1] + 1e-12).sum(0))
     return (1 + torch.cat(worse)).double() / (1 + samples)
 
@@ -150,18 +150,27 @@ def held_out_gain(words: SeveralWords, labels: Tensor, present: Tensor, Q: Tenso
     return correlation(there[:, labels], Q), correlation(words.predict(there), Q)
 
 
-def _weighted_correlation(x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
-    """Pearson's of columns x, y [N, K] under weights counts [B, N] that sum to 1 -> [B, K]; 0 where
-    constant.
+def _weighted_correlations(several: Sequence[Tensor], y: Tensor, counts: Tensor) -> list[Tensor]:
+    """Pearson's of columns y [N, K] with those of each of several x [N, K], under weights counts [B, N] that
+    sum to 1 -> [B, K] each; 0 where constant.
     """
-    x, y = x - x.mean(0), y - y.mean(0)
-    x, y = (z / z.abs().amax(0).clamp(min=1e-300) for z in (x, y))
-    mx, my = counts @ x, counts @ y
-    covariance = counts @ (x * y) - mx * my
-    spread = (counts @ x.square() - mx.square()).clamp(min=0) * (counts @ y.square() - my.square()).clamp(
-        min=0
-    )
-    return torch.where(spread > 1e-24, covariance / spread.clamp(min=1e-24).sqrt(), 0)
+    y, mean, spread = _weighted(y, counts)
+    found = []
+    for x in several:
+        x, x_mean, x_spread = _weighted(x, counts)
+        covariance, both = counts @ (x * y) - x_mean * mean, x_spread * spread
+        found.append(torch.where(both > 1e-24, covariance / both.clamp(min=1e-24).sqrt(), 0))
+    return found
+
+
+def _weighted(x: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Columns x [N, K] less their mean, of largest value 1; their means and variances [B, K] under weights
+    counts [B, N].
+    """
+    x = x - x.mean(0)
+    x = x / x.abs().amax(0).clamp(min=1e-300)
+    mean = counts @ x
+    return x, mean, (counts @ x.square() - mean.square()).clamp(min=0)
 
 
 def _text(chosen: list[int], signs: list[int], weights: list[float], concepts: Sequence[str]) -> str:
