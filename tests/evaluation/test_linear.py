@@ -128,6 +128,16 @@ def test_the_number_of_terms_is_the_literal_loops(tolerance):
     assert_literal(explain(present, Q, 6, tolerance, 3), present, Q, np.arange(N) % 3, 6, tolerance)
 
 
+@pytest.mark.parametrize("level", [0, 0.1, 5, 1e4])
+def test_units_and_concepts_that_are_constant_on_a_fold(level):
+    """What is not known there counts 0, whatever its value is, and rounding is not taken for a difference."""
+    present, Q = inputs(6)
+    fold = np.arange(N) % 5
+    Q[fold == 1] = Q.mean(0) + level
+    present[fold == 2, :9] = True
+    assert_literal(explain(present, Q, 5, 0.0), present, Q, fold, 5, 0.0)
+
+
 def test_generator_deals_the_folds():
     present, Q = inputs(1)
     found = explain(present, Q, 10, 0.0, 5, generator=generator(4))
