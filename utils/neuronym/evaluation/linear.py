@@ -23,7 +23,7 @@ from neuronym.common.memory import items_within, MEMORY, nonzero, slices, workin
 
 # spread below which values are constant but for rounding; presence and scaled activations are about 1
 CONSTANT = 1e-9
-ROUNDING = 1e-13  # of a sum of squares, less that of the mean
+LOST = 1e-13  # of a sum of squares, less that of the mean
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ def _correlation(apart: Tensor, raw: Tensor, w: Tensor, least: float) -> Tensor:
     both = (w * apart[:, :t, t]).sum(1)
     said = (w[:, None] @ apart[:, :t, :t] @ w[..., None])[:, 0, 0]
     raw_said = (w[:, None] @ raw[:, :t, :t] @ w[..., None])[:, 0, 0]
-    constant = (said <= least + ROUNDING * raw_said) | (apart[:, t, t] <= least + ROUNDING * raw[:, t, t])
+    constant = (said <= least + LOST * raw_said) | (apart[:, t, t] <= least + LOST * raw[:, t, t])
     return (both / nonzero((said * apart[:, t, t]).clamp(min=0).sqrt())).masked_fill(constant, 0)
 
 
