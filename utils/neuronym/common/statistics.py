@@ -76,7 +76,12 @@ def cross_correlation(Q: Tensor, present: Tensor) -> Tensor:
         raise ValueError(
             f"expected Q [N, K] and present [N, M] with equal N, got {len(Q)} and {len(present)}"
         )
-    return standard_columns(Q).T @ standard_columns(present)
+    q = standard_columns(Q)
+    if present.dtype != torch.bool:
+        return q.T @ standard_columns(present)
+    count = present.sum(0).double()  # columns of q sum to 0: of truths only their length is needed
+    length = (count * (len(present) - count) / len(present)).sqrt()
+    return torch.where(length > 0, (q.T @ present.double()) / nonzero(length), 0.0)
 
 
 def sort_columns(x: Tensor) -> Sorted:

@@ -143,14 +143,18 @@ def unfitted(I: Tensor, T: Tensor, shown: float = 1) -> tuple[float, float]:
     return a, b
 
 
-def calibrated(clip: Clip, I: Tensor, probe: Probe, concepts: Sequence[str]) -> tuple[float, float]:
+def calibrated(
+    clip: Clip, I: Tensor, probe: Probe, concepts: Sequence[str], truth: Tensor | None = None
+) -> tuple[float, float]:
     """Slope and offset of the CLIP's cosines: fitted to the truth about microworld scenes, or to the classes
-    of folders (all others count as absent), else `unfitted`. I [N, d] are the probe's embeddings.
+    of folders (all others count as absent), else `unfitted`. I [N, d] are the probe's embeddings; `truth` is
+    `true_presence`, where it is at hand.
 
     What was fitted for another CLIP or other images is never used: cosines have another scale there.
     """
     if probe.scenes is not None:
-        return _fitted(I, embed_concepts(clip, concepts), true_presence(probe, concepts))
+        truth = true_presence(probe, concepts) if truth is None else truth
+        return _fitted(I, embed_concepts(clip, concepts), truth)
     names, truth, rows = class_truth(probe)
     if len(names) < 2:
         return unfitted(I, embed_concepts(clip, concepts).to(I.device))

@@ -122,10 +122,10 @@ def held_out_chance(
     seen = standard_columns(seen_concepts(P, labels, memory, slope)).float()
     q = standard_columns(Q).float()  # [n, K]
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    null = []
+    null, dealt = [], torch.empty_like(seen)
     for _ in range(draws):
         deal = torch.randperm(len(q), generator=generator, device=generator.device).to(q.device)
-        null.append((seen[deal] * q).sum(0))
+        null.append(torch.index_select(seen, 0, deal, out=dealt).mul_(q).sum(0))
     own = (seen * q).sum(0)
     null = torch.stack(null)
     return p_values(own + 1, null + 1)  # so that rounding of values about 0 counts as equal
