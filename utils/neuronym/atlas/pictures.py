@@ -26,6 +26,7 @@ from neuronym.common.types import Progress
 from neuronym.datasets.probe import Probe
 from neuronym.measurements import Measurements
 from neuronym.models.preprocess import seen
+from neuronym.similarity.sparse_columns import over_blocks, SparseColumns
 from neuronym.trials import evaluating
 
 KEPT = 2**28  # bytes of images that are kept, to be read once
@@ -168,10 +169,10 @@ def outline(map: np.ndarray, level: float) -> str:
 
 
 def _path(points: np.ndarray) -> str:
-    """A line through points [n, 2], in steps, which take fewer letters than places."""
+    """A line through points [n, 2], in steps, which take fewer letters than places; "" around a point."""
     steps = np.diff(points, axis=0)
     told = " ".join(f"{x} {y}" for x, y in steps[steps.any(1)].tolist())
-    return f"M{points[0, 0]} {points[0, 1]}l{told}".replace(" -", "-")
+    return f"M{points[0, 0]} {points[0, 1]}l{told}".replace(" -", "-") if told else ""
 
 
 def cells(maps: Tensor) -> Tensor:
@@ -182,9 +183,10 @@ def cells(maps: Tensor) -> Tensor:
     return torch.stack([nn.functional.adaptive_max_pool2d(some, smaller) for some in (maps, -maps)]).relu_()
 
 
-def _below(q: Tensor, rows: Tensor, units: Sequence[int] | None) -> Tensor:
+def _below(q: Tensor | SparseColumns, rows: Tensor, units: Sequence[int] | None) -> Tensor:
     """Of the images rows [n, K], those on which a unit's activation q [N, all units] is below zero."""
-    return (q if units is None else q[:, list(units)]).gather(0, rows.to(q.device)) < 0
+    rows, q = rows.to(q.device), q if units is None else q[:, list(units)]
+    return over_blocks(lambda some, q: q.gather(0, rows[:, some]) < 0, q, axis=1)
 
 
 def _spread(found: dict, name: str, maps: Tensor, some: Tensor, wanted: Tensor, below: Tensor) -> None:
