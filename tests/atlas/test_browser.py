@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import shutil
 import threading
 from dataclasses import replace
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from neuronym.atlas import alike, contents, site
 from neuronym.atlas.pictures import Sheets
@@ -288,6 +291,69 @@ def test_the_map_draws_and_opens_what_is_clicked(visit, index, network):
     )
     page.wait_for_selector("h2")
     assert page.url.endswith("/fc/6")
+
+
+def place_of_map(page) -> list[float]:
+    """What lies in the middle of the map, and how many times it is enlarged, as the address has it."""
+    page.wait_for_function("location.hash.includes('at=')")
+    page.wait_for_timeout(300)  # the address is written when the map has come to rest
+    return [float(x) for x in page.url.split("at=")[1].split("&")[0].split("_")]
+
+
+def drawn_map(page) -> np.ndarray:
+    """The map's pixels."""
+    page.wait_for_selector("canvas")
+    page.wait_for_timeout(200)
+    url = page.evaluate("document.querySelector('canvas').toDataURL()")
+    with Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as picture:
+        return np.asarray(picture.convert("RGBA"), dtype=float)
+
+
+def test_the_map_is_moved_and_enlarged_and_its_view_has_a_link(visit, index):
+    page = visit(index + "#/map?q=red")
+    whole = drawn_map(page)
+    page.locator("canvas").scroll_into_view_if_needed()
+    box = page.locator("canvas").bounding_box()
+    half = (box["width"] - 2) / 2, (box["height"] - 2) / 2
+    page.mouse.move(box["x"] + 1 + half[0] / 2, box["y"] + 1 + half[1])
+    page.mouse.wheel(0, -400)  # what is under the pointer stays there
+    x, y, zoom = place_of_map(page)
+    assert zoom == pytest.approx(0.94 * np.e, rel=1e-3) and y == pytest.approx(0, abs=0.01)
+    assert (x - 0.5 / 0.94) * zoom == pytest.approx(-0.5, abs=0.01)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 1 + half[0], box["y"] + 1 + half[1] / 2)
+    page.mouse.up()
+    moved = place_of_map(page)
+    expected = [x + 0.5 / zoom, y - 0.5 / zoom, zoom]
+    assert moved == pytest.approx(expected, abs=0.005) and "q=red" in page.url
+    there, linked = drawn_map(page), drawn_map(visit(page.url))
+    assert np.abs(there - linked).mean() < 0.1 * np.abs(there - whole).mean()
+    page.get_by_role("button", name="table", exact=True).click()
+    page.wait_for_selector("tbody")
+    page.go_back()
+    np.testing.assert_array_equal(drawn_map(page), linked)
+    page.get_by_role("button", name="map").click()
+    page.wait_for_function("!location.hash.includes('at=')")
+    assert visit(index + "#/map?at=nonsense").locator("canvas").count() == 1
+
+
+def test_two_fingers_enlarge_the_map(visit, index):
+    page = visit(index + "#/map", width=400)
+    page.locator("canvas").scroll_into_view_if_needed()
+    box = page.locator("canvas").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *apart: float) -> None:
+        points = [{"x": x + side, "y": y, "id": i} for i, side in enumerate(apart)]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", -50, 50)
+    for side in (60, 80, 100):
+        touch("touchMove", -side, side)
+    touch("touchEnd")
+    found = place_of_map(page)
+    assert found == pytest.approx([0, 0, 2 * 0.94], abs=0.01) and "/map" in page.url  # no unit was opened
 
 
 @pytest.mark.parametrize("view", ["grid", "table", "map", "unit/microworld%3Aresnet/fc/3"])

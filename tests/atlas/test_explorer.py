@@ -71,7 +71,11 @@ def test_chosen_units_are_what_the_parameter_units_takes(answers, measured):
 
 def test_columns_come_when_the_page_asks_for_them(answers, network):
     start = answers.start("An explorer")
-    assert list(start["columns"]) == ["held"] and start["mapped"] and start["help"]["columns"]["clarity"]
+    assert (
+        list(start["columns"]) == ["label", "held"]
+        and start["mapped"]
+        and start["help"]["columns"]["clarity"]
+    )
     for name in ("score", "clarity"):
         column = answered(answers, {"id": "7", "path": f"columns/{name}"}, [])[0]["content"]
         assert column == quantised(network.units[name].to_numpy())

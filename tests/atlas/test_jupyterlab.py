@@ -110,7 +110,6 @@ def test_search_open_and_choose_a_unit_and_have_it_in_python_and_compare_network
         atlas.locator("h2").wait_for()
         atlas.locator("figure .pic").first.wait_for()
         assert atlas.locator("h2").inner_text() == name
-        wrong += axe_faults(page, axe(), ".jp-OutputArea .atlas") if axe() else []
         layer, unit = place.split(" · unit ")
         unit = int(unit.split()[0])
         atlas.get_by_role("button", name="choose this unit").click()
@@ -126,6 +125,16 @@ def test_search_open_and_choose_a_unit_and_have_it_in_python_and_compare_network
         assert two.locator("thead th").last.inner_text() == "held out" and two.locator("tbody tr").count() > 1
         two.get_by_role("button", name="map").click()
         two.locator("canvas").wait_for()
-        wrong += faults(page, ".jp-OutputArea .atlas")
+        dark = {"theme": "JupyterLab Dark"}
+        for theme in ("light", "dark"):
+            if theme == "dark":
+                page.evaluate(
+                    "asked => window.jupyterapp.commands.execute('apputils:change-theme', asked)", dark
+                )
+                page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+            ground = two.evaluate("el => getComputedStyle(el).backgroundColor")
+            assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 27)"}[theme]
+            wrong += faults(page, ".jp-OutputArea .atlas")
+            wrong += axe_faults(page, axe(), ".jp-OutputArea .atlas") if axe() else []
         assert wrong == []
         browser.close()

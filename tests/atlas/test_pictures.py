@@ -89,5 +89,8 @@ def test_the_line_surrounds_what_is_at_the_level():
     assert 55 <= points[:, 0].min() and points[:, 0].max() <= 95
     assert 18 <= points[:, 1].min() and points[:, 1].max() <= 57
     assert pictures.outline(np.zeros((4, 4)), 127.5) == ""
+    one[:] = 0
+    one[2, 5] = 255
+    assert pictures.outline(one, 254.9) == ""  # an area of no size
     edge = pictures.outline(np.full((4, 4), 255.0), 127.5)
     assert edge.count("M") == 1 and {0, 100} <= set(points_of(edge).ravel().tolist())

@@ -35,14 +35,8 @@ def test_columns_say_what_the_tables_say(written, network):
     index = said(folder / "index.js", "ATLAS.index(")
     units = network.units
     words = np.array(index["words"])
-    texts = index["labels"]
-    assert [bool(text) for text in texts] == [name == network.main for name in index["methods"]]
-    texts = [
-        text or said(folder / "columns" / f"names{k}.js", f'ATLAS.file("columns/names{k}",')["codes"]
-        for k, text in enumerate(texts)
-    ]
-    labels = [words[unpacked(text, np.uint16)] for text in texts]
-    assert labels[index["methods"].index(network.main)].tolist() == units["label"].tolist()
+    labels = words[unpacked(index["columns"]["label"]["codes"], np.uint16)]
+    assert labels.tolist() == units["label"].tolist()
     for name in ("score", "held", "p", "active", "clarity", "redundancy"):
         column = index["columns"].get(name)
         column = column or said(folder / "columns" / f"{name}.js", f'ATLAS.file("columns/{name}",')
@@ -50,8 +44,12 @@ def test_columns_say_what_the_tables_say(written, network):
         values = np.where(codes > 0, column["low"] + (codes - 1) * column["step"], np.nan)
         np.testing.assert_allclose(values, units[name], atol=0.51 * column["step"])
     assert [(l["name"], l["units"]) for l in index["layers"]] == [("conv1", 24), ("fc", 52)]
+    beside = f"label{index['methods'].index('cos_similarity')}"
+    column = said(folder / "columns" / f"{beside}.js", f'ATLAS.file("columns/{beside}",')
     own = network.methods[network.methods["method"] == "cos_similarity"]
-    assert labels[index["methods"].index("cos_similarity")].tolist() == own["label"].tolist()
+    assert words[unpacked(column["codes"], np.uint16)].tolist() == own["label"].tolist()
+    there = {file.stem for file in (folder / "columns").glob("label*")}
+    assert there == {beside}  # the main method's names are the column "label"
     assert sum(sizes.values()) == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     assert sizes["page"] == sum((folder / name).stat().st_size for name in site.PAGE)
 

@@ -27,7 +27,7 @@ from neuronym.trust.probability import is_probability
 
 SHARD, TOPS, ON_CARD = 256, 1024, 3  # units in a file of details, in a file of top images; images there
 COLUMN_TITLES = {
-    "layer": "layer", "label": "name", "trust": "trust", "held": "held out", "score": "score",
+    "label": "name", "layer": "layer", "trust": "trust", "held": "held out", "score": "score",
     "agree": "methods agree", "p": "p", "active": "above 0", **{name: name for name in MEANING},
 }  # fmt: skip
 HELP = {  # sentences that the page shows
@@ -42,7 +42,7 @@ HELP = {  # sentences that the page shows
     "clarity, how alike its highest images are; redundancy, how like another unit's these are; "
     "polysemanticity, how far they fall into two groups. Deviations: how far a picture of yours excites a "
     "unit, and how much of its name the image-text model sees there, in standard deviations over the images.",
-    "map": "Units that fire together lie together. Drag, wheel, click. Size: ",
+    "map": "Units that fire together lie together. Drag, wheel or pinch, click. Size: ",
     "matched": "pairs, one to one, by correlation over the images for naming; "
     "beside it that over those held out.",
     "differ": " units have another name, the largest difference first.",
@@ -75,7 +75,7 @@ HELP = {  # sentences that the page shows
     "low": "Lowest activations",
     "line": "; the line surrounds half of the picture's highest value or more (below zero: of its lowest)",
     "range": "Across the range: images above that share of all",
-    "spread": "Images by activation, heights by square root.",
+    "spread": "Heights: images, by square root. From left to right: activation, from ",
     "like": " Orange: the 5 % of images that the image-text model finds most like ",
 }
 
@@ -141,8 +141,9 @@ def index_content(
     across: int = ACROSS,
 ) -> dict:
     """What the page knows from the start: networks, layers, the dictionary of words, and a column of each
-    number over all units. `pairs` are the layers that are matched, `shard` units in a file of details,
-    `across` pictures in a row of a sheet.
+    number over all units: "label" and "held" are of the networks' main methods, "label1" of the method of
+    that place, left out where it is the one main. `pairs` are the layers that are matched, `shard` units in a
+    file of details, `across` pictures in a row of a sheet.
     """
     units = pd.concat([network.units for network in networks], ignore_index=True)
     names = list(dict.fromkeys(name for n in networks for name in n.methods["method"].unique()))
@@ -172,7 +173,8 @@ def index_content(
     }
     if not any(is_probability(network.data) for network in networks) and "trust" in shown:
         shown["trust"] = "trust, in order"
-    numbers |= {f"held{i}": columns[name]["held"] for i, name in enumerate(names)}
+    beside = [i for i, name in enumerate(names) if len(networks) > 1 or name != networks[0].main]
+    numbers |= {f"held{i}": columns[names[i]]["held"] for i in beside}
     if mapped:
         numbers |= {"x": places[:, 0], "y": places[:, 1]}
     return {
@@ -200,8 +202,9 @@ def index_content(
         "kinds": kinds,
         "kindOf": packed(kind_of),
         "wide": len(words) >= 2**16,
-        "labels": [packed(column) for column in codes],
-        "columns": {name: quantised(values) for name, values in numbers.items()},
+        "columns": {"label": {"codes": packed(main)}}
+        | {f"label{i}": {"codes": packed(codes[i])} for i in beside}
+        | {name: quantised(values) for name, values in numbers.items()},
         "odd": packed(units["odd"].to_numpy(np.uint8)),
         "mapped": mapped,
         "matches": list(pairs),
@@ -214,15 +217,11 @@ def index_content(
 
 
 def at_first(content: Mapping) -> tuple[dict, dict[str, dict]]:
-    """What `index_content` gave as far as the first view shows it, and what it does not by its name: columns,
-    and names by others than the networks' main methods.
-    """
-    columns, mains = content["columns"], {network["main"] for network in content["networks"]}
-    at_once = "trust" if "trust" in columns else "held"
-    later = {name: column for name, column in columns.items() if name != at_once}
-    labels = [text if name in mains else "" for name, text in zip(content["methods"], content["labels"])]
-    later |= {f"names{k}": {"codes": content["labels"][k]} for k, text in enumerate(labels) if not text}
-    return {**content, "columns": {at_once: columns[at_once]}, "labels": labels}, later
+    """What `index_content` gave as far as the first view shows it, and the other columns by their names."""
+    columns = content["columns"]
+    at_once = ("label", "trust" if "trust" in columns else "held")
+    later = {name: column for name, column in columns.items() if name not in at_once}
+    return {**content, "columns": {name: columns[name] for name in at_once}}, later
 
 
 def quantised(values: np.ndarray) -> dict:

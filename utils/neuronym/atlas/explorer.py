@@ -47,8 +47,6 @@ WIDGET = """
 export default { render({ model, el }) {
   const root = document.createElement("div"), asked = {}, kept = {};
   root.className = "atlas";
-  const lab = document.body.dataset.jpThemeLight;  // JupyterLab's theme, whatever that of the machine
-  if (lab) root.style.colorScheme = lab === "true" ? "light" : "dark";
   root.dataset.lmSuppressShortcuts = "true";  // keys are the page's here, not the notebook's
   root.style.cssText += "max-height: 760px; overflow: auto; border: 1px solid var(--line)";
   el.append(root);
@@ -98,6 +96,12 @@ export default { render({ model, el }) {
   return () => model.off("msg:custom", answer);
 } };
 """
+
+
+THEME = """
+[data-jp-theme-light=true] .atlas { color-scheme: light; }
+[data-jp-theme-light=false] .atlas { color-scheme: dark; }
+"""  # JupyterLab's, whatever that of the machine
 
 
 class Answers:
@@ -244,7 +248,7 @@ def explorer_of(networks: Sequence[Network], title: str = ""):
         """The page of an atlas."""
 
         _esm = read_page("atlas.js") + WIDGET
-        _css = read_page("atlas.css")
+        _css = read_page("atlas.css") + THEME
         meta = traitlets.Dict().tag(sync=True)
         chosen = traitlets.List().tag(sync=True)
         told = traitlets.Unicode().tag(sync=True)

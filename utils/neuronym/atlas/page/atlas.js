@@ -2,10 +2,8 @@
 var ATLAS = (() => {
 const CONSTANT = 1, DEAD = 2, CHANCE = 4;
 const COLOURS = "#0173b2 #de8f05 #029e73 #d55e00 #cc78bc #ca9161 #8a8a8a #b8a100 #56b4e9".split(" ");
-const SVG = "http://www.w3.org/2000/svg";
 const pad = n => String(n).padStart(4, "0");
 const number = (x, digits = 2) => isFinite(x) ? x.toFixed(digits).replace(/^(-?)0\./, "$1.") : "–";
-const many = n => `${n}`.replace(/\B(?=(\d{3})+$)/g, ",");
 
 function unpack(text, kind) {
 	return new kind((Uint8Array.fromBase64?.(text) || Uint8Array.from(atob(text), c => c.charCodeAt(0))).buffer);
@@ -13,8 +11,8 @@ function unpack(text, kind) {
 const once = make => { let made; return () => made ||= make(); };
 
 function h(tag, ...inside) {  // h("p.dim", {title: "..."}, "text", element)
-	const [name, style] = tag.split("."), drawn = /^(svg|path|rect|text)$/.test(name);
-	const el = drawn ? document.createElementNS(SVG, name) : document.createElement(name);
+	const [name, style] = tag.split("."), drawn = /^(svg|path|rect)$/.test(name);
+	const el = drawn ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
 	if (style) el.className = style;
 	if (inside[0]?.constructor === Object)
 		for (const [key, value] of Object.entries(inside.shift()))
@@ -36,31 +34,25 @@ const files = {
 function mount(root, meta, source, options = {}) {
 	const inPage = options.hash !== false, main = h(inPage ? "main" : "div");
 	const { layers, networks, methods, words, matches, help } = meta, numbers = Object.keys(help.columns).slice(2);
-	const first = [], col = { layer: 1, label: 1 }, codes = {}, orders = {};
+	const first = [], col = { layer: 1 }, codes = {}, orders = {};
 	const U = layers.reduce((n, l) => (first.push(n), n + l.units), 0), layerOf = new Uint16Array(U);
 	layers.forEach((l, k) => layerOf.fill(k, first[k], first[k] + l.units));
 	function keep(name, { low, step, codes: text }) {  // read when asked for; code 0 stands for no value
-		const kind = meta.wide && /^names/.test(name) ? Uint32Array : Uint16Array;
-		const some = codes[name] = once(() => text ? unpack(text, kind) : new kind(U));
+		const kind = meta.wide && /^label/.test(name) ? Uint32Array : Uint16Array;
+		const some = codes[name] = once(() => unpack(text, kind));
 		col[name] = i => some()[i] ? low + (some()[i] - 1) * step : NaN;
 	}
 	for (const name in meta.columns) keep(name, meta.columns[name]);
-	meta.labels.forEach((text, k) => text && keep("names" + k, { codes: text }));
-	if (!col.trust) keep("trust", {});
-	const each = name => methods.map((_, k) => name + k), of = (name, m) => name + (m && methods.indexOf(m));
-	const ofMain = once(() => {  // of each network its main method's
-		const all = by(networks[0].main).slice();
-		layers.forEach((l, k) =>
-			all.set(by(networks[l.network].main).subarray(first[k], first[k] + l.units), first[k]));
-		return all;
-	}), by = m => m ? codes[of("names", m)]() : ofMain();
+	const sole = networks[1] ? "" : networks[0].main;  // whose columns have no number
+	const of = (name, m) => name + (m && m !== sole ? methods.indexOf(m) : ""), by = m => codes[of("label", m)]();
+	const each = name => methods.map(m => of(name, m));
 	const held = (i, m) => col[of("held", m)](i);
 	const odd = unpack(meta.odd, Uint8Array), kindOf = unpack(meta.kindOf, Uint8Array);
 	const lower = once(() => words.map(word => " " + word.toLowerCase().replace(/[-_,]/g, " ")));
 	const sort = meta.columns.trust ? "trust" : "held", worth = col[sort], worthName = help.columns[sort];
 	const usual = { view: "grid", q: "", layer: "", method: "", kind: "", least: 0, chance: 1, dead: "", up: "",
-		sort, a: "", b: "", ma: "", mb: "" }, found = new Uint32Array(U);
-	let state = { ...usual }, hits = [], picked = -1, shown = 0, only = null, calls;
+		sort, a: "", b: "", ma: "", mb: "", at: "" }, found = new Uint32Array(U);
+	let state = { ...usual }, hits = [], picked = -1, only = null, calls;
 
 	const layer = i => layers[layerOf[i]], network = i => networks[layer(i).network];
 	const span = (a, b = a) => `${first[a]}-${first[b] + layers[b].units}`;
@@ -70,7 +62,7 @@ function mount(root, meta, source, options = {}) {
 
 	function order(name, up) {  // by counting, once for each column
 		return orders[name + up] ||= (() => {
-			const key = (name === "label" ? ofMain : codes[name])?.(), all = new Uint32Array(U);
+			const key = codes[name]?.(), all = new Uint32Array(U);
 			if (!key) return all.map((_, i) => up ? i : U - 1 - i);
 			const last = Math.max(words.length, 65536), start = new Uint32Array(last + 2);
 			const rank = x => !x && name !== "label" ? last : up ? x : last - x;
@@ -90,8 +82,7 @@ function mount(root, meta, source, options = {}) {
 		const all = q && !has.includes(1) ? [] : only ? [...only.keys()] : order(state.sort, up);
 		calls = i => q && !has[lists[0][i]] && methods.find(m => has[by(m)[i]]);
 		let n = 0;
-		for (let at = 0; at < all.length; at++) {
-			const i = all[at];
+		for (const i of all) {
 			if (i < from || i >= to || odd[i] & hidden || least > 0 && !(worth(i) >= least)) continue;
 			if (kind !== "" && kindOf[lists[0][i]] !== kind) continue;
 			if (!q || lists.some(names => has[names[i]])) found[n++] = i;
@@ -108,11 +99,9 @@ function mount(root, meta, source, options = {}) {
 	function read(text) {
 		const [path, query] = text.replace(/^#\/?/, "").split("?"), [view, ...parts] = path.split("/");
 		if (view === "unit") {
-			const [net, name, unit] = parts.map(part => {
-				try { return decodeURIComponent(part); } catch { return part; }
-			});
+			const [net, name, unit] = parts.map(part => new URLSearchParams("=" + part).get(""));
 			const k = layers.findIndex(l => l.name === name && networks[l.network].name === net);
-			const there = k >= 0 && /^\d+$/.test(unit) && unit < layers[k].units;
+			const there = /^\d+$/.test(unit) && unit < layers[k]?.units;
 			return { ...state, view, asked: parts.join("/"), unit: there ? first[k] + +unit : -1 };
 		}
 		const asked = { ...usual, ...Object.fromEntries(new URLSearchParams(query)) };
@@ -130,7 +119,7 @@ function mount(root, meta, source, options = {}) {
 		show();
 	}
 	const open = i => { picked = i; go(address(i)); };
-	const follow = e => { if (!inPage) { e.preventDefault(); go(e.currentTarget.getAttribute("href")); } };
+	const follow = e => { if (!inPage) { e.preventDefault(); go(e.currentTarget.hash); } };
 	const link = (href, text) => h("a", { href: href >= 0 ? address(href) : href, onclick: follow }, text);
 
 	const matched = (pair, a) => source.get("matches/" + pair.join("-")).then(m => {
@@ -151,29 +140,28 @@ function mount(root, meta, source, options = {}) {
 	const bar = x => h("span.bar", { style: `background-size:${100 * Math.max(0, x || 0)}% 100%` });
 	const barred = x => [bar(x), " " + number(x)];
 	function valueOf(name, i, m = "") {
-		const x = name === "held" ? held(i, m) : col[name](i);
+		const x = col[of(name, name === "held" && m)](i);
 		return /trust|held/.test(name) ? barred(x) : number(x, name === "p" ? 3 : 2);
 	}
-	function badge(i) {
-		const o = odd[i];
-		return o && h("span.badge", o & CONSTANT ? "constant" : o & DEAD ? "dead" : "no better than chance");
-	}
+	const badge = i => odd[i] && h("span.badge",
+		odd[i] & CONSTANT ? "constant" : odd[i] & DEAD ? "dead" : help.fields.chance);
 	function also(i) {  // which other method gives the name that was searched
 		const m = calls?.(i);
 		return m && h("small", ` “${nameOf(i, m)}” by ${m}`);
 	}
-	function card(i, text, x) {
+	function card(i, text, x = worth(i)) {
 		const pics = h("span.pics"), z = only?.get(i);
 		source.get("tops/" + pad(i / meta.tops | 0)).then(few => {
-			const at = i % meta.tops * meta.few, some = [...few.subarray(at, at + meta.few)].filter(n => n >= 0);
-			pics.append(...some.map(n => pic(network(i).sheets, n)));
+			const at = i % meta.tops * meta.few, some = few.slice(at, at + meta.few).filter(n => n >= 0);
+			pics.append(...Array.from(some, n => pic(network(i).sheets, n)));
 		}, () => 0);
 		const line = text ? text + number(x) : z ? z.map(x => number(x ?? NaN, 1)).join(help.deviations)
-			: worthName + " " + number(worth(i));
+			: worthName + " " + number(x);
 		return h("a.card", { href: address(i), onclick: follow, "data-unit": i }, pics, h("b", nameOf(i)),
-			h("div.dim", place(i), also(i)), bar(text ? x : worth(i)), h("small", " ", line), badge(i));
+			h("div.dim", place(i), also(i)), bar(x), h("small", " ", line), badge(i));
 	}
-	function list(into, make, step) {
+	function list(whole, into, make, step) {
+		let shown = 0;
 		const more = () => {
 			into.append(...Array.from(hits.slice(shown, shown += step), i => make(i)));
 			button.hidden = shown >= hits.length;
@@ -181,21 +169,19 @@ function mount(root, meta, source, options = {}) {
 			seen.observe(button);
 		}, button = h("button", { onclick: more }, "show more");
 		const seen = new IntersectionObserver(([last]) => last.isIntersecting && more());
-		shown = 0;
+		main.append(counted(), whole, h("p", button));
 		more();
-		main.append(h("p", button));
 	}
 	function tableOf(titles, body) {
 		const head = h("thead", h("tr", titles.map(title => h("th", { scope: "col" }, title))));
 		return h("div.scroll", { tabindex: 0, role: "region", "aria-label": "table" }, h("table", head, body));
 	}
 	const counted = () => h("p.dim", { role: "status" },
-		`${many(hits.length)} of ${many(U)} units`, !hits.length && help.none);
+		`${hits.length.toLocaleString("en")} of ${U.toLocaleString("en")} units`, !hits.length && help.none);
 
 	function grid() {
 		const box = h("div.grid");
-		main.append(counted(), box);
-		list(box, card, 24);
+		list(box, box, card, 24);
 	}
 	function table() {
 		const body = h("tbody"), td = x => h("td.n", x);
@@ -203,76 +189,94 @@ function mount(root, meta, source, options = {}) {
 			const own = sort === state.sort, onclick = () => go({ sort, up: own && !state.up ? 1 : "" });
 			return h("button", { onclick }, help.columns[sort], own && (state.up ? " ▴" : " ▾"));
 		});
-		main.append(counted(), tableOf(heads, body));
-		list(body, i => h("tr", { "data-unit": i }, td(link(i, place(i))),
-			h("td", nameOf(i), also(i), badge(i)), numbers.map(name => td(valueOf(name, i, state.method)))), 50);
+		list(tableOf(heads, body), body, i => h("tr", { "data-unit": i }, h("td", link(i, nameOf(i)), also(i), badge(i)),
+			td(place(i)), numbers.map(name => td(valueOf(name, i, state.method)))), 50);
 	}
 	function map() {
 		const canvas = h("canvas", { role: "img", "aria-label": help.canvas });
 		const tip = h("p.dim", { role: "status" }, " "), kinds = meta.kinds[1], dpr = devicePixelRatio;
-		const colour = k => COLOURS[k % COLOURS.length];
 		const group = i => kinds ? kindOf[by(state.method)[i]] : layerOf[i];
 		const keys = (kinds ? meta.kinds : layers.map(l => l.name)).flatMap((name, k) =>
-			[h("span.key", { style: "background:" + colour(k) }), name || "other"]);
+			[h("span.key", { style: "background:" + COLOURS[k % 9] }), name || "other"]);
 		main.append(counted(), h("p.dim", help.map + worthName + "."), canvas, tip, h("p", keys));
-		let zoom = .94, ox = 0, oy = 0, near = -1, from = null, moved = 0;
-		const middle = (x, size) => (1 + x * zoom) * canvas["client" + size] / 2;
-		const where = i => [middle(col.x(i) + ox, "Width"), middle(col.y(i) + oy, "Height")];
+		let [x, y, zoom] = (state.at + "_0_0").split("_").map(x => +x || 0), moved = 0, later;
+		const off = [x, y], fingers = new Map();
+		zoom ||= .94;
+		const half = k => canvas[k ? "clientHeight" : "clientWidth"] / 2;
+		const where = i => [0, 1].map(k => (1 + (col["xy"[k]](i) + off[k]) * zoom) * half(k));
+		const grip = () => {  // the middle of one or two fingers, how far they are apart
+			const [a, b = a] = fingers.values();
+			return [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2, Math.hypot(a[0] - b[0], a[1] - b[1]) || 1];
+		};
+		function move(from, to, by) {  // what is at `from` comes to `to`
+			const before = zoom;
+			zoom = Math.max(.5, Math.min(60, zoom * by));
+			for (const k of [0, 1]) off[k] += (to[k] / half(k) - 1) / zoom - (from[k] / half(k) - 1) / before;
+			state.at = [...off, zoom].map(x => +x.toFixed(4)).join("_");
+			clearTimeout(later);  // who writes too often is slowed down
+			later = setTimeout(() => inPage && canvas.isConnected && history.replaceState(null, "", hash(state)), 200);
+			paint();
+		}
 		function paint() {
-			const ctx = canvas.getContext("2d"), style = getComputedStyle(root), taken = new Set();
+			const ctx = canvas.getContext("2d"), style = getComputedStyle(root), taken = [];
 			canvas.width = canvas.clientWidth * dpr;
 			canvas.height = canvas.clientHeight * dpr;
 			ctx.scale(dpr, dpr);
 			const base = Math.max(1, Math.min(11, 90 * Math.sqrt(zoom / U)));
 			const dot = (i, alpha) => {
 				ctx.globalAlpha = alpha;
-				ctx.fillStyle = colour(group(i));
+				ctx.fillStyle = COLOURS[group(i) % 9];
 				ctx.beginPath();
 				ctx.arc(...where(i), base * (.4 + .8 * Math.max(0, worth(i) || 0)), 0, 7);
 				ctx.fill();
 			};
 			if (hits.length < U) layerOf.forEach((_, i) => dot(i, .1));
-			hits.forEach(i => dot(i, .85));
+			const inside = hits.filter(i => where(i).every((x, k) => x > 0 && x < 2 * half(k)));
+			inside.forEach(i => dot(i, .85));
 			Object.assign(ctx, { globalAlpha: 1, font: "12px system-ui, sans-serif", fillStyle: style.color,
 				strokeStyle: style.backgroundColor, lineWidth: 3 });
-			const best = [...hits.subarray(0, 3000)].sort((a, b) => (worth(b) || 0) - (worth(a) || 0));
-			if (near >= 0) best.unshift(near);
+			const best = inside.slice(0, 3000).sort((a, b) => (worth(b) || 0) - (worth(a) || 0));
 			for (const i of best) {
 				const [at, y] = where(i), text = nameOf(i), wide = ctx.measureText(text).width;
-				const x = Math.min(at, canvas.clientWidth - wide - base), across = Math.ceil(wide / 12) + 2;
-				const cells = Array.from({ length: 3 * across },
-					(_, k) => [(x / 12 | 0) + k % across, (y / 6 | 0) + (k / across | 0)] + "");
-				if (cells.some(cell => taken.has(cell))) continue;
-				cells.forEach(cell => taken.add(cell));
+				const x = Math.min(at, canvas.clientWidth - wide - base);
+				if (taken.some(([a, b, w]) => Math.abs(b - y) < 15 && a < x + wide + 9 && x < a + w + 9)) continue;
+				taken.push([x, y, wide]);
 				ctx.strokeText(text, x + base, y + 4);
 				ctx.fillText(text, x + base, y + 4);
 			}
 		}
 		function under(e) {
-			let best = -1, least = 18;
+			let best, least = 18;
 			for (const i of hits) {
 				const [x, y] = where(i), d = Math.hypot(x - e.offsetX, y - e.offsetY);
 				if (d < least) [best, least] = [i, d];
 			}
 			return best;
 		}
-		canvas.onpointerdown = e => { from = e; moved = 0; canvas.setPointerCapture(e.pointerId); };
-		canvas.onpointerup = e => { from = null; if (moved < 5 && (near = under(e)) >= 0) open(near); };
+		canvas.onpointerdown = e => {
+			moved = fingers.size && 9;
+			fingers.set(e.pointerId, [e.offsetX, e.offsetY]);
+			canvas.setPointerCapture(e.pointerId);
+		};
+		canvas.onlostpointercapture = e => fingers.delete(e.pointerId);
+		canvas.onpointerup = e => {
+			const near = under(e);
+			if (moved < 5 && near >= 0) open(near);
+		};
 		canvas.onpointermove = e => {
-			if (from) {
-				const dx = e.clientX - from.clientX, dy = e.clientY - from.clientY;
-				ox += dx * 2 / canvas.clientWidth / zoom;
-				oy += dy * 2 / canvas.clientHeight / zoom;
-				moved += Math.hypot(dx, dy);
-				from = e;
-			} else if (under(e) === near) return;
-			else { near = under(e); tip.textContent = near < 0 ? " " : `${nameOf(near)}: ${place(near)}`; }
-			paint();
+			if (fingers.has(e.pointerId)) {
+				const was = grip(), now = fingers.set(e.pointerId, [e.offsetX, e.offsetY]) && grip();
+				moved += Math.hypot(now[0] - was[0], now[1] - was[1]);
+				move(was, now, now[2] / was[2]);
+			} else {
+				const near = under(e);
+				tip.textContent = near >= 0 ? `${nameOf(near)}: ${place(near)}` : " ";
+			}
 		};
 		canvas.onwheel = e => {
+			const at = [e.offsetX, e.offsetY];
 			e.preventDefault();
-			zoom = Math.max(.5, Math.min(60, zoom * Math.exp(-e.deltaY / 400)));
-			paint();
+			move(at, at, Math.exp(-e.deltaY / 400));
 		};
 		new ResizeObserver(paint).observe(canvas);
 	}
@@ -369,16 +373,15 @@ function mount(root, meta, source, options = {}) {
 		return out;
 	}
 	function histogram(d, name) {
-		const n = d.all.length, most = Math.max(...d.all), box = h("svg", { viewBox: "0 0 480 126" });
-		const text = (x, value, anchor) => h("text", { x, y: 121, "text-anchor": anchor }, number(value));
+		const n = d.all.length, most = Math.max(...d.all), box = h("svg", { viewBox: "0 0 480 104" });
 		const bars = (counts, fill) => counts.forEach((x, k) => {
 			const height = x && 8 + 92 * Math.sqrt(x / most);
 			box.append(h("rect", { x: k * 480 / n, width: 480 / n - 1, y: 104 - height, height, fill }));
 		});
-		bars(d.all, "color-mix(in srgb, var(--fill) 55%, var(--bg))");
+		bars(d.all, "var(--fill)");
 		bars(d.label || [], "var(--fill2)");
-		box.append(text(0, d.low, "start"), text(480, d.high, "end"));
-		return h("div", box, h("p.dim", help.spread + (d.label ? help.like + `“${name}”.` : "")));
+		return h("div", box, h("p.dim", `${help.spread}${number(d.low)} to ${number(d.high)}.`,
+			d.label && help.like + `“${name}”.`));
 	}
 
 	const VIEWS = { __proto__: null, grid, table, ...meta.mapped && { map }, compare, unit }, least = h("span");
@@ -408,8 +411,8 @@ function mount(root, meta, source, options = {}) {
 		return h("label", ...input[key].type === "checkbox" ? [input[key], " ", title] : [title, input[key]]);
 	}));
 	const tabs = Object.keys(VIEWS).slice(0, -1).map(view =>
-		h("button", { "data-view": view, onclick: () => go({ view }) }, view === "grid" ? "pictures" : view));
-	root.replaceChildren(h("header", h("h1", meta.title), h("nav", tabs), filters,
+		h("button", { "data-view": view, onclick: () => go({ view, at: "" }) }, view === "grid" ? "pictures" : view));
+	root.replaceChildren(h("header", h("h1", meta.title), h("nav", { "aria-label": meta.title }, tabs), filters,
 		h("details.dim", h("summary", help.summary), help.numbers)), main);
 
 	function show() {
@@ -418,8 +421,8 @@ function mount(root, meta, source, options = {}) {
 		tabs.forEach(el => el.setAttribute("aria-current", el.dataset.view === state.view));
 		filters.hidden = state.view === "unit" || state.view === "compare";
 		main.replaceChildren();
-		const names = [...NEEDS[state.view] || [], ...filters.hidden ? [...each("names"), ...each("held")]
-			: [state.sort, ...state.q ? each("names") : state.method ? [of("names", state.method)] : []]];
+		const names = [...NEEDS[state.view] || [], ...filters.hidden ? [...each("label"), ...each("held")]
+			: [state.sort, ...state.q ? each("label") : [of("label", state.method)]]];
 		if (state.view === "table") names.push(of("held", state.method));
 		const absent = names.filter(name => !col[name]);
 		if (absent[0]) {
@@ -433,7 +436,7 @@ function mount(root, meta, source, options = {}) {
 	}
 	function keys(e) {
 		const typing = /INPUT|SELECT/.test(e.target.tagName), on = state.view === "unit";
-		const box = main.querySelector(".grid");
+		const box = main.querySelector(".grid"), some = [...main.querySelectorAll("[data-unit]")];
 		if (e.altKey || e.ctrlKey || e.metaKey) return;
 		if (e.key === "/" && !typing) {
 			e.preventDefault();
@@ -444,16 +447,16 @@ function mount(root, meta, source, options = {}) {
 		else if (on) {
 			const i = state.unit + { ArrowLeft: -1, ArrowRight: 1 }[e.key];
 			if (layerOf[i] === layerOf[state.unit]) open(i);
-		} else if (hits.length && (!typing || e.target === input.q) && (box || state.view === "table")) {
+		} else if (some[0] && (!typing || e.target === input.q)) {
 			const across = box ? getComputedStyle(box).gridTemplateColumns.split(" ").length : 1;
-			const at = hits.indexOf(picked), aside = typing ? 0 : 1;
+			const at = some.findIndex(el => +el.dataset.unit === picked), aside = typing ? 0 : 1;
 			const d = { ArrowDown: across, ArrowUp: -across, ArrowRight: aside, ArrowLeft: -aside }[e.key];
 			if (d) {
+				const to = some[at < 0 ? 0 : Math.max(0, Math.min(some.length - 1, at + d))];
 				e.preventDefault();
-				picked = hits[at < 0 ? 0 : Math.max(0, Math.min(shown - 1, hits.length - 1, at + d))];
-				for (const el of main.querySelectorAll("[data-unit]"))
-					el.setAttribute("aria-current", +el.dataset.unit === picked);
-				main.querySelector("[aria-current=true]").scrollIntoView({ block: "nearest" });
+				some.forEach(el => el.setAttribute("aria-current", el === to));
+				picked = +to.dataset.unit;
+				to.scrollIntoView({ block: "nearest" });
 			} else if (e.key === "Enter" && at >= 0 && (typing || e.target === document.body)) open(picked);
 		}
 	}
