@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -50,3 +52,18 @@ def test_scores_do_not_depend_on_what_is_free(method, monkeypatch):
         monkeypatch.setattr(memory, "_free", lambda device: free)
         found.append(score_embeddings(I, T, Q, method))
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("free, least, asked", [(10, 0, 1), (10, 9, 1), (10, 10, 0), (0, 0, 0)])
+def test_free_memory_is_given_back_where_it_is_worth_it(monkeypatch, free, least, asked):
+    calls = []
+    library = SimpleNamespace(malloc_trim=calls.append)
+    monkeypatch.setattr(memory, "_C", library)
+    memory.give_back(least)
+    assert calls == [0], "where the C library does not tell what is free, it is given back"
+    calls.clear()
+    monkeypatch.setattr(memory, "_free_bytes", lambda otherwise: free)
+    memory.give_back(least)
+    assert calls == [0] * asked
+    monkeypatch.setattr(memory, "_C", None)
+    memory.give_back()

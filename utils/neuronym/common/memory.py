@@ -195,17 +195,32 @@ def top_images(Q: Tensor, k: int) -> Tensor:
     ).T.contiguous()  # [k, K]
 
 
-def give_back() -> None:
-    """Give free memory back to the system, in milliseconds.
+def give_back(least: int = 0) -> None:
+    """Give free memory back to the system, in milliseconds, where the C library keeps more than `least` bytes
+    of it: what uses memory next asks the system for it page by page.
 
-    The C library (glibc) keeps blocks of up to 32 MiB that were freed where something later lies behind them,
-    and arrow, which has the texts of tables, keeps its own: after some blocks of work that is more than their
-    budget.
+    glibc keeps blocks of up to 32 MiB that were freed where something later lies behind them, and arrow,
+    which has the texts of tables, keeps its own: after some blocks of work that is more than their budget.
     """
-    if sys.platform == "linux" and hasattr(_C, "malloc_trim"):
+    if hasattr(_C, "malloc_trim") and _free_bytes(least + 1) > least:
         _C.malloc_trim(0)
     if "pyarrow" in sys.modules:
         sys.modules["pyarrow"].default_memory_pool().release_unused()
+
+
+class _Heap(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")]
+    _fields_ += [(name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "free", "keepcost")]
+
+
+def _free_bytes(otherwise: int) -> int:
+    """Bytes of the heap that are free; `otherwise` where the C library does not tell."""
+    if not hasattr(_C, "mallinfo2"):
+        return otherwise
+    _C.mallinfo2.restype = _Heap
+    return _C.mallinfo2().free
 
 
 _C = ctypes.CDLL(None) if sys.platform == "linux" else None

@@ -211,9 +211,9 @@ def peak_mb() -> float:
 
 
 def _after_cell(_: object) -> None:
-    from neuronym.common.memory import give_back
+    from neuronym.common.memory import give_back, MEMORY
 
-    give_back()
+    give_back(MEMORY)
 
 
 def _slug(text: str) -> str:
