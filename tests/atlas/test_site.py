@@ -95,6 +95,11 @@ def test_without_places_there_is_no_map(network):
     assert contents.index_content([network], "An atlas", alike.unit_map(network.data.Q))["mapped"]
 
 
+def test_the_page_says_which_map_it_has(network):
+    few, many = (contents.index_content([network], "An atlas", most=most)["help"]["map"] for most in (76, 75))
+    assert "lie together" in few and "two principal components" in many
+
+
 def test_markup_in_labels_is_text(written):
     folder, _ = written
     index = (folder / "index.js").read_text()

@@ -202,7 +202,8 @@ def unit_map(
     """A place [all units, 2] in [-1, 1] for every unit, those whose activations go along close together.
 
     Activations over up to `images` images, each unit centred and of length 1, by 50 principal components and
-    t-SNE (van der Maaten & Hinton 2008); beyond `most` units the first two components.
+    t-SNE (van der Maaten & Hinton 2008). Beyond `most` units the first two components, which show the
+    coarse order alone: few of a unit's nearest are near it there (docs/protocols/unit_map.md).
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE

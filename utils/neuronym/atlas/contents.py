@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from neuronym.atlas import facts
+from neuronym.atlas.alike import LARGEST_TSNE
 from neuronym.atlas.pictures import ACROSS, Sheets
 from neuronym.evaluation.meaning import MEANING
 from neuronym.measurements import Measurements
@@ -78,6 +79,10 @@ HELP = {  # sentences that the page shows
     "spread": "Heights: images, by square root. From left to right: activation, from ",
     "like": " Orange: the 5 % of images that the image-text model finds most like ",
 }
+ROUGH_MAP = (
+    "Too many units for t-SNE: by two principal components of what they fire on, where few neighbours are a "
+    "unit's nearest. Drag, wheel or pinch, click. Size: "
+)
 
 
 @dataclass(eq=False)
@@ -139,11 +144,12 @@ def index_content(
     pairs: Sequence[tuple[int, int]] = (),
     shard: int = SHARD,
     across: int = ACROSS,
+    most: int = LARGEST_TSNE,
 ) -> dict:
     """What the page knows from the start: networks, layers, the dictionary of words, and a column of each
     number over all units: "label" and "held" are of the networks' main methods, "label1" of the method of
     that place, left out where it is the one main. `pairs` are the layers that are matched, `shard` units in a
-    file of details, `across` pictures in a row of a sheet.
+    file of details, `across` pictures in a row of a sheet, `most` what `alike.unit_map` was given.
     """
     units = pd.concat([network.units for network in networks], ignore_index=True)
     names = list(dict.fromkeys(name for n in networks for name in n.methods["method"].unique()))
@@ -179,7 +185,7 @@ def index_content(
         numbers |= {"x": places[:, 0], "y": places[:, 1]}
     return {
         "title": title,
-        "help": HELP | {"columns": shown},
+        "help": HELP | {"columns": shown, "map": HELP["map"] if len(units) <= most else ROUGH_MAP},
         "networks": [
             {
                 "name": name,

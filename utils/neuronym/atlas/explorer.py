@@ -42,7 +42,7 @@ from neuronym.similarity.sparse_columns import SparseColumns
 
 SIZE = 128  # pixels of a picture's side
 LISTED = 200  # units of the table that stands for the widget where nothing runs
-QUICK_MAP = 2000  # units up to which the map takes t-SNE, for which somebody waits
+QUICK_MAP = 2000  # units up to which the map takes t-SNE, for which somebody waits ten seconds
 WIDGET = """
 export default { render({ model, el }) {
   const root = document.createElement("div"), asked = {}, kept = {};
@@ -129,7 +129,8 @@ class Answers:
 
     def start(self, title: str) -> dict:
         """What the page knows from the start; other columns are kept until it asks for them."""
-        content = index_content(self.networks, title, pairs=pairs_of_layers(self.measured), shard=1, across=1)
+        pairs = pairs_of_layers(self.measured)
+        content = index_content(self.networks, title, pairs=pairs, shard=1, across=1, most=QUICK_MAP)
         first, self._later = at_first(content)
         return {**first, "mapped": bool(over_same_images(self.measured))}
 

@@ -147,7 +147,7 @@ function mount(root, meta, source, options = {}) {
 		odd[i] & CONSTANT ? "constant" : odd[i] & DEAD ? "dead" : help.fields.chance);
 	function also(i) {  // which other method gives the name that was searched
 		const m = calls?.(i);
-		return m && h("small", ` “${nameOf(i, m)}” by ${m}`);
+		return m && h("small", ` · “${nameOf(i, m)}” by ${m}`);
 	}
 	function card(i, text, x = worth(i)) {
 		const pics = h("span.pics"), z = only?.get(i);
