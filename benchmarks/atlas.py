@@ -114,17 +114,17 @@ def write_made_up(folder: Path, count: int) -> tuple[int, int]:
         N=1000,
         target=SimpleNamespace(name="made up"),
         clip=SimpleNamespace(name="none"),
-        probe=SimpleNamespace(name="none"),
+        probe=SimpleNamespace(name="none", scenes=None),
         concepts=list(names),
     )
     network = contents.Network(data, own, units, methods, "one")
     for name in site.PAGE:
         (folder / name).write_text(site.read_page(name), encoding="utf-8")
-    content = contents.index_content([network], "Made up", rng.random((count, 2)) * 2 - 1)
+    none = np.full((count, contents.ON_CARD), -1, dtype=np.int32)
+    content = contents.index_content([network], "Made up", rng.random((count, 2)) * 2 - 1, tops=none)
     _, later = site.write_index(folder, content)
-    for n in range(-(-count // contents.TOPS)):
-        none = np.full(contents.TOPS * contents.ON_CARD, -1, dtype=np.int32)
-        site.script(folder, f"tops/{n:04d}", contents.packed(none))
+    for n in range(0, count, contents.TOPS):
+        site.script(folder, f"tops/{n // contents.TOPS:04d}", contents.packed(none[n : n + contents.TOPS]))
     return sum(file.stat().st_size for file in folder.glob("*.*")), later
 
 

@@ -88,6 +88,9 @@ def test_details_tell_a_units_pictures_and_neighbours(written, network):
         assert (cosine == 1) == (names[["conv1", "fc"][number], unit] == names["fc", 5])
     tops = unpacked(said(folder / "tops" / "0000.js", 'ATLAS.file("tops/0000",'), np.int32).reshape(-1, 3)
     assert tops[24 + 3].tolist() == some[3]["p"][:3]
+    best = said(folder / "index.js", "ATLAS.index(")["best"]  # of the first view
+    first = network.units["held"].where(network.units["odd"] & 3 == 0).nlargest(24, keep="first").index
+    assert best == {str(i): tops[i].tolist() for i in first}
 
 
 def test_without_places_there_is_no_map(network):

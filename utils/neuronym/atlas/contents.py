@@ -27,6 +27,7 @@ from neuronym.measurements import Measurements
 from neuronym.trust.probability import is_probability
 
 SHARD, TOPS, ON_CARD = 256, 1024, 3  # units in a file of details, in a file of top images; images there
+FIRST_VIEW = 24  # units of the first view
 COLUMN_TITLES = {
     "label": "name", "layer": "layer", "trust": "trust", "held": "held out", "score": "score",
     "agree": "methods agree", "p": "p", "active": "above 0", **{name: name for name in MEANING},
@@ -145,11 +146,13 @@ def index_content(
     shard: int = SHARD,
     across: int = ACROSS,
     most: int = LARGEST_TSNE,
+    tops: np.ndarray | None = None,
 ) -> dict:
     """What the page knows from the start: networks, layers, the dictionary of words, and a column of each
     number over all units: "label" and "held" are of the networks' main methods, "label1" of the method of
     that place, left out where it is the one main. `pairs` are the layers that are matched, `shard` units in a
     file of details, `across` pictures in a row of a sheet, `most` what `alike.unit_map` was given.
+    Of the units that the first view shows their highest images `tops` [all units, ON_CARD] are told at once.
     """
     units = pd.concat([network.units for network in networks], ignore_index=True)
     names = list(dict.fromkeys(name for n in networks for name in n.methods["method"].unique()))
@@ -219,7 +222,15 @@ def index_content(
         "shard": shard,
         "tops": TOPS,
         "few": ON_CARD,
+        "best": {} if tops is None else {int(i): tops[i].tolist() for i in _first_view(units)},
     }
+
+
+def _first_view(units: pd.DataFrame) -> np.ndarray:
+    """Numbers of the units that the page shows at first: the most trusted."""
+    worth = units["trust"] if units["trust"].notna().any() else units["held"]
+    worth = worth.where(units["odd"] & (facts.CONSTANT | facts.DEAD) == 0)
+    return np.argsort(-worth.fillna(-np.inf).to_numpy(), kind="stable")[:FIRST_VIEW]
 
 
 def at_first(content: Mapping) -> tuple[dict, dict[str, dict]]:

@@ -153,7 +153,7 @@ def write_site(
         picture = as_seen(data, images[data.probe.fingerprint])
         sizes["pictures"] += write_sheets(sheets, picture, folder / "sheets" / str(which), size, progress)
     sizes["index"], sizes["columns"] = write_index(
-        folder, index_content(networks, title, places, list(matches or {}))
+        folder, index_content(networks, title, places, list(matches or {}), tops=tops)
     )
     return sizes
 

@@ -150,11 +150,10 @@ function mount(root, meta, source, options = {}) {
 		return m && h("small", ` · “${nameOf(i, m)}” by ${m}`);
 	}
 	function card(i, text, x = worth(i)) {
-		const pics = h("span.pics"), z = only?.get(i);
-		source.get("tops/" + pad(i / meta.tops | 0)).then(few => {
-			const at = i % meta.tops * meta.few, some = few.slice(at, at + meta.few).filter(n => n >= 0);
-			pics.append(...Array.from(some, n => pic(network(i).sheets, n)));
-		}, () => 0);
+		const pics = h("span.pics"), z = only?.get(i), at = i % meta.tops * meta.few;
+		const show = few => pics.append(...Array.from(few.filter(n => n >= 0), n => pic(network(i).sheets, n)));
+		if (meta.best[i]) show(meta.best[i]);  // told of the first view's
+		else source.get("tops/" + pad(i / meta.tops | 0)).then(few => show(few.slice(at, at + meta.few)), () => 0);
 		const line = text ? text + number(x) : z ? z.map(x => number(x ?? NaN, 1)).join(help.deviations)
 			: worthName + " " + number(x);
 		return h("a.card", { href: address(i), onclick: follow, "data-unit": i }, pics, h("b", nameOf(i)),
@@ -177,7 +176,7 @@ function mount(root, meta, source, options = {}) {
 		return h("div.scroll", { tabindex: 0, role: "region", "aria-label": "table" }, h("table", head, body));
 	}
 	const counted = () => h("p.dim", { role: "status" },
-		`${hits.length.toLocaleString("en")} of ${U.toLocaleString("en")} units`, !hits.length && help.none);
+		`${hits.length} of ${U}`.replace(/\B(?=(\d{3})+\b)/g, ",") + " units", !hits.length && help.none);
 
 	function grid() {
 		const box = h("div.grid");
