@@ -1,13 +1,14 @@
 """What do 50,000 features of a layer take, kept dense and by what is active?
 
     python benchmarks/features.py [--features 50000] [--k 32] [--images 2000] [--memory-mib 256] [--csv FILE]
-        [--notebook]
+        [--notebook labelling|trust|evaluation] [--explorer]
 
 An untrained TopK autoencoder of the microworld's layer4, largest value over positions; 392 concepts. Each
 form runs in a process of its own, without a cache: bytes of the activations, processor seconds of the pass
 and of naming all features by two functions, and the peak of memory in use before the pass, after it and after
-naming. Labels must be the same. `notebook` runs labelling on the features and on layer4 itself in place of
-this: the peak of each.
+naming. Labels must be the same. `notebook` runs a notebook on the features and on layer4 itself in place of
+this, with the settings of NOTEBOOKS: the peak of each. `explorer` opens the explorer on named features, and
+three of them in it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ import pandas as pd
 from similarity import write_table
 
 FUNCTIONS = ("combined_correlation", "soft_wpmi")
+NOTEBOOKS = {  # what is left out of a notebook takes time and no other memory
+    "labelling": {},
+    "trust": {"draws": 50, "samples": 10, "splits": 3, "counterfactuals": 100},
+    "evaluation": {"units": 20, "dissected": 0, "pictures": 4},
+}
 
 
 def untrained(args: argparse.Namespace, folder: Path) -> Path:
@@ -66,22 +72,53 @@ def one(args: argparse.Namespace) -> None:
 
 
 def notebooks(args: argparse.Namespace, folder: str) -> list[dict]:
-    """Peak memory and minutes of `neuronym labelling`, of the layer's units and of its features."""
+    """Peak memory and minutes of a notebook, of the layer's units and of its features."""
     rows = []
     for name, layer in (("units", "layer4"), ("features", f"layer4@sae:{untrained(args, Path(folder))}")):
         given = {"layers": layer, "probe": f"microworld:{args.images}", "pooling": "max", "run_name": name}
-        given["memory"] = str(args.memory_mib)
-        call = [sys.executable, "-m", "neuronym", "labelling"]
-        call += [word for pair in given.items() for word in ("-p", *pair)]
+        given |= {"memory": args.memory_mib} | NOTEBOOKS[args.notebook]
+        call = [sys.executable, "-m", "neuronym", args.notebook]
+        call += [str(word) for pair in given.items() for word in ("-p", *pair)]
         places = {"NEURONYM_CACHE": f"{folder}/cache", "NEURONYM_RESULTS": f"{folder}/{name}"}
         start = time.perf_counter()
         subprocess.run(call, env=os.environ | places, stdout=sys.stderr, check=True)
         minutes = (time.perf_counter() - start) / 60
         [said] = Path(folder, name).rglob("metrics.json")
         metrics = json.loads(said.read_text())
-        row = {"layer": name, "units": metrics["units"], "images": args.images}
+        units = args.features if name == "features" else 192
+        row = {"notebook": args.notebook, "layer": name, "units": units, "images": args.images}
         rows.append(row | {"peak MiB": metrics["peak_mb"], "minutes": minutes})
     return rows
+
+
+def explored(args: argparse.Namespace, folder: str) -> list[dict]:
+    """A row of what the explorer takes beyond measuring and naming, by a call of this script."""
+    call = [sys.executable, *sys.argv, "--form", "explorer", "--folder", folder]
+    env = os.environ | {"NEURONYM_CACHE": f"{folder}/cache"}
+    done = subprocess.run(call, env=env, stdout=subprocess.PIPE, text=True, check=True)
+    return [json.loads(done.stdout.splitlines()[-1])]
+
+
+def open_explorer(args: argparse.Namespace) -> None:
+    """Print that row as JSON."""
+    from neuronym.atlas.explorer import Answers, as_network
+    from neuronym.dissect import clip_dissect
+    from neuronym.measurements import measure
+    from neuronym.runs.run import peak_mb
+
+    memory, layer = args.memory_mib * 2**20, f"layer4@sae:{untrained(args, args.folder)}"
+    given = ("microworld:resnet", layer, f"microworld:{args.images}", "microworld", "microworld")
+    data = measure(*given, pool="max", sparse=True, memory=memory)
+    labels = clip_dissect(data, k=1, memory=memory)
+    row = {"features": args.features, "images": args.images, "named MiB": peak_mb()}
+    start = time.perf_counter()
+    answers = Answers([as_network(data, labels)])
+    answers.start("")
+    row |= {"explorer s": time.perf_counter() - start, "explorer MiB": peak_mb()}
+    start = time.perf_counter()
+    for unit in (3, args.features // 2, args.features - 1):
+        answers.details(0, unit)
+    print(json.dumps(row | {"a unit s": (time.perf_counter() - start) / 3, "units MiB": peak_mb()}))
 
 
 def main() -> None:
@@ -89,15 +126,16 @@ def main() -> None:
     for name, default in {"features": 50_000, "k": 32, "images": 2000, "memory-mib": 256}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--csv", type=Path, help="file for the table")
-    parser.add_argument("--notebook", action="store_true", help="peak of the labelling notebook")
-    parser.add_argument("--form", choices=("dense", "active"), help=argparse.SUPPRESS)
+    parser.add_argument("--notebook", choices=NOTEBOOKS, help="peak of a notebook")
+    parser.add_argument("--explorer", action="store_true", help="peak of the explorer")
+    parser.add_argument("--form", choices=("dense", "active", "explorer"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.form:
-        return one(args)
+        return open_explorer(args) if args.form == "explorer" else one(args)
     with tempfile.TemporaryDirectory() as folder:
-        rows = notebooks(args, folder) if args.notebook else []
-        for form in () if args.notebook else ("dense", "active"):
+        rows = notebooks(args, folder) if args.notebook else explored(args, folder) if args.explorer else []
+        for form in () if rows else ("dense", "active"):
             call = [sys.executable, *sys.argv, "--form", form, "--folder", folder]
             env = os.environ | {"NEURONYM_CACHE": f"{folder}/cache {form}"}
             done = subprocess.run(call, env=env, stdout=subprocess.PIPE, text=True, check=True)

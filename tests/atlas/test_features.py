@@ -8,8 +8,11 @@ import pytest
 
 from neuronym import clip_dissect, measure
 from neuronym.atlas import runs, site
+from neuronym.atlas.explorer import Answers, as_network
+from neuronym.common.memory import MEMORY
 from neuronym.runs.folders import notebook_path
 from neuronym.runs.parameters import read_parameters
+from neuronym.similarity import sparse_columns
 from neuronym.similarity.labels import write_labels
 from tests.atlas.test_notes import run_of
 from tests.atlas.test_site import said
@@ -46,3 +49,21 @@ def test_a_run_over_features_becomes_a_site(tmp_path):
     )
     with pytest.raises(ValueError, match="those called 'layer4@sae:a192' here are of .*; make both"):
         runs.check_features(other, network)
+
+
+def test_the_explorer_tells_the_same_of_what_is_active(tmp_path, monkeypatch):
+    file, words = written(tmp_path, 192), ["red", "blue", "circle", "star"]
+    given = ("microworld:resnet", f"fc,layer4@sae:{file}", "microworld:60", "microworld", words)
+    pairs = [measure(*given, pool="max", sparse=one) for one in (False, True)]
+    monkeypatch.setattr(sparse_columns, "COPIED", MEMORY // (4 * 60 * 5))  # five units a block
+    labels = clip_dissect(pairs[0], k=1)
+    found = []
+    for data in pairs:
+        answers = Answers([as_network(data, labels)])
+        found.append((answers.start(""), answers.tops(0), answers.details(1, 5), answers.details(0, 3)))
+        site.write_site(tmp_path / f"{len(found)}", [as_network(data, labels)], size=32)
+    assert found[0][1:4] == found[1][1:4]
+    assert json.dumps(found[0][0]) == json.dumps(found[1][0])
+    for name in ("units/1/0000.js", "tops/0000.js", "index.js"):
+        one, other = (tmp_path / folder / name for folder in "12")
+        assert one.read_text(encoding="utf-8") == other.read_text(encoding="utf-8")

@@ -158,8 +158,10 @@ def _weighted_correlations(several: Sequence[Tensor], y: Tensor, counts: Tensor)
     found = []
     for x in several:
         x, x_mean, x_spread = _weighted(x, counts)
-        covariance, both = counts @ (x * y) - x_mean * mean, x_spread * spread
-        found.append(torch.where(both > 1e-24, covariance / both.clamp(min=1e-24).sqrt(), 0))
+        covariance = (counts @ (x * y)).sub_(x_mean.mul_(mean))  # in place: each is [B, K]
+        both = x_spread.mul_(spread)
+        constant = both <= 1e-24
+        found.append(covariance.div_(both.clamp_(min=1e-24).sqrt_()).masked_fill_(constant, 0))
     return found
 
 
@@ -170,7 +172,7 @@ def _weighted(x: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x = x - x.mean(0)
     x = x / x.abs().amax(0).clamp(min=1e-300)
     mean = counts @ x
-    return x, mean, (counts @ x.square() - mean.square()).clamp(min=0)
+    return x, mean, (counts @ x.square()).sub_(mean.square()).clamp_(min=0)
 
 
 def _text(chosen: list[int], signs: list[int], weights: list[float], concepts: Sequence[str]) -> str:

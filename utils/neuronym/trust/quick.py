@@ -122,12 +122,12 @@ def held_out_chance(
     seen = standard_columns(seen_concepts(P, labels, memory, slope)).float()
     q = standard_columns(Q).float()  # [n, K]
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    null, dealt = [], torch.empty_like(seen)
-    for _ in range(draws):
+    # made before the draws: rows kept one by one would lie between freed products, whose place is then lost
+    null, dealt = q.new_empty(draws, q.shape[1]), torch.empty_like(seen)
+    for one in null:
         deal = torch.randperm(len(q), generator=generator, device=generator.device).to(q.device)
-        null.append(torch.index_select(seen, 0, deal, out=dealt).mul_(q).sum(0))
+        torch.sum(torch.index_select(seen, 0, deal, out=dealt).mul_(q), 0, out=one)
     own = (seen * q).sum(0)
-    null = torch.stack(null)
     return p_values(own + 1, null + 1)  # so that rounding of values about 0 counts as equal
 
 

@@ -214,14 +214,14 @@ def bootstrap_labels(
     scores = score(P, Q, method, memory=memory, **options)
     M, label = scores.shape[1], best_concepts(scores)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    own, found = [], []
-    for _ in range(draws):
+    own = scores.new_empty(draws, len(scores))  # made first: rows kept one by one would be in the way
+    found = label.new_empty(own.shape)
+    for i in range(draws):
         rows = torch.randint(len(Q), (len(Q),), generator=generator, device=generator.device).to(Q.device)
         scores = score(take_rows(P, rows), Q[rows], method, memory=memory, **options)
-        own.append(scores.gather(1, label[:, None])[:, 0])
-        found.append(best_concepts(scores))
-    found = torch.stack(found)  # [draws, K]
-    low, high = torch.stack(own).quantile(scores.new_tensor([0.025, 0.975]), dim=0)
+        own[i] = scores.gather(1, label[:, None])[:, 0]
+        found[i] = best_concepts(scores)
+    low, high = own.quantile(scores.new_tensor([0.025, 0.975]), dim=0)
     same = found == label
     return Bootstrap(label, same.double().mean(0), low, high, _most_frequent(found, ~same, M))
 
