@@ -126,7 +126,7 @@ function mount(root, meta, source, options = {}) {
 		const rows = m.a.map((u, n) => [first[pair[0]] + u, first[pair[1]] + m.b[n], m.r[n], m.held[n]]);
 		return pair[0] === a ? rows : rows.map(([i, j, ...numbers]) => [j, i, ...numbers]);
 	});
-	function pic(which, n, text = "image", line = "") {  // line: around where the unit fires
+	function pic(which, n, text = "image", line) {  // line: around where the unit fires
 		const across = meta.across, at = n % across ** 2;
 		const style = `--across:${across};--c:${at % across};--r:${at / across | 0}`;
 		const drawn = (stroke, width) => h("path", { d: line, stroke, "stroke-width": width });
@@ -151,8 +151,8 @@ function mount(root, meta, source, options = {}) {
 	}
 	function card(i, text, x = worth(i)) {
 		const pics = h("span.pics"), z = only?.get(i), at = i % meta.tops * meta.few;
-		const show = few => pics.append(...Array.from(few.filter(n => n >= 0), n => pic(network(i).sheets, n)));
-		if (meta.best[i]) show(meta.best[i]);  // told of the first view's
+		const show = few => few.forEach(n => n >= 0 && pics.append(pic(network(i).sheets, n)));
+		if (meta.best[i]) show(meta.best[i]);
 		else source.get("tops/" + pad(i / meta.tops | 0)).then(few => show(few.slice(at, at + meta.few)), () => 0);
 		const line = text ? text + number(x) : z ? z.map(x => number(x ?? NaN, 1)).join(help.deviations)
 			: worthName + " " + number(x);
@@ -162,7 +162,7 @@ function mount(root, meta, source, options = {}) {
 	function list(whole, into, make, step) {
 		let shown = 0;
 		const more = () => {
-			into.append(...Array.from(hits.slice(shown, shown += step), i => make(i)));
+			hits.slice(shown, shown += step).forEach(i => into.append(make(i)));
 			button.hidden = shown >= hits.length;
 			seen.disconnect();
 			seen.observe(button);
@@ -193,7 +193,7 @@ function mount(root, meta, source, options = {}) {
 	}
 	function map() {
 		const canvas = h("canvas", { role: "img", "aria-label": help.canvas });
-		const tip = h("p.dim", { role: "status" }, " "), kinds = meta.kinds[1], dpr = devicePixelRatio;
+		const tip = h("p.dim", " "), kinds = meta.kinds[1], dpr = devicePixelRatio;
 		const group = i => kinds ? kindOf[by(state.method)[i]] : layerOf[i];
 		const keys = (kinds ? meta.kinds : layers.map(l => l.name)).flatMap((name, k) =>
 			[h("span.key", { style: "background:" + COLOURS[k % 9] }), name || "other"]);
@@ -203,7 +203,7 @@ function mount(root, meta, source, options = {}) {
 		zoom ||= .94;
 		const half = k => canvas[k ? "clientHeight" : "clientWidth"] / 2;
 		const where = i => [0, 1].map(k => (1 + (col["xy"[k]](i) + off[k]) * zoom) * half(k));
-		const grip = () => {  // the middle of one or two fingers, how far they are apart
+		const grip = () => {  // middle of one or two fingers, how far apart they are
 			const [a, b = a] = fingers.values();
 			return [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2, Math.hypot(a[0] - b[0], a[1] - b[1]) || 1];
 		};
@@ -232,11 +232,11 @@ function mount(root, meta, source, options = {}) {
 			if (hits.length < U) layerOf.forEach((_, i) => dot(i, .1));
 			const inside = hits.filter(i => where(i).every((x, k) => x > 0 && x < 2 * half(k)));
 			inside.forEach(i => dot(i, .85));
-			Object.assign(ctx, { globalAlpha: 1, font: "12px system-ui, sans-serif", fillStyle: style.color,
+			Object.assign(ctx, { globalAlpha: 1, font: "12px sans-serif", fillStyle: style.color,
 				strokeStyle: style.backgroundColor, lineWidth: 3 });
 			const best = inside.slice(0, 3000).sort((a, b) => (worth(b) || 0) - (worth(a) || 0));
 			for (const i of best) {
-				const [at, y] = where(i), text = nameOf(i), wide = ctx.measureText(text).width;
+				const [at, y] = where(i), text = nameOf(i).slice(0, 40), wide = ctx.measureText(text).width;
 				const x = Math.min(at, canvas.clientWidth - wide - base);
 				if (taken.some(([a, b, w]) => Math.abs(b - y) < 15 && a < x + wide + 9 && x < a + w + 9)) continue;
 				taken.push([x, y, wide]);
