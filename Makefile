@@ -86,7 +86,7 @@ figures: .venv/set-up-base
 	  cp results/editing/figures-*/figures/$$name.png figures/editing_$$name.png || exit 1; \
 	done
 	$(PY) -m neuronym atlas -p run_name figures
-	for view in grid:atlas unit/microworld%3Aresnet/fc/9:atlas_unit compare?a=4:atlas_compare map:atlas_map; do \
+	for view in grid:atlas unit/microworld%3Aresnet/layer4/81:atlas_unit compare?a=4:atlas_compare map:atlas_map; do \
 	  chromium --headless --no-sandbox --hide-scrollbars --window-size=1400,900 --virtual-time-budget=5000 \
 	    --screenshot=figures/$${view#*:}.png "file://$$PWD/$$(ls -d results/atlas/figures-*/site)/index.html#/$${view%:*}" || exit 1; \
 	done
