@@ -8,10 +8,11 @@ looked at. For each number of units: MB of all files that are loaded at the star
 names by other methods that further views and searches load; milliseconds from opening the page, from a
 folder, until all is loaded, and those of an empty page in the same browser. Then milliseconds of processor
 time on the page's own thread, which other work on the machine does not change much: to load (an empty
-page's taken off), to search "a" (many names; the first time, when names by other methods are loaded, and
-again), to search "no such name", to filter by trust, and to sort the table by name (the first time, when
-its columns are loaded and the order is made, and again). A query's is that of scripts, without the
-browser's layout and painting; what is done the first time loads files, and there it is that of everything.
+page's taken off), of it scripts, and style and layout; to search "a" (many names; the first time, when names
+by other methods and files of pictures are loaded, and again), to search "no such name", to filter by trust,
+and to sort the table by name (the first time, when its columns are loaded and the order is made, and again).
+A query's is that of scripts, without the browser's layout and painting; what is done the first time loads
+files, and there it is that of everything.
 Medians. Needs playwright and Debian's chromium; without them nothing is measured.
 """
 
@@ -132,6 +133,7 @@ def measured(browser, folder: Path) -> dict[str, float]:
     """Milliseconds of one visit: passed for the load, of processor time for the rest."""
     empty, page = opened(browser, folder / "empty.html"), opened(browser, folder / "index.html")
     took = {"load": page.loaded, "empty page": empty.loaded, "processor to load": page.busy - empty.busy}
+    took |= {"scripts": page.scripts - empty.scripts, "layout": page.drawn - empty.drawn}
     for name, (done, what) in QUERIES.items():
         kind = "TaskDuration" if name.endswith("first") else "ScriptDuration"
         before = worked(page.session)[kind]
@@ -151,9 +153,17 @@ def opened(browser, file: Path) -> SimpleNamespace:
     session.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.goto(file.as_uri())
     page.wait_for_selector(".card")
-    busy = worked(session)["TaskDuration"]
+    told = worked(session)
+    drawn = told["LayoutDuration"] + told["RecalcStyleDuration"]
     loaded = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
-    return SimpleNamespace(page=page, session=session, loaded=loaded, busy=busy)
+    return SimpleNamespace(
+        page=page,
+        session=session,
+        loaded=loaded,
+        busy=told["TaskDuration"],
+        scripts=told["ScriptDuration"],
+        drawn=drawn,
+    )
 
 
 def worked(session) -> dict[str, float]:
