@@ -1,4 +1,4 @@
-// The site and the explorer. Texts are set as text, never as markup.
+// Texts are set as text, never as markup.
 var ATLAS = (() => {
 const CONSTANT = 1, DEAD = 2, CHANCE = 4;
 const COLOURS = "#0173b2 #de8f05 #029e73 #d55e00 #cc78bc #ca9161 #8a8a8a #b8a100 #56b4e9".split(" ");
@@ -21,7 +21,7 @@ function h(tag, ...inside) {  // h("p.dim", {title: "..."}, "text", element)
 	return el;
 }
 
-// classic scripts beside the page load from file:// too
+// classic scripts load from file:// too
 const told = {}, asked = {};
 const files = {
 	get: path => asked[path] ||= new Promise((done, fail) => {
@@ -82,7 +82,8 @@ function mount(root, meta, source, options = {}) {
 		const all = q && !has.includes(1) ? [] : only ? [...only.keys()] : order(state.sort, up);
 		calls = i => q && !has[lists[0][i]] && methods.find(m => has[by(m)[i]]);
 		let n = 0;
-		for (const i of all) {
+		for (let at = 0; at < all.length; at++) {
+			const i = all[at];
 			if (i < from || i >= to || odd[i] & hidden || least > 0 && !(worth(i) >= least)) continue;
 			if (kind !== "" && kindOf[lists[0][i]] !== kind) continue;
 			if (!q || lists.some(names => has[names[i]])) found[n++] = i;
