@@ -32,7 +32,7 @@ from neuronym.similarity.sparse_columns import SparseColumns
 from neuronym.sparse import split_name
 
 LOOKED_ON, SHUFFLES, FURTHER = 500, 2, 6
-SOME = 2_000  # features of a layer, whose share is then off by about .01
+SOME = 4_000  # features of a layer: docs/protocols/untrained.md
 FEWEST = 20  # images that a correlation is looked at on
 QUANTILE, ENOUGH_OUT, LEARNED = 0.95, 0.5, 0.98
 
