@@ -49,7 +49,7 @@ def closest(
     K, itself = own.shape[1], torch.arange(Q[layer].shape[1], device=own.device)[units]
     best: dict[bool, tuple] = {}  # by whether it is another layer
     for number, (name, q) in enumerate(Q.items()):
-        for part in slices(q.shape[1], max(1, memory // (8 * (len(q) + 2 * K)))):
+        for part in slices(q.shape[1], max(1, memory // (8 * (4 * len(q) + 2 * K)))):
             r = own.T @ standard_columns(q[:, part]).float()  # [K, some]
             if name == layer:
                 here = ((itself >= part.start) & (itself < part.stop)).nonzero()[:, 0]

@@ -344,7 +344,7 @@ def draw_neurons(
     if strata is not None:
         numbers = pd.factorize(np.asarray(strata), use_na_sentinel=False)[0]
         groups = [np.flatnonzero(numbers == g) for g in range(numbers.max() + 1)]
-    for some in np.diff([*range(0, draws, max(1, min(1000, 2**24 // n))), draws]):
+    for some in np.diff([*range(0, draws, max(1, min(1000, 2**22 // n))), draws]):
         yield np.concatenate(
             [group[dice.integers(len(group), size=(some, len(group)))] for group in groups], axis=1
         )

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from neuronym.common.checks import check_number, check_positive_int
-from neuronym.common.memory import MEMORY
+from neuronym.common.memory import MEMORY, slices
 from neuronym.common.statistics import (
     auroc,
     check_trust,
@@ -45,6 +45,7 @@ from neuronym.trust.null import abstain, best_scores, null_best, p_values, z_val
 from neuronym.trust.probability import OF_CONCEPTS
 from neuronym.trust.stability import best_concepts, bootstrap_labels, consensus, halves, margin, same
 
+DRAWN_AT_ONCE = 2**21  # draws of neurons, of which ten copies are made
 SHARES = ("bootstrap", "halves", "conditions", "methods")
 
 
@@ -238,7 +239,10 @@ def auroc_intervals(
     right, K = columns[0][1], len(trust)
     orders = [sort_columns(torch.from_numpy(values)[:, None]) for values, _ in columns]
     good, drawn = torch.from_numpy(right)[:, None], []
-    for some in draw_neurons(K, seed, draws):
+    parts = (
+        some[part] for some in draw_neurons(K, seed, draws) for part in slices(len(some), DRAWN_AT_ONCE // K)
+    )
+    for some in parts:
         times = torch.from_numpy(np.stack([np.bincount(row, minlength=K) for row in some], 1))  # [K, some]
         drawn.append(np.stack([column_auroc(order, times * good, times * ~good) for order in orders], 1))
     drawn = np.concatenate(drawn)
