@@ -125,16 +125,17 @@ def test_search_open_and_choose_a_unit_and_have_it_in_python_and_compare_network
         assert two.locator("thead th").last.inner_text() == "held out" and two.locator("tbody tr").count() > 1
         two.get_by_role("button", name="map").click()
         two.locator("canvas").wait_for()
-        dark = {"theme": "JupyterLab Dark"}
-        for theme in ("light", "dark"):
-            if theme == "dark":
-                page.evaluate(
-                    "asked => window.jupyterapp.commands.execute('apputils:change-theme', asked)", dark
-                )
-                page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
-            ground = two.evaluate("el => getComputedStyle(el).backgroundColor")
-            assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 27)"}[theme]
+        drawn = two.locator("canvas").evaluate("canvas => canvas.toDataURL()")
+        for theme, ground in (("Light", "rgb(255, 255, 255)"), ("Dark", "rgb(21, 24, 27)")):
+            change = {"theme": f"JupyterLab {theme}"}
+            page.evaluate(
+                "asked => window.jupyterapp.commands.execute('apputils:change-theme', asked)", change
+            )
+            light = str(theme == "Light").lower()
+            page.wait_for_function(f"document.body.dataset.jpThemeLight === '{light}'")
+            assert two.evaluate("el => getComputedStyle(el).backgroundColor") == ground
             wrong += faults(page, ".jp-OutputArea .atlas")
             wrong += axe_faults(page, axe(), ".jp-OutputArea .atlas") if axe() else []
+        assert two.locator("canvas").evaluate("canvas => canvas.toDataURL()") != drawn
         assert wrong == []
         browser.close()

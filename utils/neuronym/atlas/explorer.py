@@ -93,7 +93,9 @@ export default { render({ model, el }) {
   const header = root.querySelector("header");
   header.role = "group";  // the notebook's page has a banner
   header.append(label, " ", all, told);
-  return () => model.off("msg:custom", answer);
+  const theme = new MutationObserver(() => page.show());  // the map is drawn in its colours
+  theme.observe(document.body, { attributeFilter: ["data-jp-theme-light"] });
+  return () => { theme.disconnect(); model.off("msg:custom", answer); };
 } };
 """
 

@@ -467,7 +467,7 @@ function mount(root, meta, source, options = {}) {
 		state = read(location.hash);
 	}
 	show();
-	return { only: some => { only = some && new Map(some.map(([i, ...z]) => [i, z])); go(usual); } };
+	return { show, only: some => { only = some && new Map(some.map(([i, ...z]) => [i, z])); go(usual); } };
 }
 
 const opened = (path, content) => /^tops/.test(path) ? unpack(content, Int32Array) : content;
