@@ -146,6 +146,8 @@ def nnls(H: Tensor, A: Tensor) -> Tensor:
     Active sets (Lawson and Hanson 1974, ch. 23), all problems in step. A column of zeros, or one that depends
     on others in use, has weight 0.
     """
+    if A.shape[1] == 1:
+        return (A / nonzero(H[..., 0])).clamp(min=0)
     d, noise = nonzero(H.diagonal(dim1=1, dim2=2).sqrt()), 1e3 * torch.finfo(H.dtype).eps
     H, top = H / d[:, :, None] / d[:, None], nonzero((A / d).abs().amax(1, keepdim=True))
     A, eye = A / d / top, torch.eye(H.shape[1], dtype=H.dtype, device=H.device)

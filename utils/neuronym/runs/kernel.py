@@ -32,7 +32,7 @@ def main(folder: str, *options: str) -> None:
     """Check the notebook and parameters in `folder`, write what is wrong, or nothing, beside them, and run
     ipykernel with `options` if nothing is.
     """
-    gc.set_threshold(*RUBBISH)
+    gc.disable()  # what is imported stays
     asked, said = json.loads((Path(folder) / ASKED).read_text(encoding="utf-8")), ""
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the notebook will say it again
@@ -46,7 +46,9 @@ def main(folder: str, *options: str) -> None:
         sys.exit(2)
     from ipykernel.kernelapp import launch_new_instance
 
-    gc.freeze()  # modules stay: looking through them again and again takes a third of a second
+    gc.freeze()  # looking through modules again and again takes a third of a second
+    gc.set_threshold(*RUBBISH)
+    gc.enable()
     atexit.register(_leave)  # before all others, so that it is called last
     launch_new_instance(list(options))
     gc.freeze()  # what else is left ends with the process
