@@ -8,17 +8,22 @@ NEURONYM_FAULTS to the CSV file that the table goes to as well; there are then m
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from tests.helpers.nursery import Nursery
+from neuronym.common.locks import waited
+from tests.helpers.faults import counting, places, SMALL
+from tests.helpers.nursery import Nursery, tables
 
 HERE = Path(__file__).parent
 COUNTED = pytest.StashKey[dict[str, list[int]]]()
@@ -87,6 +92,41 @@ def nursery() -> Iterator[Nursery]:
     made = Nursery()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Undisturbed]:
+    """The small run of a notebook that nobody disturbed, made once for the tests of all processes."""
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    base = tmp_path_factory.getbasetemp().parent if parallel else tmp_path_factory.getbasetemp()
+
+    def run(notebook: str) -> Undisturbed:
+        folder = base / f"undisturbed {notebook}"
+        folder.mkdir(exist_ok=True)
+        with waited(folder / ".lock", 0.1), counting(delay=0.02) as (server, key):
+            if not (folder / "told.json").exists():
+                began = time.monotonic()
+                assert nursery.run(notebook, SMALL[notebook], folder / "log", **places(folder), **key) == 0
+                told = {"took": time.monotonic() - began, "asked": len(server.came)}
+                (folder / "told.json").write_text(json.dumps(told))
+        return Undisturbed(folder, notebook, **json.loads((folder / "told.json").read_text()))
+
+    return run
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run: the folder of its cache and results, seconds it took, and how many prompts it asked."""
+
+    folder: Path
+    notebook: str
+    took: float
+    asked: int
+
+    @property
+    def tables(self) -> dict[str, bytes]:
+        """What it says."""
+        return tables(self.folder / "results", self.notebook)
 
 
 def _kind(module: ModuleType) -> str:

@@ -54,14 +54,12 @@ def _by_kind(cache: Path) -> list[list[Path]]:
 
 
 @pytest.mark.parametrize("notebook", SMALL)
-def test_damaged_files_are_not_used(notebook, nursery, tmp_path, trial, trials):
+def test_damaged_files_are_not_used(notebook, nursery, undisturbed, tmp_path, trial, trials):
     dice = random.Random(f"damages of {notebook}")
-    with counting() as (server, key):
-        whole = tmp_path / "whole"
-        whole.mkdir()
-        assert nursery.run(notebook, SMALL[notebook], whole / "log", **places(whole), **key) == 0
-        wanted, asked = tables(whole / "results", notebook), len(server.came)
-        kinds = _by_kind(whole / "cache")
+    run, whole = undisturbed(notebook), tmp_path / "whole"
+    shutil.copytree(run.folder, whole)
+    wanted, kinds = run.tables, _by_kind(whole / "cache")
+    with counting() as (_, key):
         for i in range(trials(2, 7)):
             name, damage = list(DAMAGES.items())[dice.randrange(len(DAMAGES))]
             file = dice.choice(kinds[dice.randrange(len(kinds))]).relative_to(whole)
@@ -78,4 +76,4 @@ def test_damaged_files_are_not_used(notebook, nursery, tmp_path, trial, trials):
                 differing = [table for table in wanted if found.get(table) != wanted[table]]
                 assert not differing, f"{name} {file}: {differing}"
                 shutil.rmtree(again)
-        assert asked > 0 or notebook != "describe_and_dissect"
+    assert run.asked > 0 or notebook != "describe_and_dissect"

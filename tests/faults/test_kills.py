@@ -21,14 +21,10 @@ LATE = 0.5  # seconds in which an answer that went out is in the transcript
 
 
 @pytest.mark.parametrize("notebook", SMALL)
-def test_a_killed_run_is_taken_up_bit_by_bit(notebook, nursery, tmp_path, trial, trials):
+def test_a_killed_run_is_taken_up_bit_by_bit(notebook, nursery, undisturbed, tmp_path, trial, trials):
     """The tables are those of a run that nobody disturbed, and what was answered is not asked again."""
-    with counting(delay=0.02) as (_, key):
-        began = time.monotonic()
-        whole = tmp_path / "whole"
-        whole.mkdir()
-        assert nursery.run(notebook, SMALL[notebook], whole / "log", **places(whole), **key) == 0
-        took, wanted = time.monotonic() - began, tables(whole / "results", notebook)
+    whole = undisturbed(notebook)
+    wanted = whole.tables
     dice = random.Random(f"kills of {notebook}")
     for i in range(trials(2, 10)):
         with trial(f"SIGKILL in {notebook}, taken up again"), counting(delay=0.02) as (server, key):
@@ -36,7 +32,7 @@ def test_a_killed_run_is_taken_up_bit_by_bit(notebook, nursery, tmp_path, trial,
             killed.mkdir()
             log, where = killed / "log", places(killed) | key
             pid = nursery.begin(notebook, SMALL[notebook], log, **where)
-            time.sleep(dice.uniform(0.02, 0.95) * took)
+            time.sleep(dice.uniform(0.02, 0.95) * whole.took)
             os.kill(pid, signal.SIGKILL)
             at = time.monotonic()
             ended = nursery.wait(pid)
@@ -56,7 +52,7 @@ def test_a_killed_run_is_taken_up_bit_by_bit(notebook, nursery, tmp_path, trial,
             assert len(again) == len(set(again))
 
 
-def test_the_command_is_killed_with_its_kernel(tmp_path, trial, nursery):
+def test_the_command_is_killed_with_its_kernel(tmp_path, trial, undisturbed):
     """The same through the real command, whose processes all die at once."""
     words = [word for name, value in SMALL["labelling"].items() for word in ("-p", name, str(value))]
     call = [sys.executable, "-m", "neuronym", "labelling", *words]
@@ -69,7 +65,4 @@ def test_the_command_is_killed_with_its_kernel(tmp_path, trial, nursery):
             one.kill()
         process.communicate()
         assert subprocess.run(call, cwd=ROOT, env=env, capture_output=True).returncode == 0
-        whole = tmp_path / "whole"
-        whole.mkdir()
-        assert nursery.run("labelling", SMALL["labelling"], whole / "log", **places(whole)) == 0
-        assert tables(tmp_path / "results", "labelling") == tables(whole / "results", "labelling")
+        assert tables(tmp_path / "results", "labelling") == undisturbed("labelling").tables

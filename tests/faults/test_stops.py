@@ -22,14 +22,10 @@ STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 @pytest.mark.parametrize("number", STATUS)
-def test_a_stopped_run_goes_on(number, nursery, tmp_path, trial, trials, monkeypatch):
+def test_a_stopped_run_goes_on(number, undisturbed, tmp_path, trial, trials, monkeypatch):
     if number not in trials([signal.SIGTERM], STATUS):
         pytest.skip("in the longer form: make faults; tests/runs stops a shorter notebook by both")
-    given = SMALL["labelling"]
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    assert nursery.run("labelling", given, whole / "log", **places(whole)) == 0
-    wanted = tables(whole / "results", "labelling")
+    given, wanted = SMALL["labelling"], undisturbed("labelling").tables
     words = [word for name, value in given.items() for word in ("-p", name, str(value))]
     dice = random.Random(int(number))
     for i in range(trials(1, 4)):

@@ -51,6 +51,8 @@ def test_notebook_runs(notebook, tmp_path, request):
     call = [sys.executable, "-m", "neuronym", notebook, "-p", "smoke", "True", "-p", "device", "cpu"]
     if notebook in LAYERS:
         call += ["-p", "layers", f"{LAYERS[notebook]},layer4@sae:{written(tmp_path, 192)}"]
+    if notebook == "evaluation":  # with a sentence encoder in test_evaluation.py
+        call += ["-p", "sentences", ""]
     if notebook == "data_analysis":  # reads published files, which only this notebook needs
         call += ["-p", "folder", str(request.getfixturevalue("shared") / "published")]
     if notebook == "sweep":
