@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neuronym.common.tables import FORMULA, read_table, write_table
+from neuronym.common import tables
+from neuronym.common.tables import FORMULA, of_their_units, read_table, write_table
 
 MISSING = ["null", "None", "NA", "nan", "NaN", "N/A", "n/a", "", "<NA>", "#N/A", "NULL", "NaT"]
 NUMBERS = ["007", "1e5", "1984", "True", "False", "inf", "-inf", "0x1F", "1_000", "١٢", "3.10", "+1", "-0"]
@@ -110,3 +111,41 @@ def test_what_is_no_table_is_refused_in_a_sentence(tmp_path, content):
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(ValueError, match="t.csv must be a CSV file in UTF-8 with a head, but is not: "):
         read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_pieces_are_written_as_the_whole(tmp_path, monkeypatch, index):
+    dice = random.Random(1)
+    table = pd.DataFrame({"label": ["".join(dice.choices("=-@',x1 é", k=3)) for _ in range(50)]})
+    table["score"], table["unit"] = np.random.default_rng(0).normal(size=50), range(50)
+    table["note"], table["better"] = [None] * 20 + ["x"] * 30, [i % 3 == 0 for i in range(50)]
+    table["mixed"] = pd.Series(["", 0.123456789, 1] * 16 + ["a", "-b"], dtype=object)
+    table["objects"] = pd.Series(np.linspace(0, 1, 50).tolist(), dtype=object)
+    write_table(table, tmp_path / "whole.csv", index=index, float_format="%.4g")
+    whole = (tmp_path / "whole.csv").read_bytes()
+    monkeypatch.setattr(tables, "ROWS", 7)
+    write_table(table, tmp_path / "pieces.csv", index=index, float_format="%.4g")
+    assert (tmp_path / "pieces.csv").read_bytes() == whole
+    parts = (table.iloc[start : start + 11] for start in range(0, 50, 11))
+    plain = table.drop(columns=["mixed", "objects"])
+    write_table(plain, tmp_path / "plain.csv", index=index)
+    write_table((part[list(plain)] for part in parts), tmp_path / "parts.csv", index=index)
+    assert (tmp_path / "parts.csv").read_bytes() == (tmp_path / "plain.csv").read_bytes()
+    write_table(table.iloc[:0], tmp_path / "none.csv", index=index)
+    assert (tmp_path / "none.csv").read_bytes() == whole.splitlines(keepends=True)[0]
+
+
+def test_columns_of_units_are_those_of_a_merge():
+    g = np.random.default_rng(0)
+    every = [(layer, unit) for layer in ("a", "b", "c") for unit in g.permutation(9).tolist()]
+    found = pd.DataFrame(every, columns=["layer", "unit"]).assign(x=g.normal(size=27), y=g.random(27) < 0.5)
+    rows = [every[i] for i in g.integers(0, 27, 40)]
+    table = pd.DataFrame(rows, columns=["layer", "unit"]).assign(x=0, label="w")
+    pd.testing.assert_frame_equal(
+        of_their_units(table, found, ["x", "y"]),
+        table.drop(columns="x").merge(found, on=["layer", "unit"], how="left"),
+    )
+    some = found[found["layer"] != "b"].iloc[3:]
+    expected = table.drop(columns="x").merge(some, on=["layer", "unit"], how="left")
+    pd.testing.assert_frame_equal(of_their_units(table, some, ["x", "y"]), expected)
+    assert expected["x"].isna().any()

@@ -1,8 +1,9 @@
 """Tables as CSV files: what is written comes back, and no program takes a text for a formula.
 
-TEXT         columns that hold texts, whatever these look like
-write_table  table -> CSV
-read_table   CSV, ours or another's -> table
+TEXT            columns that hold texts, whatever these look like
+write_table     table, or parts of one -> CSV
+of_their_units  a table of units with columns of another one
+read_table      CSV, ours or another's -> table
 
 Spreadsheets compute cells that begin with = + - @ or a tab. Texts that do are written with an apostrophe
 before them, and those that begin with apostrophes and then such a character with one more; reading takes one
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import TextIO
 
+import numpy as np
 import pandas as pd
 
 TEXT = frozenset(
@@ -23,20 +26,38 @@ TEXT = frozenset(
     caption category kind group id reason variant source setting probe clip template consensus encoder whose
     table features_key""".split()
 )
+ROWS = 20_000  # whose texts are Python objects at a time
 FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # also their wide forms
 ESCAPED = re.compile(f"'{FORMULA.pattern}")
 NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|[+-]?inf")
 
 
-def write_table(table: pd.DataFrame, path: Path, index: bool = False, **more) -> None:
-    """Write a table as UTF-8; `more` goes to pandas. Texts that would be formulas get an apostrophe; half
-    characters, which no file can hold, are written as \\\\ud83d.
+def write_table(
+    table: pd.DataFrame | Iterable[pd.DataFrame], path: Path, index: bool = False, **more
+) -> None:
+    """Write a table, or tables of the same columns one below the other, as UTF-8; `more` goes to pandas.
+    Texts that would be formulas get an apostrophe; half characters, which no file can hold, are written as
+    \\\\ud83d. `ROWS` rows at a time have their texts as Python objects.
     """
-    plain, texts = table.copy(), []
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        for whole in [table] if isinstance(table, pd.DataFrame) else table:
+            plain = whole.copy(deep=False)
+            mixed = [place for place, kind in enumerate(whole.dtypes) if pd.api.types.is_object_dtype(kind)]
+            for place in mixed:  # what they hold is found out of all rows
+                plain.isetitem(place, [_escaped(cell) for cell in whole.iloc[:, place]])
+            for start in range(0, max(len(plain), 1), ROWS):
+                header = not file.tell()
+                _write_rows(plain.iloc[start : start + ROWS], file, index, mixed, header=header, **more)
+
+
+def _write_rows(table: pd.DataFrame, file: TextIO, index: bool, escaped: Sequence[int], **more) -> None:
+    plain, texts = table.copy(deep=False), []
     for place, kind in enumerate(table.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
-            texts.append([_escaped(cell) for cell in table.iloc[:, place]])
-            plain.isetitem(place, texts[-1])
+            cells = table.iloc[:, place].tolist()
+            texts.append(cells if place in escaped else [_escaped(cell) for cell in cells])
+            if place not in escaped:
+                plain.isetitem(place, texts[-1])
     if index and not isinstance(table.index, pd.MultiIndex):
         plain.index = pd.Index([_escaped(cell) for cell in table.index], name=table.index.name)
     if not isinstance(table.columns, pd.MultiIndex):
@@ -44,7 +65,23 @@ def write_table(table: pd.DataFrame, path: Path, index: bool = False, **more) ->
     texts.append(plain.index if index else ())
     returns = any("\r" in cell for cells in texts for cell in cells if isinstance(cell, str))
     quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL  # which lets a carriage return through
-    plain.to_csv(path, index=index, encoding="utf-8", quoting=quoting, **more)
+    plain.to_csv(file, index=index, quoting=quoting, lineterminator="\n", **more)
+
+
+def of_their_units(table: pd.DataFrame, found: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """A table with columns layer and unit, and `columns` of `found`, which has a row for each unit, in all
+    rows of that unit: missing values where `found` has no row for it. They replace those of the same name.
+    """
+    place = np.full(len(table), -1)
+    theirs = found.groupby("layer", sort=False).indices
+    for layer, rows in table.groupby("layer", sort=False).indices.items():
+        if layer in theirs:
+            units = pd.Index(found["unit"].to_numpy()[theirs[layer]])
+            at = units.get_indexer(table["unit"].to_numpy()[rows])
+            place[rows] = np.where(at < 0, -1, theirs[layer][at])
+    known = table.drop(columns=list(columns), errors="ignore").reset_index(drop=True)
+    beside = found[list(columns)].reset_index(drop=True).reindex(place).reset_index(drop=True)
+    return pd.concat([known, beside], axis=1)
 
 
 def read_table(path: Path, text: Collection[str] = TEXT) -> pd.DataFrame:
