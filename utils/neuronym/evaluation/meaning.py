@@ -29,7 +29,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from neuronym.common.checks import check_positive_int
-from neuronym.common.memory import MEMORY, nonzero, slices, strongest_images
+from neuronym.common.memory import give_back, MEMORY, nonzero, slices, strongest_images
+from neuronym.common.tables import of_their_units
 from neuronym.similarity.scores import constant_units
 
 MEANING = ["monosemanticity", "clarity", "redundancy", "polysemanticity"]
@@ -54,21 +55,25 @@ def meaning_columns(Q: Tensor, I: Tensor, examples: int = EXAMPLES, memory: int 
     found = torch.full((K, len(MEANING)), torch.nan, dtype=torch.float64, device=E.device)
     means, varies = E.new_zeros(K, E.shape[1]), torch.zeros(K, dtype=torch.bool, device=E.device)
     if n > 1:
-        for part in slices(K, memory // (32 * N + 8 * n * (E.shape[1] + 2 * n))):
-            q = Q[:, part].to(E)
-            top = strongest_images(q, torch.arange(q.shape[1], device=E.device), n, q.dtype, q.shape[1])
-            there = q.T.gather(1, top) > q.amin(0)[:, None]  # [m, n]
-            V, count = E[top] * there[:, :, None], there.sum(1).double()
-            varies[part] = ~constant_units(q)
-            total = V.sum(1)
-            found[part, 0] = _monosemanticity(q, E)
-            pairs = torch.where(count > 1, count * (count - 1), torch.nan)
-            found[part, 1] = (total.double().square().sum(1) - count) / pairs
-            means[part] = normalize(total, dim=1)
-            found[part, 3] = _apart(V, there).masked_fill(count < 2, torch.nan)
+        for part in slices(K, memory // (64 * N + 16 * n * (E.shape[1] + 2 * n))):
+            varies[part], means[part], found[part] = _of_units(Q[:, part].to(E), E, n)
+            if not isinstance(Q, Tensor):
+                give_back()
         found[:, 2] = _redundancy(means, varies, memory)
     found[~varies] = torch.nan
     return pd.DataFrame(found.cpu().numpy(), columns=MEANING)
+
+
+def _of_units(q: Tensor, E: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of activations [N, m]: which vary, the mean of each unit's examples, and MEANING without redundancy."""
+    top = strongest_images(q, torch.arange(q.shape[1], device=E.device), n, q.dtype, q.shape[1])
+    there = q.T.gather(1, top) > q.amin(0)[:, None]  # [m, n]
+    V, count = E[top] * there[:, :, None], there.sum(1).double()
+    total, pairs = V.sum(1), torch.where(count > 1, count * (count - 1), torch.nan)
+    clarity = (total.double().square().sum(1) - count) / pairs
+    apart = _apart(V, there).masked_fill(count < 2, torch.nan)
+    columns = [_monosemanticity(q, E), clarity, torch.full_like(clarity, torch.nan), apart]
+    return ~constant_units(q), normalize(total, dim=1), torch.stack(columns, 1)
 
 
 def any_images(I: Tensor) -> float:
@@ -85,8 +90,7 @@ def with_meaning(
         meaning_columns(Q[layer], I, examples, memory).assign(layer=layer, unit=range(Q[layer].shape[1]))
         for layer in labels["layer"].unique()
     ]
-    known = labels.drop(columns=MEANING, errors="ignore")
-    return known.merge(pd.concat(parts, ignore_index=True), on=["layer", "unit"], how="left")
+    return of_their_units(labels, pd.concat(parts, ignore_index=True), MEANING)
 
 
 def _monosemanticity(q: Tensor, E: Tensor) -> Tensor:
@@ -122,9 +126,10 @@ def _redundancy(means: Tensor, varies: Tensor, memory: int) -> Tensor:
     """
     K = len(means)
     best = torch.full((K,), -torch.inf, dtype=torch.float64, device=means.device)
-    for rows in slices(K, memory // (8 * K)):
-        r = means[rows] @ means.T
-        r[:, ~varies] = -torch.inf
+    out, none = means.new_empty(max(1, min(K, memory // (8 * K))), K), ~varies
+    for rows in slices(K, len(out)):
+        r = torch.matmul(means[rows], means.T, out=out[: rows.stop - rows.start])
+        r.masked_fill_(none, -torch.inf)
         r[torch.arange(len(r)), torch.arange(rows.start, rows.stop)] = -torch.inf
         best[rows] = r.amax(1).double()
     return best.masked_fill(best == -torch.inf, torch.nan)

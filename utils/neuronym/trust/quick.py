@@ -19,6 +19,7 @@ from torch import Tensor
 
 from neuronym.common.memory import MEMORY
 from neuronym.common.statistics import standard_columns
+from neuronym.common.tables import of_their_units
 from neuronym.measurements import Measurements
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.sparse_columns import block_slices, SparseColumns
@@ -133,8 +134,7 @@ def held_out_chance(
 
 def with_trust(labels: pd.DataFrame, trust: pd.DataFrame) -> pd.DataFrame:
     """The labels table with the columns TRUST of `quick_trust`, the same for all ranks of a unit."""
-    known = labels.drop(columns=TRUST, errors="ignore")
-    return known.merge(trust[["layer", "unit", *TRUST]], on=["layer", "unit"], how="left")
+    return of_their_units(labels, trust, TRUST)
 
 
 def _told(table: pd.DataFrame, test: Measurements, untrained: str) -> list[str]:
