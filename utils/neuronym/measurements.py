@@ -3,6 +3,7 @@
 Measurements      activations Q of each layer, image embeddings I, text embeddings T, and what they are of
 measure           target, layers, images, CLIP and words -> Measurements
 top_images_table  the images behind every unit
+top_images_parts  the same of some units after the other
 
 Notebooks and scripts begin here; `clip_dissect`, `describe_and_dissect` and `unit_cards` take what it
 returns.
@@ -10,7 +11,7 @@ returns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -186,13 +187,16 @@ def top_images_table(data: Measurements, k: int = 5) -> pd.DataFrame:
     """The k images of highest activation of every unit: layer, unit, rank (1 the highest), file (the image's
     id in the probe), activation.
     """
-    tables = []
-    blocks = ((layer, units, q) for layer, Q in data.Q.items() for units, q in unit_blocks(Q))
-    for layer, units, q in blocks:
-        best = top_images(q, min(k, data.N))  # [k, K]
-        n, K = best.shape
-        tables.append(
-            pd.DataFrame(
+    return pd.concat(top_images_parts(data, k), ignore_index=True)
+
+
+def top_images_parts(data: Measurements, k: int = 5) -> Iterator[pd.DataFrame]:
+    """The same of some units after the other."""
+    for layer, Q in data.Q.items():
+        for units, q in unit_blocks(Q):
+            best = top_images(q, min(k, data.N))  # [k, K]
+            n, K = best.shape
+            yield pd.DataFrame(
                 {
                     "layer": layer,
                     "unit": np.repeat(np.arange(units.start, units.stop), n),
@@ -201,8 +205,6 @@ def top_images_table(data: Measurements, k: int = 5) -> pd.DataFrame:
                     "activation": q.gather(0, best).T.flatten().double().cpu().numpy(),
                 }
             )
-        )
-    return pd.concat(tables, ignore_index=True)
 
 
 def _has_float64(device: torch.device) -> bool:
