@@ -10,7 +10,7 @@ import torch
 from neuronym.similarity import sparse_columns
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.scores import score, SIMILARITIES
-from neuronym.similarity.sparse_columns import from_rows, score_blocks, SparseColumns
+from neuronym.similarity.sparse_columns import from_rows, score_blocks, score_units, SparseColumns
 
 N, K, M, d = 60, 23, 11, 6
 
@@ -46,10 +46,9 @@ def test_columns_and_images_are_those_of_the_dense_form(chunk):
     assert S.nbytes == 8 * int((Q != 0).sum()) + 8 * (K + 1)
     for units in (slice(None), slice(3, 9), [6, 0, 0, 22], torch.tensor([4, 5]), torch.arange(K) > 10, 7, []):
         assert torch.equal(S[:, units], Q[:, units])
-    for images in (slice(5, 40), [59, 3, 7], torch.randperm(N), torch.arange(N) % 2 == 0):
+    again = torch.randint(N, (N,), generator=torch.Generator().manual_seed(4))
+    for images in (slice(5, 40), [59, 3, 7], torch.randperm(N), torch.arange(N) % 2 == 0, [1, 1, 0], again):
         assert torch.equal(S[images][:, :], Q[images])
-    with pytest.raises(ValueError, match="chosen once each"):
-        S[[1, 1]]
     blocks = list(S.blocks(memory=4 * (N + 2) * 5, beside=2))
     assert [some.stop - some.start for some, _ in blocks] == [5, 5, 5, 5, 3]
     assert torch.equal(torch.cat([q for _, q in blocks], 1), Q)
@@ -85,6 +84,17 @@ def test_a_prior_runs_over_all_units_whether_scores_are_kept_or_not(monkeypatch)
             found = [s for _, _, s in score_blocks(P, sparse(Q), "wpmi", memory=60_000, lam=lam, top_k=9)]
             assert len(found) > 1
             torch.testing.assert_close(torch.cat(found), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["soft_wpmi", "wpmi", "correlation"])
+def test_some_units_are_scored_beside_all(method, monkeypatch):
+    monkeypatch.setattr(sparse_columns, "BLOCKED", 30)
+    Q, P, units = dense(), embeddings(), [22, 0, 4, 9]
+    options = {} if method == "correlation" else {"top_k": 9}
+    expected = score(P, Q, method, **options)[units]
+    for q in (Q, sparse(Q)):
+        found = score_units(P, q, method, units, memory=60_000, **options)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_refused():

@@ -6,6 +6,7 @@ block_slices   parts of units whose columns go into memory
 unit_blocks    dense columns, a block of units after the other
 over_blocks    what a function finds in each block, joined
 score_blocks   a similarity function's scores, likewise
+score_units    those of some units
 
 What similarity functions read of activations are columns: all images of a unit. Those that are products of
 columns, and rank_reorder, read each unit by itself, so that a block of units scored alone has the scores it
@@ -43,7 +44,7 @@ class SparseColumns:
     elsewhere. starts [K + 1] int64, rows int32 and values float32: 8 bytes for what is not 0, 8 a unit.
 
     Takes what code asks of a matrix of activations: `shape`, `Q[:, units]` (a dense [N, n]), and `Q[images]`
-    (the same of some images, each once, in the order given).
+    (the same of images in the order given, with repeats).
     """
 
     starts: Tensor
@@ -99,15 +100,16 @@ class SparseColumns:
         return out[:, 0] if single else out
 
     def _images(self, index: slice | Sequence[int] | Tensor) -> SparseColumns:
-        chosen = torch.arange(self.N, device=self.device)[index]
-        if chosen.ndim != 1 or len(chosen.unique()) != len(chosen):
-            raise ValueError("images of sparse activations are chosen once each, got one twice; take columns")
-        place = torch.full((self.N,), -1, dtype=torch.int32, device=self.device)
-        place[chosen] = torch.arange(len(chosen), dtype=torch.int32, device=self.device)
-        moved = place[self.rows.long()]
-        kept = moved >= 0
-        before = torch.cat([kept.new_zeros(1, dtype=torch.long), kept.cumsum(0)])
-        return SparseColumns(before[self.starts], moved[kept], self.values[kept], len(chosen))
+        chosen = torch.arange(self.N, device=self.device)[index].reshape(-1)
+        times = torch.bincount(chosen, minlength=self.N)
+        places = chosen.argsort(stable=True)  # of the first image, then of the second ...
+        first, rows = times.cumsum(0) - times, self.rows.long()
+        copies = times[rows]
+        source = torch.repeat_interleave(torch.arange(len(rows), device=self.device), copies)
+        before = torch.cat([copies.new_zeros(1), copies.cumsum(0)])
+        number = torch.arange(len(source), device=self.device) - before[source]
+        moved = places[first[rows[source]] + number]
+        return SparseColumns(before[self.starts], moved.int(), self.values[source], len(chosen))
 
 
 def from_rows(parts: Sequence[Active], N: int, K: int) -> SparseColumns:
@@ -209,6 +211,30 @@ def score_blocks(
         level = constant_units(q)
         scores[level] = scores[level].mean(1, keepdim=True)
         yield some, q, scores
+
+
+def score_units(
+    P: Tensor | FactoredMatrix,
+    Q: Tensor | SparseColumns,
+    method: str,
+    units: Sequence[int],
+    *,
+    memory: int | None = None,
+    generator: torch.Generator | None = None,
+    **options,
+) -> Tensor:
+    """Scores of some units [n, M], in their order: what runs over units runs over all of the layer."""
+    given = {"memory": memory, "generator": generator, **options}
+    if isinstance(Q, Tensor):
+        return score(P, Q, method, units=units, **given)
+    if "lam" not in inspect.signature(SIMILARITIES[method]).parameters:
+        return score(P, Q[:, list(units)], method, **given)
+    wanted, found = torch.as_tensor(units, device=Q.device), []
+    for some, _, scores in score_blocks(P, Q, method, **given):
+        here = ((wanted >= some.start) & (wanted < some.stop)).nonzero()[:, 0]
+        found.append((here, scores[wanted[here] - some.start]))
+    places, scores = map(torch.cat, zip(*found))
+    return scores[places.argsort()]
 
 
 def _likelihoods(P: Tensor | FactoredMatrix, q: Tensor, method: str, given: dict) -> Tensor:
