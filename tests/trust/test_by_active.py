@@ -10,8 +10,8 @@ from pandas.testing import assert_frame_equal
 from neuronym.dissect import best_by_layer
 from neuronym.similarity import sparse_columns
 from neuronym.similarity.labels import unit_notes
-from neuronym.trust import counterfactual
-from neuronym.trust.polysemy import heldout_correlations
+from neuronym.trust import counterfactual, null
+from neuronym.trust.polysemy import clusters, heldout_correlations, kinds_of_labels, labels_by_cluster
 from neuronym.trust.probability import evidence, ratios
 from neuronym.trust.quick import label_trust
 from neuronym.trust.signals import correctness, signals
@@ -31,8 +31,8 @@ def both() -> tuple[torch.Tensor, sparse_columns.SparseColumns]:
     return dense(), sparse(dense())
 
 
-def alike(*tables: pd.DataFrame) -> None:
-    assert_frame_equal(*tables, rtol=1e-4, atol=1e-6, check_dtype=False)
+def alike(*tables: pd.DataFrame, atol: float = 1e-6) -> None:
+    assert_frame_equal(*tables, rtol=1e-4, atol=atol, check_dtype=False)
 
 
 @pytest.mark.parametrize("method", ["combined_correlation", "cos_similarity_cubed", "soft_correlation"])
@@ -45,9 +45,37 @@ def test_signals(method):
     assert tables[0]["unit"].tolist() == list(range(K)) and 0 < tables[0]["abstain"].sum()
 
 
-def test_a_function_that_compares_units_takes_a_matrix():
-    with pytest.raises(ValueError, match=r"compares all units of a layer.*Q\[:, :\]"):
-        signals(embeddings(), both()[1], "soft_wpmi")
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("method", ["soft_wpmi", "wpmi"])
+def test_functions_that_compare_all_units(method, held, monkeypatch):
+    monkeypatch.setattr(sparse_columns, "BLOCKED", MEMORY // (4 * (N + 3 * M) * 5))  # five units a block
+    monkeypatch.setattr(null, "HELD", 1.0 if held else 0.0)
+    monkeypatch.setattr(sparse_columns, "HELD", 1.0 if held else 0.0)
+    given = {"draws": 25, "samples": 4, "splits": 3, "memory": MEMORY, "options": {"top_k": 9}}
+    tables = [
+        signals(embeddings(), q, method, generator=torch.Generator().manual_seed(3), **given) for q in both()
+    ]
+    alike(*tables, atol=1e-5)
+    assert tables[0]["p"].nunique() > 5
+
+
+@pytest.mark.parametrize("method", ["soft_wpmi", "cos_similarity"])
+def test_meanings(method, monkeypatch):
+    monkeypatch.setattr(sparse_columns, "BLOCKED", MEMORY // (4 * (N + 3 * M) * 5))
+    P, given = embeddings(), {"memory": MEMORY}
+    I = P.I.clone()
+    I[: N // 2, 0] += 3  # two kinds of images
+    found = []
+    for q in both():
+        dice = torch.Generator().manual_seed(2)
+        assignment, images = clusters(q, torch.nn.functional.normalize(I, dim=1), generator=dice)
+        by_cluster = labels_by_cluster(P, q, assignment, images, method, **given)
+        found.append((assignment, images, by_cluster, kinds_of_labels(P, q, by_cluster, method, **given)))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert found[0][0].max() > 0 and found[0][3] == found[1][3]
+    for mine, other in zip(found[0][2], found[1][2]):
+        assert [m[0] for m in mine] == [m[0] for m in other]
+        assert [x for m in mine for x in m[1:]] == pytest.approx([x for m in other for x in m[1:]], abs=1e-4)
 
 
 def test_what_is_seen_of_labels():

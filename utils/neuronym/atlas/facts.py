@@ -27,7 +27,7 @@ from neuronym.dissect import clip_dissect, functions_for
 from neuronym.evaluation.meaning import MEANING
 from neuronym.measurements import Measurements
 from neuronym.similarity.pmi import TOP_IMAGES
-from neuronym.similarity.sparse_columns import over_blocks
+from neuronym.similarity.sparse_columns import over_blocks, SparseColumns
 from neuronym.trust.null import abstain, best_scores, null_best, p_values
 
 HIGHEST, DECILES, LOWEST = 8, 9, 3  # pictures of a unit: the highest, one of each decile, the lowest
@@ -138,8 +138,12 @@ def units_table(
         p = torch.full((K,), torch.nan, dtype=torch.float64)
         chance = torch.zeros(K, dtype=torch.bool)
         if main in functions_for(data.N) and K > 1 and draws:
-            q = q[:, :] if main in TOP_IMAGES else q  # these compare all units of a layer
-            p = over_blocks(lambda _, q: _chance(data, q, main, draws, generator, memory), q, memory)
+
+            def of_units(_: slice, q: Tensor | SparseColumns) -> Tensor:
+                return _chance(data, q, main, draws, generator, memory)
+
+            # wpmi and soft_wpmi compare all units of a layer
+            p = of_units(slice(0, K), q) if main in TOP_IMAGES else over_blocks(of_units, q, memory)
             chance = abstain(p, level)
         odd = CONSTANT * constant.int() + DEAD * dead.int() + CHANCE * (chance | constant).int()
         table = pd.DataFrame({"layer": layer, "unit": range(K), "p": p, "odd": odd, "active": positive})
@@ -149,7 +153,12 @@ def units_table(
 
 
 def _chance(
-    data: Measurements, q: Tensor, main: str, draws: int, generator: torch.Generator | None, memory: int
+    data: Measurements,
+    q: Tensor | SparseColumns,
+    main: str,
+    draws: int,
+    generator: torch.Generator | None,
+    memory: int,
 ) -> Tensor:
     """p [n] of units."""
     best = best_scores(data.P, q, main, memory=memory)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ from neuronym.similarity.dealt import dealt_best
 from neuronym.similarity.matrix import checked, FactoredMatrix
 from neuronym.similarity.pmi import TOP_IMAGES
 from neuronym.similarity.scores import score, SIMILARITIES
+from neuronym.similarity.sparse_columns import HELD, over_blocks, score_blocks, SparseColumns
 
 FEW = 8
 OF_COLUMNS = (
@@ -48,28 +49,36 @@ CORRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @torch.no_grad()
 def best_scores(
-    P: Tensor | FactoredMatrix, Q: Tensor, method: str = "soft_wpmi", *, memory: int = MEMORY, **options
+    P: Tensor | FactoredMatrix,
+    Q: Tensor | SparseColumns,
+    method: str = "soft_wpmi",
+    *,
+    memory: int = MEMORY,
+    **options,
 ) -> Tensor:
     """Best score over concepts, to be tested against `null_best`: P [N, M], Q [N, K] -> [K]
 
     Of wpmi and soft_wpmi it is the best of l(c|k) - lam l(c) with the prior l(c) over the *other* K - 1
     units. Theirs is over all K, so that a unit with evidence of its own caps its score (at log K where lam is
     1), which a shuffled unit that belongs to no layer would not. With lam = 1 one grows with the other: label
-    and order of units are the same.
+    and order of units are the same. SparseColumns are scored in blocks of units.
     """
     if method not in TOP_IMAGES:
-        return score(P, Q, method, memory=memory, **options).amax(1)
-    l, lam = _conditional(P, Q, method, memory, options)
-    others = _Others.of(l, memory)
-    parts = slices(len(l), memory // (8 * l.itemsize * l.shape[1]))
-    units = torch.arange(len(l), device=l.device)
-    return torch.cat([(l[part] - lam * others.prior(l, units[part])).amax(1) for part in parts])
+        scored = score_blocks(P, Q, method, memory=memory, **options)
+        return torch.cat([scores.amax(1) for _, _, scores in scored])
+    likely, lam = _conditional(P, Q, method, memory, options)
+    others, best = _Others.of(likely.blocks(), memory), []
+    for units, l in likely.blocks():
+        at = torch.arange(units.start, units.stop, device=l.device)
+        for part in slices(len(l), memory // (8 * l.itemsize * l.shape[1])):
+            best.append((l[part] - lam * others.prior(l[part], at[part])).amax(1))
+    return torch.cat(best)
 
 
 @torch.no_grad()
 def null_best(
     P: Tensor | FactoredMatrix,
-    Q: Tensor,
+    Q: Tensor | SparseColumns,
     method: str = "soft_wpmi",
     *,
     draws: int = 200,
@@ -85,28 +94,29 @@ def null_best(
     [draws, 1], and the unit that a shuffled one stands for (whose share the prior lacks) is drawn. A constant
     unit has its own score in every draw. Of functions that are products of columns a draw deals the images
     anew for all units together (`dealt.dealt_best`). `memory` is for the shuffled activations, and once
-    more for scoring them.
+    more for scoring them. SparseColumns are for wpmi and soft_wpmi, which compare all units; other functions
+    are given blocks of units, each with the same draws.
 
     No p-value is below 1 / (draws + 1): Holm's correction over K units needs draws > K / level to find
     anything. Errors: those of `score`; ValueError where no shuffle can matter (wpmi with top_k = N), and for
     as_shipped.
     """
     check_positive_int("draws", draws)
-    if not isinstance(Q, Tensor):
+    if not isinstance(Q, Tensor) and not (isinstance(Q, SparseColumns) and method in TOP_IMAGES):
         raise ValueError(f"expected Q [N, K] of one layer, got {type(Q).__name__}; test layer after layer")
     for name in sorted({"units", "as_shipped"} & set(options)):
         raise ValueError(
             f"a null is made without the option '{name}', got {options[name]!r}; score without it"
         )
-    checked(P, Q, None, memory)
+    checked(P, Q if isinstance(Q, Tensor) else Q[:, :1], None, memory)
     if method in OF_COLUMNS:
         return _of_columns(P, Q, method, draws, generator, memory, options)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     alone, scale, pmi = options, 1.0, method in TOP_IMAGES
     if pmi:
         alone = options | {"lam": 0.0}
-        l, lam = _conditional(P, Q, method, memory, options)
-        others = _Others.of(l, memory)
+        likely, lam = _conditional(P, Q, method, memory, options)
+        others = _Others.of(likely.blocks(), memory)
     elif method == "rank_reorder":
         alone = options | {"n_permutations": None}
         scale = _ratio(P, Q, method, memory, alone, options)
@@ -116,18 +126,20 @@ def null_best(
     replaced = _members(null_of, G, draws, generator)  # [draws * G]
     best = []
     [some] = items_within(
-        memory, (0, N * (SORTING_BYTES_PER_VALUE + 16 + 3 * Q.itemsize) + 48 * M, draws * G)
+        memory, (0, N * (SORTING_BYTES_PER_VALUE + 16 + 3 * Q.dtype.itemsize) + 48 * M, draws * G)
     )
     for part in slices(draws * G, some):
         chosen = units[torch.arange(part.start, part.stop, device=Q.device) % G]
         dealt = stable_order(torch.rand(len(chosen), N, generator=generator, device=generator.device)).to(
             Q.device
         )
-        shuffled = Q.T.index_select(0, chosen).gather(1, dealt).T  # [N, some]
+        shuffled = Q[:, chosen].T.gather(1, dealt).T  # [N, some]
         scores = score(P, shuffled, method, memory=memory, **alone)  # [some, M]
-        best.append((scores - lam * others.prior(l, replaced[part]) if pmi else scores).amax(1))
+        if pmi:
+            scores -= lam * others.prior(likely.of(replaced[part]), replaced[part])
+        best.append(scores.amax(1))
     null = torch.cat(best).view(draws, G)
-    constant = Q.amax(0) == Q.amin(0)
+    constant = over_blocks(lambda _, q: q.amax(0) == q.amin(0), Q, memory)
     if G == 1 and not bool(constant.any()):
         return null * scale
     null = null[:, null_of] * scale  # [draws, K]
@@ -179,36 +191,89 @@ class _Others:
 
     every: Tensor  # log of the sum over all units, [M]
     first: Tensor  # the unit of the largest l
+    most: Tensor  # its l
     rest: Tensor  # log of the sum over the others
+    units: int
 
     @classmethod
-    def of(cls, l: Tensor, memory: int) -> _Others:
+    def of(cls, blocks: Iterable[tuple[slice, Tensor]], memory: int) -> _Others:
+        found = None
+        for units, l in blocks:
+            some = cls._of_some(l, units.start, memory)
+            found = some if found is None else found._with(some)
+        return found
+
+    @classmethod
+    def _of_some(cls, l: Tensor, start: int, memory: int) -> _Others:
         found = []
         for cols in slices(l.shape[1], memory // (4 * l.itemsize * len(l))):
-            first = l[:, cols].argmax(0, keepdim=True)
+            most, first = l[:, cols].max(0, keepdim=True)
             rest = l[:, cols].scatter(0, first, -torch.inf)
-            found.append((l[:, cols].logsumexp(0), first[0], rest.logsumexp(0)))
-        return cls(*map(torch.cat, zip(*found)))
+            found.append((l[:, cols].logsumexp(0), first[0] + start, most[0], rest.logsumexp(0)))
+        return cls(*map(torch.cat, zip(*found)), len(l))
 
-    def prior(self, l: Tensor, but: Tensor) -> Tensor:
-        """[k, M] for the units `but` [k]."""
-        share = (l[but] - self.every).exp_().clamp_(max=0.75)  # above a half only for `first`
+    def _with(self, more: _Others) -> _Others:
+        """The same of units behind these, too."""
+        swap = more.most > self.most
+        kept, given = torch.logaddexp(self.rest, more.every), torch.logaddexp(self.every, more.rest)
+        return _Others(
+            torch.logaddexp(self.every, more.every),
+            torch.where(swap, more.first, self.first),
+            torch.where(swap, more.most, self.most),
+            torch.where(swap, given, kept),
+            self.units + more.units,
+        )
+
+    def prior(self, likely: Tensor, but: Tensor) -> Tensor:
+        """[k, M] for the units `but` [k], whose l are `likely` [k, M]."""
+        share = (likely - self.every).exp_().clamp_(max=0.75)  # above a half only for `first`
         out = torch.where(but[:, None] == self.first, self.rest, self.every + share.neg_().log1p_())
-        return out.sub_(math.log(len(l) - 1))
+        return out.sub_(math.log(self.units - 1))
+
+
+@dataclass(frozen=True)
+class _Likely:
+    """l(c|k) [K, M] of a layer: held, or made anew from SparseColumns where it is more than a part of the
+    memory.
+    """
+
+    P: Tensor | FactoredMatrix
+    Q: Tensor | SparseColumns
+    method: str
+    given: Mapping
+    held: Tensor | None
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """(units, their l) of all units in order."""
+        if self.held is not None:
+            yield slice(0, len(self.held)), self.held
+            return
+        for units, _, l in score_blocks(self.P, self.Q, self.method, **self.given):
+            yield units, l
+
+    def of(self, units: Tensor) -> Tensor:
+        """Those of some units [k]: [k, M]."""
+        if self.held is not None:
+            return self.held[units]
+        return score(self.P, self.Q[:, units], self.method, **self.given)
 
 
 def _conditional(
-    P: Tensor | FactoredMatrix, Q: Tensor, method: str, memory: int, options: dict
-) -> tuple[Tensor, float]:
+    P: Tensor | FactoredMatrix, Q: Tensor | SparseColumns, method: str, memory: int, options: dict
+) -> tuple[_Likely, float]:
     """l(c|k) [K, M] and lam."""
     lam = options.get("lam", inspect.signature(SIMILARITIES[method]).parameters["lam"].default)
     check_number("lam", lam)
-    if isinstance(Q, Tensor) and Q.ndim == 2 and Q.shape[1] == 1:
+    if isinstance(Q, (Tensor, SparseColumns)) and len(Q.shape) == 2 and Q.shape[1] == 1:
         raise ValueError(
             f"{method} compares a unit with the others of its layer, got Q {list(Q.shape)} of one; pass all "
             "units"
         )
-    return score(P, Q, method, memory=memory, **options | {"lam": 0.0}), lam
+    given = {"memory": memory, **options, "lam": 0.0}
+    if isinstance(Q, SparseColumns) and 4 * Q.shape[1] * P.shape[1] > HELD * memory:
+        return _Likely(P, Q, method, given, None), lam
+    parts = [l for _, _, l in score_blocks(P, Q, method, **given)]
+    return _Likely(P, Q, method, given, torch.cat(parts) if len(parts) > 1 else parts[0]), lam
 
 
 def _of_columns(

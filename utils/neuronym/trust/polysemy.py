@@ -16,7 +16,8 @@ N images, K units, M concepts, d embedding width, n top images of a unit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -28,16 +29,22 @@ from neuronym.common.memory import MEMORY, top_images
 from neuronym.common.statistics import standard_columns
 from neuronym.similarity.matrix import checked, FactoredMatrix
 from neuronym.similarity.pmi import TOP_IMAGES
-from neuronym.similarity.scores import score
-from neuronym.similarity.sparse_columns import block_slices, SparseColumns
+from neuronym.similarity.sparse_columns import (
+    block_slices,
+    from_rows,
+    over_blocks,
+    score_blocks,
+    SparseColumns,
+)
 
 FEWEST = 20  # images a unit is judged by, at least
 SMALLEST = 0.1  # share of them that makes a cluster
+AT_REST = 0.5  # share of the images above which a lowest value singles out nothing
 DRAWS = 39  # of images at random: a unit beats them all by chance once in 40
 
 
 def clusters(
-    Q: Tensor,
+    Q: Tensor | SparseColumns,
     I: Tensor,
     *,
     top: float = 0.02,
@@ -57,21 +64,21 @@ def clusters(
     circles and red squares): `heldout_correlations` says that. Errors: ValueError for fewer than 20 images
     and for inputs that are not finite or do not fit together.
     """
-    checked(FactoredMatrix(I, I), Q, None, MEMORY)
+    checked(FactoredMatrix(I, I), Q if isinstance(Q, Tensor) else Q[:, :1], None, MEMORY)
     check_number("top", top, 0, 1)
     check_number("least", least, -1, 1)
     check_positive_int("most", most)
     if len(Q) < FEWEST:
         raise ValueError(f"clusters take at least {FEWEST} images, got {len(Q)}; probe with more")
     n = max(FEWEST, round(top * len(Q)))
-    images = top_images(Q, n)  # [n, K]
+    images = over_blocks(lambda _, q: top_images(q, n), Q, axis=1)  # [n, K]
     embedded = torch.nn.functional.normalize(I.detach().double(), dim=1).cpu()
     draws = [
         torch.randperm(len(Q), generator=generator, device=generator.device if generator else None)[:n].cpu()
         for _ in range(DRAWS if most > 1 else 0)
     ]
     limit = max([least, *(_cut(embedded[rows], most)[0] for rows in draws)])
-    alive = (Q.amax(0) > Q.amin(0)).tolist()
+    alive = over_blocks(lambda _, q: q.amax(0) > q.amin(0), Q).tolist()
     assignment = torch.zeros_like(images, device="cpu")
     for unit, rows in enumerate(images.T.cpu()):
         silhouette, members = _cut(embedded[rows], most) if alive[unit] else (-1.0, None)
@@ -82,7 +89,7 @@ def clusters(
 
 def labels_by_cluster(
     P: Tensor | FactoredMatrix,
-    Q: Tensor,
+    Q: Tensor | SparseColumns,
     assignment: Tensor,
     images: Tensor,
     method: str = "soft_wpmi",
@@ -101,7 +108,7 @@ def labels_by_cluster(
     clusters of a unit are the same. Dead units get no label. Errors: ValueError for assignments of other
     images or units.
     """
-    checked(P, Q, None, memory)
+    checked(P, Q if isinstance(Q, Tensor) else Q[:, :1], None, memory)
     n, K = images.shape if images.ndim == 2 else (0, 0)
     if (
         assignment.shape != images.shape
@@ -113,23 +120,42 @@ def labels_by_cluster(
             f"expected assignment and images [n, K] of clusters for Q {list(Q.shape)}, got "
             f"{list(assignment.shape)} and {list(images.shape)}; give all three of the same images"
         )
-    counts = torch.where(Q.amax(0) > Q.amin(0), assignment.amax(0) + 1, 0).tolist()
+    alive = over_blocks(lambda _, q: q.amax(0) > q.amin(0), Q)
+    counts = torch.where(alive, assignment.amax(0) + 1, 0).tolist()
     pairs = [(unit, c) for unit, count in enumerate(counts) for c in range(count)]
     if not pairs:
         return [[] for _ in range(K)]
     unit, c = torch.tensor(pairs, device=Q.device).T
-    mine = assignment[:, unit] == c  # [n, K']
-    made = Q.detach()[:, unit]  # [N, K']
-    rows = images[:, unit]
-    made.scatter_(0, rows, torch.where(mine, made.gather(0, rows), made.amin(0)))
+    made = _as_units(Q, assignment, images, unit, c)
     if method in TOP_IMAGES:
         options = {"top_k": min(TOP_IMAGES[method], max(1, n // 2)), **options}
-    best, concepts = score(P, made, method, memory=memory, generator=generator, **options).max(1)
-    shares = mine.double().mean(0)
+    scored = score_blocks(P, made, method, memory=memory, generator=generator, **options)
+    best, concepts = map(torch.cat, zip(*(scores.max(1) for _, _, scores in scored)))
+    shares = (assignment[:, unit] == c).double().mean(0)
     found: list[list[tuple[int, float, float]]] = [[] for _ in range(K)]
     for (k, _), label in zip(pairs, zip(concepts.tolist(), best.tolist(), shares.tolist())):
         found[k].append(label)
     return found
+
+
+def _as_units(
+    Q: Tensor | SparseColumns, assignment: Tensor, images: Tensor, unit: Tensor, c: Tensor
+) -> Tensor | SparseColumns:
+    """Activations [N, K'] of cluster c [K'] of each `unit` [K']: other top images are at the lowest value."""
+
+    def of_some(some: slice) -> Tensor:
+        made, rows = Q[:, unit[some]], images[:, unit[some]]
+        mine = assignment[:, unit[some]] == c[some]  # [n, m]
+        return made.detach().scatter(0, rows, torch.where(mine, made.gather(0, rows), made.amin(0)))
+
+    if isinstance(Q, Tensor):
+        return of_some(slice(None))
+    parts = []
+    for some in block_slices(Q, len(unit)):
+        made = of_some(some)
+        at, column = made.nonzero(as_tuple=True)
+        parts.append((at.int(), (column + some.start).int(), made[at, column]))
+    return from_rows(parts, len(Q), len(unit))
 
 
 def negative(
@@ -137,7 +163,7 @@ def negative(
     Q: Tensor,
     method: str = "soft_wpmi",
     *,
-    silent: float = 0.5,
+    silent: float = AT_REST,
     memory: int | None = None,
     generator: torch.Generator | None = None,
     **options,
@@ -149,8 +175,21 @@ def negative(
     """
     checked(P, Q, None, memory)
     check_number("silent", silent, 0, 1)
-    scores = score(P, -Q, method, memory=memory, generator=generator, **options)
-    return scores.masked_fill((at_lowest(Q) > silent)[:, None], 0)
+    return torch.cat(list(_negative_blocks(P, Q, method, silent, memory, generator, options)))
+
+
+def _negative_blocks(
+    P: Tensor | FactoredMatrix,
+    Q: Tensor | SparseColumns,
+    method: str,
+    silent: float,
+    memory: int | None,
+    generator: torch.Generator | None,
+    options: Mapping,
+) -> Iterator[Tensor]:
+    turned = -Q if isinstance(Q, Tensor) else replace(Q, values=-Q.values)
+    for _, q, scores in score_blocks(P, turned, method, memory=memory, generator=generator, **options):
+        yield scores.masked_fill((at_lowest(-q) > silent)[:, None], 0)
 
 
 def at_lowest(Q: Tensor) -> Tensor:
@@ -228,7 +267,7 @@ def _said(present: Tensor, labels: Tensor) -> Tensor:
 
 def kinds_of_labels(
     P: Tensor | FactoredMatrix,
-    Q: Tensor,
+    Q: Tensor | SparseColumns,
     by_cluster: Sequence[Sequence[tuple[int, float, float]]],
     method: str = "soft_wpmi",
     *,
@@ -238,14 +277,14 @@ def kinds_of_labels(
     concept; "two best"; "clusters", the different labels of its clusters; "negative", what puts it to its
     lowest values (none for a dead unit). by_cluster from `labels_by_cluster`.
     """
-    scores, off = score(P, Q, method, memory=memory), negative(P, Q, method, memory=memory)
-    alive, lowest = (off != 0).any(1).tolist(), off.argmax(1).tolist()
-    return {
-        "single": scores.argmax(1)[:, None].tolist(),
-        "two best": scores.topk(2, dim=1).indices.tolist(),
-        "clusters": distinct_labels(by_cluster),
-        "negative": [[concept] if lives else [] for concept, lives in zip(lowest, alive)],
-    }
+    kinds: dict[str, list[list[int]]] = {"single": [], "two best": [], "clusters": [], "negative": []}
+    for _, _, scores in score_blocks(P, Q, method, memory=memory):
+        kinds["single"] += scores.argmax(1)[:, None].tolist()
+        kinds["two best"] += scores.topk(2, dim=1).indices.tolist()
+    for off in _negative_blocks(P, Q, method, AT_REST, memory, None, {}):
+        alive, lowest = (off != 0).any(1).tolist(), off.argmax(1).tolist()
+        kinds["negative"] += [[concept] if lives else [] for concept, lives in zip(lowest, alive)]
+    return kinds | {"clusters": distinct_labels(by_cluster)}
 
 
 def distinct_labels(by_cluster: Sequence[Sequence[tuple[int, float, float]]]) -> list[list[int]]:

@@ -39,8 +39,7 @@ from neuronym.common.statistics import (
 from neuronym.evaluation.presence import oracle_blocks
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.pmi import TOP_IMAGES
-from neuronym.similarity.scores import score
-from neuronym.similarity.sparse_columns import over_blocks, SparseColumns
+from neuronym.similarity.sparse_columns import over_blocks, score_blocks, SparseColumns
 from neuronym.trust.null import abstain, best_scores, null_best, p_values, z_values
 from neuronym.trust.probability import OF_CONCEPTS
 from neuronym.trust.stability import best_concepts, bootstrap_labels, consensus, halves, margin, same
@@ -93,29 +92,27 @@ def signals(
 ) -> pd.DataFrame:
     """One row a unit of Q [N, K]: label (index of the concept), score, p, z, abstain, margin, bootstrap, low,
     high, alternative, halves; see `neuronym.trust.null` and `neuronym.trust.stability`. `options` are those
-    of the similarity function. SparseColumns are looked at in blocks of units, each with the same draws.
-
-    Errors: ValueError for SparseColumns and a function that compares the units of a layer, (soft-)WPMI.
+    of the similarity function. SparseColumns are looked at in blocks of units, each with the same draws; by
+    (soft-)WPMI, which compares all units of a layer, in blocks for each draw.
     """
-    if method in TOP_IMAGES and not isinstance(Q, Tensor):
-        raise ValueError(
-            f"{method} compares all units of a layer, got them by what is active; pass a matrix: Q[:, :]"
-        )
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     begun, drawn = generator.get_state(), {"draws": draws, "samples": samples, "splits": splits}
 
-    def of_units(_: slice, q: Tensor) -> pd.DataFrame:
+    def of_units(_: slice, q: Tensor | SparseColumns) -> pd.DataFrame:
         generator.set_state(begun)
         return _of_units(P, q, method, **drawn, memory=memory, generator=generator, options=options or {})
 
-    table = over_blocks(of_units, Q, memory, beside=OF_CONCEPTS * P.shape[1])
+    if method in TOP_IMAGES:
+        table = of_units(slice(0, Q.shape[1]), Q)
+    else:
+        table = over_blocks(of_units, Q, memory, beside=OF_CONCEPTS * P.shape[1])
     away = abstain(table["p"].to_list(), level, correction)
     return table.assign(unit=range(len(table)), abstain=away.numpy())
 
 
 def _of_units(
     P: Tensor | FactoredMatrix,
-    Q: Tensor,
+    Q: Tensor | SparseColumns,
     method: str,
     draws: int,
     samples: int,
@@ -126,28 +123,28 @@ def _of_units(
 ) -> pd.DataFrame:
     """`signals` of units taken for all of a layer, abstained from none."""
     given = {"memory": memory} | dict(options)
-    scores, alone = score(P, Q, method, **given), best_scores(P, Q, method, **given)
+    blocks = score_blocks(P, Q, method, **given)
+    found = [(best_concepts(scores), scores.amax(1), margin(scores)) for _, _, scores in blocks]
+    (label, best, lead), alone = map(torch.cat, zip(*found)), best_scores(P, Q, method, **given)
     given["generator"] = generator
     null = null_best(P, Q, method, draws=draws, **given)
     p = p_values(alone, null)
     again = bootstrap_labels(P, Q, method, draws=samples, **given)
     share, _ = halves(P, Q, method, repeats=splits, **given)
     columns = {
-        "label": best_concepts(scores),
-        "score": scores.amax(1),
+        "label": label,
+        "score": best,
         "p": p,
         "z": z_values(alone, null),
         "abstain": torch.zeros_like(p, dtype=torch.bool),
-        "margin": margin(scores),
+        "margin": lead,
         "bootstrap": again.stability,
         "low": again.low,
         "high": again.high,
         "alternative": again.alternative,
         "halves": share,
     }
-    return pd.DataFrame(
-        {"unit": range(len(scores)), **{name: x.cpu().numpy() for name, x in columns.items()}}
-    )
+    return pd.DataFrame({"unit": range(len(label)), **{name: x.cpu().numpy() for name, x in columns.items()}})
 
 
 def conditions(

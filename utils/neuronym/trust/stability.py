@@ -21,7 +21,7 @@ N images, K units, M concepts. `options` are those of the similarity function. W
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,8 @@ from torch import Tensor
 
 from neuronym.common.checks import check_number, check_positive_int
 from neuronym.similarity.matrix import FactoredMatrix
-from neuronym.similarity.scores import score, top_labels
+from neuronym.similarity.scores import top_labels
+from neuronym.similarity.sparse_columns import score_blocks, SparseColumns
 
 if TYPE_CHECKING:
     from neuronym.common.types import Clip, Target
@@ -44,7 +45,7 @@ FULL_SCALE = 255
 @torch.no_grad()
 def halves(
     P: Tensor | FactoredMatrix,
-    Q: Tensor,
+    Q: Tensor | SparseColumns,
     method: str = "soft_wpmi",
     *,
     repeats: int = 10,
@@ -56,23 +57,29 @@ def halves(
     [N, K].
 
     Each half is scored alone, with `options` of the similarity function; an odd image goes to the second.
-    Without a generator its seed is 0. ValueError for fewer than 2 images, and what `score` refuses.
+    Without a generator its seed is 0. SparseColumns are scored in blocks of units. ValueError for fewer than
+    2 images, and what `score` refuses.
     """
     check_positive_int("repeats", repeats)
-    if not isinstance(Q, Tensor) or Q.ndim != 2 or len(Q) < 2 or len(Q) != P.shape[0]:
+    held = isinstance(Q, (Tensor, SparseColumns))
+    if not held or len(Q.shape) != 2 or len(Q) < 2 or len(Q) != P.shape[0]:
         raise ValueError(
             f"expected P [N, M] and Q [N, K] with equal N, at least 2, got {list(P.shape)} and "
-            f"{list(Q.shape) if isinstance(Q, Tensor) else type(Q).__name__}"
+            f"{list(Q.shape) if held else type(Q).__name__}"
         )
+
+    def scored(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        return _resampled(P, Q, rows, method, memory, options)
+
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     agree = torch.zeros(Q.shape[1], dtype=torch.float64, device=Q.device)
     for _ in range(repeats):
         deal = torch.randperm(len(Q), generator=generator, device=generator.device).to(Q.device)
         first, second = (
-            score(take_rows(P, rows), Q[rows], method, memory=memory, **options)
+            torch.cat([best_concepts(scores) for _, scores in scored(rows)])
             for rows in (deal[: len(Q) // 2], deal[len(Q) // 2 :])
         )
-        agree += best_concepts(first) == best_concepts(second)
+        agree += first == second
     share = agree / repeats
     return share, float(share.mean())
 
@@ -195,7 +202,7 @@ class Bootstrap:
 @torch.no_grad()
 def bootstrap_labels(
     P: Tensor | FactoredMatrix,
-    Q: Tensor,
+    Q: Tensor | SparseColumns,
     method: str = "soft_wpmi",
     *,
     draws: int = 50,
@@ -208,22 +215,25 @@ def bootstrap_labels(
 
     Images are the unit of resampling. The interval is not corrected for the label's having been chosen by its
     score, and a score that grows with the number of different images (softmax sums, ranks) is a little lower
-    in a draw. A matrix P is copied for each draw, a FactoredMatrix not.
+    in a draw. A matrix P is copied for each draw, a FactoredMatrix not. SparseColumns are scored in blocks of
+    units.
     """
     check_positive_int("draws", draws)
-    scores = score(P, Q, method, memory=memory, **options)
-    M, label = scores.shape[1], best_concepts(scores)
+    parts = []
+    for _, _, scores in score_blocks(P, Q, method, memory=memory, **options):
+        parts.append(best_concepts(scores))
+    label = torch.cat(parts)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    own = scores.new_empty(draws, len(scores))  # made first: rows kept one by one would be in the way
+    own = scores.new_empty(draws, len(label))  # made first: rows kept one by one would be in the way
     found = label.new_empty(own.shape)
     for i in range(draws):
         rows = torch.randint(len(Q), (len(Q),), generator=generator, device=generator.device).to(Q.device)
-        scores = score(take_rows(P, rows), Q[rows], method, memory=memory, **options)
-        own[i] = scores.gather(1, label[:, None])[:, 0]
-        found[i] = best_concepts(scores)
-    low, high = own.quantile(scores.new_tensor([0.025, 0.975]), dim=0)
+        for units, scores in _resampled(P, Q, rows, method, memory, options):
+            own[i, units] = scores.gather(1, label[units, None])[:, 0]
+            found[i, units] = best_concepts(scores)
+    low, high = own.quantile(own.new_tensor([0.025, 0.975]), dim=0)
     same = found == label
-    return Bootstrap(label, same.double().mean(0), low, high, _most_frequent(found, ~same, M))
+    return Bootstrap(label, same.double().mean(0), low, high, _most_frequent(found, ~same, P.shape[1]))
 
 
 def margin(scores: Tensor) -> Tensor:
@@ -245,6 +255,19 @@ def best_concepts(scores: Tensor) -> Tensor:
 def take_rows(P: Tensor | FactoredMatrix, rows: Tensor) -> Tensor | FactoredMatrix:
     """P of some images, in the order given, with repeats."""
     return P[rows] if isinstance(P, Tensor) else FactoredMatrix(P.I[rows], P.T)
+
+
+def _resampled(
+    P: Tensor | FactoredMatrix,
+    Q: Tensor | SparseColumns,
+    rows: Tensor,
+    method: str,
+    memory: int | None,
+    options: Mapping,
+) -> Iterator[tuple[slice, Tensor]]:
+    """(units, their scores) on some images, all units in order."""
+    for units, _, scores in score_blocks(take_rows(P, rows), Q[rows], method, memory=memory, **options):
+        yield units, scores
 
 
 def _most_frequent(labels: Tensor, counted: Tensor, M: int) -> Tensor:
