@@ -132,7 +132,7 @@ def test_a_concept_that_no_image_shows_takes_nothing_away():
 def test_phrases_are_all_pairs_of_the_best_words_scored_beside_the_whole_layer(method, options):
     I, T, Q, _ = inputs()
     scores = score(FactoredMatrix(I, T), Q, method, **options)
-    table = compositional(codes, I, Q, CONCEPTS, scores, 4, method=method, units=[5, 0], **options)
+    table = compositional(codes, I, Q, CONCEPTS, scores[[5, 0]], 4, method=method, units=[5, 0], **options)
     assert table["unit"].tolist() == [5, 0]
     for row in table.itertuples():
         best = [CONCEPTS[m] for m in sorted(range(M), key=lambda m: -scores[row.unit, m])[:4]]
@@ -294,7 +294,7 @@ def test_the_guess_is_the_class_nearest_to_the_strongest_units_label():
         ),
         (lambda I, T, Q, p: compositional(codes, I, Q, CONCEPTS, torch.ones(K, M), 1), "pass at least 2"),
         (
-            lambda I, T, Q, p: compositional(codes, I, Q, CONCEPTS, torch.ones(K, M), 3, units=[K]),
+            lambda I, T, Q, p: compositional(codes, I, Q, CONCEPTS, torch.ones(1, M), 3, units=[K]),
             "from 0 to 6, got 7",
         ),
         (lambda I, T, Q, p: by_range(p, Q, [0] * 3), "expected 7 labels"),

@@ -29,6 +29,7 @@ from neuronym.common.statistics import correlation, rank_of
 from neuronym.hooks import get_layer
 from neuronym.similarity.matrix import checked, FactoredMatrix
 from neuronym.similarity.scores import score, top_labels
+from neuronym.similarity.sparse_columns import score_units, SparseColumns
 
 EXPLAINED = 0.8
 Encode = Callable[[list[str]], Tensor]  # texts -> unit rows
@@ -111,7 +112,7 @@ def missing_concepts(
 def compositional(
     encode: Encode,
     I: Tensor,
-    Q: Tensor,
+    Q: Tensor | SparseColumns,
     concepts: Sequence[str],
     scores: Tensor,
     words: int = 100,
@@ -125,38 +126,33 @@ def compositional(
     """Labels of one or two words (CLIP-Dissect, figure 10): columns unit, single, single_score, phrase,
     score, pair.
 
-    For each of `units` (all by default), the `words` best concepts by scores [K, M] and all ordered pairs of
+    For each of `units` (all by default), the `words` best concepts by scores and all ordered pairs of
     different ones, "w1 w2" (100 words: 9,900 pairs), each text once, are embedded and scored by the method
-    against Q [N, K]; terms over units are over all K. `single` is the best concept, `phrase` the best text,
+    against Q [N, K]; terms over units are over all K. `scores` are of these units, in their order, [n, M].
+    `single` is the best concept, `phrase` the best text,
     `pair` whether it is none of the words; both scores are among these texts, and so comparable. I [N, d]
     unit rows of the same CLIP as `encode`. Errors: ValueError for more words than concepts, or one only.
     """
-    if scores.ndim != 2 or len(scores) != Q.shape[1]:
+    K = Q.shape[1]
+    units = list(range(K)) if units is None else [int(unit) for unit in units]
+    if scores.ndim != 2 or len(scores) != len(units):
         raise ValueError(
-            f"expected scores [K, M] and Q [N, K] of the same units, got {list(scores.shape)} and "
+            f"expected scores [n, M] of the same units, got {list(scores.shape)} for {len(units)} of Q "
             f"{list(Q.shape)}"
         )
     check_positive_int("words", words, len(concepts), f"M {len(concepts)} concepts")
     if words < 2:
         raise ValueError(f"phrases are pairs of words, got words {words}; pass at least 2")
-    units = list(range(len(scores))) if units is None else [int(unit) for unit in units]
     rows = []
-    for unit in units:
-        if not 0 <= unit < len(scores):
-            raise ValueError(f"units must be indices from 0 to {len(scores) - 1}, got {unit}")
-        best = [concepts[m] for m in top_labels(scores[unit : unit + 1], concepts, words)[1][0].tolist()]
+    for unit, own in zip(units, scores):
+        if not 0 <= unit < K:
+            raise ValueError(f"units must be indices from 0 to {K - 1}, got {unit}")
+        best = [concepts[m] for m in top_labels(own[None], concepts, words)[1][0].tolist()]
         texts = list(
             dict.fromkeys([*best, *(f"{first} {second}" for first, second in permutations(best, 2))])
         )
-        found = score(
-            FactoredMatrix(I, encode(texts).to(I.device, I.dtype)),
-            Q,
-            method,
-            units=[unit],
-            memory=memory,
-            generator=generator,
-            **options,
-        )[0]
+        P = FactoredMatrix(I, encode(texts).to(I.device, I.dtype))
+        [found] = score_units(P, Q, method, [unit], memory=memory, generator=generator, **options)
         top = int(found.argmax())
         rows.append((unit, best[0], float(found[0]), texts[top], float(found[top]), texts[top] not in best))
     return pd.DataFrame(rows, columns=["unit", "single", "single_score", "phrase", "score", "pair"])
