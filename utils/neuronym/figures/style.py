@@ -37,6 +37,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -314,40 +315,55 @@ def _saved(
         for said, fig in figures.items() if isinstance(figures, Mapping) else figures:
             file = folder / f"{re.sub(SEPARATORS, '_', said)}.png"
             with _without_warnings():
-                # found once for both; in whole pixels rasters stay sharp
-                box = fig.get_tightbbox().padded(0.1).get_points() * DPI
-                box = Bbox([np.floor(box[0]) / DPI, np.ceil(box[1]) / DPI])
-                if pixels:
-                    written.append(writer.submit(_write_pixels, _drawn(fig, box), file))
-                else:
-                    _save_drawing(fig, box, file)
+                picture, box = _drawn(fig)
+                written.append(writer.submit(_write_pixels, picture, file, pixels))
+                if not pixels:
+                    dates = {"CreationDate": None, "ModDate": None}
+                    fig.savefig(file.with_suffix(".pdf"), bbox_inches=box, metadata=dates)
             yield file, fig
         for one in written:
             one.result()
 
 
-def _save_drawing(fig: Figure, box: Bbox, file: Path) -> None:
-    """The picture of a figure, and a page of its lines and texts."""
-    # half the time of the default level 6, for 1 % more bytes
-    png = {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 4}}
-    fig.savefig(file, dpi=DPI, bbox_inches=box, **png)
-    dates = {"CreationDate": None, "ModDate": None}
-    fig.savefig(file.with_suffix(".pdf"), bbox_inches=box, metadata=dates)
-
-
-def _drawn(fig: Figure, box: Bbox) -> Image.Image:
-    """A part of a figure in pixels."""
+def _drawn(fig: Figure) -> tuple[Image.Image, Bbox]:
+    """The part of a figure that has something on it in pixels, and where it is, in inches."""
+    shown, fig.dpi = fig.dpi, DPI
+    try:
+        canvas = FigureCanvasAgg(fig)
+        box = _whole_pixels(fig.get_tightbbox())
+        width, height = canvas.get_width_height()
+        (left, below), (right, above) = np.rint(box.get_points() * DPI).astype(int)
+        within = left >= 0 and below >= 0 and right <= width and above <= height
+        box = _whole_pixels(box.padded(0.1))
+        if within:
+            canvas.draw()  # by what texts were measured for, which is half of its work
+            whole = Image.frombuffer("RGBA", (width, height), canvas.buffer_rgba())
+    finally:
+        fig.dpi = shown
+    (left, below), (right, above) = np.rint(box.get_points() * DPI).astype(int)
+    size = right - left, above - below
+    if within:
+        paper = tuple(round(255 * part) for part in fig.get_facecolor())
+        picture = Image.new("RGBA", size, paper)
+        picture.paste(whole, (-left, above - height))
+        return picture.convert("RGB"), box
     drawn = io.BytesIO()
     fig.savefig(drawn, format="rgba", dpi=DPI, bbox_inches=box)
-    size = round(box.width * DPI), round(box.height * DPI)
-    return Image.frombuffer("RGBA", size, drawn.getbuffer()).convert("RGB")
+    return Image.frombuffer("RGBA", size, drawn.getbuffer()).convert("RGB"), box
 
 
-def _write_pixels(picture: Image.Image, file: Path) -> None:
+def _whole_pixels(box: Bbox) -> Bbox:
+    """A box in inches, no smaller, whose edges are edges of pixels: rasters stay sharp."""
+    low, high = box.get_points() * DPI
+    return Bbox([np.floor(low) / DPI, np.ceil(high) / DPI])
+
+
+def _write_pixels(picture: Image.Image, file: Path, pdf: bool) -> None:
     """A picture, and a page that holds its pixels."""
-    start = time.gmtime(0)
-    picture.save(file, dpi=(DPI, DPI), compress_level=2)
-    picture.save(file.with_suffix(".pdf"), resolution=DPI, quality=95, creationDate=start, modDate=start)
+    picture.save(file, dpi=(DPI, DPI), compress_level=2 if pdf else 4)
+    if pdf:
+        start = time.gmtime(0)
+        picture.save(file.with_suffix(".pdf"), resolution=DPI, quality=95, creationDate=start, modDate=start)
 
 
 def present(
