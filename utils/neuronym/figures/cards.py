@@ -45,6 +45,7 @@ TILE, GAP = 192, 12  # picture and the space around it, in pixels like those bel
 INSET, BELOW = 84, 30  # picture that shows where the unit fires; values where there is none
 ROOM, MARGIN = 430, 16  # texts, edge
 FIRING, DARKER = 0.5, 0.62  # of the unit's largest value; what is left of the brightness elsewhere
+DARKENED = [int(value * DARKER) for value in range(256)] * 3  # of each value of the three colours
 PAGE, TALLEST = 40, 160  # cards of a figure among several; of one figure, whose pixels have to fit its file
 MANY = 400  # cards of a layer
 
@@ -308,10 +309,10 @@ def _outlined(image: Image.Image, heat: np.ndarray) -> Image.Image:
     heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))
     inside = Image.fromarray(((heat >= FIRING) * 255).astype(np.uint8))
     if not inside.getbbox():
-        return Image.eval(image, lambda value: int(value * DARKER))
+        return image.point(DARKENED)
     white = inside.filter(ImageFilter.MaxFilter(3))
     black = white.filter(ImageFilter.MaxFilter(3))
-    out = Image.composite(image, Image.eval(image, lambda value: int(value * DARKER)), inside)
+    out = Image.composite(image, image.point(DARKENED), inside)
     out.paste((0, 0, 0), mask=ImageChops.subtract(black, white))
     out.paste((255, 255, 255), mask=ImageChops.subtract(white, inside))
     return out
