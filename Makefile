@@ -6,6 +6,9 @@ PYTEST_ARGS ?=
 # tests in two processes, whole files each, so that what a file's tests share is made once
 AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 
+# runs start processes by the hundred; where the environment says so, each would compile the package anew
+export PYTHONDONTWRITEBYTECODE :=
+
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check $(PIP_ARGS)
 
