@@ -30,8 +30,7 @@ PARTS = {  # in the order of work
     "slope": [(softened, "_slope")],
     "making P": [(columns, "block")],
     "columns": [(column_loops, "measure_columns"), (softened._Centred, "rows")],
-    "softmax": [(column_loops, "share_rows")],
-    "moments": [(column_loops.Moments, "add")],
+    "softmax and moments": [(column_loops.Moments, "share"), (column_loops.Moments, "add")],
     "product": [(torch, "matmul"), (torch, "mm"), (torch.Tensor, "addmm_")],
     "scaling": [(column_loops, "level_out")],
 }
@@ -89,9 +88,7 @@ def bounds(P, Q, calls):
             X.sum()
             torch.add(X, 1, out=store)
 
-    return [
-        min(processor_seconds(call, 1)[0] for _ in range(calls)) for call in (lambda: Q.T @ P, passes)
-    ]
+    return [min(processor_seconds(call, 1)[0] for _ in range(calls)) for call in (lambda: Q.T @ P, passes)]
 
 
 def main():

@@ -3,9 +3,8 @@
 measure_columns  columns to be multiplied, centred and raised to a power, and the scale of each
 level_out        products of such columns, scaled
 is_compiled      whether these loops take a matrix
-Moments          sums, squares and extremes of columns, a block of images after the other
+Moments          sums, squares and extremes of columns, of rows as they are or of their softmax
 spread_of_rows   how far apart an image's values are
-share_rows       the softmax of some rows
 scale_rows       what takes exponentials of rows to shares
 combine          columns of concepts for the two correlations, added, and centred cubes
 
@@ -25,6 +24,7 @@ from neuronym.common.memory import in_threads
 from neuronym.similarity.kernels import bits_of, compiled, exact, float_of, LN2, LOG2E, ordered, power
 
 PART = 64  # images whose sums are taken in the dtype given
+VALUES_NEAR = 2**17  # of rows, that are still in a near cache when they are added
 
 
 def is_compiled(*matrices: Tensor) -> bool:
@@ -102,6 +102,12 @@ class Moments:
     def add(self, x: Tensor) -> None:
         """Add rows x [n, M]."""
         add_columns(x.numpy(), self.sums, self.squares, self.low, self.high)
+
+    def share(self, P: Tensor, slope: float, x: Tensor, middle: Tensor | None) -> float:
+        """`share_rows`, less middle [M] if it is given, and add them."""
+        middle = np.empty(0, np.float32) if middle is None else middle.numpy()
+        into = self.sums, self.squares, self.low, self.high
+        return float(share_and_add(P.numpy(), np.float32(slope), x.numpy(), middle, *into))
 
     def far_from_zero(self, n: int) -> bool:
         """Whether the mean of any column of n values is above seven times its spread."""
@@ -206,18 +212,23 @@ def deviate(P):
 @compiled
 def add_columns(x, sums, squares, low, high):
     n, M = x.shape
+    some, same = np.empty((2, 1024), np.float32)
     for start in range(0, M, 1024):
         stop = min(M, start + 1024)
         s, q, l, h = sums[start:stop], squares[start:stop], low[start:stop], high[start:stop]
-        for r in range(n):
-            row = x[r, start:stop]
+        for first in range(0, n, PART):
+            some[:], same[:] = 0, 0
+            for r in range(first, min(n, first + PART)):
+                row = x[r, start:stop]
+                for c in range(stop - start):
+                    some[c] += row[c]
+                    same[c] += row[c] * row[c]
+                for c in range(stop - start):
+                    l[c] = row[c] if row[c] < l[c] else l[c]
+                    h[c] = row[c] if row[c] > h[c] else h[c]
             for c in range(stop - start):
-                one = float(row[c])
-                s[c] += one
-                q[c] += one * one
-            for c in range(stop - start):
-                l[c] = row[c] if row[c] < l[c] else l[c]
-                h[c] = row[c] if row[c] > h[c] else h[c]
+                s[c] += some[c]
+                q[c] += same[c]
 
 
 @compiled
@@ -261,6 +272,19 @@ def share_rows(P, slope, out):
             x[c] *= scale
         most = max(most, abs(ends[0]), abs(ends[1]))
     return most * LN2
+
+
+@compiled
+def share_and_add(P, slope, out, middle, sums, squares, low, high):
+    most, some = np.float32(0), max(1, min(PART, VALUES_NEAR // out.shape[1]))
+    for first in range(0, len(out), some):
+        x = out[first : first + some]
+        most = max(most, share_rows(P[first : first + some], slope, x))
+        if len(middle):
+            for n in range(len(x)):
+                x[n] -= middle
+        add_columns(x, sums, squares, low, high)
+    return most
 
 
 @compiled

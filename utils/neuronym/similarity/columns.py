@@ -109,10 +109,12 @@ def _column_products(
     near = max(WIDE, (CACHED if power or not as_given else 8 * CACHED) // (N * size))
     near = min(m, near) if device.type == "cpu" else m
     scores = layers[0].new_empty(sum(counts), M, dtype=dtype)
+    # blocks of concepts share their room: the system hands out new memory page by page
+    room, made = (scores.new_empty(N * min(near, M) if held else 0) for held in (power, not as_given))
 
-    def measured(X: Tensor, cols: slice) -> tuple[Tensor, Tensor]:
+    def measured(X: Tensor, cols: slice, room: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if loops and loops.is_compiled(X):
-            return _in_loops(loops, P, Q, X, cols, power, normalise, eps)
+            return _in_loops(loops, P, Q, X, cols, power, normalise, eps, room)
         return _measured(X[:, cols], power, normalise, eps)
 
     for part in slices(sum(counts), m):
@@ -121,11 +123,11 @@ def _column_products(
         columns, of_units = measured(columns, some)
         for cols in slices(M, near):
             if as_given:
-                values, of_concepts = measured(P.detach(), cols)
+                values, of_concepts = measured(P.detach(), cols, room)
             else:
-                values = block(P, None, cols, scores.new_empty(N, cols.stop - cols.start))
+                values = block(P, None, cols, _matrix(made, N, cols.stop - cols.start))
                 values = values if concept is None else concept(values)
-                values, of_concepts = measured(values, slice(0, values.shape[1]))
+                values, of_concepts = measured(values, slice(0, values.shape[1]), room)
             found = torch.matmul(columns.T, values, out=scores[part, cols])
             if loops:
                 loops.level_out(scores[part], cols, of_units, of_concepts)
@@ -170,10 +172,15 @@ def _in_loops(
     power: int,
     normalise: Callable[[Tensor], Tensor],
     eps: float,
+    room: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`_measured` of X[:, cols] in compiled loops; ValueError where P or Q is not finite."""
+    """`_measured` of X[:, cols] in compiled loops, in `room` if it is given; ValueError where P or Q is not
+    finite.
+    """
     count = cols.stop - cols.start
-    Y = X.new_empty(len(X), count) if power else X if count == X.shape[1] else X[:, cols]
+    Y = X if count == X.shape[1] else X[:, cols]
+    if power:
+        Y = X.new_empty(len(X), count) if room is None else _matrix(room, len(X), count)
     scales, _, odd = loops.measure_columns(X, cols.start, count, power, eps, Y)
     if odd is not None:
         check_finite(P, Q)
@@ -181,6 +188,11 @@ def _in_loops(
         Y = Y if power else Y.clone()
         Y[:, odd] = normalise(X[:, cols][:, odd])
     return Y, scales
+
+
+def _matrix(room: Tensor, rows: int, columns: int) -> Tensor:
+    """The first values of `room` as a matrix."""
+    return room[: rows * columns].view(rows, columns)
 
 
 def _measured(

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +33,6 @@ from neuronym.similarity.matrix import (
 )
 from neuronym.similarity.pmi import IMAGES_AT_ONCE, softmax_tiles, TILES, WIDE
 
-WHOLE_P = 2**26  # bytes up to which P is made at once
 UNITS = 256  # measured together
 SHARPNESS = 2  # standard deviations, in nats, of an image's logits
 
@@ -76,7 +74,7 @@ def soft_correlation(
     loops = compiled_loops(layers[0].device, "column_loops") if dtype == torch.float32 else None
     most = min(N, IMAGES_AT_ONCE)
     held = (most * M + 2 * most * count + 10 * M + 2 * N * min(count, UNITS) + d * M) * size
-    whole = bool(d and loops) and N * M * size <= WHOLE_P and held + N * M * size <= memory
+    whole = bool(d and loops) and held + N * M * size <= memory
     if slope is not None or whole:
         check_finite(P, Q)
     if whole:  # the covariance of its factors takes longer than their product
@@ -108,11 +106,8 @@ def _soft_by_images(
         x = store[: rows.stop - rows.start]
         if T is not None:
             torch.matmul(P.I[rows].to(dtype), T, out=x)
-        given = (x[:0] if T is not None else P[rows].detach().to(dtype)).numpy()
-        most = max(most, float(loops.share_rows(given, np.float32(slope), x.numpy())))
-        if middle is not None:
-            x -= middle
-        moments.add(x)
+        given = x[:0] if T is not None else P[rows].detach().to(dtype)
+        most = max(most, moments.share(given, slope, x, middle))
         if scores is None and moments.far_from_zero(len(x)):
             middle = torch.from_numpy(moments.sums / len(x)).to(dtype)
             x -= middle
