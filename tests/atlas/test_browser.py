@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neuronym.atlas import alike, contents, site
+from neuronym.atlas import alike, contents, facts, site
 from neuronym.atlas.pictures import Sheets
 from tests.atlas.conftest import HOSTILE
 from tests.helpers.looks import axe, axe_faults, faults
 
 CHROMIUM = shutil.which("chromium")
+UNIT = "unit/microworld%3Aresnet/fc/3"
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,20 @@ def test_a_search_has_a_link_that_opens_the_same_view(kind, visit, network, requ
     page.get_by_label("search ( / )").fill("no such name")
     assert count(page) == 0 and "loosen" in page.locator("main").inner_text()
     assert page.locator(".card").count() == 0
+
+
+def test_what_is_seen_at_first_is_what_a_search_finds(visit, index, network):
+    alive = np.flatnonzero(network.units["odd"] & (facts.CONSTANT | facts.DEAD) == 0)
+    shown = []
+    for view in ("", "#/grid?layer=0-76"):  # which is every unit, found by a search
+        page = visit(index + view)
+        assert count(page) == len(alive)
+        page.wait_for_function(
+            "many => { scrollTo(0, 1e6); return document.querySelectorAll('.card').length === many }",
+            arg=len(alive),
+        )
+        shown.append(page.evaluate("[...document.querySelectorAll('.card')].map(el => +el.dataset.unit)"))
+    assert shown[0] == shown[1] and sorted(shown[0]) == alive.tolist()
 
 
 def test_layers_kinds_and_columns(visit, index, network):
@@ -249,13 +264,17 @@ def test_compare_in_the_explorer_has_no_address(visit, network, tmp_path):
         (tmp_path / name).write_text(site.read_page(name), encoding="utf-8")
     first, later = contents.at_first(contents.index_content([network], "Explorer", shard=1, across=1))
     site.script(tmp_path, "index", {**first, "later": later})
-    mounted = """<script>ATLAS.index = meta => ATLAS.mount(document.getElementById("atlas"), meta,
+    mounted = """ATLAS.index = meta => ATLAS.mount(document.body, meta,
       { get: async path => { const [kind, name] = path.split("/");
           if (kind !== "columns") throw Error("asked");
-          return meta.later[name]; }, sheet: async () => "" }, { hash: false })</script>"""
+          return meta.later[name]; }, sheet: async () => "" }, { hash: false })"""
+    (tmp_path / "mounted.js").write_text(mounted, encoding="utf-8")
     page = tmp_path / "index.html"
-    last = '<script src="index.js">'
-    page.write_text(page.read_text(encoding="utf-8").replace(last, mounted + last), encoding="utf-8")
+    last = '<script src="index.js"'
+    page.write_text(
+        page.read_text(encoding="utf-8").replace(last, '<script src="mounted.js" defer></script>' + last),
+        encoding="utf-8",
+    )
     shown = visit(page.as_uri())
     shown.get_by_role("button", name="compare").click()
     own, also = network.methods["method"].unique()[:2]
@@ -356,7 +375,7 @@ def test_two_fingers_enlarge_the_map(visit, index):
     assert found == pytest.approx([0, 0, 2 * 0.94], abs=0.01) and "/map" in page.url  # no unit was opened
 
 
-@pytest.mark.parametrize("view", ["grid", "table", "map", "unit/microworld%3Aresnet/fc/3"])
+@pytest.mark.parametrize("view", ["grid", "table", "map", UNIT])
 def test_hostile_labels_are_text(view, visit, index):
     page = visit(f"{index}#/{view}" + "?sort=label" * (view in ("grid", "table")))
     page.wait_for_selector("canvas" if view == "map" else f"text={HOSTILE[:9]}")
@@ -364,7 +383,7 @@ def test_hostile_labels_are_text(view, visit, index):
     assert page.evaluate("window.hacked") is None and page.locator("main img").count() == 0
 
 
-@pytest.mark.parametrize("view", ["grid", "table", "map", "compare", "unit/microworld%3Aresnet/fc/3"])
+@pytest.mark.parametrize("view", ["grid", "table", "map", "compare", UNIT])
 def test_nothing_is_wider_than_a_telephone(view, visit, index):
     page = visit(f"{index}#/{view}", width=400)
     page.wait_for_selector({"grid": ".pic", "map": "canvas", "table": "td", "compare": "td"}.get(view, "pre"))
@@ -374,13 +393,13 @@ def test_nothing_is_wider_than_a_telephone(view, visit, index):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_can_be_read_and_inputs_have_labels(scheme, visit, index):
     page = visit(index, scheme=scheme)
-    ground = page.evaluate("getComputedStyle(document.getElementById('atlas')).backgroundColor")
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 27)"}[scheme]
     views = {"grid": ".card", "table": "td", "compare": "td", "map": "canvas"}
-    for view, there in {**views, "unit/microworld%3Aresnet/fc/3": "pre"}.items():
+    for view, there in {**views, UNIT: "pre"}.items():
         page.goto(f"{index}#/{view}")
         page.wait_for_selector(there)
-        assert faults(page, "#atlas") == []
+        assert faults(page, ".atlas") == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -394,7 +413,7 @@ def test_axe_finds_nothing(width, scheme, visit, index):
         )
     page = visit(index, width, scheme)
     views = {"grid": ".card", "compare?a=0&b=1": "td", "compare?a=1": "td", "map": "canvas"}
-    for view, there in {**views, "unit/microworld%3Aresnet/fc/3": "pre"}.items():
+    for view, there in {**views, UNIT: "pre"}.items():
         page.goto(f"{index}#/{view}")
         page.wait_for_selector(there)
         assert axe_faults(page, script, "html") == [], view

@@ -152,7 +152,8 @@ def index_content(
     number over all units: "label" and "held" are of the networks' main methods, "label1" of the method of
     that place, left out where it is the one main. `pairs` are the layers that are matched, `shard` units in a
     file of details, `across` pictures in a row of a sheet, `most` what `alike.unit_map` was given.
-    Of the units that the first view shows their highest images `tops` [all units, ON_CARD] are told at once.
+    The units that the first view shows are found here; their highest images, of `tops` [all units, ON_CARD],
+    are told at once.
     """
     units = pd.concat([network.units for network in networks], ignore_index=True)
     names = list(dict.fromkeys(name for n in networks for name in n.methods["method"].unique()))
@@ -184,6 +185,8 @@ def index_content(
         shown["trust"] = "trust, in order"
     beside = [i for i, name in enumerate(names) if len(networks) > 1 or name != networks[0].main]
     numbers |= {f"held{i}": columns[names[i]]["held"] for i in beside}
+    sort = "trust" if "trust" in numbers else "held"
+    seen, alive = _first_view(units["odd"].to_numpy(), units[sort])
     if mapped:
         numbers |= {"x": places[:, 0], "y": places[:, 1]}
     return {
@@ -222,21 +225,27 @@ def index_content(
         "shard": shard,
         "tops": TOPS,
         "few": ON_CARD,
-        "best": {} if tops is None else {int(i): tops[i].tolist() for i in _first_view(units)},
+        "starts": np.cumsum([0, *(count for n in networks for count in n.data.sizes.values())]).tolist(),
+        "sort": sort,
+        "first": seen.tolist(),
+        "alive": alive,
+        "best": {} if tops is None else {int(i): tops[i].tolist() for i in seen},
     }
 
 
-def _first_view(units: pd.DataFrame) -> np.ndarray:
-    """Numbers of the units that the page shows at first: the most trusted."""
-    worth = units["trust"] if units["trust"].notna().any() else units["held"]
-    worth = worth.where(units["odd"] & (facts.CONSTANT | facts.DEAD) == 0)
-    return np.argsort(-worth.fillna(-np.inf).to_numpy(), kind="stable")[:FIRST_VIEW]
+def _first_view(odd: np.ndarray, worth: np.ndarray) -> tuple[np.ndarray, int]:
+    """Numbers of the units that the page shows at first, the most trusted as it orders them, which has the
+    codes of `quantised` alone; and how many units are neither constant nor dead.
+    """
+    alive = np.flatnonzero(odd & (facts.CONSTANT | facts.DEAD) == 0)
+    order = np.argsort(-_codes(worth)[0][alive].astype(int), kind="stable")
+    return alive[order[:FIRST_VIEW]], len(alive)
 
 
 def at_first(content: Mapping) -> tuple[dict, dict[str, dict]]:
     """What `index_content` gave as far as the first view shows it, and the other columns by their names."""
     columns = content["columns"]
-    at_once = ("label", "trust" if "trust" in columns else "held")
+    at_once = ("label", content["sort"])
     later = {name: column for name, column in columns.items() if name not in at_once}
     return {**content, "columns": {name: columns[name] for name in at_once}}, later
 
@@ -245,12 +254,17 @@ def quantised(values: np.ndarray) -> dict:
     """A column in two bytes a value: `low` + (code - 1) `step`, code 0 for what is no finite number; off by
     at most half a step, 1/131068 of the range.
     """
+    codes, low, step = _codes(values)
+    return {"low": low, "step": step, "codes": packed(codes)}
+
+
+def _codes(values: np.ndarray) -> tuple[np.ndarray, float, float]:
     values = np.asarray(values, dtype=np.float64)
     there = np.isfinite(values)
     low, high = (values[there].min(), values[there].max()) if there.any() else (0.0, 0.0)
     step = (high - low) / (2**16 - 2) or 1.0
     codes = np.where(there, 1 + np.round((np.where(there, values, low) - low) / step), 0).astype("<u2")
-    return {"low": float(low), "step": float(step), "codes": packed(codes)}
+    return codes, float(low), float(step)
 
 
 def packed(values: np.ndarray) -> str:

@@ -2,7 +2,7 @@
 var ATLAS = (() => {
 const CONSTANT = 1, DEAD = 2, CHANCE = 4;
 const COLOURS = "#0173b2 #de8f05 #029e73 #d55e00 #cc78bc #ca9161 #8a8a8a #b8a100 #56b4e9".split(" ");
-const pad = n => String(n).padStart(4, "0");
+const pad = n => String(n | 0).padStart(4, "0");
 const number = (x, digits = 2) => isFinite(x) ? x.toFixed(digits).replace(/^(-?)0\./, "$1.") : "–";
 
 function unpack(text, kind) {
@@ -11,12 +11,12 @@ function unpack(text, kind) {
 const once = make => { let made; return () => made ||= make(); };
 
 function h(tag, ...inside) {  // h("p.dim", {title: "..."}, "text", element)
-	const [name, style] = tag.split("."), drawn = /^(svg|path|rect)$/.test(name);
+	const [name, style] = tag.split("."), drawn = /svg|path|rect/.test(name);
 	const el = drawn ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
 	if (style) el.className = style;
 	if (inside[0]?.constructor === Object)
 		for (const [key, value] of Object.entries(inside.shift()))
-			/^on/.test(key) ? el.addEventListener(key.slice(2), value) : el.setAttribute(key, value);
+			/^on/.test(key) ? el[key] = value : el.setAttribute(key, value);
 	el.append(...inside.flat().filter(x => x));
 	return el;
 }
@@ -33,10 +33,10 @@ const files = {
 
 function mount(root, meta, source, options = {}) {
 	const inPage = options.hash !== false, main = h(inPage ? "main" : "div");
-	const { layers, networks, methods, words, matches, help } = meta, numbers = Object.keys(help.columns).slice(2);
-	const first = [], col = { layer: 1 }, codes = {}, orders = {};
-	const U = layers.reduce((n, l) => (first.push(n), n + l.units), 0), layerOf = new Uint16Array(U);
-	layers.forEach((l, k) => layerOf.fill(k, first[k], first[k] + l.units));
+	const { layers, networks, methods, words, matches, help, sort, starts: first } = meta, U = first.at(-1);
+	const col = { layer: 1 }, codes = {}, orders = {}, layerOf = new Uint16Array(U);
+	const numbers = Object.keys(help.columns).slice(2);
+	layers.forEach((l, k) => layerOf.fill(k, first[k], first[k + 1]));
 	function keep(name, { low, step, codes: text }) {  // read when asked for; code 0 stands for no value
 		const kind = meta.wide && /^label/.test(name) ? Uint32Array : Uint16Array;
 		const some = codes[name] = once(() => unpack(text, kind));
@@ -49,13 +49,13 @@ function mount(root, meta, source, options = {}) {
 	const held = (i, m) => col[of("held", m)](i);
 	const odd = unpack(meta.odd, Uint8Array), kindOf = unpack(meta.kindOf, Uint8Array);
 	const lower = once(() => words.map(word => " " + word.toLowerCase().replace(/[-_,]/g, " ")));
-	const sort = meta.columns.trust ? "trust" : "held", worth = col[sort], worthName = help.columns[sort];
+	const worth = col[sort], worthName = help.columns[sort];
 	const usual = { view: "grid", q: "", layer: "", method: "", kind: "", least: 0, chance: 1, dead: "", up: "",
 		sort, a: "", b: "", ma: "", mb: "", at: "" }, found = new Uint32Array(U);
-	let state = { ...usual }, hits = [], picked = -1, only = null, calls;
+	let state = { ...usual }, hits = [], total, picked = -1, only = null, calls;
 
 	const layer = i => layers[layerOf[i]], network = i => networks[layer(i).network];
-	const span = (a, b = a) => `${first[a]}-${first[b] + layers[b].units}`;
+	const span = (a, b = a) => `${first[a]}-${first[b + 1]}`;
 	const unitOf = i => i - first[layerOf[i]];
 	const nameOf = (i, method = state.method) => words[by(method)[i]] || "(no name)";
 	const place = i => (networks[1] ? network(i).name + " · " : "") + `${layer(i).name} · unit ${unitOf(i)}`;
@@ -66,29 +66,30 @@ function mount(root, meta, source, options = {}) {
 			if (!key) return all.map((_, i) => up ? i : U - 1 - i);
 			const last = Math.max(words.length, 65536), start = new Uint32Array(last + 2);
 			const rank = x => !x && name !== "label" ? last : up ? x : last - x;
-			for (let i = 0; i < U; i++) start[rank(key[i]) + 1]++;
+			key.forEach(x => start[rank(x) + 1]++);
 			for (let k = 1; k <= last; k++) start[k] += start[k - 1];
-			for (let i = 0; i < U; i++) all[start[rank(key[i])]++] = i;
+			key.forEach((x, i) => all[start[rank(x)]++] = i);
 			return all;
 		})();
 	}
-	function search() {
+	function search(all) {  // what is seen at first needs no search
+		if (!all && !only && hash(state) === "#/grid?") return [hits, total, calls] = [meta.first, meta.alive];
 		const q = state.q.trim().toLowerCase(), has = q && Uint8Array.from(lower(), word => word.includes(" " + q));
 		const lists = (state.method ? [state.method] : q ? ["", ...methods] : [""]).map(by);
 		const kind = state.kind && meta.kinds.indexOf(state.kind), least = +state.least;
 		const [from, to] = (state.layer || "0-" + U).split("-").map(Number);
-		const up = !!state.up !== ["layer", "label", "p"].includes(state.sort);
+		const up = !!state.up !== /^(layer|label|p)$/.test(state.sort);
 		const hidden = (state.chance ? 0 : CHANCE) | (state.dead ? 0 : DEAD | CONSTANT);
-		const all = q && !has.includes(1) ? [] : only ? [...only.keys()] : order(state.sort, up);
+		const some = q && !has.includes(1) ? [] : only ? [...only.keys()] : order(state.sort, up);
 		calls = i => q && !has[lists[0][i]] && methods.find(m => has[by(m)[i]]);
 		let n = 0;
-		for (let at = 0; at < all.length; at++) {
-			const i = all[at];
+		for (let at = 0; at < some.length; at++) {
+			const i = some[at];
 			if (i < from || i >= to || odd[i] & hidden || least > 0 && !(worth(i) >= least)) continue;
 			if (kind !== "" && kindOf[lists[0][i]] !== kind) continue;
 			if (!q || lists.some(names => has[names[i]])) found[n++] = i;
 		}
-		hits = found.subarray(0, n);
+		hits = found.subarray(0, total = n);
 	}
 
 	const address = i =>
@@ -154,7 +155,7 @@ function mount(root, meta, source, options = {}) {
 		const pics = h("span.pics"), z = only?.get(i), at = i % meta.tops * meta.few;
 		const show = few => few.forEach(n => n >= 0 && pics.append(pic(network(i).sheets, n)));
 		if (meta.best[i]) show(meta.best[i]);
-		else source.get("tops/" + pad(i / meta.tops | 0)).then(few => show(few.slice(at, at + meta.few)), () => 0);
+		else source.get("tops/" + pad(i / meta.tops)).then(few => show(few.slice(at, at + meta.few)), () => 0);
 		const line = text ? text + number(x) : z ? z.map(x => number(x ?? NaN, 1)).join(help.deviations)
 			: worthName + " " + number(x);
 		return h("a.card", { href: address(i), onclick: follow, "data-unit": i }, pics, h("b", nameOf(i)),
@@ -163,8 +164,9 @@ function mount(root, meta, source, options = {}) {
 	function list(whole, into, make, step) {
 		let shown = 0;
 		const more = () => {
+			if (shown && hits.length < total) search(1);
 			hits.slice(shown, shown += step).forEach(i => into.append(make(i)));
-			button.hidden = shown >= hits.length;
+			button.hidden = shown >= total;
 			seen.disconnect();
 			seen.observe(button);
 		}, button = h("button", { onclick: more }, "show more");
@@ -177,7 +179,7 @@ function mount(root, meta, source, options = {}) {
 		return h("div.scroll", { tabindex: 0, role: "region", "aria-label": "table" }, h("table", head, body));
 	}
 	const counted = () => h("p.dim", { role: "status" },
-		`${hits.length} of ${U}`.replace(/\B(?=(\d{3})+\b)/g, ",") + " units", !hits.length && help.none);
+		`${total} of ${U}`.replace(/\B(?=(\d{3})+\b)/g, ",") + " units", !total && help.none);
 
 	function grid() {
 		const box = h("div.grid");
@@ -199,9 +201,8 @@ function mount(root, meta, source, options = {}) {
 		const keys = (kinds ? meta.kinds : layers.map(l => l.name)).flatMap((name, k) =>
 			[h("span.key", { style: "background:" + COLOURS[k % 9] }), name || "other"]);
 		main.append(counted(), h("p.dim", help.map + worthName + "."), canvas, tip, h("p", keys));
-		let [x, y, zoom] = (state.at + "_0_0").split("_").map(x => +x || 0), moved = 0, later;
-		const off = [x, y], fingers = new Map();
-		zoom ||= .94;
+		const [x, y, times] = (state.at + "_0_0").split("_").map(x => +x || 0), off = [x, y], fingers = new Map();
+		let zoom = times || .94, moved = 0, later;
 		const half = k => canvas[k ? "clientHeight" : "clientWidth"] / 2;
 		const where = i => [0, 1].map(k => (1 + (col["xy"[k]](i) + off[k]) * zoom) * half(k));
 		const grip = () => {  // middle of one or two fingers, how far apart they are
@@ -219,8 +220,8 @@ function mount(root, meta, source, options = {}) {
 		}
 		function paint() {
 			const ctx = canvas.getContext("2d"), style = getComputedStyle(root), taken = [];
-			canvas.width = canvas.clientWidth * dpr;
-			canvas.height = canvas.clientHeight * dpr;
+			canvas.width = 2 * half(0) * dpr;
+			canvas.height = 2 * half(1) * dpr;
 			ctx.scale(dpr, dpr);
 			const base = Math.max(1, Math.min(11, 90 * Math.sqrt(zoom / U)));
 			const dot = (i, alpha) => {
@@ -238,7 +239,7 @@ function mount(root, meta, source, options = {}) {
 			const best = inside.slice(0, 3000).sort((a, b) => (worth(b) || 0) - (worth(a) || 0));
 			for (const i of best) {
 				const [at, y] = where(i), text = nameOf(i).slice(0, 40), wide = ctx.measureText(text).width;
-				const x = Math.min(at, canvas.clientWidth - wide - base);
+				const x = Math.min(at, 2 * half(0) - wide - base);
 				if (taken.some(([a, b, w]) => Math.abs(b - y) < 15 && a < x + wide + 9 && x < a + w + 9)) continue;
 				taken.push([x, y, wide]);
 				ctx.strokeText(text, x + base, y + 4);
@@ -334,7 +335,7 @@ function mount(root, meta, source, options = {}) {
 		h("h3", help.names),
 		tableOf([], h("tbody", all.map(m => h("tr", h("td", m),
 			h("td", h("b", nameOf(i, m))), h("td.n", barred(held(i, m))))))), slot);
-		source.get(`units/${layerOf[i]}/${pad(u / meta.shard | 0)}`).then(
+		source.get(`units/${layerOf[i]}/${pad(u / meta.shard)}`).then(
 			some => slot.replaceChildren(...details(i, some[u % meta.shard], net, l)),
 			e => slot.replaceChildren(e.message));
 	}
@@ -419,7 +420,7 @@ function mount(root, meta, source, options = {}) {
 		for (const key in input) Object.assign(input[key], { value: state[key], checked: !!state[key] });
 		least.textContent = number(+state.least);
 		tabs.forEach(el => el.setAttribute("aria-current", el.dataset.view === state.view));
-		filters.hidden = state.view === "unit" || state.view === "compare";
+		filters.hidden = /unit|compare/.test(state.view);
 		main.replaceChildren();
 		const names = [...NEEDS[state.view] || [], ...filters.hidden ? [...each("label"), ...each("held")]
 			: [state.sort, ...state.q ? each("label") : [of("label", state.method)]]];
@@ -460,10 +461,10 @@ function mount(root, meta, source, options = {}) {
 			} else if (e.key === "Enter" && at >= 0 && (typing || e.target === document.body)) open(picked);
 		}
 	}
-	(inPage ? document : root).addEventListener("keydown", keys);
+	(inPage ? document : root).onkeydown = keys;
 	if (inPage) {
 		document.title = meta.title;
-		addEventListener("hashchange", () => { state = read(location.hash); show(); scrollTo(0, 0); });
+		onhashchange = () => { state = read(location.hash); show(); scrollTo(0, 0); };
 		state = read(location.hash);
 	}
 	show();
@@ -473,7 +474,7 @@ function mount(root, meta, source, options = {}) {
 const opened = (path, content) => /^tops/.test(path) ? unpack(content, Int32Array) : content;
 return {
 	mount, opened,
-	index: meta => mount(document.getElementById("atlas"), meta, files),
+	index: meta => mount(document.body, meta, files),
 	file: (path, content) => { told[path] = opened(path, content); },
 };
 })();
