@@ -390,6 +390,36 @@ def test_nothing_is_wider_than_a_telephone(view, visit, index):
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
+@pytest.fixture(scope="module")
+def long_names(labelled, tmp_path_factory) -> str:
+    """A page whose every name is long, in one word and in many."""
+    tables = {}
+    for name in ("units", "methods"):
+        table = getattr(labelled, name).copy()
+        table["label"] = np.where(table["unit"] % 2, "Unbreakable" * 7, "a name of very many words " * 4)
+        table.loc[table["unit"] == 4, "label"] = "Unbreakable" * 7 + "A"  # another in one method
+        tables[name] = table
+    main = tables["methods"]["method"] == labelled.main
+    tables["methods"].loc[main, "label"] += "!"
+    written = tmp_path_factory.mktemp("long") / "site"
+    network = replace(labelled, sheets=Sheets(), **tables)
+    site.write_site(written, [network], "An atlas", size=32, places=alike.unit_map(network.data.Q))
+    return (written / "index.html").as_uri()
+
+
+@pytest.mark.parametrize("view", ["grid", "table", "map", "compare?a=1", "compare?b=1", UNIT])
+def test_long_names_are_broken_on_a_telephone(view, visit, long_names):
+    page = visit(f"{long_names}#/{view}", width=400)
+    page.wait_for_selector({"grid": ".pic", "map": "canvas", UNIT: "pre"}.get(view, "tbody td"))
+    page.wait_for_timeout(100)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    for box in page.locator(".scroll").all():
+        names = box.locator("td:not(.n)").evaluate_all("some => some.map(el => el.clientWidth)")
+        assert max(names) <= 300
+        if view != "table":  # which has a dozen columns
+            assert box.evaluate("el => el.scrollWidth <= el.clientWidth")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_can_be_read_and_inputs_have_labels(scheme, visit, index):
     page = visit(index, scheme=scheme)
