@@ -356,6 +356,19 @@ def test_the_map_is_moved_and_enlarged_and_its_view_has_a_link(visit, index):
     assert visit(index + "#/map?at=nonsense").locator("canvas").count() == 1
 
 
+def test_the_map_is_drawn_anew_in_another_theme(visit, index):
+    page = visit(index + "#/map")
+    light = drawn_map(page)
+    try:
+        page.emulate_media(color_scheme="dark")
+        dark = drawn_map(page)
+        np.testing.assert_array_equal(dark, drawn_map(visit(index + "#/map", scheme="dark")))
+    finally:
+        page.emulate_media(color_scheme="light")
+    assert (dark != light).any()
+    np.testing.assert_array_equal(drawn_map(page), light)
+
+
 def test_two_fingers_enlarge_the_map(visit, index):
     page = visit(index + "#/map", width=400)
     page.locator("canvas").scroll_into_view_if_needed()

@@ -52,6 +52,7 @@ function mount(root, meta, source, options = {}) {
 	const worth = col[sort], worthName = help.columns[sort];
 	const usual = { view: "grid", q: "", layer: "", method: "", kind: "", least: 0, chance: 1, dead: "", up: "",
 		sort, a: "", b: "", ma: "", mb: "", at: "" }, found = new Uint32Array(U);
+	const dark = matchMedia("(prefers-color-scheme: dark)");
 	let state = { ...usual }, hits = [], total, picked = -1, only = null, calls;
 
 	const layer = i => layers[layerOf[i]], network = i => networks[layer(i).network];
@@ -280,6 +281,7 @@ function mount(root, meta, source, options = {}) {
 			move(at, at, Math.exp(-e.deltaY / 400));
 		};
 		new ResizeObserver(paint).observe(canvas);
+		dark.onchange = paint;
 	}
 	function compare() {
 		const a = +state.a, b = +(state.b || a), same = a === b, ma = state.ma || networks[layers[a].network].main;
