@@ -225,9 +225,9 @@ def index_content(
         "shard": shard,
         "tops": TOPS,
         "few": ON_CARD,
-        "starts": np.cumsum([0, *(count for n in networks for count in n.data.sizes.values())]).tolist(),
+        "first": np.cumsum([0, *(count for n in networks for count in n.data.sizes.values())]).tolist(),
         "sort": sort,
-        "first": seen.tolist(),
+        "seen": seen.tolist(),
         "alive": alive,
         "best": {} if tops is None else {int(i): tops[i].tolist() for i in seen},
     }

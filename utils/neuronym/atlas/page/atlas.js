@@ -33,7 +33,7 @@ const files = {
 
 function mount(root, meta, source, options = {}) {
 	const inPage = options.hash !== false, main = h(inPage ? "main" : "div");
-	const { layers, networks, methods, words, matches, help, sort, starts: first } = meta, U = first.at(-1);
+	const { layers, networks, methods, words, matches, help, sort, first } = meta, U = first.at(-1);
 	const col = { layer: 1 }, codes = {}, orders = {}, layerOf = new Uint16Array(U);
 	const numbers = Object.keys(help.columns).slice(2);
 	layers.forEach((l, k) => layerOf.fill(k, first[k], first[k + 1]));
@@ -61,7 +61,7 @@ function mount(root, meta, source, options = {}) {
 	const nameOf = (i, method = state.method) => words[by(method)[i]] || "(no name)";
 	const place = i => (networks[1] ? network(i).name + " · " : "") + `${layer(i).name} · unit ${unitOf(i)}`;
 
-	function order(name, up) {  // by counting, once for each column
+	function order(name, up) {  // by counting, once a column
 		return orders[name + up] ||= (() => {
 			const key = codes[name]?.(), all = new Uint32Array(U);
 			if (!key) return all.map((_, i) => up ? i : U - 1 - i);
@@ -74,7 +74,7 @@ function mount(root, meta, source, options = {}) {
 		})();
 	}
 	function search(all) {  // what is seen at first needs no search
-		if (!all && !only && hash(state) === "#/grid?") return [hits, total, calls] = [meta.first, meta.alive];
+		if (!all && !only && hash(state) === "#/grid?") return [hits, total, calls] = [meta.seen, meta.alive];
 		const q = state.q.trim().toLowerCase(), has = q && Uint8Array.from(lower(), word => word.includes(" " + q));
 		const lists = (state.method ? [state.method] : q ? ["", ...methods] : [""]).map(by);
 		const kind = state.kind && meta.kinds.indexOf(state.kind), least = +state.least;
@@ -129,7 +129,7 @@ function mount(root, meta, source, options = {}) {
 		const rows = m.a.map((u, n) => [first[pair[0]] + u, first[pair[1]] + m.b[n], m.r[n], m.held[n]]);
 		return pair[0] === a ? rows : rows.map(([i, j, ...numbers]) => [j, i, ...numbers]);
 	});
-	function pic(which, n, text = "image", line) {  // line: around where the unit fires
+	function pic(which, n, text = "image", line) {  // line: around where it fires
 		const across = meta.across, at = n % across ** 2;
 		const style = `--across:${across};--c:${at % across};--r:${at / across | 0}`;
 		const drawn = (stroke, width) => h("path", { d: line, stroke, "stroke-width": width });
@@ -421,7 +421,7 @@ function mount(root, meta, source, options = {}) {
 	function show() {
 		for (const key in input) Object.assign(input[key], { value: state[key], checked: !!state[key] });
 		least.textContent = number(+state.least);
-		tabs.forEach(el => el.setAttribute("aria-current", el.dataset.view === state.view));
+		tabs.forEach(el => el.ariaCurrent = el.dataset.view === state.view);
 		filters.hidden = /unit|compare/.test(state.view);
 		main.replaceChildren();
 		const names = [...NEEDS[state.view] || [], ...filters.hidden ? [...each("label"), ...each("held")]
@@ -457,7 +457,7 @@ function mount(root, meta, source, options = {}) {
 			if (d) {
 				const to = some[at < 0 ? 0 : Math.max(0, Math.min(some.length - 1, at + d))];
 				e.preventDefault();
-				some.forEach(el => el.setAttribute("aria-current", el === to));
+				some.forEach(el => el.ariaCurrent = el === to);
 				picked = +to.dataset.unit;
 				to.scrollIntoView({ block: "nearest" });
 			} else if (e.key === "Enter" && at >= 0 && (typing || e.target === document.body)) open(picked);
