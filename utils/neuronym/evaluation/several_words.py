@@ -23,7 +23,7 @@ from neuronym.common.statistics import correlation
 from neuronym.evaluation import linear
 
 SAMPLES = 1_000
-TEMPORARIES = 6  # of a unit's values in samples and in images, at the most
+TEMPORARIES = 8  # of a unit's values in samples and in images, at the most: six, and what is in both types
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,9 @@ def bootstrap_better(
     counts /= N
     worse = []
     for part in slices(Q.shape[1], memory // (8 * TEMPORARIES * (samples + N))):
-        q = Q[:, part].double()
-        r = _weighted_correlations([x[:, part].double() for x in (first, second)], q, counts)
-        worse.append((r[0] <= r[1] + 1e-12).sum(0))
+        worse.append(
+            _times_worse(first[:, part].double(), second[:, part].double(), Q[:, part].double(), counts)
+        )
     return (1 + torch.cat(worse)).double() / (1 + samples)
 
 
@@ -150,19 +150,25 @@ def held_out_gain(words: SeveralWords, labels: Tensor, present: Tensor, Q: Tenso
     return correlation(there[:, labels], Q), correlation(words.predict(there), Q)
 
 
-def _weighted_correlations(several: Sequence[Tensor], y: Tensor, counts: Tensor) -> list[Tensor]:
-    """Pearson's of columns y [N, K] with those of each of several x [N, K], under weights counts [B, N] that
-    sum to 1 -> [B, K] each; 0 where constant.
+def _times_worse(first: Tensor, second: Tensor, y: Tensor, counts: Tensor) -> Tensor:
+    """In how many samples `first` does not correlate better with y than `second`: all [N, K], weights counts
+    [B, N] -> [K].
     """
-    y, mean, spread = _weighted(y, counts)
-    found = []
-    for x in several:
-        x, x_mean, x_spread = _weighted(x, counts)
-        covariance = (counts @ (x * y)).sub_(x_mean.mul_(mean))  # in place: each is [B, K]
-        both = x_spread.mul_(spread)
-        constant = both <= 1e-24
-        found.append(covariance.div_(both.clamp_(min=1e-24).sqrt_()).masked_fill_(constant, 0))
-    return found
+    y = _weighted(y, counts)
+    r = _weighted_correlation(first, y, counts)
+    return (r <= _weighted_correlation(second, y, counts).add_(1e-12)).sum(0)
+
+
+def _weighted_correlation(x: Tensor, y: tuple[Tensor, Tensor, Tensor], counts: Tensor) -> Tensor:
+    """Pearson's of columns x [N, K] with those of y, as `_weighted` has it, under weights counts [B, N] that
+    sum to 1 -> [B, K]; 0 where constant.
+    """
+    y, mean, spread = y
+    x, x_mean, x_spread = _weighted(x, counts)
+    covariance = (counts @ (x * y)).sub_(x_mean.mul_(mean))  # in place: each is [B, K]
+    both = x_spread.mul_(spread)
+    constant = both <= 1e-24
+    return covariance.div_(both.clamp_(min=1e-24).sqrt_()).masked_fill_(constant, 0)
 
 
 def _weighted(x: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
