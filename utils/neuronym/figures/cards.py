@@ -48,6 +48,7 @@ FIRING, DARKER = 0.5, 0.62  # of the unit's largest value; what is left of the b
 DARKENED = [int(value * DARKER) for value in range(256)] * 3  # of each value of the three colours
 PAGE, TALLEST = 40, 160  # cards of a figure among several; of one figure, whose pixels have to fit its file
 MANY = 400  # cards of a layer
+IN_CARDS = ["unit", "rank", "label", "score", "note", "trust", "abstain", "calibrated"]  # of a labels table
 
 
 @as_written
@@ -159,7 +160,8 @@ def collect(
         if keep
         else _look(target, probe, layer, rows, units, device)
     )
-    cards, of_layer = [], table[table["layer"] == layer.name]
+    told = [name for name in IN_CARDS if name in table]
+    cards, of_layer = [], table.loc[table["layer"] == layer.name, told]
     for u, (unit, some) in enumerate(zip(units, best)):
         labels = of_layer[of_layer["unit"] == unit].sort_values("rank")
         at = [rows.index(row) for row in some]

@@ -213,7 +213,7 @@ def peak_mb() -> float:
 def _after_cell(_: object) -> None:
     from neuronym.common.memory import give_back, MEMORY
 
-    give_back(MEMORY)
+    give_back(MEMORY // 8)
 
 
 def _slug(text: str) -> str:
