@@ -47,7 +47,18 @@ class Dissection:
     @property
     def iou(self) -> Tensor:
         """Intersection over union [K, M], float64; 0 where neither unit nor concept has a pixel."""
-        return self.both.double() / (self.active + self.shown - self.both).clamp_min(1)
+        return self.iou_of(slice(None))
+
+    def iou_of(self, units: slice) -> Tensor:
+        """That of some units."""
+        both = self.both[units]
+        return both.double() / (self.active[units] + self.shown - both).clamp_min(1)
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """The largest IoU of every unit, and its concept: [K] each, a few units at a time."""
+        concepts, parts = range(len(self.shown)), slices(len(self.both), MEMORY // (64 * len(self.shown)))
+        found = [top_labels(self.iou_of(part), concepts, 1) for part in parts]
+        return tuple(torch.cat(columns)[:, 0] for columns in zip(*found))
 
 
 def masks_of_probe(name: str) -> Callable[[Probe], ConceptMasks] | None:
@@ -166,7 +177,9 @@ def dissect(
         raise ValueError(
             f"none of the {probe.N} images of '{probe.name}' has a mask; pass masks of these images"
         )
-    return Dissection(threshold.cpu().clone(), both, active[:, [categories.index(k) for k in kind]], shown)
+    of_concepts = [categories.index(k) for k in kind]
+    active = active[:, of_concepts] if len(categories) > 1 else active.expand(-1, len(concepts))
+    return Dissection(threshold.cpu().clone(), both, active, shown)
 
 
 def thresholds(
@@ -207,7 +220,7 @@ def thresholds(
 def detectors(dissection: Dissection, concepts: Sequence[str], least: float = LEAST) -> pd.DataFrame:
     """The concept of largest IoU of every unit: columns unit, label, iou, detector (IoU at least `least`)."""
     check_number("least", least, 0, 1)
-    iou, best = (column[:, 0].tolist() for column in top_labels(dissection.iou, concepts, 1))
+    iou, best = (column.tolist() for column in dissection.best())
     return pd.DataFrame(
         {
             "unit": range(len(iou)),
