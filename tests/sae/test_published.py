@@ -74,12 +74,21 @@ def saev(folder: Path, x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         "1a": {"schema": 1, "cls": "TopK", "cfg": {"d_vit": d, "top_k": K}},
         "1b": {"schema": 1, "cfg": {"activation": {"cls": "Relu", "params": {}}}},
         "2": {"schema": 2, "cfg": {"activation": {"cls": "BatchTopK", "params": {"top_k": K}}}},
+        "3": {"schema": 3, "cfg": {"activation": {"cls": "TopK", "params": {"top_k": K, "sparsity": {}}}}},
+        "4": {"schema": 4, "cfg": {"activation": {"cls": "Relu", "params": {"sparsity": {"coeff": 4e-4}}}}},
     }
+    sparsity = {"cls": "NoSparsity", "params": {"key": "no-sparsity"}}
+    params = {"key": "batch-top-k", "top_k": K, "sparsity": sparsity, "momentum": 0.1}
+    said = {"d_model": d, "d_sae": D, "activation": {"cls": "BatchTopK", "params": params}}
+    headers |= dict.fromkeys(("5", "5, not learnt"), {"schema": 5, "cfg": said})
+    if kind.startswith("5"):
+        w["activation.threshold"] = torch.tensor(0.6 if kind == "5" else 0.0)
     with open(folder / "sae.pt", "wb") as file:
         file.write(json.dumps(headers[kind]).encode() + b"\n")
         torch.save(w, file)
     pre = x @ w["W_enc"] + w["b_enc"]
-    z = pre.relu() if kind in ("0", "1b") else largest(pre)
+    z = pre.relu() if kind in ("0", "1b", "4", "5, not learnt") else largest(pre)
+    z = torch.where(pre > 0.6, pre, torch.zeros(())) if kind == "5" else z
     return z, z @ w["W_dec"] + w["b_dec"]
 
 
@@ -176,7 +185,7 @@ def overcomplete(folder: Path, x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
 FORMS = [
     *((sae_lens, "sae_lens", kind, {}) for kind in ("relu", "topk", "jumprelu")),
     *((prisma, "vit_prisma", kind, {}) for kind in ("relu", "gated")),
-    *((saev, "saev", kind, {}) for kind in ("0", "1a", "1b", "2")),
+    *((saev, "saev", kind, {}) for kind in ("0", "1a", "1b", "2", "3", "4", "5", "5, not learnt")),
     *((linear, "dictionary_learning", kind, {}) for kind in ("relu", "new", "topk", "batchtopk", "gated")),
     *((matrices, "dictionary_learning", kind, {}) for kind in ("jumprelu", "matryoshka")),
     (overcomplete, "overcomplete", "relu", {"activation": "relu"}),

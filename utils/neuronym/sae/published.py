@@ -5,8 +5,8 @@ read_published  the same in memory, with the name of the form
 
     SAELens              | cfg.json + sae_weights.safetensors: standard, topk, jumprelu, gated
     ViT-Prisma           | weights.pt + config.json: b_dec subtracted, scaling at run time
-    saev                 | sae.pt with a line of JSON first (schema 0 to 2): b_dec not subtracted, topk
-                           without ReLU
+    saev                 | sae.pt with a line of JSON first (schema 0 to 5): b_dec not subtracted, topk
+                           without ReLU, batchtopk with its learnt threshold where the file has one
     dictionary_learning  | ae.pt + config.json: AutoEncoder, AutoEncoderTopK, BatchTopKSAE, Matryoshka
                            (threshold at test time), JumpReLU and gated (features times the decoder's norms)
     Overcomplete         | a state dict: linear encoder with BatchNorm, unit decoder rows; k or threshold are
@@ -156,18 +156,26 @@ def _tensors(file: Path, allow_pickle: bool) -> tuple[Parts, dict | None]:
 
 
 def _saev(tensors: Parts, header: Mapping) -> tuple[Parts, Encoding]:
-    """saev: features are not centred, and topk keeps what is largest, negative or not; its batchtopk too
-    chooses at each position by itself.
+    """saev: features are not centred, and topk keeps what is largest, negative or not. Its batchtopk chose at
+    each position by itself before it learnt a threshold, `activation.threshold`; of one that is still 0 or
+    less, all that is positive counts.
     """
     schema, config = header.get("schema", 0), header.get("cfg", {})
-    if schema not in (0, 1, 2):
+    if schema not in range(6):
         raise ValueError(
-            f"files of saev are read up to schema 2, got {schema}; save W_enc, b_enc, W_dec and b_dec as "
+            f"files of saev are read up to schema 5, got {schema}; save W_enc, b_enc, W_dec and b_dec as "
             "safetensors and pass activation"
         )
     said = config.get("activation", {})
     name = said.get("cls") or header.get("cls", "Relu")
     top_k = said.get("params", {}).get("top_k", config.get("top_k", 32))
+    if "W_enc" in tensors:
+        top_k = min(top_k, tensors["W_enc"].shape[1])
+    learnt = tensors.get("activation.threshold")
+    if name == "BatchTopK" and learnt is not None:
+        if learnt <= 0:
+            return _named(tensors), Encoding("relu", subtract=False)
+        return _named(tensors) | {"threshold": learnt}, Encoding("batchtopk", top_k, subtract=False)
     if name in ("TopK", "BatchTopK"):
         return _named(tensors), Encoding("topk", top_k, subtract=False, signed=True)
     if name not in ("Relu", "SparseAutoencoderConfig"):
