@@ -11,7 +11,9 @@ import torch
 
 from neuronym import clip_dissect
 from neuronym.atlas import alike
+from neuronym.common.statistics import standard_columns
 from neuronym.common.subsets import split_evenly
+from tests.similarity.test_sparse_columns import sparse
 
 
 def made(N=60, K=5, L=4):
@@ -117,6 +119,20 @@ def test_units_that_fire_together_lie_together():
     apart = min(np.linalg.norm(centres[i] - centres[j]) for i, j in itertools.combinations(range(3), 2))
     assert apart > spread
     np.testing.assert_array_equal(places, alike.unit_map({"layer": Q}, seed=0))
+
+
+def test_more_units_than_a_map_takes_stand_by_two_components():
+    from sklearn.decomposition import PCA
+
+    Q = torch.randn(30, 60, generator=torch.Generator().manual_seed(5)).cumsum(1).relu()
+    units = standard_columns(Q).T.numpy()
+    few = PCA(2, svd_solver="full").fit_transform(units)
+    expected = 2 * (few - few.min(0)) / (few.max(0) - few.min(0)) - 1
+    for q in ({"a": Q}, {"a": Q[:, :25], "b": sparse(Q[:, 25:])}):
+        places = alike.unit_map(q, most=59)
+        for mine, other in zip(places.T, expected.T):  # which way an axis points says nothing
+            other = other if np.dot(mine - mine.mean(), other - other.mean()) > 0 else -other
+            np.testing.assert_allclose(mine, other, atol=1e-4)
 
 
 def test_a_picture_excites_the_units_as_a_pass_says(measured):

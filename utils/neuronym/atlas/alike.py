@@ -12,7 +12,7 @@ excited    units that one picture excites most
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ from neuronym.common.statistics import standard_columns
 from neuronym.common.subsets import split_evenly
 from neuronym.common.types import Progress
 from neuronym.measurements import Measurements
-from neuronym.similarity.sparse_columns import over_blocks, SparseColumns, unit_blocks
+from neuronym.similarity.sparse_columns import COPIED, over_blocks, SparseColumns, unit_blocks
 from neuronym.trials import evaluating
 
 LARGEST_MATCH = 6000  # units of a layer: the assignment takes the cube of it
@@ -210,7 +210,10 @@ def unit_map(
 
     N = len(next(iter(Q.values())))
     rows = torch.arange(0, N, max(1, -(-N // images)))
-    parts = (part for q in Q.values() for _, part in unit_blocks(q[rows.to(q.device)]))
+    shown = [q[rows.to(q.device)] for q in Q.values()]
+    if sum(q.shape[1] for q in shown) > max(most, 4) and len(rows) > 1:
+        return _within_square(_two_components(shown))
+    parts = (part for q in shown for _, part in unit_blocks(q))
     units = torch.cat([standard_columns(part).T.float().cpu() for part in parts]).numpy()
     count = min(50, *units.shape)
     if len(units) < 5 or count < 2:
@@ -218,11 +221,34 @@ def unit_map(
         places[:, 0] = np.linspace(-1, 1, len(units))
         return places
     few = PCA(count, random_state=seed).fit_transform(units)
-    if len(units) <= most:
-        spread = min(30.0, (len(units) - 1) / 3)
-        few = TSNE(2, perplexity=spread, init="pca", random_state=seed).fit_transform(few)
-    low, high = few[:, :2].min(0), few[:, :2].max(0)
-    return (2 * few[:, :2] - low - high) / np.maximum(high - low, 1e-9)
+    spread = min(30.0, (len(units) - 1) / 3)
+    return _within_square(TSNE(2, perplexity=spread, init="pca", random_state=seed).fit_transform(few))
+
+
+def _two_components(layers: Sequence[Tensor | SparseColumns]) -> np.ndarray:
+    """All units [K, 2] by the first two principal components of their activations, each centred and of length
+    1, over the images: from the covariance of images, some units at a time.
+    """
+
+    def blocks() -> Iterator[Tensor]:
+        for q in layers:
+            for some in slices(q.shape[1], MEMORY // (4 * COPIED * len(q))):
+                yield standard_columns(q[:, some]).T.float().cpu()
+
+    N, K = len(layers[0]), sum(q.shape[1] for q in layers)
+    total, mean = torch.zeros(N, N, dtype=torch.float64), torch.zeros(N, dtype=torch.float64)
+    for units in blocks():
+        total += units.T @ units
+        mean += units.double().sum(0)
+    mean /= K
+    axes = torch.linalg.eigh(total / K - mean[:, None] * mean)[1][:, -2:].flip(1)
+    axes *= axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # the largest share is positive
+    return torch.cat([(units.double() - mean) @ axes for units in blocks()]).numpy()
+
+
+def _within_square(places: np.ndarray) -> np.ndarray:
+    low, high = places.min(0), places.max(0)
+    return (2 * places - low - high) / np.maximum(high - low, 1e-9)
 
 
 def excited(data: Measurements, picture: Image.Image, labels: pd.DataFrame, k: int = 12) -> pd.DataFrame:

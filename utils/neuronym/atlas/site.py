@@ -129,18 +129,18 @@ def write_site(
         image = images[network.data.probe.fingerprint]
         where = firing_of(network, progress, image) if firing else {}
         for layer, q in network.data.Q.items():
-            detail = []
+            detail, shard = [], 0
             for some in block_slices(q, q.shape[1]):
                 firing_there = where[layer][some] if layer in where else None
                 units = None if isinstance(q, Tensor) else range(some.start, some.stop)
                 detail += layer_details(
                     network, layer, first_layer, firing_there, tops[first:], units, like_named=named
                 )
+                while len(detail) >= SHARD or (detail and some.stop == q.shape[1]):
+                    sizes["details"] += script(folder, f"units/{number}/{shard:04d}", detail[:SHARD])
+                    detail, shard = detail[SHARD:], shard + 1
             for unit, (file, _) in _made(network, layer).items():
                 sizes["pictures"] += write_picture(file, folder / _made_file(number, unit), size)
-            for start in range(0, len(detail), SHARD):
-                part = detail[start : start + SHARD]
-                sizes["details"] += script(folder, f"units/{number}/{start // SHARD:04d}", part)
             first, number = first + q.shape[1], number + 1
     sizes["tops"] = sum(
         script(folder, f"tops/{n // TOPS:04d}", packed(tops[n : n + TOPS])) for n in range(0, len(tops), TOPS)
