@@ -1,14 +1,15 @@
 """What do 50,000 features of a layer take, kept dense and by what is active?
 
     python benchmarks/features.py [--features 50000] [--k 32] [--images 2000] [--memory-mib 256] [--csv FILE]
-        [--notebook labelling|trust|evaluation] [--explorer]
+        [--notebook labelling|trust|evaluation] [--explorer] [--parts]
 
 An untrained TopK autoencoder of the microworld's layer4, largest value over positions; 392 concepts. Each
 form runs in a process of its own, without a cache: bytes of the activations, processor seconds of the pass
 and of naming all features by two functions, and the peak of memory in use before the pass, after it and after
 naming. Labels must be the same. `notebook` runs a notebook on the features and on layer4 itself in place of
 this, with the settings of NOTEBOOKS: the peak of each. `explorer` opens the explorer on named features, and
-three of them in it.
+three of them in it. `parts` takes what labelling does with them apart: what each step takes beyond what was
+in use before it, and what it leaves (Linux alone says so).
 """
 
 from __future__ import annotations
@@ -91,12 +92,58 @@ def notebooks(args: argparse.Namespace, folder: str) -> list[dict]:
     return rows
 
 
-def explored(args: argparse.Namespace, folder: str) -> list[dict]:
-    """A row of what the explorer takes beyond measuring and naming, by a call of this script."""
-    call = [sys.executable, *sys.argv, "--form", "explorer", "--folder", folder]
+def apart(args: argparse.Namespace, folder: str, form: str) -> list[dict]:
+    """What the explorer, or parts of labelling, take beyond measuring, by a call of this script: rows."""
+    call = [sys.executable, *sys.argv, "--form", form, "--folder", folder]
     env = os.environ | {"NEURONYM_CACHE": f"{folder}/cache"}
     done = subprocess.run(call, env=env, stdout=subprocess.PIPE, text=True, check=True)
-    return [json.loads(done.stdout.splitlines()[-1])]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def take_parts(args: argparse.Namespace) -> None:
+    """Print rows of what parts of labelling take, as JSON."""
+    from neuronym.common.memory import give_back
+    from neuronym.common.tables import write_table
+    from neuronym.dissect import clip_dissect, DEFAULT
+    from neuronym.evaluation.meaning import with_meaning
+    from neuronym.measurements import measure, top_images_parts
+    from neuronym.similarity.labels import write_labels
+    from neuronym.similarity.sparse_columns import score_blocks
+
+    memory, layer = args.memory_mib * 2**20, f"layer4@sae:{untrained(args, args.folder)}"
+    given = (f"microworld:{args.images}", "microworld", "microworld")
+    few = measure("microworld:resnet", "layer4", *given, pool="max")
+    data = measure("microworld:resnet", layer, *given, pool="max", sparse=True, memory=memory)
+    [q], [some], rows, made = data.Q.values(), few.Q.values(), [], {}
+
+    def named() -> None:
+        for _ in score_blocks(data.P, q, DEFAULT, memory=memory):
+            pass
+
+    steps = {
+        "192 units named: loops are loaded": lambda: list(score_blocks(few.P, some, DEFAULT, memory=memory)),
+        "all features scored": named,
+        "labels table": lambda: made.update(labels=clip_dissect(data, memory=memory)),
+        "labels written": lambda: write_labels(made["labels"], args.folder),
+        "top images written": lambda: write_table(top_images_parts(data, 10), args.folder / "top_images.csv"),
+        "columns of meaning": lambda: with_meaning(made["labels"], data.Q, data.I, memory=memory),
+    }
+    for step, work in steps.items():
+        give_back()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before, start = in_use("VmRSS"), time.process_time()
+        work()
+        peak = in_use("VmHWM")
+        give_back()
+        row = {"step": step, "features": args.features, "images": args.images, "peak MiB": peak - before}
+        rows.append(row | {"left MiB": in_use("VmRSS") - before, "s": time.process_time() - start})
+    print(json.dumps(rows))
+
+
+def in_use(what: str) -> float:
+    """MiB of memory in use, or the most that was, by /proc."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[what].split()[0]) / 1024
 
 
 def open_explorer(args: argparse.Namespace) -> None:
@@ -118,7 +165,7 @@ def open_explorer(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     for unit in (3, args.features // 2, args.features - 1):
         answers.details(0, unit)
-    print(json.dumps(row | {"a unit s": (time.perf_counter() - start) / 3, "units MiB": peak_mb()}))
+    print(json.dumps([row | {"a unit s": (time.perf_counter() - start) / 3, "units MiB": peak_mb()}]))
 
 
 def main() -> None:
@@ -128,13 +175,15 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="file for the table")
     parser.add_argument("--notebook", choices=NOTEBOOKS, help="peak of a notebook")
     parser.add_argument("--explorer", action="store_true", help="peak of the explorer")
-    parser.add_argument("--form", choices=("dense", "active", "explorer"), help=argparse.SUPPRESS)
+    parser.add_argument("--parts", action="store_true", help="what steps of labelling take")
+    parser.add_argument("--form", choices=("dense", "active", "explorer", "parts"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.form:
-        return open_explorer(args) if args.form == "explorer" else one(args)
+        return {"explorer": open_explorer, "parts": take_parts}.get(args.form, one)(args)
     with tempfile.TemporaryDirectory() as folder:
-        rows = notebooks(args, folder) if args.notebook else explored(args, folder) if args.explorer else []
+        form = "explorer" if args.explorer else "parts" if args.parts else ""
+        rows = notebooks(args, folder) if args.notebook else apart(args, folder, form) if form else []
         for form in () if rows else ("dense", "active"):
             call = [sys.executable, *sys.argv, "--form", form, "--folder", folder]
             env = os.environ | {"NEURONYM_CACHE": f"{folder}/cache {form}"}
