@@ -293,12 +293,12 @@ function mount(root, meta, source, options = {}) {
 			h("p", text, some.length > 300 && help.first), tableOf(heads, h("tbody", some.slice(0, 300).map(row))));
 		const two = ["left by " + ma, "right by " + mb];
 		const cell = (k, m, other) => h(held(k, m) - other > .01 ? "td.best" : "td",
-			nameOf(k, m), " ", h("small", number(held(k, m))));
+			!same && [link(k, "unit " + unitOf(k)), " "], nameOf(k, m), " ", h("small", number(held(k, m))));
 		const pairs = (some, text) => {
 			const mean = (m, k) => number(some.reduce((x, pair) => x + (held(pair[k], m) || 0), 0) / some.length);
 			fill(`${some.length} ${text} ${help.means}${mean(ma, 0)}, ${mean(mb, 1)}.`,
-				same ? ["unit", ...two] : ["left", "right", ...two, "match", "held out"], some, ([i, j, ...numbers]) =>
-					h("tr", (same ? [i] : [i, j]).map(k => h("td.n", link(k, "unit " + unitOf(k)))),
+				same ? ["unit", ...two] : [...two, "match", "held out"], some, ([i, j, ...numbers]) =>
+					h("tr", same && h("td.n", link(i, "unit " + unitOf(i))),
 						cell(i, ma, held(j, mb)), cell(j, mb, held(i, ma)), numbers.map(n => h("td.n", number(n)))));
 		};
 		main.append(h("div.filters", pick("left", "a", every, a), pick("by", "ma", methods, ma),
