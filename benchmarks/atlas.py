@@ -1,26 +1,32 @@
 """How large is the page of an atlas, and how fast does it load and answer in a real browser?
 
-    python benchmarks/atlas.py [--units 10000 100000 1000000] [--repeat 3] [--csv FILE]
+    python benchmarks/atlas.py [--units 10000 100000 1000000] [--repeat 5] [--before utils] [--csv FILE]
 
 Units, names and numbers are made up: layers of 2,048 units, a fifth as many names as units and at most
 20,000, two methods; no pictures and no details of units, which are loaded one file at a time when they are
 looked at. For each number of units: MB of all files that are loaded at the start, and of the columns and
 names by other methods that further views and searches load; milliseconds from opening the page, from a
-folder, until all is loaded, and those of an empty page in the same browser. Then milliseconds of processor
-time on the page's own thread, which other work on the machine does not change much: to load (an empty
-page's taken off), of it scripts, and style and layout; to search "a" (many names; the first time, when names
-by other methods and files of pictures are loaded, and again), to search "no such name", to filter by trust,
-and to sort the table by name (the first time, when its columns are loaded and the order is made, and again).
+folder, until all is loaded and until something is drawn, and those until an empty page is loaded in the
+same browser. Then milliseconds of processor time on the page's own thread, which other work on the machine
+does not change much: to load (an empty page's taken off), of it scripts, and style and layout; to search "a"
+(many names; the first time, when names by other methods and files of pictures are loaded, and again), to
+search "no such name", to filter by trust, and to sort the table by name (the first time, when its columns are
+loaded and the order is made, and again).
 A query's is that of scripts, without the browser's layout and painting; what is done the first time loads
 files, and there it is that of everything.
-Medians. Needs playwright and Debian's chromium; without them nothing is measured.
+Medians. `--before` names the folder utils of another version, whose page is opened in turn with this one's:
+where other work comes and goes, such pairs can be compared. Needs playwright and Debian's chromium; without
+them nothing is measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--units", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--before", type=Path, help="utils of another version, measured in turn")
     parser.add_argument("--csv", type=Path, help="file for the table")
     args = parser.parse_args()
     chromium = shutil.which("chromium")
@@ -76,18 +83,41 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for units in args.units:
+            versions = {"before": args.before.resolve()} if args.before else {}
+            versions["now"] = None
             with tempfile.TemporaryDirectory() as folder:
-                size, later = write_made_up(Path(folder), units)
-                (Path(folder) / "empty.html").write_text(EMPTY, encoding="utf-8")
-                runs = [measured(browser, Path(folder)) for _ in range(args.repeat)]
-            middle = {name: f"{statistics.median(run[name] for run in runs):.0f}" for name in runs[0]}
-            rows.append(
-                {"units": units, "MB": f"{size / 1e6:.2f}", "MB later": f"{later / 1e6:.2f}", **middle}
-            )
-            print(rows[-1], flush=True)
+                places = {name: Path(folder, name) for name in versions}
+                sizes = {name: write_version(places[name], units, versions[name]) for name in versions}
+                runs = {name: [] for name in versions}
+                for _ in range(args.repeat):
+                    for name, place in places.items():
+                        runs[name].append(measured(browser, place))
+            for name, (size, later) in sizes.items():
+                told = {"units": units} | ({"version": name} if args.before else {})
+                told |= {"MB": f"{size / 1e6:.2f}", "MB later": f"{later / 1e6:.2f}"}
+                for kind in runs[name][0]:
+                    told[kind] = f"{statistics.median(run[kind] for run in runs[name]):.0f}"
+                rows.append(told)
+                print(rows[-1], flush=True)
         browser.close()
     print(pd.DataFrame(rows).to_string(index=False))
     write_table(rows, args.csv)
+
+
+def write_version(folder: Path, count: int, package: Path | None) -> tuple[int, int]:
+    """`write_made_up` by this package or by another, in a process of its own."""
+    folder.mkdir()
+    if package is None:
+        size, later = write_made_up(folder, count)
+    else:
+        code = "import pathlib, sys, atlas; "
+        code += "print(*atlas.write_made_up(pathlib.Path(sys.argv[1]), int(sys.argv[2])))"
+        env = os.environ | {"PYTHONPATH": os.pathsep.join([str(package), str(Path(__file__).parent)])}
+        command = [sys.executable, "-c", code, str(folder), str(count)]
+        told = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+        size, later = map(int, told.split())
+    (folder / "empty.html").write_text(EMPTY, encoding="utf-8")
+    return size, later
 
 
 def write_made_up(folder: Path, count: int) -> tuple[int, int]:
@@ -132,7 +162,12 @@ def write_made_up(folder: Path, count: int) -> tuple[int, int]:
 def measured(browser, folder: Path) -> dict[str, float]:
     """Milliseconds of one visit: passed for the load, of processor time for the rest."""
     empty, page = opened(browser, folder / "empty.html"), opened(browser, folder / "index.html")
-    took = {"load": page.loaded, "empty page": empty.loaded, "processor to load": page.busy - empty.busy}
+    took = {
+        "load": page.loaded,
+        "drawn": page.painted,
+        "empty page": empty.loaded,
+        "processor to load": page.busy - empty.busy,
+    }
     took |= {"scripts": page.scripts - empty.scripts, "layout": page.drawn - empty.drawn}
     for name, (done, what) in QUERIES.items():
         kind = "TaskDuration" if name.endswith("first") else "ScriptDuration"
@@ -153,13 +188,16 @@ def opened(browser, file: Path) -> SimpleNamespace:
     session.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.goto(file.as_uri())
     page.wait_for_selector(".card")
+    page.wait_for_function("performance.getEntriesByName('first-contentful-paint')[0]")
     told = worked(session)
+    painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     drawn = told["LayoutDuration"] + told["RecalcStyleDuration"]
     loaded = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
     return SimpleNamespace(
         page=page,
         session=session,
         loaded=loaded,
+        painted=painted,
         busy=told["TaskDuration"],
         scripts=told["ScriptDuration"],
         drawn=drawn,
