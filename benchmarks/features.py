@@ -30,7 +30,7 @@ FUNCTIONS = ("combined_correlation", "soft_wpmi")
 NOTEBOOKS = {  # what is left out of a notebook takes time and no other memory
     "labelling": {},
     "trust": {"draws": 50, "samples": 10, "splits": 3, "counterfactuals": 100},
-    "evaluation": {"units": 20, "dissected": 0, "pictures": 4},
+    "evaluation": {"units": 20, "dissected": 50, "pictures": 4},
 }
 
 
