@@ -124,7 +124,7 @@ def test_search_open_and_choose_a_unit_and_have_it_in_python_and_compare_network
         two.locator("text=/ pairs, one to one/").wait_for()
         assert two.locator("thead th").last.inner_text() == "held out" and two.locator("tbody tr").count() > 1
         two.get_by_role("button", name="map").click()
-        two.locator("canvas").wait_for()
+        two.locator("canvas").wait_for(timeout=90_000)  # t-SNE of 872 units, beside whatever else runs
         drawn = two.locator("canvas").evaluate("canvas => canvas.toDataURL()")
         for theme, ground in (("Light", "rgb(255, 255, 255)"), ("Dark", "rgb(21, 24, 27)")):
             change = {"theme": f"JupyterLab {theme}"}
