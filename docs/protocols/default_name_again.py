@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--networks", type=Path, help="folder of two targets trained anew (development)")
     given = parser.parse_args()
     if given.what == "confirm":
-        return confirm(given.photos[0])
+        return confirm(given.photos)
     rows = []
     for setup, found, held in development(given.networks, given.photos):
         values = {name: chosen(found, names, held).mean() for name, names in SUMS.items()}
@@ -149,7 +149,9 @@ def confirm(folders: Sequence[str]) -> None:
     tables = []
     for setup, found, held in confirming(folders[0]):
         names = SUMS | ({"oracle": ("oracle",)} if "oracle" in found else {})
-        values = pd.DataFrame({name: chosen(found, some, held).double() for name, some in names.items()})
+        values = pd.DataFrame(
+            {name: chosen(found, some, held).double().numpy() for name, some in names.items()}
+        )
         against = bootstrapped(values.sub(values["sum"], axis=0)).add_prefix("against_sum_")
         table = bootstrapped(values).join(against).assign(setup=setup, units=len(values))
         oracle = table["mean"].get("oracle")
