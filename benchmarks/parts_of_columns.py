@@ -30,7 +30,7 @@ PARTS = {  # in the order of work
     "slope": [(softened, "_slope")],
     "making P": [(columns, "block")],
     "columns": [(column_loops, "measure_columns"), (softened._Centred, "rows")],
-    "softmax and moments": [(column_loops.Moments, "share"), (column_loops.Moments, "add")],
+    "softmax and moments": [(column_loops, "share_rows"), (column_loops.Moments, "add")],
     "product": [(torch, "matmul"), (torch, "mm"), (torch.Tensor, "addmm_")],
     "scaling": [(column_loops, "level_out")],
 }

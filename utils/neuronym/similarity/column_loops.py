@@ -3,8 +3,9 @@
 measure_columns  columns to be multiplied, centred and raised to a power, and the scale of each
 level_out        products of such columns, scaled
 is_compiled      whether these loops take a matrix
-Moments          sums, squares and extremes of columns, of rows as they are or of their softmax
+Moments          sums, squares and extremes of columns, a block of images after the other
 spread_of_rows   how far apart an image's values are
+share_rows       the softmax of some rows
 scale_rows       what takes exponentials of rows to shares
 combine          columns of concepts for the two correlations, added, and centred cubes
 
@@ -24,7 +25,6 @@ from neuronym.common.memory import in_threads
 from neuronym.similarity.kernels import bits_of, compiled, exact, float_of, LN2, LOG2E, ordered, power
 
 PART = 64  # images whose sums are taken in the dtype given
-VALUES_NEAR = 2**17  # of rows, that are still in a near cache when they are added
 
 
 def is_compiled(*matrices: Tensor) -> bool:
@@ -102,12 +102,6 @@ class Moments:
     def add(self, x: Tensor) -> None:
         """Add rows x [n, M]."""
         add_columns(x.numpy(), self.sums, self.squares, self.low, self.high)
-
-    def share(self, P: Tensor, slope: float, x: Tensor, middle: Tensor | None) -> float:
-        """`share_rows`, less middle [M] if it is given, and add them."""
-        middle = np.empty(0, np.float32) if middle is None else middle.numpy()
-        into = self.sums, self.squares, self.low, self.high
-        return float(share_and_add(P.numpy(), np.float32(slope), x.numpy(), middle, *into))
 
     def far_from_zero(self, n: int) -> bool:
         """Whether the mean of any column of n values is above seven times its spread."""
@@ -272,19 +266,6 @@ def share_rows(P, slope, out):
             x[c] *= scale
         most = max(most, abs(ends[0]), abs(ends[1]))
     return most * LN2
-
-
-@compiled
-def share_and_add(P, slope, out, middle, sums, squares, low, high):
-    most, some = np.float32(0), max(1, min(PART, VALUES_NEAR // out.shape[1]))
-    for first in range(0, len(out), some):
-        x = out[first : first + some]
-        most = max(most, share_rows(P[first : first + some], slope, x))
-        if len(middle):
-            for n in range(len(x)):
-                x[n] -= middle
-        add_columns(x, sums, squares, low, high)
-    return most
 
 
 @compiled

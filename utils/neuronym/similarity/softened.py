@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,8 +107,11 @@ def _soft_by_images(
         x = store[: rows.stop - rows.start]
         if T is not None:
             torch.matmul(P.I[rows].to(dtype), T, out=x)
-        given = x[:0] if T is not None else P[rows].detach().to(dtype)
-        most = max(most, moments.share(given, slope, x, middle))
+        given = (x[:0] if T is not None else P[rows].detach().to(dtype)).numpy()
+        most = max(most, float(loops.share_rows(given, np.float32(slope), x.numpy())))
+        if middle is not None:
+            x -= middle
+        moments.add(x)
         if scores is None and moments.far_from_zero(len(x)):
             middle = torch.from_numpy(moments.sums / len(x)).to(dtype)
             x -= middle
