@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import ExitStack
 from unittest.mock import patch
 
 import torch
@@ -34,35 +35,51 @@ PARTS = {  # in the order of work
 }
 
 
-def timed(function, taken, part):
-    def call(*arguments, **options):
-        start = time.process_time()
-        result = function(*arguments, **options)
-        taken[part] = taken.get(part, 0) + time.process_time() - start
-        return result
+class Clock:
+    """Seconds of parts; what is called within one counts as that. `said(part, arguments)` names the part of
+    functions that do two.
+    """
 
-    return call
+    def __init__(self, said=lambda part, given: part):
+        self.taken, self.busy, self.said = {}, False, said
+
+    def of(self, function, part):
+        def call(*given, **options):
+            if self.busy:
+                return function(*given, **options)
+            name, self.busy, start = self.said(part, given), True, time.process_time()
+            try:
+                return function(*given, **options)
+            finally:
+                self.taken[name] = self.taken.get(name, 0) + time.process_time() - start
+                self.busy = False
+
+        return call
 
 
-def parts_of(method, P, Q, calls):
-    """Least seconds of each part, and of the whole call."""
-    function, least = getattr(pmi, method), {}
+def parts_of(function, parts, P, Q, calls, *said):
+    """Least seconds of each part of {part: [(place, name of a function)]}, and of the whole call,
+    untouched.
+    """
     function(P, Q)
+    least = {}
     for _ in range(calls):
-        taken = {}
-        patches = [
-            patch.object(place, name, timed(getattr(place, name), taken, part))
-            for part, places in PARTS.items()
-            for place, name in places
-        ]
-        for one in patches:
-            one.start()
-        function(P, Q)
-        for one in patches:
-            one.stop()
-        taken["all"], _ = processor_seconds(lambda: function(P, Q), 1)
-        least = {part: min(seconds, least.get(part, seconds)) for part, seconds in taken.items()}
+        clock = Clock(*said)
+        with ExitStack() as patches:
+            for part, places in parts.items():
+                for place, name in places:
+                    patches.enter_context(patch.object(place, name, clock.of(getattr(place, name), part)))
+            function(P, Q)
+        clock.taken["all"], _ = processor_seconds(lambda: function(P, Q), 1)
+        least = {part: min(seconds, least.get(part, seconds)) for part, seconds in clock.taken.items()}
     return least
+
+
+def told(taken, parts):
+    """Milliseconds of each part, of what no part has, and of the whole call, as a row shows them."""
+    rest = max(0, taken["all"] - sum(taken.get(part, 0) for part in parts))
+    shown = {part: taken.get(part, 0) for part in parts} | {"the rest": rest, "all": taken["all"]}
+    return {part: f"{1e3 * seconds:.3g}" for part, seconds in shown.items()}
 
 
 def main():
@@ -82,18 +99,15 @@ def main():
             for method in ("soft_wpmi", "wpmi"):
                 if not table.lacks(N, M, K, how, method):
                     continue
-                taken = parts_of(method, P, Q, calls)
+                taken = parts_of(getattr(pmi, method), PARTS, P, Q, calls)
                 call = bound(method, given, Q)[0]
                 row = {"N": N, "M": M, "K": K, "P": how, "similarity": method}
-                row |= {part: f"{1e3 * taken.get(part, 0):.3g}" for part in PARTS}
-                row |= {"the rest": f"{1e3 * (taken['all'] - sum(taken.get(part, 0) for part in PARTS)):.3g}"}
-                row |= {"all": f"{1e3 * taken['all']:.3g}"}
-                row |= {"bound": "", "by concepts": ""}
+                row |= told(taken, PARTS) | {"bound": "", "by concepts": ""}
                 if how == "given":
                     least = min(processor_seconds(call, 1)[0] for _ in range(calls))
                     row["bound"] = f"{1e3 * least:.3g}"
                     with patch.object(images, "scores_by_images", lambda *given: None):
-                        other = parts_of(method, P, Q, calls // 2)["all"]
+                        other = parts_of(getattr(pmi, method), PARTS, P, Q, calls // 2)["all"]
                     row["by concepts"] = f"{1e3 * other:.3g}"
                 table.add(row)
 

@@ -12,10 +12,9 @@ and torch's.
 from __future__ import annotations
 
 import argparse
-import time
-from unittest.mock import patch
 
 import torch
+from parts import parts_of, told
 from released import FORMS, processor_seconds, SHAPES
 from similarity import inputs, Table
 
@@ -36,47 +35,9 @@ PARTS = {  # in the order of work
 }
 
 
-class Clock:
-    """Seconds of parts; what is called within one counts as that."""
-
-    def __init__(self):
-        self.taken, self.busy = {}, False
-
-    def of(self, function, part):
-        def call(*given, **options):
-            if self.busy:
-                return function(*given, **options)
-            embedded = part == "product" and given[0].shape[-1] == D
-            name = "making P" if embedded else part
-            self.busy, start = True, time.process_time()
-            try:
-                return function(*given, **options)
-            finally:
-                self.taken[name] = self.taken.get(name, 0) + time.process_time() - start
-                self.busy = False
-
-        return call
-
-
-def parts_of(function, P, Q, calls):
-    """Least seconds of each part, and of the whole call, untouched."""
-    function(P, Q)
-    least = {}
-    for _ in range(calls):
-        clock = Clock()
-        patches = [
-            patch.object(place, name, clock.of(getattr(place, name), part))
-            for part, places in PARTS.items()
-            for place, name in places
-        ]
-        for one in patches:
-            one.start()
-        function(P, Q)
-        for one in patches:
-            one.stop()
-        clock.taken["all"], _ = processor_seconds(lambda: function(P, Q), 1)
-        least = {part: min(seconds, least.get(part, seconds)) for part, seconds in clock.taken.items()}
-    return least
+def made(part, given):
+    """A product as wide as embeddings makes P."""
+    return "making P" if part == "product" and given[0].shape[-1] == D else part
 
 
 def bounds(P, Q, calls):
@@ -108,11 +69,9 @@ def main():
             for method in FORMS:
                 if not table.lacks(N, M, K, how, method):
                     continue
-                taken = parts_of(SIMILARITIES[method], P, Q, calls)
+                taken = parts_of(SIMILARITIES[method], PARTS, P, Q, calls, made)
                 row = {"N": N, "M": M, "K": K, "P": how, "similarity": method}
-                row |= {part: f"{1e3 * taken.get(part, 0):.3g}" for part in PARTS}
-                rest = taken["all"] - sum(taken.get(part, 0) for part in PARTS)
-                row |= {"the rest": f"{1e3 * max(0, rest):.3g}", "all": f"{1e3 * taken['all']:.3g}"}
+                row |= told(taken, PARTS)
                 row |= {"bound": f"{1e3 * product:.3g}", "passes": f"{1e3 * passes:.3g}"}
                 table.add(row)
 
