@@ -327,9 +327,9 @@ def _saved(
 
 def _drawn(fig: Figure) -> tuple[Image.Image, Bbox]:
     """The part of a figure that has something on it in pixels, and where it is, in inches."""
-    shown, fig.dpi = fig.dpi, DPI
+    shown, before = fig.dpi, fig.canvas
     try:
-        canvas = FigureCanvasAgg(fig)
+        fig.dpi, canvas = DPI, FigureCanvasAgg(fig)
         box = _whole_pixels(fig.get_tightbbox())
         width, height = canvas.get_width_height()
         (left, below), (right, above) = np.rint(box.get_points() * DPI).astype(int)
@@ -339,6 +339,7 @@ def _drawn(fig: Figure) -> tuple[Image.Image, Bbox]:
             canvas.draw()  # by what texts were measured for, which is half of its work
             whole = Image.frombuffer("RGBA", (width, height), canvas.buffer_rgba())
     finally:
+        fig.set_canvas(before)  # a widget shows the figure on
         fig.dpi = shown
     (left, below), (right, above) = np.rint(box.get_points() * DPI).astype(int)
     size = right - left, above - below
@@ -359,7 +360,7 @@ def _whole_pixels(box: Bbox) -> Bbox:
 
 
 def _write_pixels(picture: Image.Image, file: Path, pdf: bool) -> None:
-    """A picture, and a page that holds its pixels."""
+    """A picture and, with `pdf`, a page that holds its pixels."""
     picture.save(file, dpi=(DPI, DPI), compress_level=2 if pdf else 4)
     if pdf:
         start = time.gmtime(0)
