@@ -2,7 +2,8 @@
 package.
 
 cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi, correlation, soft_correlation,
-combined_correlation    P [N, M], A [N, K] -> scores [K, M], as lists
+combined_correlation, standardised_correlation    P [N, M], A [N, K] -> scores [K, M], as lists
+twice_standardised    the softmax that the last of these compares with
 best_images    images by activation, ties by lower index
 """
 
@@ -78,6 +79,44 @@ def combined_correlation(P, A, sharpness=2) -> list[list[float]]:
     """Correlation, cubed cosine without eps and soft correlation, added."""
     parts = (correlation(P, A), cos_similarity_cubed(P, A, eps=1e-300), soft_correlation(P, A, sharpness))
     return [[sum(values) for values in zip(*rows)] for rows in zip(*parts)]
+
+
+def standardised_correlation(P, A, sharpness=2) -> list[list[float]]:
+    """r(A, X) + r(A, e^(z/2)) + r(u + max(u, 0)^2 / 2, e^z), z at most 8 in the last."""
+    z = [standard_list(column) for column in columns(P)]
+    u = [standard_list(column) for column in columns(A)]
+    parts = (
+        correlation(twice_standardised(P, sharpness), A),
+        correlation(rows([[math.exp(x / 2) for x in column] for column in z]), A),
+        correlation(
+            rows([[math.exp(min(x, 8)) for x in column] for column in z]),
+            rows([[x + max(x, 0) ** 2 / 2 for x in column] for column in u]),
+        ),
+    )
+    return [[sum(values) for values in zip(*units)] for units in zip(*parts)]
+
+
+def twice_standardised(P, sharpness=2):
+    """Softmax over concepts of sharpness / mean spread times P standardised per image, then per concept."""
+    by_image = [standard_list(row) for row in P.double().tolist()]
+    double = rows([standard_list(list(column)) for column in zip(*by_image)])
+    spreads = [
+        math.sqrt(math.fsum((x - math.fsum(r) / len(r)) ** 2 for x in r) / len(r)) for r in double.tolist()
+    ]
+    spread = math.fsum(spreads) / len(spreads)
+    return torch.tensor(softmax_rows(double, sharpness / spread if spread else 0), dtype=torch.float64)
+
+
+def standard_list(values: list[float]) -> list[float]:
+    """Mean 0 and deviation 1; zeros where values vary by no more than rounding."""
+    mean = math.fsum(values) / len(values)
+    deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / len(values))
+    return [(x - mean) / deviation if deviation > 4e-15 * abs(mean) else 0.0 for x in values]
+
+
+def rows(columns: list[list[float]]):
+    """The matrix of these columns."""
+    return torch.tensor(columns, dtype=torch.float64).T
 
 
 def rank_reorder(P, A, permutations, p=3, top_fraction=0.05, scale_p=0.5, floor=None) -> list[list[float]]:

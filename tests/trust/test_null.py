@@ -27,6 +27,7 @@ OPTIONS = {
     "correlation": {"slope": 5.0, "offset": -1.0},
     "soft_correlation": {"sharpness": 1.5},
     "combined_correlation": {},
+    "standardised_correlation": {},
 }
 METHODS = list(OPTIONS)
 

@@ -1,4 +1,4 @@
-"""How alike are units and concepts? The five similarity functions of CLIP-Dissect and three correlations, in
+"""How alike are units and concepts? The five similarity functions of CLIP-Dissect and four correlations, in
 bounded memory.
 
 score                 scores [K, M] of a matrix P [N, M] against activations Q [N, K], by the name of a
@@ -7,7 +7,7 @@ score_embeddings      the same from image and text embeddings, without ever hold
 score_layers          layer after layer, with P made once for several
 top_labels            the best concepts of every unit
 constant_units        which units nothing can be named by: their activation is one value
-SIMILARITIES          the functions by name: CLIP-Dissect's five, and three correlations
+SIMILARITIES          the functions by name: CLIP-Dissect's five, and four correlations
 retrieved             the images nearest to texts
 
 N images, K units, M concepts, d embedding width. Higher is better, and comparable only within one function
@@ -28,6 +28,8 @@ its images none is first, so that an order of concepts would be that of the imag
     correlation          | Pearson's correlation over all images
     soft_correlation     | the same with the softmax over concepts of each image's values
     combined_correlation | the default: the sum of correlation, cubed cosine and soft_correlation
+    standardised_correlation | the sum of correlations with a softmax and powers of standardised
+                           values
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.pmi import soft_wpmi, wpmi
 from neuronym.similarity.rank_reorder import rank_reorder
 from neuronym.similarity.softened import soft_correlation
+from neuronym.similarity.standardised import standardised_correlation
 
 SAME = 1e-5  # activations that differ by less, of the largest, are one value
 
@@ -182,6 +185,7 @@ SIMILARITIES = {
         correlation,
         soft_correlation,
         combined_correlation,
+        standardised_correlation,
     )
 }
 
