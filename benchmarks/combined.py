@@ -1,10 +1,11 @@
-"""How much faster is the default similarity function than its three parts, one after the other?
+"""How near are the two sums of three similarity functions to the products that they cannot do without?
 
     python benchmarks/combined.py [--shapes 9] [--repeats 5] [--csv FILE [--resume]] [--minutes M]
 
-Processor milliseconds on one thread, the least of the repeats, by turns: the three functions, each by itself,
-and added; `combined_correlation`; and a bound, two bare products Q' P, from embeddings of width 512 (`made`)
-with the product I T' before them. `difference` is the largest of scores.
+Processor milliseconds on one thread, the least of the repeats, by turns: the three functions that
+`combined_correlation` adds, each by itself, and added; that function; `standardised_correlation`; and a bound,
+two bare products Q' P, from embeddings of width 512 (`made`) with the product I T' before them. `difference`
+is the largest of scores of the first two.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from neuronym.similarity.columns import correlation, cos_similarity_cubed
 from neuronym.similarity.combined import combined_correlation
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.softened import soft_correlation
+from neuronym.similarity.standardised import standardised_correlation
 
 
 def apart(P, Q):
@@ -46,6 +48,7 @@ def main():
             calls = {
                 "parts": lambda: apart(P, Q),
                 "ours": lambda: combined_correlation(P, Q),
+                "standardised": lambda: standardised_correlation(P, Q),
                 "bound": products,
             }
             times, taken, found = max(1, 10_000_000 // (N * (M + K))), {}, {}
@@ -58,6 +61,7 @@ def main():
             row |= {f"{name} ms": f"{1e3 * seconds:.3g}" for name, seconds in taken.items()}
             row |= {"ratio": f"{taken['parts'] / taken['ours']:.2f}"}
             row |= {"ours / bound": f"{taken['ours'] / taken['bound']:.2f}"}
+            row |= {"standardised / bound": f"{taken['standardised'] / taken['bound']:.2f}"}
             row |= {"difference": f"{float((found['parts'] - found['ours']).abs().max()):.0e}"}
             table.add(row)
 

@@ -77,6 +77,20 @@ def softened(P):
     return (P * 2 / P.std(1, correction=0).mean()).softmax(1)
 
 
+def standard(X, dim=0):
+    return (X - X.mean(dim, keepdim=True)) / X.std(dim, correction=0, keepdim=True)
+
+
+def standardised(P):
+    z, shares = standard(P), softened(standard(standard(P, 1)))
+    return centred_columns(shares) + centred_columns((z / 2).exp()), centred_columns(z.clamp(max=8).exp())
+
+
+def bent(q):
+    u = standard(q[:, None])
+    return centred_columns(u + u.clamp(min=0) ** 2 / 2)
+
+
 LOOPS = {
     "cos_similarity": (unit_columns, lambda P, q, g: unit_columns(q[:, None])[:, 0] @ P, lambda rows: rows),
     "cos_similarity_cubed": (
@@ -97,6 +111,11 @@ LOOPS = {
     "combined_correlation": (
         lambda P: (centred_columns(P) + centred_columns(softened(P)), cubed_columns(P)),
         lambda P, q, g: centred_columns(q[:, None])[:, 0] @ P[0] + cubed_columns(q[:, None])[:, 0] @ P[1],
+        lambda rows: rows,
+    ),
+    "standardised_correlation": (
+        standardised,
+        lambda P, q, g: centred_columns(q[:, None])[:, 0] @ P[0] + bent(q)[:, 0] @ P[1],
         lambda rows: rows,
     ),
     "rank_reorder": (lambda P: P, reordered, lambda rows: rows),

@@ -5,7 +5,7 @@ dealt_best  by any function whose scores are products of columns, which are made
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from neuronym.similarity.columns import centred_columns, cubed_columns, unit_col
 from neuronym.similarity.combined import concept_columns, share_columns, softmax_scales
 from neuronym.similarity.matrix import block, checked, compiled_loops, FactoredMatrix
 from neuronym.similarity.softened import mean_spread, SHARPNESS, softmax_noise
+from neuronym.similarity.standardised import columns_of_answers, standardised_columns
 
 
 @torch.no_grad()
@@ -25,33 +26,26 @@ def dealt_best(
 
     Each of these functions is a sum of products A' B of columns A of Q and B of P, made column
     by column, so that dealing the images of Q deals the rows of A: columns are made once for all draws, and
-    the two correlations of `combined_correlation` share one product. A block of concepts after the other
-    meets all draws.
+    correlations of a sum that have the same columns of units share one product. A block of concepts after the
+    other meets all draws.
     """
     [q], _, dtype, d, memory = checked(P, Q, None, memory)
-    (N, M), (draws, K) = P.shape, (len(deals), Q.shape[1])
-    given = {"sharpness": SHARPNESS, "eps": 0 if method == "combined_correlation" else 1e-3} | options
-    soft, slope = method in ("soft_correlation", "combined_correlation"), given.get("slope")
+    (N, M), (draws, K), size = P.shape, (len(deals), Q.shape[1]), dtype.itemsize
     of_units = {
-        "cos_similarity": [unit_columns],
-        "cos_similarity_cubed": [lambda X: cubed_columns(X, given["eps"])],
-        "combined_correlation": [centred_columns, lambda X: cubed_columns(X, 0)],
-    }.get(method, [centred_columns])
-    size, parts = dtype.itemsize, len(of_units)
-    if soft and slope is None:
-        apart = mean_spread(P)
-        slope = given["sharpness"] / apart if apart else 0
+        "cos_similarity": lambda x: [unit_columns(x)],
+        "cos_similarity_cubed": lambda x: [cubed_columns(x, options.get("eps", 1e-3))],
+        "combined_correlation": lambda x: [centred_columns(x.clone()), cubed_columns(x, 0)],
+        "standardised_correlation": lambda x: columns_of_answers(x, dtype),
+    }.get(method, lambda x: [centred_columns(x)])
+    parts = 2 if method in ("combined_correlation", "standardised_correlation") else 1
     [m] = items_within(memory, (0, 2 * (6 * N + 2 * d) * size, M))
-    [k] = items_within(memory, (0, 2 * (3 * parts * N + 2 * m) * size, K))
-    loops = compiled_loops(q.device, "column_loops") if dtype == torch.float32 else None
-    at_once = max(1, memory // (48 * max(M, d)))
-    scales, most = softmax_scales(loops, P, slope, dtype, at_once) if soft else (None, 0.0)
-    noise = softmax_noise(1, most, dtype)
+    [k] = items_within(memory, (0, 2 * ((3 * parts + 4 * (parts - 1)) * N + 2 * m) * size, K))
+    of_concepts = _of_concepts(P, method, dtype, max(1, memory // (48 * max(M, d))), options)
     best = q.new_full((draws, K), -torch.inf, dtype=dtype)
     for cols in slices(M, m):
-        concepts = _concept_columns(loops, P, method, cols, dtype, given | {"slope": slope}, scales, noise)
+        concepts = of_concepts(cols)
         for units in slices(K, k):
-            columns = [normalise(q[:, units].to(dtype, copy=True)) for normalise in of_units]
+            columns = of_units(q[:, units].to(dtype, copy=True))
             for draw, deal in enumerate(deals):
                 found = columns[0][deal].T @ concepts[0]
                 for A, B in zip(columns[1:], concepts[1:]):
@@ -60,31 +54,39 @@ def dealt_best(
     return best
 
 
-def _concept_columns(
-    loops: ModuleType | None,
-    P: Tensor | FactoredMatrix,
-    method: str,
-    cols: slice,
-    dtype: torch.dtype,
-    given: dict,
-    scales: Tensor | None,
-    noise: float,
-) -> list[Tensor]:
-    """What `dealt_best` multiplies the columns of units with, of some concepts: [N, m] each."""
-    slope = given["slope"]
-    N = P.shape[0]
-    values = block(P, None, cols, _empty(P, N, cols, dtype))
-    if method == "cos_similarity":
-        return [unit_columns(values)]
-    if method == "cos_similarity_cubed":
-        return [cubed_columns(values, given["eps"])]
-    if method == "correlation":
-        seen = values.mul_(slope).add_(given.get("offset", 0)).sigmoid_() if slope else values
-        return [centred_columns(seen)]
-    if method == "soft_correlation":
-        return [share_columns(values, slope, scales, noise)]
-    some = slice(0, values.shape[1])
-    return [*concept_columns(loops, values, some, slope, scales, noise)]
+def _of_concepts(
+    P: Tensor | FactoredMatrix, method: str, dtype: torch.dtype, some: int, options: dict
+) -> Callable[[slice], list[Tensor]]:
+    """What makes the columns [N, m] of some concepts that those of units are multiplied with; what all
+    concepts of an image decide is found first, `some` images at once.
+    """
+    sharpness, slope = options.get("sharpness", SHARPNESS), options.get("slope")
+    if method == "standardised_correlation":
+        return standardised_columns(P, dtype, sharpness, some)
+    scales = noise = None
+    device = (P if isinstance(P, Tensor) else P.I).device
+    loops = compiled_loops(device, "column_loops") if dtype == torch.float32 else None
+    if method in ("soft_correlation", "combined_correlation"):
+        if slope is None:
+            apart = mean_spread(P)
+            slope = sharpness / apart if apart else 0
+        scales, most = softmax_scales(loops, P, slope, dtype, some)
+        noise = softmax_noise(1, most, dtype)
+
+    def columns(cols: slice) -> list[Tensor]:
+        values = block(P, None, cols, _empty(P, P.shape[0], cols, dtype))
+        if method == "cos_similarity":
+            return [unit_columns(values)]
+        if method == "cos_similarity_cubed":
+            return [cubed_columns(values, options.get("eps", 1e-3))]
+        if method == "correlation":
+            seen = values.mul_(slope).add_(options.get("offset", 0)).sigmoid_() if slope else values
+            return [centred_columns(seen)]
+        if method == "soft_correlation":
+            return [share_columns(values, slope, scales, noise)]
+        return [*concept_columns(loops, values, slice(0, values.shape[1]), slope, scales, noise)]
+
+    return columns
 
 
 def _empty(P: Tensor | FactoredMatrix, N: int, cols: slice, dtype: torch.dtype) -> Tensor:

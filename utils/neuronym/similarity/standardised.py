@@ -2,6 +2,8 @@
 concepts too, so that no concept and no image is loud by nature.
 
 standardised_correlation  the sum of three: with a softmax, with a power, and of what is high with a power
+standardised_columns      what its scores are products of, some concepts at a time
+columns_of_answers        and some units
 
 Cosines are read three times, a block of images after the other: for the moments of images and concepts, for
 how far apart the standardised ones of an image are, and for the products [K, M], which add up over blocks
@@ -12,7 +14,7 @@ deviation 1, so that the second is the square of the first.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +23,13 @@ from torch import Tensor
 from neuronym.common.checks import check_number
 from neuronym.common.memory import items_within, nonzero, slices, working_bytes
 from neuronym.similarity.columns import largest_of, taken
-from neuronym.similarity.matrix import checked, FactoredMatrix, largest
+from neuronym.similarity.matrix import block, checked, FactoredMatrix, largest
 from neuronym.similarity.softened import SHARPNESS
 
 HIGHEST = 8  # deviations above its mean that e^z sees of a cosine: what is higher counts as much
 FARTHEST = 64  # the same of e^(z / 2), whose square stays in range; of up to 64^2 images none is higher
 ROUNDINGS = 16  # what varies by so many roundings of its mean is constant
-BLOCK = 2**21  # bytes of a block of images on a CPU: passes over it stay in caches
+BLOCK = 2**20  # bytes of a block of images on a CPU: passes over it stay in caches
 
 
 @torch.no_grad()
@@ -59,19 +61,26 @@ def standardised_correlation(
     (N, M), size, counts = P.shape, dtype.itemsize, [len(some) for some in chosen]
     held, row = (120 + d * size) * M + 2 * N * size, (6 * M + 2 * d) * size
     unit = 2 * M * size + (2 * size + 40) * N
-    if d and N * M * size + held + row * min(N, 64) + unit * min(sum(counts), 64) <= memory:
-        P, memory = torch.matmul(P.I.to(dtype), P.T.to(dtype).T), memory - N * M * size
     near = min(N, max(64, working_bytes(memory, layers[0].device, BLOCK) // (M * size)))
     some, k = items_within(memory, (held + unit, row, near), (held + row, unit, sum(counts)))
-    some = max(1, min(some, (memory - held - unit) // (2 * row)))
     k = max(1, min(k, (memory - held - some * row) // unit))
+    if d and held + some * row + k * unit + N * M * size <= memory:
+        P = _made(P, dtype, some)
     cosines = _Cosines.of(P, dtype, some)
     spread = cosines.spread()
     slope = sharpness / spread if spread else 0
     scores = layers[0].new_zeros(sum(counts), M, dtype=dtype)
     for part in slices(sum(counts), k):
-        cosines.products(*_columns_of(taken(layers, chosen, part), dtype), slope, scores[part])
+        cosines.products(*columns_of_answers(taken(layers, chosen, part), dtype), slope, scores[part])
     return scores if isinstance(Q, Tensor) else list(scores.split(counts))
+
+
+def _made(P: FactoredMatrix, dtype: torch.dtype, some: int) -> Tensor:
+    """P, made in the blocks that are read, so that it has the bits that these have where it does not fit."""
+    texts, whole = P.T.to(dtype).T, P.I.new_empty(P.shape, dtype=dtype)
+    for rows in slices(len(whole), some):
+        torch.matmul(P.I[rows].to(dtype), texts, out=whole[rows])
+    return whole
 
 
 class _Moments:
@@ -177,13 +186,51 @@ class _Cosines:
                 product *= (moment.scales() / moment.count**0.5).to(product.dtype)
         scores += found[1].add_(found[2])
 
+    def sums(self, slope: float) -> Tensor:
+        """log of the sum over concepts of exp(slope D), D doubly standardised: [N, 1]"""
+        found = [self.doubly(rows, x).mul_(slope).logsumexp(1, keepdim=True) for rows, x in self.blocks()]
+        return torch.cat(found)
+
+    def columns(self, cols: slice, slope: float, sums: Tensor) -> list[Tensor]:
+        """Columns [N, m] of some concepts, each centred and of length 1: shares of the softmax and e^(z/2),
+        added; and e^z.
+        """
+        x = block(self.P, None, cols, self.images.new_empty(self.P.shape[0], cols.stop - cols.start))
+        x = x if self.factor == 1 else x * self.factor
+        half = (x - self.concepts[0, cols]).mul_(self.concepts[1, cols]).clamp_(max=FARTHEST).mul_(0.5).exp_()
+        raised = half.clamp(max=math.exp(HIGHEST / 2)).square_()
+        both = _of_length_1(half)
+        if slope:
+            y = (x - self.images[0]).mul_(self.images[1]).sub_(self.twice[0, cols]).mul_(self.twice[1, cols])
+            both += _of_length_1(y.mul_(slope).sub_(sums).exp_())
+        return [both, _of_length_1(raised)]
+
 
 def _add(found: Tensor, moments: _Moments, units: Tensor, x: Tensor) -> None:
     found.addmm_(units.T, x)
     moments.add(x)
 
 
-def _columns_of(q: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _of_length_1(x: Tensor) -> Tensor:
+    moments = _Moments(x, x.shape[1])
+    moments.add(x)
+    return x.sub_(moments.mean).mul_(moments.scales() / len(x) ** 0.5)
+
+
+def standardised_columns(
+    P: Tensor | FactoredMatrix, dtype: torch.dtype, sharpness: float, some: int
+) -> Callable[[slice], list[Tensor]]:
+    """What makes, of some concepts, the two columns [N, m] each that those of `columns_of_answers` meet, P
+    read `some` images at once.
+    """
+    cosines = _Cosines.of(P, dtype, some)
+    spread = cosines.spread()
+    slope = sharpness / spread if spread else 0
+    sums = cosines.sums(slope)
+    return lambda cols: cosines.columns(cols, slope, sums)
+
+
+def columns_of_answers(q: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Columns of units [N, k], and of u + max(u, 0)^2 / 2, u standardised: centred, of length 1, 0 for a
     constant one.
     """

@@ -39,6 +39,7 @@ OF_COLUMNS = (
     "correlation",
     "soft_correlation",
     "combined_correlation",
+    "standardised_correlation",
 )
 CORRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "bh": benjamini_hochberg,
