@@ -3,9 +3,9 @@
     python benchmarks/combined.py [--shapes 9] [--repeats 5] [--csv FILE [--resume]] [--minutes M]
 
 Processor milliseconds on one thread, the least of the repeats, by turns: the three functions that
-`combined_correlation` adds, each by itself, and added; that function; `standardised_correlation`; and a bound,
-two bare products Q' P, from embeddings of width 512 (`made`) with the product I T' before them. `difference`
-is the largest of scores of the first two.
+`combined_correlation` adds, each by itself, and added; that function; `standardised_correlation`; and a
+bound, two bare products Q' P, from embeddings of width 512 (`made`) with the product I T' before them.
+`difference` is the largest of scores of the first two.
 """
 
 from __future__ import annotations
