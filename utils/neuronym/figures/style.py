@@ -142,13 +142,12 @@ def without_glyph(figures: Iterable[Figure]) -> list[str]:
             kinds.setdefault(tuple(text.get_fontfamily()), set()).update(text.get_text())
     missing = set()
     for families, characters in kinds.items():
-        seen = {
-            c for c in characters if not c.isspace() and unicodedata.category(c) not in ("Cc", "Cf", "Mn")
-        }
-        seen = {c for c in seen if c > "\x7f"}
+        seen = {c for c in characters if c > "\x7f" and not c.isspace()}
+        seen = {c for c in seen if unicodedata.category(c) not in ("Cc", "Cf", "Mn")}
         for family in families if seen else []:
             file = font_manager.findfont(font_manager.FontProperties(family=[family]))
-            seen -= set(map(chr, font_manager.get_font(file).get_charmap()))
+            font = font_manager.get_font(file)  # its table of all characters takes as long as a figure
+            seen = {c for c in seen if not font.get_char_index(ord(c))}
         missing |= seen
     return sorted(missing)
 
