@@ -144,7 +144,7 @@ def test_cards_go_by_trust_and_say_it_where_the_table_has_it():
     assert told(table.assign(trust=[0.2, 0.9, 1.0])) == in_order  # a table of before
     assert told(table.drop(columns=["trust", "abstain"])) == [""] * 3
     figure = cards.draw([a_card() | {"trust": said[2]}], 4)
-    assert said[2] in [text.get_text() for text in figure.texts]
+    assert said[2] in [text.get_text() for text in figure.artists]
 
 
 def a_card(layer="layer1", unit=3, maps=True):
@@ -160,7 +160,7 @@ def a_card(layer="layer1", unit=3, maps=True):
 
 
 def texts(fig):
-    return [t.get_text() for t in fig.texts]
+    return [line.get_text() for line in fig.artists]
 
 
 def tiles(fig, row=0):
@@ -214,6 +214,19 @@ def test_colours_stay_where_the_unit_fires_and_are_darker_elsewhere():
     assert line == {(0, 0, 200), (0, 0, dark), (255, 255, 255), (0, 0, 0)}
 
 
+def test_the_line_is_two_pixels_white_and_black_around_where_the_unit_fires():
+    """Each pixel by the nearest that fires, beside it or at a corner."""
+    heat = np.random.default_rng(0).random((6, 6), dtype=np.float32) ** 4
+    photo = np.random.default_rng(1).integers(0, 255, (30, 30, 3), dtype=np.uint8)
+    found = np.asarray(cards._outlined(Image.fromarray(photo), heat))
+    fires = np.argwhere(np.asarray(Image.fromarray(heat).resize((30, 30), 2)) >= cards.FIRING)
+    assert 0 < len(fires) < 400
+    for y, x in np.ndindex(30, 30):
+        away = np.abs(fires - (y, x)).max(1).min()
+        darker = (photo[y, x] * cards.DARKER).astype(np.uint8)
+        assert (found[y, x] == [photo[y, x], 255, 0, darker][min(away, 3)]).all()
+
+
 def test_values_stand_below_pictures_and_wrong_names_have_a_mark():
     card = a_card() | {
         "values": [1.0, 2.0, 3.0, 4.0],
@@ -227,7 +240,7 @@ def test_values_stand_below_pictures_and_wrong_names_have_a_mark():
     assert any("score: wpmi, higher is better" in text for text in texts(fig))
     fig.canvas.draw()
     left = fig.axes[0].get_window_extent().x0
-    assert all(text.get_window_extent().x1 < left for text in fig.texts[:-1])  # no text touches a picture
+    assert all(text.get_window_extent().x1 < left for text in fig.artists[:-2])  # no text touches a picture
 
 
 def test_small_pictures_keep_their_pixels_large_ones_their_shape():
@@ -287,5 +300,5 @@ def test_a_figure_of_as_many_cards_as_may_be_is_one_that_can_be_saved(tmp_path):
 def test_a_unit_without_a_name_says_why():
     picture = Image.new("RGB", (20, 20), "red")
     card = {"title": "fc  unit 3", "labels": [], "note": "dead: 0 for every image", "images": [picture]}
-    texts = [text.get_text() for text in cards.draw([card], 1).texts]
+    texts = [text.get_text() for text in cards.draw([card], 1).artists]
     assert "no name: dead" in texts and "0 for every image" in texts

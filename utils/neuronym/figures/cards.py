@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.transforms import Affine2D
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from neuronym import cache
@@ -34,6 +34,7 @@ from neuronym.common.subsets import evenly_spaced
 from neuronym.common.types import Target
 from neuronym.common.units import Units, units_by_layer
 from neuronym.datasets.probe import Probe
+from neuronym.figures.lines import Line
 from neuronym.figures.style import as_written, COLOURS, DPI
 from neuronym.hooks import LayerInfo
 from neuronym.measurements import Measurements
@@ -44,8 +45,9 @@ SCHEMA = 1
 TILE, GAP = 192, 12  # picture and the space around it, in pixels like those below
 INSET, BELOW = 84, 30  # picture that shows where the unit fires; values where there is none
 ROOM, MARGIN = 430, 16  # texts, edge
+CAPITALS = 0.76  # height of high letters, in parts of their size
 FIRING, DARKER = 0.5, 0.62  # of the unit's largest value; what is left of the brightness elsewhere
-DARKENED = [int(value * DARKER) for value in range(256)] * 3  # of each value of the three colours
+DARKENED = np.array([int(value * DARKER) for value in range(256)], np.uint8)  # of each value
 PAGE, TALLEST = 40, 160  # cards of a figure among several; of one figure, whose pixels have to fit its file
 MANY = 400  # cards of a layer
 IN_CARDS = ["unit", "rank", "label", "score", "note", "trust", "abstain", "calibrated"]  # of a labels table
@@ -218,12 +220,16 @@ def draw(
     for card, strip in zip(cards, strips):
         _write(fig, card, MARGIN / width, top=1 - top / height, pixel=1 / height, lines=len(strip) - GAP)
         top += len(strip)
-    score = f"score: {method}, higher is better; " if method else ""
-    place = ""
+    notes = [f"below a picture: {value}"]
+    if method:
+        notes[0] = f"score: {method}, higher is better; {notes[0]}"
     if any(card.get("maps") is not None for card in cards):
-        place = "\nin the small picture a line is around where the unit is at half of its largest activation"
-    note = f"{score}below a picture: {value}{place}"
-    fig.text(MARGIN / width, 8 / height, note, fontsize=6, color="0.4", va="bottom", parse_math=False)
+        notes.append(
+            "in the small picture a line is around where the unit is at half of its largest activation"
+        )
+    for i, note in enumerate(notes, 1):
+        below = (13 + 20 * (len(notes) - i)) / height
+        fig.add_artist(Line(MARGIN / width, below, note, fontsize=6, color="0.4", parse_math=False))
     return fig
 
 
@@ -309,15 +315,25 @@ def _outlined(image: Image.Image, heat: np.ndarray) -> Image.Image:
     the rest.
     """
     heat = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))
-    inside = Image.fromarray(((heat >= FIRING) * 255).astype(np.uint8))
-    if not inside.getbbox():
-        return image.point(DARKENED)
-    white = inside.filter(ImageFilter.MaxFilter(3))
-    black = white.filter(ImageFilter.MaxFilter(3))
-    out = Image.composite(image, image.point(DARKENED), inside)
-    out.paste((0, 0, 0), mask=ImageChops.subtract(black, white))
-    out.paste((255, 255, 255), mask=ImageChops.subtract(white, inside))
-    return out
+    inside = heat >= FIRING
+    white = _grown(inside)
+    black = _grown(white)
+    out = np.asarray(image)
+    out = np.where(inside[..., None], out, DARKENED[out])
+    out[black & ~white] = 0
+    out[white & ~inside] = 255
+    return Image.fromarray(out)
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """A mask [h, w] and all that lies beside it, corners too."""
+    rows = mask.copy()
+    rows[1:] |= mask[:-1]
+    rows[:-1] |= mask[1:]
+    grown = rows.copy()
+    grown[:, 1:] |= rows[:, :-1]
+    grown[:, :-1] |= rows[:, 1:]
+    return grown
 
 
 class _Raster(AxesImage):
@@ -343,38 +359,34 @@ def _write(fig: Figure, card: Mapping, left: float, top: float, pixel: float, li
     """The texts of a card, from `top` downwards, as many as go into `lines` pixels; `pixel` is one in parts
     of the figure's height.
     """
+
+    def write(y: int, text: str, size: int, color: str = "black", weight: str = "normal") -> None:
+        baseline = top - (y + CAPITALS * size * DPI / 72) * pixel
+        fig.add_artist(
+            Line(left, baseline, text, fontsize=size, color=color, weight=weight, parse_math=False)
+        )
+
     labels, truth = card["labels"], card.get("truth")
     title = (
         card["title"] if len(card["title"]) <= 30 else "…" + card["title"][-29:]
     )  # the end tells units apart
-    fig.text(left, top, title, fontsize=8, weight="bold", va="top", parse_math=False)
+    write(0, title, 8, plt.rcParams["text.color"], "bold")
     y = 38
     if truth is not None:
         mark = "✓" if labels and labels[0][0] == truth else "✗"
-        text = f"{mark} true name: {truth}"
-        colour = COLOURS[2] if mark == "✓" else COLOURS[3]
-        fig.text(left, top - y * pixel, text, fontsize=7, va="top", color=colour, parse_math=False)
+        write(y, f"{mark} true name: {truth}", 7, COLOURS[2] if mark == "✓" else COLOURS[3])
         y += 32
     if card.get("note"):
         what, _, why = card["note"].partition(": ")
-        fig.text(left, top - y * pixel, f"no name: {what}", fontsize=8, va="top", color=COLOURS[3])
-        fig.text(left, top - (y + 34) * pixel, why, fontsize=6, va="top", color="0.4", parse_math=False)
+        write(y, f"no name: {what}", 8, COLOURS[3])
+        write(y + 34, why, 6, "0.4")
         return
     if card.get("trust"):
-        colour = COLOURS[3] if card["trust"].startswith("not") else "0.2"
-        fig.text(left, top - y * pixel, card["trust"], fontsize=7, va="top", color=colour)
+        write(y, card["trust"], 7, COLOURS[3] if card["trust"].startswith("not") else "0.2")
         y += 32
     for i, (label, score) in enumerate(labels):
         if y + 38 > lines:
             break
         shown = label if len(label) <= 24 else label[:23] + "…"
-        fig.text(
-            left,
-            top - y * pixel,
-            f"{shown}  ({score:.3g})",
-            fontsize=7 if i else 8,
-            va="top",
-            color="0.4" if i else "black",
-            parse_math=False,
-        )
+        write(y, f"{shown}  ({score:.3g})", 7 if i else 8, "0.4" if i else "black")
         y += 34 if i else 38
