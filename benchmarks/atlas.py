@@ -7,13 +7,16 @@ Units, names and numbers are made up: layers of 2,048 units, a fifth as many nam
 looked at. For each number of units: MB of all files that are loaded at the start, and of the columns and
 names by other methods that further views and searches load; milliseconds from opening the page, from a
 folder, until all is loaded and until something is drawn, and those until an empty page is loaded in the
-same browser. Then milliseconds of processor time on the page's own thread, which other work on the machine
-does not change much: to load (an empty page's taken off), of it scripts, and style and layout; to search "a"
-(many names; the first time, when names by other methods and files of pictures are loaded, and again), to
-search "no such name", to filter by trust, and to sort the table by name (the first time, when its columns are
-loaded and the order is made, and again).
-A query's is that of scripts, without the browser's layout and painting; what is done the first time loads
-files, and there it is that of everything.
+same browser. Then what the page's own thread did until all was loaded, in a visit more, whose tasks
+Chromium records: milliseconds at work, those in the midst of a task without a processor, which other work
+on the machine and the browser's other threads had, and those without a task, waiting for files and the
+browser. `at work` and `waiting` are what a machine with free processors needs. Then milliseconds of
+processor time on the page's own thread, which other work on the machine does not change much: to load (an
+empty page's taken off), of it scripts, and style and layout; to search "a" (many names; the first time,
+when names by other methods and files of pictures are loaded, and again), to search "no such name", to
+filter by trust, and to sort the table by name (the first time, when its columns are loaded and the order is
+made, and again). A query's is that of scripts, without the browser's layout and painting; what is done the
+first time loads files, and there it is that of everything.
 Medians. `--before` names the folder utils of another version, whose page is opened in turn with this one's:
 where other work comes and goes, such pairs can be compared. Needs playwright and Debian's chromium; without
 them nothing is measured.
@@ -22,6 +25,7 @@ them nothing is measured.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -149,8 +153,11 @@ def write_made_up(folder: Path, count: int) -> tuple[int, int]:
         concepts=list(names),
     )
     network = contents.Network(data, own, units, methods, "one")
-    for name in site.PAGE:
-        (folder / name).write_text(site.read_page(name), encoding="utf-8")
+    if hasattr(site, "write_page"):
+        site.write_page(folder)
+    else:  # a version whose page is three files
+        for name in site.PAGE:
+            (folder / name).write_text(site.read_page(name), encoding="utf-8")
     none = np.full((count, contents.ON_CARD), -1, dtype=np.int32)
     content = contents.index_content([network], "Made up", rng.random((count, 2)) * 2 - 1, tops=none)
     _, later = site.write_index(folder, content)
@@ -160,14 +167,13 @@ def write_made_up(folder: Path, count: int) -> tuple[int, int]:
 
 
 def measured(browser, folder: Path) -> dict[str, float]:
-    """Milliseconds of one visit: passed for the load, of processor time for the rest."""
+    """Milliseconds of one visit: passed for the load, of processor time for the rest; and of another what the
+    page's thread did until all was loaded.
+    """
     empty, page = opened(browser, folder / "empty.html"), opened(browser, folder / "index.html")
-    took = {
-        "load": page.loaded,
-        "drawn": page.painted,
-        "empty page": empty.loaded,
-        "processor to load": page.busy - empty.busy,
-    }
+    took = {"load": page.loaded, "drawn": page.painted, "empty page": empty.loaded}
+    took |= until_loaded(browser, folder / "index.html")
+    took["processor to load"] = page.busy - empty.busy
     took |= {"scripts": page.scripts - empty.scripts, "layout": page.drawn - empty.drawn}
     for name, (done, what) in QUERIES.items():
         kind = "TaskDuration" if name.endswith("first") else "ScriptDuration"
@@ -202,6 +208,31 @@ def opened(browser, file: Path) -> SimpleNamespace:
         scripts=told["ScriptDuration"],
         drawn=drawn,
     )
+
+
+def until_loaded(browser, file: Path) -> dict[str, float]:
+    """What the page's own thread did until all was loaded, by the tasks that Chromium records."""
+    page = browser.new_page()
+    browser.start_tracing(page=page, categories=["toplevel", "blink.user_timing"])
+    page.goto(file.as_uri())
+    told = json.loads(browser.stop_tracing())["traceEvents"]
+    page.close()
+    start = next(e for e in told if e["name"] == "navigationStart" and file.name in json.dumps(e["args"]))
+    told = [e for e in told if (e["pid"], e["tid"]) == (start["pid"], start["tid"])]
+    opened = start["ts"]
+    loaded = max(e["ts"] for e in told if e["name"] == "loadEventEnd")
+    at_work = in_tasks = until = 0
+    tasks = [e for e in told if e["name"] == "ThreadControllerImpl::RunTask" and e["ph"] == "X"]
+    for task in sorted(tasks, key=lambda e: e["ts"]):
+        begun, ended = task["ts"], task["ts"] + task["dur"]
+        inside = min(ended, loaded) - max(begun, opened)
+        if inside <= 0 or ended <= until:  # within another task
+            continue
+        in_tasks, until = in_tasks + inside, ended
+        at_work += inside / task["dur"] * task["tdur"]
+    took = {"at work": at_work, "without a processor": in_tasks - at_work}
+    took["waiting"] = loaded - opened - in_tasks
+    return {name: value / 1000 for name, value in took.items()}
 
 
 def worked(session) -> dict[str, float]:
