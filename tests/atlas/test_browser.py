@@ -405,6 +405,18 @@ def test_nothing_is_wider_than_a_telephone(view, visit, index):
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
+def test_a_row_that_is_moved_aside_keeps_its_name(visit, index):
+    page = visit(index + "#/table", width=400)
+    page.wait_for_selector("td")
+    page.keyboard.press("ArrowDown")
+    first = page.locator("[aria-current=true] td, th").evaluate_all("""cells => {
+      const box = document.querySelector(".scroll"), left = box.getBoundingClientRect().left;
+      box.scrollLeft = 200;
+      return cells.filter(el => !el.previousSibling).map(el => el.getBoundingClientRect().left - left);
+    }""")
+    assert first == [0, 0] and page.evaluate("document.querySelector('.scroll').scrollLeft") == 200
+
+
 @pytest.fixture(scope="module")
 def long_names(labelled, tmp_path_factory) -> str:
     """A page whose every name is long, in one word and in many."""

@@ -5,9 +5,8 @@ const COLOURS = "#0173b2 #de8f05 #029e73 #d55e00 #cc78bc #ca9161 #8a8a8a #b8a100
 const pad = n => String(n | 0).padStart(4, "0");
 const number = (x, digits = 2) => isFinite(x) ? x.toFixed(digits).replace(/^(-?)0\./, "$1.") : "–";
 
-function unpack(text, kind) {
-	return new kind((Uint8Array.fromBase64?.(text) || Uint8Array.from(atob(text), c => c.charCodeAt(0))).buffer);
-}
+const unpack = (text, kind) =>
+	new kind((Uint8Array.fromBase64?.(text) || Uint8Array.from(atob(text), c => c.charCodeAt(0))).buffer);
 const once = make => { let made; return () => made ||= make(); };
 
 function h(tag, ...inside) {  // h("p.dim", {title: "..."}, "text", element)
@@ -53,7 +52,7 @@ function mount(root, meta, source, options = {}) {
 	const usual = { view: "grid", q: "", layer: "", method: "", kind: "", least: 0, chance: 1, dead: "", up: "",
 		sort, a: "", b: "", ma: "", mb: "", at: "" }, found = new Uint32Array(U);
 	const dark = matchMedia("(prefers-color-scheme: dark)");
-	let state = { ...usual }, hits = [], total, picked = -1, only = null, calls;
+	let state = { ...usual }, hits = [], total, picked, only = null, calls;
 
 	const layer = i => layers[layerOf[i]], network = i => networks[layer(i).network];
 	const span = (a, b = a) => `${first[a]}-${first[b + 1]}`;
@@ -452,7 +451,7 @@ function mount(root, meta, source, options = {}) {
 			if (layerOf[i] === layerOf[state.unit]) open(i);
 		} else if (some[0] && (!typing || e.target === input.q)) {
 			const across = box ? getComputedStyle(box).gridTemplateColumns.split(" ").length : 1;
-			const at = some.findIndex(el => +el.dataset.unit === picked), aside = typing ? 0 : 1;
+			const at = some.findIndex(el => +el.dataset.unit === picked), aside = +!typing;
 			const d = { ArrowDown: across, ArrowUp: -across, ArrowRight: aside, ArrowLeft: -aside }[e.key];
 			if (d) {
 				const to = some[at < 0 ? 0 : Math.max(0, Math.min(some.length - 1, at + d))];
