@@ -155,7 +155,11 @@ def photos(folders: Sequence[str]) -> tuple[list[Measurements], list[str | None]
     return both, [None if c is None else re.sub(r"[_\W]+", " ", c).strip().lower() for c in classes]
 
 
-def photos_inner(both: list[Measurements], classes: list[str | None]) -> pd.DataFrame:
+def photos_inner(
+    both: list[Measurements],
+    classes: list[str | None],
+    scored: Callable[[Tensor, Tensor], dict[str, Tensor]] = candidates,
+) -> pd.DataFrame:
     """Judged correlation and closeness of inner layers on photos held out."""
     judge, words = load_clip(JUDGE), both[0].concepts
     I = torch.cat([image_embeddings(judge, data.probe, batch_size=32) for data in both])
@@ -173,7 +177,7 @@ def photos_inner(both: list[Measurements], classes: list[str | None]) -> pd.Data
     P = torch.cat([data.I for data in both])[naming] @ both[0].T.T
     for layer in both[0].Q:
         q = torch.cat([data.Q[layer] for data in both])
-        scores = candidates(P, q[naming]) | {"oracle": cross_correlation(q[naming], known)}
+        scores = scored(P, q[naming]) | {"oracle": cross_correlation(q[naming], known)}
         top = class_of[with_class][top_images(q[test][with_class], 20)]  # [20, K]
         for method, S in scores.items():
             chosen = S.argmax(1)
@@ -312,20 +316,20 @@ def decide() -> None:
     )
 
 
-def sheet_scores() -> None:
-    """Mean score of every method on the contact sheet, and its distance from soft_wpmi on the same units."""
-    scores, key = (pd.read_csv(DATA / f"sheet_{name}.csv") for name in ("scores", "key"))
+def sheet_scores(sheet: str = "sheet", methods: Sequence[str] = ON_SHEET) -> None:
+    """Mean score of every method on the contact sheet, and its distance from the first on the same units."""
+    scores, key = (pd.read_csv(DATA / f"{sheet}_{name}.csv") for name in ("scores", "key"))
     found = key.merge(scores, on=["case", "label"])
     wide, tables = found.pivot(index="case", columns="method", values="score"), []
     kind = np.where(found.groupby("case")["data"].first() == "photos", "photos", "microworld")
     for name, part in [("all", wide), *wide.groupby(kind)]:
-        part = part[list(ON_SHEET)]
+        part = part[list(methods)]
         table = bootstrapped(part)
-        against = bootstrapped(part.sub(part["soft_wpmi"], axis=0)).add_prefix("against_soft_wpmi_")
+        against = bootstrapped(part.sub(part[methods[0]], axis=0)).add_prefix(f"against_{methods[0]}_")
         fits = {"fits_most": (part == 2).mean(), "fits_some": (part >= 1).mean(), "units": len(part)}
         tables.append(table.join(against).assign(data=name, **fits))
     table = pd.concat(tables).rename_axis("method").reset_index()
-    table.to_csv(DATA / "sheet.csv", index=False, float_format="%.4g")
+    table.to_csv(DATA / f"{sheet}.csv", index=False, float_format="%.4g")
     print(table.round(3).to_string())
 
 
@@ -339,7 +343,11 @@ def bootstrapped(values: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"mean": x.mean(0), "low": low, "high": high}, index=values.columns)
 
 
-def noise() -> None:
+def noise(
+    file: str = "noise.csv",
+    methods: Sequence[str] = ("soft 2", "sum", "sum, standardised"),
+    scored: Callable[[Tensor, Tensor], dict[str, Tensor]] = candidates,
+) -> None:
     """Best scores of the inner units of resnet and of the same units with shuffled activations."""
     data = measure("microworld:resnet", "all", "microworld:5000", "microworld", "microworld")
     naming, generator, found = data.split(0.4)[0], torch.Generator().manual_seed(SEED), {}
@@ -348,17 +356,17 @@ def noise() -> None:
         q = naming.Q[layer]
         dealt = torch.rand(q.shape, generator=generator).argsort(0)
         for kind, activations in (("real", q), ("shuffled", q.gather(0, dealt))):
-            for method, S in candidates(P, activations).items():
+            for method, S in scored(P, activations).items():
                 found.setdefault(method, {}).setdefault(kind, []).append(S.amax(1))
     rows = []
-    for method in ("soft 2", "sum", "sum, standardised"):
+    for method in methods:
         real, shuffled = (torch.cat(found[method][kind]) for kind in ("real", "shuffled"))
         right = torch.cat([torch.ones(len(real)), torch.zeros(len(shuffled))]).bool()
         apart = auroc(torch.cat([real, shuffled]), right)
         rows.append((method, len(real), float(real.median()), float(shuffled.median()), apart))
     columns = ["method", "units", "median_best_score", "median_shuffled", "auroc"]
     table = pd.DataFrame(rows, columns=columns)
-    table.to_csv(DATA / "noise.csv", index=False, float_format="%.4g")
+    table.to_csv(DATA / file, index=False, float_format="%.4g")
     print(table.to_string(index=False))
 
 
@@ -402,17 +410,31 @@ def pooling() -> None:
     print(table.round(3).to_string(index=False))
 
 
-def sheet(folders: Sequence[str], out: Path) -> None:
-    """Sheets of ten units with pictures and numbered labels; labels.csv to score, key.csv to open later."""
+def on_sheet(P: Tensor, Q: Tensor) -> dict[str, Tensor]:
+    found = candidates(P, Q, whole=False)
+    return {method: found[method] for method in ON_SHEET}
+
+
+def sheet(
+    folders: Sequence[str],
+    out: Path,
+    scored: Callable[[Tensor, Tensor], dict[str, Tensor]] = on_sheet,
+    seed: int = SEED,
+    differ: bool = False,
+) -> None:
+    """Sheets of ten units with pictures and numbered labels; labels.csv to score, key.csv to open later. With
+    `differ` only units that not all methods call the same.
+    """
     out.mkdir(parents=True, exist_ok=True)
     cases: list[tuple[str, list[Image.Image], dict[str, str]]] = []
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(seed)
     for network in ("resnet", "vit"):
         data = measure(f"microworld:{network}", "all", "microworld:5000", "microworld", "microworld")
         naming, test = data.split(0.4)
         inner = {layer: q for layer, q in naming.Q.items() if layer != data.target.layers[-1]}
         P = naming.I @ naming.T.T
-        cases += drawn(network, inner, test.Q, P, data.concepts, test.probe.image, 10, generator)
+        some = named(scored, P, inner, data.concepts)
+        cases += drawn(network, some, test.Q, test.probe.image, 10, generator, differ)
     both, _ = photos(folders)
     Q = {layer: torch.cat([data.Q[layer] for data in both]) for layer in both[0].Q}
     naming, test = split(len(both[0].I) + len(both[1].I))
@@ -422,9 +444,9 @@ def sheet(folders: Sequence[str], out: Path) -> None:
         at = int(test[i])
         return both[0].probe.image(at) if at < both[0].N else both[1].probe.image(at - both[0].N)
 
-    some = {layer: q[naming] for layer, q in Q.items()}
+    some = named(scored, P, {layer: q[naming] for layer, q in Q.items()}, both[0].concepts)
     held = {layer: q[test] for layer, q in Q.items()}
-    cases += drawn("photos", some, held, P, both[0].concepts, photo, 20, generator)
+    cases += drawn("photos", some, held, photo, 20, generator, differ)
     asked, keys = [], []
     for number, (setup, _, labels) in enumerate(cases):
         texts = sorted(set(labels.values()))
@@ -446,25 +468,37 @@ def sheet(folders: Sequence[str], out: Path) -> None:
         page.save(out / f"sheet_{start // 10}.png")
 
 
+def named(
+    scored: Callable[[Tensor, Tensor], dict[str, Tensor]],
+    P: Tensor,
+    naming: dict[str, Tensor],
+    words: Sequence[str],
+) -> dict[str, list[dict[str, str]]]:
+    """Each method's label of every unit of every layer."""
+    found = {}
+    for layer, q in naming.items():
+        best = {method: S.argmax(1).tolist() for method, S in scored(P, q).items()}
+        found[layer] = [{method: words[best[method][k]] for method in best} for k in range(q.shape[1])]
+    return found
+
+
 def drawn(
     setup: str,
-    naming: dict[str, Tensor],
+    labels: dict[str, list[dict[str, str]]],
     test: dict[str, Tensor],
-    P: Tensor,
-    words: Sequence[str],
     picture: Callable[[int], Image.Image],
     count: int,
     generator: torch.Generator,
+    differ: bool,
 ) -> list[tuple[str, list[Image.Image], dict[str, str]]]:
     """Units drawn from all layers, with the pictures that excite them most and each method's label."""
-    units = [(layer, k) for layer, q in naming.items() for k in range(q.shape[1])]
-    chosen = [units[i] for i in torch.randperm(len(units), generator=generator)[:count].tolist()]
-    scores = {layer: candidates(P, naming[layer], whole=False) for layer in {layer for layer, _ in chosen}}
+    units = [(layer, k) for layer, some in labels.items() for k in range(len(some))]
+    order = [units[i] for i in torch.randperm(len(units), generator=generator).tolist()]
+    chosen = [(layer, k) for layer, k in order if not differ or len(set(labels[layer][k].values())) > 1]
     found = []
-    for layer, k in chosen:
-        labels = {method: words[int(scores[layer][method][k].argmax())] for method in ON_SHEET}
+    for layer, k in chosen[:count]:
         best = top_images(test[layer][:, k : k + 1], SHOWN)[:, 0].tolist()
-        found.append((f"{setup} {layer} {k}", [picture(i) for i in best], labels))
+        found.append((f"{setup} {layer} {k}", [picture(i) for i in best], labels[layer][k]))
     return found
 
 

@@ -3,10 +3,14 @@ docs/protocols/default_name.md.
 
     python docs/protocols/default_name_again.py development --networks FOLDER --photos CALTECH101 DTD FLICKR8K
     python docs/protocols/default_name_again.py confirm --photos IMAGENET
+    python docs/protocols/default_name_again.py check --photos IMAGENET CALTECH101 DTD FLICKR8K
+    python docs/protocols/default_name_again.py sheet --photos IMAGENET CALTECH101 DTD FLICKR8K
+    python docs/protocols/default_name_again.py scores --photos IMAGENET
 
 FOLDER holds target_resnet.safetensors and target_vit.safetensors, targets of the microworld trained anew for
 development. `development` writes again_development.csv and `confirm` again.csv, both to
-docs/results/data/default_name/.
+docs/results/data/default_name/; `check` and `sheet` are of the default and the sum that was confirmed, and
+`scores` reads again_sheet_scores.csv and again_sheet_key.csv there.
 """
 
 from __future__ import annotations
@@ -15,9 +19,10 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import default_name as first_part
 import pandas as pd
 import torch
-from default_name import bootstrapped, DATA, JUDGE, NAMER, split, standardised, TARGET, true
+from default_name import bootstrapped, DATA, JUDGE, NAMER, SEED, split, standardised, TARGET, true
 from torch import Tensor
 
 from neuronym.activations import embed_concepts, image_embeddings
@@ -45,6 +50,7 @@ SUMS = {  # candidates, each a sum of what `terms` gives
     "twice + half + cubed": ("twice", "half raised", "cubed"),
     "soft + 2 half + bent": ("soft", "half raised", "half raised", "bent"),
 }
+BOTH = ("sum", "twice + half + bent")
 HIGHEST = 8  # deviations above its mean to which a cosine is raised
 
 Setup = tuple[
@@ -54,12 +60,19 @@ Setup = tuple[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("development", "confirm"))
+    parser.add_argument("what", choices=("development", "confirm", "check", "sheet", "scores"))
     parser.add_argument("--photos", nargs="+", metavar="FOLDER", required=True)
     parser.add_argument("--networks", type=Path, help="folder of two targets trained anew (development)")
+    parser.add_argument("--out", type=Path, default=Path("sheets"), help="folder of the sheets")
     given = parser.parse_args()
     if given.what == "confirm":
         return confirm(given.photos)
+    if given.what == "check":
+        return check(given.photos)
+    if given.what == "sheet":
+        return first_part.sheet(given.photos, given.out, both_sums, SEED + 1, differ=True)
+    if given.what == "scores":
+        return first_part.sheet_scores("again_sheet", BOTH)
     rows = []
     for setup, found, held in development(given.networks, given.photos):
         values = {name: chosen(found, names, held).mean() for name, names in SUMS.items()}
@@ -168,6 +181,27 @@ def confirming(imagenet: str) -> Iterator[Setup]:
         yield inner(data, f"{kind} inner")
         yield layered(data, f"{kind} final", [data.target.layers[-1]])
     yield from photos(load_probe(f"folder:{imagenet}"), TARGET, NAMER, JUDGE)
+
+
+def both_sums(P: Tensor, Q: Tensor) -> dict[str, Tensor]:
+    functions = ("combined_correlation", "standardised_correlation")
+    return {name: score(P, Q, function) for name, function in zip(BOTH, functions)}
+
+
+def check(folders: Sequence[str]) -> None:
+    """What else the new default must pass: closeness, and scores that stand out from shuffled units'."""
+    table = first_part.photos_inner(*first_part.photos(folders), both_sums)
+    first_part.written(table, "again_inner")
+    wide = pd.read_csv(DATA / "again_inner_units.csv")
+    tables = []
+    for measure_, part in wide.groupby("measure", sort=False):
+        values = part[[*BOTH, "oracle"]].dropna()
+        against = bootstrapped(values.sub(values["sum"], axis=0)).add_prefix("against_sum_")
+        tables.append(bootstrapped(values).join(against).assign(measure=measure_, units=len(values)))
+    table = pd.concat(tables).rename_axis("name").reset_index()
+    table.to_csv(DATA / "again_inner.csv", index=False, float_format="%.4g")
+    print(table.round(4).to_string())
+    first_part.noise("again_noise.csv", BOTH, both_sums)
 
 
 if __name__ == "__main__":
