@@ -153,11 +153,8 @@ def write_made_up(folder: Path, count: int) -> tuple[int, int]:
         concepts=list(names),
     )
     network = contents.Network(data, own, units, methods, "one")
-    if hasattr(site, "write_page"):
-        site.write_page(folder)
-    else:  # a version whose page is three files
-        for name in site.PAGE:
-            (folder / name).write_text(site.read_page(name), encoding="utf-8")
+    for name in site.PAGE:
+        (folder / name).write_text(site.read_page(name), encoding="utf-8")
     none = np.full((count, contents.ON_CARD), -1, dtype=np.int32)
     content = contents.index_content([network], "Made up", rng.random((count, 2)) * 2 - 1, tops=none)
     _, later = site.write_index(folder, content)

@@ -263,7 +263,8 @@ def test_methods_and_networks_are_compared(visit, network, tmp_path):
 
 def test_compare_in_the_explorer_has_no_address(visit, network, tmp_path):
     """The page as the explorer mounts it: columns on demand, and the notebook's address left alone."""
-    site.write_page(tmp_path)
+    for name in site.PAGE:
+        (tmp_path / name).write_text(site.read_page(name), encoding="utf-8")
     first, later = contents.at_first(contents.index_content([network], "Explorer", shard=1, across=1))
     site.script(tmp_path, "index", {**first, "later": later})
     mounted = """ATLAS.index = meta => ATLAS.mount(document.body, meta,

@@ -51,7 +51,7 @@ def test_columns_say_what_the_tables_say(written, network):
     there = {file.stem for file in (folder / "columns").glob("label*")}
     assert there == {beside}  # the main method's names are the column "label"
     assert sum(sizes.values()) == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-    assert sizes["page"] == (folder / "index.html").stat().st_size
+    assert sizes["page"] == sum((folder / name).stat().st_size for name in site.PAGE)
 
 
 def test_a_column_in_two_bytes_keeps_order_and_what_is_missing():

@@ -2,10 +2,9 @@
 
 estimate    bytes that a site will take, by part, before it is written
 write_site  the folder
-write_page  the page itself
-read_page   what it is made of: HTML, style and script
+read_page   the page's own files: HTML, style and script
 
-    index.html                       the page, the same for all sites, style and script within it
+    index.html atlas.css atlas.js    the page, the same for all sites
     index.js                         what the first view needs of all units: names by the main method through
                                      a dictionary of words, and trust (or held-out correlation) in two bytes
     columns/NAME.js                  another column or method's names, loaded with the first view or search
@@ -117,7 +116,9 @@ def write_site(
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    sizes = {"page": write_page(folder)}
+    for name in PAGE:
+        (folder / name).write_text(read_page(name), encoding="utf-8")
+    sizes = {"page": sum(len(read_page(name).encode()) for name in PAGE)}
     tops = np.full((sum(len(network.units) for network in networks), ON_CARD), -1, dtype=np.int32)
     sizes["details"] = sizes["pictures"] = 0
     images = {network.data.probe.fingerprint: remembered(network.data.probe) for network in networks}
@@ -181,20 +182,8 @@ def script(folder: Path, path: str, content: object) -> int:
     return len(text.encode())
 
 
-def write_page(folder: Path) -> int:
-    """index.html, which has style and script within it, since a browser waits for every file; returns its
-    bytes.
-    """
-    page, *inside = PAGE
-    text = read_page(page)
-    for name in inside:
-        text = text.replace(f"/* {name} */", read_page(name))
-    (folder / page).write_text(text, encoding="utf-8")
-    return len(text.encode())
-
-
 def read_page(name: str) -> str:
-    """One of the files that the page is made of."""
+    """One of the page's own files."""
     return (files("neuronym.atlas") / "page" / name).read_text(encoding="utf-8")
 
 
