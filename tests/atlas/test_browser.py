@@ -230,7 +230,7 @@ def test_a_units_page_tells_what_is_known(visit, index, network):
 def test_methods_and_networks_are_compared(visit, network, tmp_path):
     other = replace(network, data=replace(network.data))
     pairs = alike.matched_layers([network.data, other.data])
-    site.write_site(tmp_path / "two", [network, other], size=32, matches=pairs)
+    site.write_site(tmp_path / "two", [network, other], size=32, matches=pairs, firing=False)
     address = (tmp_path / "two" / "index.html").as_uri()
     page = visit(address + "#/compare?a=1")
     own, also = network.methods["method"].unique()[:2]
@@ -431,7 +431,8 @@ def long_names(labelled, tmp_path_factory) -> str:
     tables["methods"].loc[main, "label"] += "!"
     written = tmp_path_factory.mktemp("long") / "site"
     network = replace(labelled, sheets=Sheets(), **tables)
-    site.write_site(written, [network], "An atlas", size=32, places=alike.unit_map(network.data.Q))
+    places = alike.unit_map(network.data.Q)
+    site.write_site(written, [network], "An atlas", size=32, places=places, firing=False)
     return (written / "index.html").as_uri()
 
 
