@@ -35,7 +35,7 @@ from neuronym.similarity.scores import score_layers, SIMILARITIES
 from neuronym.similarity.sparse_columns import score_blocks, SparseColumns
 from neuronym.sparse import features_key
 
-DEFAULT = "standardised_correlation"  # the winner of docs/protocols/default_name.md
+DEFAULT = "combined_correlation"  # the winner of docs/protocols/default_name.md
 PAPER = {"inner": {"a": 10, "lam": 1, "top_k": 100}, "final": {"a": 2, "lam": 0.6, "top_k": 28}}
 PRESETS = ("", "paper")
 FEATURES = "features_key"

@@ -27,9 +27,9 @@ its images none is first, so that an order of concepts would be that of the imag
     cos_similarity_cubed | the same of centred and cubed values, which weigh the extremes
     correlation          | Pearson's correlation over all images
     soft_correlation     | the same with the softmax over concepts of each image's values
-    combined_correlation | the sum of correlation, cubed cosine and soft_correlation
-    standardised_correlation | the default: the sum of correlations with a softmax and powers of
-                           standardised values
+    combined_correlation | the default: the sum of correlation, cubed cosine and soft_correlation
+    standardised_correlation | the sum of correlations with a softmax and powers of standardised
+                           values
 """
 
 from __future__ import annotations
