@@ -6,11 +6,13 @@ docs/protocols/default_name.md.
     python docs/protocols/default_name_again.py check --photos IMAGENET CALTECH101 DTD FLICKR8K
     python docs/protocols/default_name_again.py sheet --photos IMAGENET CALTECH101 DTD FLICKR8K
     python docs/protocols/default_name_again.py scores --photos IMAGENET
+    python docs/protocols/default_name_again.py mixed --photos IMAGENET CALTECH101 DTD FLICKR8K
 
 FOLDER holds target_resnet.safetensors and target_vit.safetensors, targets of the microworld trained anew for
 development. `development` writes again_development.csv and `confirm` again.csv, both to
 docs/results/data/default_name/; `check` and `sheet` are of the default and the sum that was confirmed, and
-`scores` reads again_sheet_scores.csv and again_sheet_key.csv there.
+`scores` reads again_sheet_scores.csv and again_sheet_key.csv there. `mixed` looks, afterwards, at what the
+terms and sums do to final units where most photos show none of their classes.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ Setup = tuple[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("development", "confirm", "check", "sheet", "scores"))
+    parser.add_argument("what", choices=("development", "confirm", "check", "sheet", "scores", "mixed"))
     parser.add_argument("--photos", nargs="+", metavar="FOLDER", required=True)
     parser.add_argument("--networks", type=Path, help="folder of two targets trained anew (development)")
     parser.add_argument("--out", type=Path, default=Path("sheets"), help="folder of the sheets")
@@ -69,6 +71,8 @@ def main() -> None:
         return confirm(given.photos)
     if given.what == "check":
         return check(given.photos)
+    if given.what == "mixed":
+        return mixed(given.photos)
     if given.what == "sheet":
         return first_part.sheet(given.photos, given.out, both_sums, SEED + 1, differ=True)
     if given.what == "scores":
@@ -202,6 +206,21 @@ def check(folders: Sequence[str]) -> None:
     table.to_csv(DATA / "again_inner.csv", index=False, float_format="%.4g")
     print(table.round(4).to_string())
     first_part.noise("again_noise.csv", BOTH, both_sums)
+
+
+def mixed(folders: Sequence[str]) -> None:
+    """Top-1 of final units by every term and sum, from the ImageNet photos alone and among all others."""
+    tables = {}
+    for name, some in (("imagenet", folders[:1]), ("all", folders)):
+        probe = load_probe("+".join(f"folder:{folder}" for folder in some))
+        data = measure(TARGET, LAYERS[TARGET], probe, NAMER, "imagenet", batch_size=64)
+        classes = embed_concepts(data.clip, [" ".join(name.split()) for name in data.target.classes])
+        found, right = terms(data.I @ classes.T, data.Q["_fc"].float()), torch.arange(len(classes))
+        found |= {name: sum(found[term] for term in names) for name, names in SUMS.items()}
+        tables[name] = {of: float((S.argmax(1) == right).double().mean()) for of, S in found.items()}
+    table = pd.DataFrame(tables).rename_axis("name").reset_index()
+    table.to_csv(DATA / "again_mixed.csv", index=False, float_format="%.4g")
+    print(table.to_string(index=False))
 
 
 if __name__ == "__main__":
