@@ -226,7 +226,9 @@ def until_loaded(browser, file: Path) -> dict[str, float]:
         if inside <= 0 or ended <= until:  # within another task
             continue
         in_tasks, until = in_tasks + inside, ended
-        at_work += inside / task["dur"] * task["tdur"]
+        at_work += (
+            inside / task["dur"] * task.get("tdur", task["dur"])
+        )  # short ones have no time of their own
     took = {"at work": at_work, "without a processor": in_tasks - at_work}
     took["waiting"] = loaded - opened - in_tasks
     return {name: value / 1000 for name, value in took.items()}
