@@ -6,17 +6,17 @@ Units, names and numbers are made up: layers of 2,048 units, a fifth as many nam
 20,000, two methods; no pictures and no details of units, which are loaded one file at a time when they are
 looked at. For each number of units: MB of all files that are loaded at the start, and of the columns and
 names by other methods that further views and searches load; milliseconds from opening the page, from a
-folder, until all is loaded and until something is drawn, and those until an empty page is loaded in the
-same browser. Then what the page's own thread did until all was loaded, in a visit more, whose tasks
-Chromium records: milliseconds at work, those in the midst of a task without a processor, which other work
-on the machine and the browser's other threads had, and those without a task, waiting for files and the
-browser. `at work` and `waiting` are what a machine with free processors needs. Then milliseconds of
-processor time on the page's own thread, which other work on the machine does not change much: to load (an
-empty page's taken off), of it scripts, and style and layout; to search "a" (many names; the first time,
-when names by other methods and files of pictures are loaded, and again), to search "no such name", to
-filter by trust, and to sort the table by name (the first time, when its columns are loaded and the order is
-made, and again). A query's is that of scripts, without the browser's layout and painting; what is done the
-first time loads files, and there it is that of everything.
+folder, until all is loaded and until something is drawn, and those until an empty page is loaded in the same
+browser, each after the browser has rested for a second and with nothing else attached to the page. Then what
+the page's own thread did until all was loaded, in a visit more, whose tasks Chromium records: milliseconds at
+work, those in the midst of a task without a processor, which other work on the machine and the browser's
+other threads had, and those without a task, waiting for files and the browser. `at work` and `waiting` are
+what a machine with free processors needs. Then milliseconds of processor time on the page's own thread, which
+other work on the machine does not change much: to load (an empty page's taken off), of it scripts, and style
+and layout; to search "a" (many names; the first time, when names by other methods and files of pictures are
+loaded, and again), to search "no such name", to filter by trust, and to sort the table by name (the first
+time, when its columns are loaded and the order is made, and again). A query's is that of scripts, without the
+browser's layout and painting; what is done the first time loads files, and there it is that of everything.
 Medians. `--before` names the folder utils of another version, whose page is opened in turn with this one's:
 where other work comes and goes, such pairs can be compared. Needs playwright and Debian's chromium; without
 them nothing is measured.
@@ -32,6 +32,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,6 +66,7 @@ QUERIES = {  # what is done, what it is called; nothing where it only leads back
     "  ": (GONE, "#/table?sort=layer"),
     "sort again": (GONE, "#/table?sort=label"),
 }
+REST = 1.0  # seconds
 EMPTY = '<!doctype html><title>empty</title><link rel="icon" href="data:,"><p class="card">empty'
 
 
@@ -164,11 +166,12 @@ def write_made_up(folder: Path, count: int) -> tuple[int, int]:
 
 
 def measured(browser, folder: Path) -> dict[str, float]:
-    """Milliseconds of one visit: passed for the load, of processor time for the rest; and of another what the
-    page's thread did until all was loaded.
+    """Milliseconds passed in a visit at rest; what the page's thread did in another; and of processor time in
+    a third, to load and to answer.
     """
+    took = dict(zip(("load", "drawn"), at_rest(browser, folder / "index.html")))
+    took["empty page"], _ = at_rest(browser, folder / "empty.html")
     empty, page = opened(browser, folder / "empty.html"), opened(browser, folder / "index.html")
-    took = {"load": page.loaded, "drawn": page.painted, "empty page": empty.loaded}
     took |= until_loaded(browser, folder / "index.html")
     took["processor to load"] = page.busy - empty.busy
     took |= {"scripts": page.scripts - empty.scripts, "layout": page.drawn - empty.drawn}
@@ -183,8 +186,24 @@ def measured(browser, folder: Path) -> dict[str, float]:
     return took
 
 
+def at_rest(browser, file: Path) -> tuple[float, float]:
+    """Milliseconds until a page is loaded and until something is drawn, in a browser that has rested: it is
+    busy for a while after a page was closed and another begun.
+    """
+    page = browser.new_page()
+    page.set_default_timeout(120_000)
+    time.sleep(REST)
+    page.goto(file.as_uri())
+    time.sleep(REST)
+    loaded = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
+    drawn = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    page.close()
+    time.sleep(REST)
+    return loaded, drawn
+
+
 def opened(browser, file: Path) -> SimpleNamespace:
-    """A page, its session, ms until it was loaded, and ms of processor time until then."""
+    """A page, its session, and ms of processor time until it was loaded."""
     page = browser.new_page()
     page.set_default_timeout(120_000)
     session = page.context.new_cdp_session(page)
@@ -193,17 +212,9 @@ def opened(browser, file: Path) -> SimpleNamespace:
     page.wait_for_selector(".card")
     page.wait_for_function("performance.getEntriesByName('first-contentful-paint')[0]")
     told = worked(session)
-    painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     drawn = told["LayoutDuration"] + told["RecalcStyleDuration"]
-    loaded = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
     return SimpleNamespace(
-        page=page,
-        session=session,
-        loaded=loaded,
-        painted=painted,
-        busy=told["TaskDuration"],
-        scripts=told["ScriptDuration"],
-        drawn=drawn,
+        page=page, session=session, busy=told["TaskDuration"], scripts=told["ScriptDuration"], drawn=drawn
     )
 
 
