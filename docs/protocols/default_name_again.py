@@ -18,7 +18,7 @@ terms and sums do to final units where most photos show none of their classes.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import default_name as first_part
@@ -55,6 +55,7 @@ SUMS = {  # candidates, each a sum of what `terms` gives
 BOTH = ("sum", "twice + half + bent")
 HIGHEST = 8  # deviations above its mean to which a cosine is raised
 
+Scored = Callable[[Tensor, Tensor], dict[str, Tensor]]
 Setup = tuple[
     str, dict[str, Tensor], Tensor
 ]  # what is measured, terms [K, M], the value of each label [K, M]
@@ -112,39 +113,42 @@ def chosen(found: dict[str, Tensor], names: Sequence[str], held: Tensor) -> Tens
     return held.gather(1, sum(found[name] for name in names).argmax(1)[:, None])[:, 0]
 
 
-def development(networks: Path, folders: Sequence[str]) -> Iterator[Setup]:
+def development(networks: Path, folders: Sequence[str], scored: Scored = terms) -> Iterator[Setup]:
     """Set-ups that choose: both CLIPs' towers, each named by the other, two new targets, photos of lite1."""
     probe = load_probe("microworld:4000", seed=7)
     for tower, namer in (("microworld:vit", "microworld"), ("microworld", "microworld:vit")):
         clip = load_clip(tower)
         name = tower.replace(":", "_") + "_tower"
         target = load_target(clip.model.visual, preprocess=clip.preprocess, name=name)
-        yield inner(measure(target, "all", probe, namer, "microworld"), f"{tower} tower")
+        yield inner(measure(target, "all", probe, namer, "microworld"), f"{tower} tower", scored)
     for kind in ("resnet", "vit"):
         data = measure(f"microworld:{kind}@{networks}", "all", probe, "microworld", "microworld")
-        yield inner(data, f"new {kind}")
+        yield inner(data, f"new {kind}", scored)
     rows = list_images("+".join(f"folder:{folder}" for folder in folders), 0)
     used = {int(i) for i in evenly_spaced(1688, len(rows))}  # of the first part
     left = [i for i in range(len(rows)) if i not in used]
     probe = load_probe([rows[left[int(i)]].item for i in evenly_spaced(640, len(left))])
-    yield from photos(probe, "efficientnet_lite1", "conse:efficientnet_lite0", "conse:efficientnet_lite2")
+    others = "conse:efficientnet_lite0", "conse:efficientnet_lite2"
+    yield from photos(probe, "efficientnet_lite1", *others, scored)
 
 
-def inner(data: Measurements, setup: str) -> Setup:
+def inner(data: Measurements, setup: str, scored: Scored = terms) -> Setup:
     """All layers but the last, by the truth about scenes held out."""
-    return layered(data, setup, [layer for layer in data.Q if layer != data.target.layers[-1]])
+    return layered(data, setup, [layer for layer in data.Q if layer != data.target.layers[-1]], scored)
 
 
-def layered(data: Measurements, setup: str, layers: Sequence[str]) -> Setup:
+def layered(data: Measurements, setup: str, layers: Sequence[str], scored: Scored = terms) -> Setup:
     naming, test = data.split(0.4)
     q, held = (torch.cat([part.Q[layer] for layer in layers], 1).float() for part in (naming, test))
     alive = q.std(0) > 1e-8
     q, held = q[:, alive], cross_correlation(held[:, alive], true(test))
-    found = terms(naming.I @ naming.T.T, q) | {"oracle": cross_correlation(q, true(naming))}
+    found = scored(naming.I @ naming.T.T, q) | {"oracle": cross_correlation(q, true(naming))}
     return setup, found, held
 
 
-def photos(probe: object, target: str, namer: str, judge_name: str) -> Iterator[Setup]:
+def photos(
+    probe: object, target: str, namer: str, judge_name: str, scored: Scored = terms
+) -> Iterator[Setup]:
     """Inner units by what a judge sees in photos held out, and top-1 of final ones by all photos."""
     data, judge = (
         measure(target, LAYERS[target], probe, namer, "english:10000", batch_size=32),
@@ -156,9 +160,9 @@ def photos(probe: object, target: str, namer: str, judge_name: str) -> Iterator[
     Q = torch.cat([q for layer, q in data.Q.items() if layer != "_fc"], 1).float()
     held = cross_correlation(Q[test], seen[test])
     oracle = {"oracle": cross_correlation(Q[naming], seen[naming])}
-    yield "photos inner judged", terms(data.I[naming] @ data.T.T, Q[naming]) | oracle, held
+    yield "photos inner judged", scored(data.I[naming] @ data.T.T, Q[naming]) | oracle, held
     classes = embed_concepts(data.clip, [" ".join(name.split()) for name in data.target.classes])
-    yield "photos final top1", terms(data.I @ classes.T, data.Q["_fc"].float()), torch.eye(len(classes))
+    yield "photos final top1", scored(data.I @ classes.T, data.Q["_fc"].float()), torch.eye(len(classes))
 
 
 def confirm(folders: Sequence[str]) -> None:
@@ -178,13 +182,13 @@ def confirm(folders: Sequence[str]) -> None:
     print(table.round(4).to_string())
 
 
-def confirming(imagenet: str) -> Iterator[Setup]:
+def confirming(imagenet: str, scored: Scored = terms) -> Iterator[Setup]:
     """Set-ups that confirm: the microworld's two networks, inner and final, and ImageNet photos of lite0."""
     for kind in ("resnet", "vit"):
         data = measure(f"microworld:{kind}", "all", "microworld:5000", "microworld", "microworld")
-        yield inner(data, f"{kind} inner")
-        yield layered(data, f"{kind} final", [data.target.layers[-1]])
-    yield from photos(load_probe(f"folder:{imagenet}"), TARGET, NAMER, JUDGE)
+        yield inner(data, f"{kind} inner", scored)
+        yield layered(data, f"{kind} final", [data.target.layers[-1]], scored)
+    yield from photos(load_probe(f"folder:{imagenet}"), TARGET, NAMER, JUDGE, scored)
 
 
 def both_sums(P: Tensor, Q: Tensor) -> dict[str, Tensor]:
