@@ -185,6 +185,7 @@ def test_keys_search_choose_open_and_leave(visit, index):
     page.keyboard.type("s")
     page.keyboard.press("Escape")
     assert page.evaluate("document.activeElement === document.body")
+    page.wait_for_selector(".grid .card")  # other methods' names are loaded for the first search
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     chosen = page.locator(".card[aria-current=true]")
