@@ -146,12 +146,16 @@ def final(target: str, namer: str, folders: Sequence[str], start: int) -> Iterat
 
 
 def confirm(photos: Sequence[str]) -> None:
-    """Means with intervals of the chosen sum and today's, and their paired distance, unit by unit."""
-    chosen = pd.read_csv(DATA / "third_development.csv")["name"].iloc[0]
+    """Means with intervals of the chosen sum and today's, and their paired distance, unit by unit; and those
+    of other sums, which decide nothing.
+    """
+    shown = [name for name in pd.read_csv(DATA / "third_development.csv")["name"] if name != "oracle"]
+    chosen = shown[0]
     tables = []
     for setup, found, held in confirming(photos):
         some = {"today": TODAY, "chosen": chosen} | ({"oracle": "oracle"} if "oracle" in found else {})
-        some |= {name: name for name in TERMS}
+        some |= {name: name for name in shown}
+        some |= {name: " + ".join(names) for name, names in again.SUMS.items()}
         values = {name: again.chosen(found, of.split(" + "), held).double() for name, of in some.items()}
         values = pd.DataFrame({name: value.numpy() for name, value in values.items()})
         against = bootstrapped(values.sub(values["today"], axis=0)).add_prefix("against_today_")
