@@ -4,18 +4,19 @@ third part of docs/protocols/default_name.md.
     python docs/protocols/default_name_third.py networks --networks FOLDER
     python docs/protocols/default_name_third.py development --networks FOLDER --photos PHOTOS
     python docs/protocols/default_name_third.py confirm --photos PHOTOS
+    python docs/protocols/default_name_third.py kinds --networks FOLDER --photos PHOTOS
 
 PHOTOS are the folders of ImageNet, Caltech-101, DTD and Flickr8k.
 
 `networks` trains the two targets for development into FOLDER. `development` writes third_development.csv and
-`confirm` third.csv, both to docs/results/data/default_name/.
+`confirm` third.csv, both to docs/results/data/default_name/; `kinds` third_kinds.csv, the fourth part.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from itertools import combinations_with_replacement
+from itertools import chain, combinations_with_replacement
 from pathlib import Path
 
 import default_name_again as again
@@ -50,6 +51,14 @@ TERMS = (
 )
 MOST = 4  # terms of a sum
 TODAY = "plain + cubed + soft"
+KINDS = {  # candidates of the fourth part
+    "inner": (TODAY, "twice + half raised + bent"),
+    "final": tuple(
+        " + ".join(names)
+        for n in range(1, MOST + 1)
+        for names in combinations_with_replacement(("plain", "cubed", "soft"), n)
+    ),
+}
 NEAR = 0.002  # of the largest least share: there fewer terms are taken
 SHOWN = 12  # sums that are written beside the terms
 WORDS = "english:20000"
@@ -60,7 +69,7 @@ Setup = tuple[str, dict[str, Tensor], Tensor]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("networks", "development", "confirm"))
+    parser.add_argument("what", choices=("networks", "development", "confirm", "kinds"))
     parser.add_argument("--photos", nargs="+", metavar="FOLDER")
     parser.add_argument("--networks", type=Path, help="folder of two targets trained anew")
     given = parser.parse_args()
@@ -68,8 +77,10 @@ def main() -> None:
         networks(given.networks)
     elif given.what == "development":
         develop(given.networks, given.photos)
-    else:
+    elif given.what == "confirm":
         confirm(given.photos)
+    else:
+        kinds(given.networks, given.photos)
 
 
 def networks(folder: Path) -> None:
@@ -170,6 +181,44 @@ def confirming(photos: Sequence[str]) -> Iterator[Setup]:
     """The set-ups of the second part, and final units of lite0 of the classes that chose nothing."""
     yield from again.confirming(photos[0], terms)
     yield from final(TARGET, NAMER, photos, 1)
+
+
+def kinds(folder: Path, photos: Sequence[str]) -> None:
+    """A function for inner layers and one for the last: chosen in development, and confirmed."""
+    tables, chosen = [], {}
+    for stage, setups in (("development", developing(folder, photos)), ("confirmed", confirming(photos))):
+        if stage == "development":
+            setups = chain(setups, new_finals(folder))
+        means = {"inner": {}, "final": {}}
+        for setup, found, held in setups:
+            kind = "final" if "final" in setup else "inner"
+            names = {name: name.split(" + ") for name in KINDS[kind]}
+            values = {name: again.chosen(found, some, held).double().numpy() for name, some in names.items()}
+            values = pd.DataFrame(values)
+            means[kind][setup] = values.mean()
+            against = bootstrapped(values.sub(values[TODAY], axis=0)).add_prefix("against_today_")
+            table = bootstrapped(values).join(against).assign(setup=setup, kind=kind, units=len(values))
+            oracle = again.chosen(found, ["oracle"], held).mean() if "oracle" in found else None
+            share = None if oracle is None else table["mean"] / float(oracle)
+            tables.append(table.assign(stage=stage, share_of_oracle=share))
+        for kind, columns in means.items():
+            if stage == "development":
+                shares = pd.DataFrame(columns)
+                least = (shares / shares.max()).min(axis=1)
+                chosen[kind] = least.idxmax()
+                print(kind, least.round(4).to_dict(), "chosen:", chosen[kind], flush=True)
+    table = pd.concat(tables).rename_axis("name").reset_index()
+    table["chosen"] = table["name"] == table["kind"].map(chosen)
+    table.to_csv(DATA / "third_kinds.csv", index=False, float_format="%.4g")
+    print(table[table["chosen"] | (table["name"] == TODAY)].round(4).to_string())
+
+
+def new_finals(folder: Path) -> Iterator[Setup]:
+    """The last layers of the two networks trained anew, by the truth about scenes held out."""
+    for kind in SEEDS:
+        probe = load_probe("microworld:4000", seed=7)
+        data = measure(f"microworld:{kind}@{folder}", "all", probe, "microworld", "microworld")
+        yield again.layered(data, f"new {kind} final", [data.target.layers[-1]], terms)
 
 
 if __name__ == "__main__":
