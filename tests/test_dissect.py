@@ -11,6 +11,7 @@ from neuronym.dissect import (
     chosen_options,
     clip_dissect,
     DEFAULT,
+    labels_of_units,
     options_by_layer,
     PAPER,
     scored_layers,
@@ -54,6 +55,25 @@ def test_layers_of_other_options_are_scored_with_theirs_in_any_order(data):
 def test_the_default_is_a_similarity_function(data):
     assert DEFAULT in SIMILARITIES
     assert set(clip_dissect(data, k=1)["method"]) == {DEFAULT}
+
+
+def test_the_default_knows_the_last_layer(data):
+    """It is named by the sum with the cubed cosine twice, others by the standardised one."""
+    found = clip_dissect(data, k=1)
+    for layer, function, options in (
+        ("layer1", "standardised_correlation", {}),
+        ("fc", "combined_correlation", {"cubed": 2}),
+    ):
+        best = score(data.P, data.Q[layer], function, **options).argmax(1)
+        assert labels(found, layer) == [data.concepts[i] for i in best.tolist()]
+    assert options_by_layer(["layer1", "fc"], DEFAULT, "fc", 40)["layer1"] == {"final": False}
+    alone = labels_of_units(data.P, {"fc": data.Q["fc"]}, data.concepts)["fc"]
+    best = score(data.P, data.Q["fc"], "standardised_correlation").argmax(
+        1
+    )  # nobody said that it is the last
+    assert alone == [data.concepts[i] for i in best.tolist()]
+    with pytest.raises(TypeError, match="final must be True for the last layer and False for others, got 1"):
+        score(data.P, data.Q["fc"], DEFAULT, final=1)
 
 
 def test_options_of_wpmi_as_parameters():

@@ -17,7 +17,6 @@ import torch
 from neuronym.common.statistics import cross_correlation, wilson
 from neuronym.common.subsets import evenly_spaced
 from neuronym.datasets.probe import load_probe
-from neuronym.dissect import DEFAULT
 from neuronym.evaluation.presence import true_presence
 from neuronym.measurements import measure, Measurements
 from neuronym.runs.folders import ROOT
@@ -28,6 +27,7 @@ DATA = ROOT / "docs" / "results" / "data" / "poolings"
 NETWORKS, SIZES = ("resnet", "vit"), (5000, 500, 100)
 GAINS, CERTAIN, TODAY = (0, 0.02, 0.05, 0.1, 0.15, 0.2), (0, 1.282, 1.645, 2.326, 3.09), (0.1, 1.645)
 RIGHT, MUCH, ENOUGH, ALIKE = 0.05, 0.1, 0.9, 0.005
+NAMER = "combined_correlation"  # the default then
 UNIT = ["scenes", "layer", "unit"]
 
 
@@ -62,10 +62,8 @@ def study(network: str) -> pd.DataFrame:
     tables = []
     for N in SIZES:
         naming, test = data.rows(evenly_spaced(N, data.N)).split(0.4)
-        named = {layer: score(naming.P, naming.Q[layer], DEFAULT).argmax(1) for layer in naming.beside}
-        for (layer, how), some in pooled_otherwise(naming, test, named, DEFAULT).groupby(
-            ["layer", "pooling"]
-        ):
+        named = {layer: score(naming.P, naming.Q[layer], NAMER).argmax(1) for layer in naming.beside}
+        for (layer, how), some in pooled_otherwise(naming, test, named, NAMER).groupby(["layer", "pooling"]):
             own, other = (some[column].map(where).tolist() for column in ("label", "other_label"))
             units = some["unit"].tolist()
             true = oracle[layer][units, own].numpy(), oracle[layer, how][units, other].numpy()

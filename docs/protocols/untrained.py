@@ -22,7 +22,7 @@ from trust import DATA
 from neuronym.activations import target_layers
 from neuronym.common.types import Target
 from neuronym.datasets.probe import load_probe
-from neuronym.dissect import clip_dissect, DEFAULT
+from neuronym.dissect import clip_dissect
 from neuronym.measurements import measure
 from neuronym.models.targets import load_target
 from neuronym.similarity.scores import score
@@ -145,7 +145,7 @@ def as_labelling(target: Target, layers: list[str]) -> dict:
     """Units, share abstained from, mean trust, and whether the network is called untrained."""
     data = measure(target, layers, "microworld:500", "microworld", "microworld", pool="auto")
     naming, test = data.split(0.4)
-    named = {layer: score(naming.P, q, DEFAULT).argmax(1) for layer, q in naming.Q.items()}
+    named = {layer: score(naming.P, q, "combined_correlation").argmax(1) for layer, q in naming.Q.items()}
     shares = standing_out(data)
     found, _ = quick_trust(data, test, clip_dissect(data), named, untrained=untrained(shares))
     known = {"units": len(found), "stand_out": max(shares.values()), "untrained": bool(untrained(shares))}

@@ -2,7 +2,8 @@
 package.
 
 cos_similarity, cos_similarity_cubed, rank_reorder, wpmi, soft_wpmi, correlation, soft_correlation,
-combined_correlation, standardised_correlation    P [N, M], A [N, K] -> scores [K, M], as lists
+combined_correlation, standardised_correlation, layered_correlation    P [N, M], A [N, K] -> scores [K, M],
+as lists
 twice_standardised    the softmax that the last of these compares with
 best_images    images by activation, ties by lower index
 """
@@ -75,10 +76,10 @@ def soft_correlation(P, A, sharpness=2, slope=None) -> list[list[float]]:
     return correlation(torch.tensor(softmax_rows(P, slope), dtype=torch.float64), A)
 
 
-def combined_correlation(P, A, sharpness=2) -> list[list[float]]:
-    """Correlation, cubed cosine without eps and soft correlation, added."""
+def combined_correlation(P, A, sharpness=2, cubed=1) -> list[list[float]]:
+    """Correlation, `cubed` times the cubed cosine without eps, and soft correlation, added."""
     parts = (correlation(P, A), cos_similarity_cubed(P, A, eps=1e-300), soft_correlation(P, A, sharpness))
-    return [[sum(values) for values in zip(*rows)] for rows in zip(*parts)]
+    return [[r + cubed * c + s for r, c, s in zip(*rows)] for rows in zip(*parts)]
 
 
 def standardised_correlation(P, A, sharpness=2) -> list[list[float]]:
@@ -94,6 +95,11 @@ def standardised_correlation(P, A, sharpness=2) -> list[list[float]]:
         ),
     )
     return [[sum(values) for values in zip(*units)] for units in zip(*parts)]
+
+
+def layered_correlation(P, A, sharpness=2, final=False) -> list[list[float]]:
+    """Of the last layer the sum with the cubed cosine twice, of others the standardised one."""
+    return combined_correlation(P, A, sharpness, 2) if final else standardised_correlation(P, A, sharpness)
 
 
 def twice_standardised(P, sharpness=2):

@@ -100,6 +100,10 @@ def disagreements(scores, exact_scores, tolerance):
         ("combined_correlation", {"sharpness": 3}),
         ("standardised_correlation", {"sharpness": 3}),
         ("standardised_correlation", {"sharpness": -1}),
+        ("combined_correlation", {"cubed": 2.5}),
+        ("combined_correlation", {"cubed": 0}),
+        ("layered_correlation", {"final": True}),
+        ("layered_correlation", {"final": True, "sharpness": 3}),
         ("wpmi", {"top_k": 6, "a": 3.5, "lam": 0.25, "eps": 1e-3}),
         ("wpmi", {"eps": 0}),
         ("wpmi", {"top_k": N, "lam": 0}),
@@ -450,7 +454,7 @@ def test_dead_units_and_constant_concepts_give_numbers(method, value, dtype):
     if method in ("soft_correlation", "combined_correlation") and (value, dtype) == (1e6, torch.float32):
         # one cosine of 1e6 leaves the others' shares constant but for rounding
         expected = expected - literal("soft_correlation", P, Q)
-    if method == "standardised_correlation" and value == 1e6:
+    if method in ("standardised_correlation", "layered_correlation") and value == 1e6:
         if dtype == torch.float32:
             expected = expected - literal("correlation", reference.twice_standardised(P), Q)
         tolerance = 1e-2  # beside such a cosine all keep few digits once images are standardised

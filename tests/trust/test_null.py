@@ -28,6 +28,7 @@ OPTIONS = {
     "soft_correlation": {"sharpness": 1.5},
     "combined_correlation": {},
     "standardised_correlation": {},
+    "layered_correlation": {"final": True},
 }
 METHODS = list(OPTIONS)
 

@@ -4,7 +4,7 @@ look most like its activations.
 DEFAULT           the similarity function that names units unless told otherwise
 PAPER             CLIP-Dissect's settings of soft_wpmi, of inner layers and of the final one
 clip_dissect      Measurements -> the labels table
-options_by_layer  the options of a similarity function for every layer: given, or the paper's
+options_by_layer  the options of a similarity function for every layer: given, the paper's, which is the last
 chosen_options    options of (soft-)WPMI as the parameters of a notebook
 at_most           the same options for fewer images
 scored_layers     scores of every layer with its options
@@ -35,7 +35,7 @@ from neuronym.similarity.scores import score_layers, SIMILARITIES
 from neuronym.similarity.sparse_columns import score_blocks, SparseColumns
 from neuronym.sparse import features_key
 
-DEFAULT = "combined_correlation"  # the winner of docs/protocols/default_name.md
+DEFAULT = "layered_correlation"  # the winner of docs/protocols/default_name.md
 PAPER = {"inner": {"a": 10, "lam": 1, "top_k": 100}, "final": {"a": 2, "lam": 0.6, "top_k": 28}}
 PRESETS = ("", "paper")
 FEATURES = "features_key"
@@ -112,7 +112,8 @@ def _labels_of_blocks(
 def options_by_layer(
     layers: Sequence[str], similarity: str, final: str | None, N: int, preset: str = "", **options
 ) -> dict[str, dict]:
-    """Options of a similarity function for each layer: those given, or PAPER's (with N images at the most).
+    """Options of a similarity function for each layer: those given, with whether it is the `final` one for
+    `layered_correlation`; or PAPER's (with N images at the most).
 
     Errors: KeyError for an unknown function or preset; ValueError for a preset with options beside it.
     """
@@ -120,6 +121,8 @@ def options_by_layer(
         raise unknown("similarity function", similarity, SIMILARITIES)
     if preset not in PRESETS:
         raise unknown("preset", preset, [name for name in PRESETS if name])
+    if not preset and similarity == "layered_correlation":
+        return {layer: {"final": layer == final} | options for layer in layers}
     if not preset:
         return dict.fromkeys(layers, options)
     if options:

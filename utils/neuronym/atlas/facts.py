@@ -23,7 +23,7 @@ from neuronym.activations import embed_concepts
 from neuronym.common.memory import MEMORY, slices, top_images
 from neuronym.common.statistics import standard_columns
 from neuronym.common.subsets import split_evenly
-from neuronym.dissect import clip_dissect, functions_for
+from neuronym.dissect import clip_dissect, functions_for, options_by_layer
 from neuronym.evaluation.meaning import MEANING
 from neuronym.measurements import Measurements
 from neuronym.similarity.pmi import TOP_IMAGES
@@ -138,9 +138,10 @@ def units_table(
         p = torch.full((K,), torch.nan, dtype=torch.float64)
         chance = torch.zeros(K, dtype=torch.bool)
         if main in functions_for(data.N) and K > 1 and draws:
+            options = options_by_layer([layer], main, data.target.layers[-1], data.N)[layer]
 
             def of_units(_: slice, q: Tensor | SparseColumns) -> Tensor:
-                return _chance(data, q, main, draws, generator, memory)
+                return _chance(data, q, main, draws, generator, memory, **options)
 
             # wpmi and soft_wpmi compare all units of a layer
             p = of_units(slice(0, K), q) if main in TOP_IMAGES else over_blocks(of_units, q, memory)
@@ -159,10 +160,11 @@ def _chance(
     draws: int,
     generator: torch.Generator | None,
     memory: int,
+    **options,
 ) -> Tensor:
     """p [n] of units."""
-    best = best_scores(data.P, q, main, memory=memory)
-    null = null_best(data.P, q, main, draws=draws, generator=generator, memory=memory)
+    best = best_scores(data.P, q, main, memory=memory, **options)
+    null = null_best(data.P, q, main, draws=draws, generator=generator, memory=memory, **options)
     return p_values(best, null).cpu().double()
 
 

@@ -198,7 +198,8 @@ def by_setting(
             if similarity == "rank_reorder" and len(s.Q) < RANK_IMAGES:
                 continue
             dice = torch.Generator().manual_seed(seed)
-            given = {"memory": memory, "generator": dice}
+            last = {"final": True} if similarity == "layered_correlation" else {}
+            given = {"memory": memory, "generator": dice} | last
             ranks = rank_of_truth(score(s.classes, s.Q, similarity, **given), names, names)
             of_set = score(s.words, s.Q, similarity, **given)
             labels = [s.texts[i] for i in of_set.argmax(1).tolist()]

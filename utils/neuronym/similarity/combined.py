@@ -1,5 +1,8 @@
-"""The default similarity function: correlation, cubed cosine and soft correlation, added.
+"""Correlation, cubed cosine and soft correlation, added; and the default similarity function, which adds them
+for the last layer of a network.
 
+layered_correlation   the default: `standardised_correlation` for inner layers, the sum for the last
+by_kind               which function and options that is
 combined_correlation  the sum of the three
 softmax_scales        what takes exponentials to shares of the softmax over concepts
 concept_columns       what units' columns are multiplied with, of some concepts
@@ -25,8 +28,38 @@ from neuronym.similarity.columns import centred_columns, cubed_columns, extremes
 from neuronym.similarity.matrix import block, check_range, checked, compiled_loops, FactoredMatrix
 from neuronym.similarity.pmi import IMAGES_AT_ONCE, SAFE, WIDE
 from neuronym.similarity.softened import mean_spread, SHARPNESS, softmax_noise
+from neuronym.similarity.standardised import standardised_correlation
 
+CUBED = 2.0  # weight of the cubed cosine for the last layer: the winner of docs/protocols/default_name.md
 PADDED = 16  # values between rows of columns: rows a power of two apart would share few places of a cache
+
+
+def layered_correlation(
+    P: Tensor | FactoredMatrix,
+    Q: Tensor | Sequence[Tensor],
+    *,
+    final: bool = False,
+    sharpness: float = SHARPNESS,
+    units: Sequence[int] | None = None,
+    memory: int | None = None,
+) -> Tensor | list[Tensor]:
+    """The default: for inner layers `standardised_correlation`, for the last (`final`) `combined_correlation`
+    with the cubed cosine twice. P [N, M], Q [N, K] -> scores [K, M]
+
+    Units of the last layer answer few images, which show one thing, most of all: the cubed cosine sees these.
+    Units of inner layers answer many images a little (docs/results/default_name.md). What is given a network
+    and its layers knows which is the last; here it is told.
+    """
+    if not isinstance(final, bool):
+        raise TypeError(f"final must be True for the last layer and False for others, got {final!r}")
+    name, options = by_kind(final)
+    function = {f.__name__: f for f in (standardised_correlation, combined_correlation)}[name]
+    return function(P, Q, sharpness=sharpness, units=units, memory=memory, **options)
+
+
+def by_kind(final: bool) -> tuple[str, dict[str, float]]:
+    """Name and options of the function that `layered_correlation` is for the last layer, and for others."""
+    return ("combined_correlation", {"cubed": CUBED}) if final else ("standardised_correlation", {})
 
 
 @torch.no_grad()
@@ -35,19 +68,20 @@ def combined_correlation(
     Q: Tensor | Sequence[Tensor],
     *,
     sharpness: float = SHARPNESS,
+    cubed: float = 1,
     units: Sequence[int] | None = None,
     memory: int | None = None,
 ) -> Tensor | list[Tensor]:
-    """Sum of correlation, cubed cosine and soft correlation, without weights. P [N, M], Q [N, K] -> scores
-    [K, M]
+    """Sum of correlation, cubed cosine and soft correlation. P [N, M], Q [N, K] -> scores [K, M]
 
-    S = r(Q, P) + c(Q)' c(P) + r(Q, X): `correlation`, `cos_similarity_cubed` with eps 0 (so that the scale of
-    a unit changes nothing) and `soft_correlation`, each from -1 to 1 and added as they are.
+    S = r(Q, P) + w c(Q)' c(P) + r(Q, X): `correlation`, `cos_similarity_cubed` with eps 0 (so that the scale
+    of a unit changes nothing) and `soft_correlation`, each from -1 to 1; w = `cubed` is the second's weight.
 
     The three see other things: all images alike, the strongest ones, and what stands out in each image. Each
     is best somewhere and far behind elsewhere; docs/results/default_name.md has the comparison.
     """
     check_number("sharpness", sharpness)
+    check_number("cubed", cubed)
     layers, chosen, dtype, d, memory = checked(P, Q, units, memory)
     (N, M), size, counts = P.shape, dtype.itemsize, [len(some) for some in chosen]
     device = layers[0].device
@@ -73,7 +107,7 @@ def combined_correlation(
         scores.new_empty(2, N * (m + PADDED)) if loops else None,
     )
     for part in slices(sum(counts), k):
-        centred, cubed = columns_of_units(loops, taken(layers, chosen, part).to(dtype))
+        centred, cubes_of_units = columns_of_units(loops, taken(layers, chosen, part).to(dtype))
         for cols in slices(M, m):
             X, some = P, cols
             if made is not None:
@@ -81,7 +115,7 @@ def combined_correlation(
                 X = block(P, None, cols, made[: N * some.stop].view(N, -1))
             both, cubes = concept_columns(loops, X, some, slope, scales, noise, store)
             found = torch.matmul(centred.T, both, out=scores[part, cols])
-            found.addmm_(cubed.T, cubes)
+            found.addmm_(cubes_of_units.T, cubes, alpha=cubed)
     return scores if isinstance(Q, Tensor) else list(scores.split(counts))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neuronym.common.memory import items_within, slices
 from neuronym.similarity.columns import centred_columns, cubed_columns, unit_columns
-from neuronym.similarity.combined import concept_columns, share_columns, softmax_scales
+from neuronym.similarity.combined import by_kind, concept_columns, share_columns, softmax_scales
 from neuronym.similarity.matrix import block, checked, compiled_loops, FactoredMatrix
 from neuronym.similarity.softened import mean_spread, SHARPNESS, softmax_noise
 from neuronym.similarity.standardised import columns_of_answers, standardised_columns
@@ -29,12 +29,18 @@ def dealt_best(
     correlations of a sum that have the same columns of units share one product. A block of concepts after the
     other meets all draws.
     """
+    if method == "layered_correlation":
+        method, own = by_kind(options.pop("final", False))
+        options |= own
     [q], _, dtype, d, memory = checked(P, Q, None, memory)
     (N, M), (draws, K), size = P.shape, (len(deals), Q.shape[1]), dtype.itemsize
     of_units = {
         "cos_similarity": lambda x: [unit_columns(x)],
         "cos_similarity_cubed": lambda x: [cubed_columns(x, options.get("eps", 1e-3))],
-        "combined_correlation": lambda x: [centred_columns(x.clone()), cubed_columns(x, 0)],
+        "combined_correlation": lambda x: [
+            centred_columns(x.clone()),
+            cubed_columns(x, 0) * options.get("cubed", 1),
+        ],
         "standardised_correlation": lambda x: columns_of_answers(x, dtype),
     }.get(method, lambda x: [centred_columns(x)])
     parts = 2 if method in ("combined_correlation", "standardised_correlation") else 1

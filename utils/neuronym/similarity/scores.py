@@ -1,4 +1,4 @@
-"""How alike are units and concepts? The five similarity functions of CLIP-Dissect and four correlations, in
+"""How alike are units and concepts? The five similarity functions of CLIP-Dissect and five correlations, in
 bounded memory.
 
 score                 scores [K, M] of a matrix P [N, M] against activations Q [N, K], by the name of a
@@ -7,7 +7,7 @@ score_embeddings      the same from image and text embeddings, without ever hold
 score_layers          layer after layer, with P made once for several
 top_labels            the best concepts of every unit
 constant_units        which units nothing can be named by: their activation is one value
-SIMILARITIES          the functions by name: CLIP-Dissect's five, and four correlations
+SIMILARITIES          the functions by name: CLIP-Dissect's five, and five correlations
 retrieved             the images nearest to texts
 
 N images, K units, M concepts, d embedding width. Higher is better, and comparable only within one function
@@ -27,9 +27,11 @@ its images none is first, so that an order of concepts would be that of the imag
     cos_similarity_cubed | the same of centred and cubed values, which weigh the extremes
     correlation          | Pearson's correlation over all images
     soft_correlation     | the same with the softmax over concepts of each image's values
-    combined_correlation | the default: the sum of correlation, cubed cosine and soft_correlation
+    combined_correlation | the sum of correlation, cubed cosine and soft_correlation
     standardised_correlation | the sum of correlations with a softmax and powers of standardised
                            values
+    layered_correlation  | the default: standardised_correlation, and for the last layer
+                           combined_correlation with the cubed cosine twice
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ from neuronym.common.memory import (
     SORTING_BYTES_PER_VALUE,
 )
 from neuronym.similarity.columns import correlation, cos_similarity, cos_similarity_cubed
-from neuronym.similarity.combined import combined_correlation
+from neuronym.similarity.combined import combined_correlation, layered_correlation
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.pmi import soft_wpmi, wpmi
 from neuronym.similarity.rank_reorder import rank_reorder
@@ -186,6 +188,7 @@ SIMILARITIES = {
         soft_correlation,
         combined_correlation,
         standardised_correlation,
+        layered_correlation,
     )
 }
 

@@ -49,10 +49,10 @@ def standardised_correlation(
     standardised per image over concepts and then per concept over images, a = sharpness / (mean over images
     of the standard deviation over concepts of D).
 
-    Names inner units better than `combined_correlation` and final units of mixed photos worse
-    (docs/results/default_name.md). X compares the concepts of one image, each by what it usually is beside
-    others; the powers let the images that show most of a concept weigh most, and the last term those too that
-    a unit answers most. Scaling P, or a unit, changes nothing.
+    The default names inner layers by it; final units among photos of other things `combined_correlation`
+    names better (docs/results/default_name.md). X compares the concepts of one image, each by what it usually
+    is beside others; the powers let the images that show most of a concept weigh most, and the last term
+    those too that a unit answers most. Scaling P, or a unit, changes nothing.
 
     Constant columns are 0 once standardised, and so is an image whose cosines are all equal.
     """

@@ -40,6 +40,7 @@ OF_COLUMNS = (
     "soft_correlation",
     "combined_correlation",
     "standardised_correlation",
+    "layered_correlation",
 )
 CORRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "bh": benjamini_hochberg,

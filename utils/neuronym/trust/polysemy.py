@@ -272,16 +272,18 @@ def kinds_of_labels(
     method: str = "soft_wpmi",
     *,
     memory: int | None = None,
+    **options,
 ) -> dict[str, list[list[int]]]:
     """What a unit may be said to mean, as indices of concepts for each of K units: "single", its best
     concept; "two best"; "clusters", the different labels of its clusters; "negative", what puts it to its
-    lowest values (none for a dead unit). by_cluster from `labels_by_cluster`.
+    lowest values (none for a dead unit). by_cluster from `labels_by_cluster`, with the same
+    `options` of the function.
     """
     kinds: dict[str, list[list[int]]] = {"single": [], "two best": [], "clusters": [], "negative": []}
-    for _, _, scores in score_blocks(P, Q, method, memory=memory):
+    for _, _, scores in score_blocks(P, Q, method, memory=memory, **options):
         kinds["single"] += scores.argmax(1)[:, None].tolist()
         kinds["two best"] += scores.topk(2, dim=1).indices.tolist()
-    for off in _negative_blocks(P, Q, method, AT_REST, memory, None, {}):
+    for off in _negative_blocks(P, Q, method, AT_REST, memory, None, options):
         alive, lowest = (off != 0).any(1).tolist(), off.argmax(1).tolist()
         kinds["negative"] += [[concept] if lives else [] for concept, lives in zip(lowest, alive)]
     return kinds | {"clusters": distinct_labels(by_cluster)}
