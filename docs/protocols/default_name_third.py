@@ -9,7 +9,8 @@ third part of docs/protocols/default_name.md.
 PHOTOS are the folders of ImageNet, Caltech-101, DTD and Flickr8k.
 
 `networks` trains the two targets for development into FOLDER. `development` writes third_development.csv and
-`confirm` third.csv, both to docs/results/data/default_name/; `kinds` third_kinds.csv, the fourth part.
+`confirm` third.csv, both to docs/results/data/default_name/; `kinds` third_kinds.csv and
+third_least.csv, the fourth part.
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ def confirming(photos: Sequence[str]) -> Iterator[Setup]:
 
 def kinds(folder: Path, photos: Sequence[str]) -> None:
     """A function for inner layers and one for the last: chosen in development, and confirmed."""
-    tables, chosen = [], {}
+    tables, leasts, chosen = [], [], {}
     for stage, setups in (("development", developing(folder, photos)), ("confirmed", confirming(photos))):
         if stage == "development":
             setups = chain(setups, new_finals(folder))
@@ -206,8 +207,10 @@ def kinds(folder: Path, photos: Sequence[str]) -> None:
                 shares = pd.DataFrame(columns)
                 least = (shares / shares.max()).min(axis=1)
                 chosen[kind] = least.idxmax()
-                print(kind, least.round(4).to_dict(), "chosen:", chosen[kind], flush=True)
+                leasts.append(least.rename("least").rename_axis("name").reset_index().assign(kind=kind))
+                print(kind, "chosen:", chosen[kind], flush=True)
     table = pd.concat(tables).rename_axis("name").reset_index()
+    pd.concat(leasts).to_csv(DATA / "third_least.csv", index=False, float_format="%.4g")
     table["chosen"] = table["name"] == table["kind"].map(chosen)
     table.to_csv(DATA / "third_kinds.csv", index=False, float_format="%.4g")
     print(table[table["chosen"] | (table["name"] == TODAY)].round(4).to_string())
