@@ -175,7 +175,11 @@ def test_a_stopped_sweep_stops_its_runs(sweep, tmp_path, number):
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     assert process.wait(60) == 128 + number
-    assert not [one for one in children if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    left, until = children, time.time() + 20  # a kernel ends by itself, soon after who started it
+    while left and time.time() < until:
+        left = [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+        time.sleep(0.05)
+    assert not left
     assert "the same command goes on" in process.stdout.read()
 
 
