@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 
 from neuronym.common.memory import CACHED
-from neuronym.similarity.scores import score, score_embeddings, SIMILARITIES
+from neuronym.similarity.scores import score, score_embeddings
 
 LONG = 5  # seconds of a call that is not repeated
 TOP = {"wpmi": 28, "soft_wpmi": 100}
@@ -38,9 +38,9 @@ def unit_columns(X):
     return X / X.norm(dim=0, keepdim=True)
 
 
-def cubed_columns(X):
+def cubed_columns(X, least=1e-3):
     cubes = (X - X.mean(0, keepdim=True)) ** 3
-    return cubes / cubes.norm(dim=0, keepdim=True).clamp(min=1e-3)
+    return cubes / cubes.norm(dim=0, keepdim=True).clamp(min=least)
 
 
 def centred_columns(x):
@@ -109,8 +109,10 @@ LOOPS = {
         lambda rows: rows,
     ),
     "combined_correlation": (
-        lambda P: (centred_columns(P) + centred_columns(softened(P)), cubed_columns(P)),
-        lambda P, q, g: centred_columns(q[:, None])[:, 0] @ P[0] + cubed_columns(q[:, None])[:, 0] @ P[1],
+        lambda P: (centred_columns(P) + centred_columns(softened(P)), cubed_columns(P, 1e-30)),
+        lambda P, q, g: (
+            centred_columns(q[:, None])[:, 0] @ P[0] + cubed_columns(q[:, None], 1e-30)[:, 0] @ P[1]
+        ),
         lambda rows: rows,
     ),
     "standardised_correlation": (
@@ -270,7 +272,7 @@ def main():
     table = Table(args, ["N", "M", "K", "similarity"])
     for shape in args.shapes:
         shape, _, chosen = shape.partition(":")
-        measure(*map(int, shape.split("x")), chosen.split(",") if chosen else list(SIMILARITIES), args, table)
+        measure(*map(int, shape.split("x")), chosen.split(",") if chosen else list(LOOPS), args, table)
 
 
 def measure(N, M, K, methods, args, table):

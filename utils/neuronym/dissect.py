@@ -4,7 +4,7 @@ look most like its activations.
 DEFAULT           the similarity function that names units unless told otherwise
 PAPER             CLIP-Dissect's settings of soft_wpmi, of inner layers and of the final one
 clip_dissect      Measurements -> the labels table
-options_by_layer  the options of a similarity function for every layer: given, the paper's, which is the last
+options_by_layer  the options of a similarity function for every layer
 chosen_options    options of (soft-)WPMI as the parameters of a notebook
 at_most           the same options for fewer images
 scored_layers     scores of every layer with its options
@@ -31,7 +31,7 @@ from neuronym.measurements import Measurements
 from neuronym.similarity.labels import labels_table
 from neuronym.similarity.matrix import FactoredMatrix
 from neuronym.similarity.pmi import TOP_IMAGES
-from neuronym.similarity.scores import score_layers, SIMILARITIES
+from neuronym.similarity.scores import layer_options, score_layers, SIMILARITIES
 from neuronym.similarity.sparse_columns import score_blocks, SparseColumns
 from neuronym.sparse import features_key
 
@@ -121,10 +121,8 @@ def options_by_layer(
         raise unknown("similarity function", similarity, SIMILARITIES)
     if preset not in PRESETS:
         raise unknown("preset", preset, [name for name in PRESETS if name])
-    if not preset and similarity == "layered_correlation":
-        return {layer: {"final": layer == final} | options for layer in layers}
     if not preset:
-        return dict.fromkeys(layers, options)
+        return {layer: layer_options(similarity, layer == final) | options for layer in layers}
     if options:
         raise ValueError(
             f"preset '{preset}' sets a, lam and top_k, and {', '.join(options)} came beside it; pass one or "

@@ -23,10 +23,11 @@ from neuronym.activations import embed_concepts
 from neuronym.common.memory import MEMORY, slices, top_images
 from neuronym.common.statistics import standard_columns
 from neuronym.common.subsets import split_evenly
-from neuronym.dissect import clip_dissect, functions_for, options_by_layer
+from neuronym.dissect import clip_dissect, functions_for
 from neuronym.evaluation.meaning import MEANING
 from neuronym.measurements import Measurements
 from neuronym.similarity.pmi import TOP_IMAGES
+from neuronym.similarity.scores import layer_options
 from neuronym.similarity.sparse_columns import over_blocks, SparseColumns
 from neuronym.trust.null import abstain, best_scores, null_best, p_values
 
@@ -138,7 +139,7 @@ def units_table(
         p = torch.full((K,), torch.nan, dtype=torch.float64)
         chance = torch.zeros(K, dtype=torch.bool)
         if main in functions_for(data.N) and K > 1 and draws:
-            options = options_by_layer([layer], main, data.target.layers[-1], data.N)[layer]
+            options = layer_options(main, layer == data.target.layers[-1])
 
             def of_units(_: slice, q: Tensor | SparseColumns) -> Tensor:
                 return _chance(data, q, main, draws, generator, memory, **options)

@@ -37,7 +37,7 @@ from neuronym.datasets.probe_sets import part_names
 from neuronym.evaluation.explanations import deal
 from neuronym.published.values import printed
 from neuronym.similarity.matrix import FactoredMatrix
-from neuronym.similarity.scores import score, SIMILARITIES
+from neuronym.similarity.scores import layer_options, score, SIMILARITIES
 
 CLASS_NAMES = "class names"  # where they are the concept set, in data/published
 RANK_IMAGES = 40  # rank_reorder orders the top 5 % of the images, which have to be two at least
@@ -198,8 +198,7 @@ def by_setting(
             if similarity == "rank_reorder" and len(s.Q) < RANK_IMAGES:
                 continue
             dice = torch.Generator().manual_seed(seed)
-            last = {"final": True} if similarity == "layered_correlation" else {}
-            given = {"memory": memory, "generator": dice} | last
+            given = {"memory": memory, "generator": dice} | layer_options(similarity, final=True)
             ranks = rank_of_truth(score(s.classes, s.Q, similarity, **given), names, names)
             of_set = score(s.words, s.Q, similarity, **given)
             labels = [s.texts[i] for i in of_set.argmax(1).tolist()]

@@ -136,6 +136,5 @@ def _names_of_row(
         right = truth is not None and label == truth
         shown = label if len(label) <= MOST_LETTERS else f"{label[: MOST_LETTERS - 1]}…"
         ax.text(left, top + i * LINE_PX, method, color=".45", **style)
-        ax.text(
-            left + NAMES_PX, top + i * LINE_PX, shown or "–", color=COLOURS[2] if right else "black", **style
-        )
+        color = COLOURS[2] if right else "black"
+        ax.text(left + NAMES_PX, top + i * LINE_PX, shown or "–", color=color, **style)

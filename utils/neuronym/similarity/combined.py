@@ -16,7 +16,7 @@ P that is read twice (once for what the softmax divides by), and made from embed
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
@@ -52,14 +52,13 @@ def layered_correlation(
     """
     if not isinstance(final, bool):
         raise TypeError(f"final must be True for the last layer and False for others, got {final!r}")
-    name, options = by_kind(final)
-    function = {f.__name__: f for f in (standardised_correlation, combined_correlation)}[name]
+    function, options = by_kind(final)
     return function(P, Q, sharpness=sharpness, units=units, memory=memory, **options)
 
 
-def by_kind(final: bool) -> tuple[str, dict[str, float]]:
-    """Name and options of the function that `layered_correlation` is for the last layer, and for others."""
-    return ("combined_correlation", {"cubed": CUBED}) if final else ("standardised_correlation", {})
+def by_kind(final: bool) -> tuple[Callable, dict[str, float]]:
+    """The function that `layered_correlation` is for the last layer, or for others, and its options."""
+    return (combined_correlation, {"cubed": CUBED}) if final else (standardised_correlation, {})
 
 
 @torch.no_grad()

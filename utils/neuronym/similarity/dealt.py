@@ -30,8 +30,8 @@ def dealt_best(
     other meets all draws.
     """
     if method == "layered_correlation":
-        method, own = by_kind(options.pop("final", False))
-        options |= own
+        function, own = by_kind(options.pop("final", False))
+        method, options = function.__name__, options | own
     [q], _, dtype, d, memory = checked(P, Q, None, memory)
     (N, M), (draws, K), size = P.shape, (len(deals), Q.shape[1]), dtype.itemsize
     of_units = {

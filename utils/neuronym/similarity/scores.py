@@ -7,6 +7,7 @@ score_embeddings      the same from image and text embeddings, without ever hold
 score_layers          layer after layer, with P made once for several
 top_labels            the best concepts of every unit
 constant_units        which units nothing can be named by: their activation is one value
+layer_options         what a function is told of a layer: whether it is the last
 SIMILARITIES          the functions by name: CLIP-Dissect's five, and five correlations
 retrieved             the images nearest to texts
 
@@ -93,6 +94,11 @@ def score(
             rows = constant_units(q)
             _level(found, rows if units is None else rows[[int(unit) for unit in units]])
     return scores
+
+
+def layer_options(method: str, final: bool) -> dict[str, bool]:
+    """Options of a function for a network's last layer, or another: none but for `layered_correlation`."""
+    return {"final": final} if method == layered_correlation.__name__ else {}
 
 
 def constant_units(Q: Tensor) -> Tensor:
